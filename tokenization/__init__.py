@@ -1,0 +1,31 @@
+"""Biology to model inputs: cells from files, gene vocabularies, tokenizers, corpora."""
+
+import importlib
+from typing import Any
+
+
+_PUBLIC = {
+    "CellFileError": "stored_matrix",
+    "Cells": "cells",
+    "CountMatrix": "count_matrix",
+    "ExceiverTokenizer": "tokenization_exceiver",
+    "GeneCoverageError": "tokenization_gene_expression",
+    "GeneMatch": "gene_vocabulary",
+    "GeneReport": "gene_report",
+    "GeneVocabulary": "gene_vocabulary",
+    "read_cells": "cells",
+    "NotCountsError": "count_audit",
+    "RankValueTokenizer": "tokenization_rank_value",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

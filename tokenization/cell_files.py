@@ -1,0 +1,325 @@
+"""Files of cells: which format is it, and where in it are matrices, genes and metadata."""
+
+import gzip
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata.io import read_elem
+
+from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable
+from cellglot.tokenization.count_matrix import COUNT_LAYERS
+from cellglot.tokenization.stored_matrix import (
+    CellFileError,
+    StoredDense,
+    StoredRows,
+    columns_to_rows,
+    market_to_rows,
+)
+
+
+Place = tuple[Any, list[str], Mapping[str, Any]]
+
+
+@dataclass
+class CellFile:
+    """An opened file.
+
+    Parameters
+    ----------
+    format
+        Name of the format.
+    places
+        Name of each matrix -> (matrix of cells x genes, names of the genes, columns of the gene table).
+    obs
+        Metadata of the cells.
+    notes
+        What was left out or will be converted, in sentences.
+    close
+        Closes the file.
+    """
+
+    format: str
+    places: dict[str, Place]
+    obs: CellTable
+    notes: list[str] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+
+
+def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
+    """Open a file or folder of cells of any known format.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder with ``matrix.mtx`` (plain or gzipped), or ``.loom``.
+    folder
+        Where to keep what has to be converted; a temporary folder by default.
+
+    Raises
+    ------
+    CellFileError
+        Says what is wrong with the file.
+    """
+    if not path.exists():
+        raise CellFileError(f"{path} does not exist")
+    if path.is_dir():
+        return _open_folder(path, folder)
+    if path.name.endswith((".mtx", ".mtx.gz")):
+        return _open_market(path, folder)
+    if not h5py.is_hdf5(path):
+        raise CellFileError(_not_hdf5(path))
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CellFileError(f"{path} is a damaged HDF5 file, perhaps cut short: {error}") from error
+    try:
+        return _open_hdf5(path, file, folder)
+    except CellFileError as error:
+        file.close()
+        raise CellFileError(f"{path}: {error}") from error
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        file.close()
+        raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
+
+
+def _not_hdf5(path: Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        return f"{path} is empty"
+    if start.startswith(b"\x1f\x8b"):
+        return f"{path} is gzipped: unpack it first"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        return f"{path} is a text file, not HDF5: it begins {start[:40].decode()!r}"
+    return f"{path} is no HDF5 file (it begins {start[:8]!r}): a broken download, or another format?"
+
+
+def _open_hdf5(path: Path, file: h5py.File, folder: Path | None) -> CellFile:
+    if "row_attrs" in file and "matrix" in file:
+        opened = _open_loom(file)
+    elif "matrix" in file and "barcodes" in file["matrix"]:
+        opened = _open_10x(file["matrix"])
+    elif _genomes(file):
+        opened = _open_10x_by_genome(file)
+    else:
+        opened = _open_anndata(file, folder, "h5ad")
+    opened.close = file.close
+    return opened
+
+
+def _open_folder(path: Path, folder: Path | None) -> CellFile:
+    if any((path / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        try:
+            return _open_anndata(zarr.open_group(path, mode="r"), folder, "zarr")
+        except CellFileError as error:
+            raise CellFileError(f"{path}: {error}") from error
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
+    matrices = sorted(p for p in path.iterdir() if p.name.endswith(("matrix.mtx", "matrix.mtx.gz")))
+    if len(matrices) != 1:
+        content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise CellFileError(
+            f"{path} is neither zarr nor a 10x folder with one matrix.mtx or matrix.mtx.gz: it holds {content}"
+        )
+    return _open_market(matrices[0], folder)
+
+
+# -------------------------------------------------------------------- AnnData (h5ad, zarr)
+
+
+def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile:
+    missing = [name for name in ("obs", "var") if name not in group]
+    if missing:
+        raise CellFileError(
+            f"no group {' and no group '.join(repr(m) for m in missing)}: this is no AnnData file; it holds "
+            f"{', '.join(repr(k) for k in sorted(group)[:8]) or 'nothing'}"
+        )
+    var = _gene_table(group["var"])
+    notes: list[str] = []
+    places: dict[str, Place] = {}
+
+    def add(name: str, element: Any, genes: pd.DataFrame) -> None:
+        matrix = _anndata_matrix(element, None if folder is None else folder / name.replace("/", "-"))
+        if matrix.shape[1] != len(genes):
+            raise CellFileError(f"{name} has {matrix.shape[1]:,} columns, but {len(genes):,} genes are named")
+        if not isinstance(matrix, StoredRows | StoredDense):
+            notes.append(f"{name} is stored by columns (CSC): it is converted to rows on disk before it is read")
+        columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
+        places[name] = (matrix, [str(g) for g in genes.index], columns)
+
+    if "X" in group and _is_matrix(group["X"]):
+        add("X", group["X"], var)
+    if "raw" in group and "X" in group["raw"]:
+        add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"]))
+    layers = group["layers"] if "layers" in group else {}
+    for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
+        add(f"layers[{name!r}]", layers[name], var)
+    if not places:
+        raise CellFileError("no matrix: neither X nor raw.X nor a layer")
+    n_cells = next(iter(places.values()))[0].shape[0]
+    return CellFile(format_name, places, _cell_table(group["obs"], n_cells), notes)
+
+
+def _is_matrix(element: Any) -> bool:
+    return hasattr(element, "shape") or "indptr" in element
+
+
+def _anndata_matrix(element: Any, folder: Path | None) -> Any:
+    if hasattr(element, "dtype") and hasattr(element, "shape"):
+        if len(element.shape) != 2:
+            raise CellFileError(f"a matrix of shape {element.shape}")
+        return StoredDense(element)
+    attributes = dict(element.attrs)
+    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+    encoding = attributes.get("encoding-type", attributes.get("h5sparse_format", "csr"))
+    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+    missing = [name for name in ("data", "indices", "indptr") if name not in element]
+    if missing or shape is None:
+        raise CellFileError(f"the sparse matrix {element.name} lacks {', '.join(missing) or 'its shape'}")
+    arrays = element["data"], element["indices"], element["indptr"]
+    if encoding.startswith("csc"):
+        return columns_to_rows(*arrays, shape=(int(shape[0]), int(shape[1])), folder=folder)
+    return StoredRows(*arrays, shape=(int(shape[0]), int(shape[1])))
+
+
+def _gene_table(element: Any) -> pd.DataFrame:
+    table = read_elem(element)
+    if not isinstance(table, pd.DataFrame):
+        raise CellFileError(f"{element.name} is no table but a {type(table).__name__}")
+    return table
+
+
+def _cell_table(element: Any, n_cells: int) -> CellTable:
+    if not hasattr(element, "keys"):  # a compound array, as AnnData wrote before version 0.7
+        return FrameTable(read_elem(element))
+    table = StoredTable(element, n_cells)
+    index = element.attrs.get("_index", "_index")
+    if index in element and element[index].shape[0] != n_cells:
+        raise CellFileError(f"obs names {element[index].shape[0]:,} cells, but the matrix has {n_cells:,}")
+    return table
+
+
+# -------------------------------------------------------------------- 10x
+
+
+def _genomes(file: h5py.File) -> list[str]:
+    return [name for name in file if isinstance(file[name], h5py.Group) and {"barcodes", "genes"} <= set(file[name])]
+
+
+def _open_10x(group: h5py.Group) -> CellFile:
+    features = group["features"]
+    table = {"gene_ids": _strings(features["id"]), "gene_symbols": _strings(features["name"])}
+    types = _strings(features["feature_type"]) if "feature_type" in features else None
+    return _from_10x(group, table, types, "10x h5")
+
+
+def _open_10x_by_genome(file: h5py.File) -> CellFile:
+    genomes = _genomes(file)
+    if len(genomes) > 1:
+        raise CellFileError(f"several genomes: {', '.join(genomes)}; write the cells of one to a file of its own")
+    group = file[genomes[0]]
+    table = {"gene_ids": _strings(group["genes"]), "gene_symbols": _strings(group["gene_names"])}
+    return _from_10x(group, table, None, "10x h5 (version 2)")
+
+
+def _from_10x(group: h5py.Group, table: dict[str, list[str]], types: list[str] | None, format_name: str) -> CellFile:
+    n_genes, n_cells = (int(n) for n in group["shape"][:])
+    column_map, kept, notes = _gene_expression_only(types, n_genes)
+    matrix = StoredRows(group["data"], group["indices"], group["indptr"], (n_cells, n_genes), column_map)
+    places = _one_place(matrix, table, kept)
+    obs = FrameTable(pd.DataFrame(index=_strings(group["barcodes"])))
+    return CellFile(format_name, places, obs, notes)
+
+
+def _gene_expression_only(types: list[str] | None, n: int) -> tuple[np.ndarray | None, np.ndarray, list[str]]:
+    kept = np.ones(n, dtype=bool) if types is None else np.array([t == "Gene Expression" for t in types])
+    if kept.all():
+        return None, kept, []
+    assert types is not None
+    if not kept.any():
+        raise CellFileError(f"no features of type 'Gene Expression', only {', '.join(sorted(set(types)))}")
+    others = pd.Series([t for t in types if t != "Gene Expression"]).value_counts()
+    note = "left out features that are no genes: " + ", ".join(f"{n:,} {name}" for name, n in others.items())
+    return np.where(kept, np.cumsum(kept) - 1, -1), kept, [note]
+
+
+def _one_place(matrix: Any, table: dict[str, list[str]], kept: np.ndarray) -> dict[str, Place]:
+    columns = {name: [v for v, k in zip(values, kept, strict=True) if k] for name, values in table.items()}
+    return {"X": (matrix, columns["gene_symbols"], columns)}
+
+
+def _open_market(path: Path, folder: Path | None) -> CellFile:
+    stem = path.name.removesuffix(".gz").removesuffix("matrix.mtx")
+    features = _beside(path, [f"{stem}{name}{end}" for name in ("features", "genes") for end in (".tsv", ".tsv.gz")])
+    barcodes = _beside(path, [f"{stem}barcodes{end}" for end in (".tsv", ".tsv.gz")])
+    rows = [line.split("\t") for line in _lines(features)]
+    cells = [line.split("\t")[0] for line in _lines(barcodes)]
+    if not rows or not cells:
+        raise CellFileError(f"{features if not rows else barcodes} is empty")
+    table = {"gene_ids": [r[0] for r in rows], "gene_symbols": [r[1] if len(r) > 1 else r[0] for r in rows]}
+    types = [r[2] for r in rows] if all(len(r) > 2 for r in rows) else None
+    column_map, kept, notes = _gene_expression_only(types, len(rows))
+    target = None if folder is None else folder / "matrix"
+    matrix = market_to_rows(path, (len(cells), len(rows)), target, column_map)
+    notes.append("a Matrix Market file is text: it is converted to rows on disk before it is read")
+    return CellFile(
+        "10x matrix folder", _one_place(matrix, table, kept), FrameTable(pd.DataFrame(index=cells)), notes
+    )
+
+
+def _beside(path: Path, names: list[str]) -> Path:
+    for name in names:
+        if (path.parent / name).exists():
+            return path.parent / name
+    raise CellFileError(f"{path} has none of {', '.join(names)} beside it")
+
+
+def _lines(path: Path) -> list[str]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return [line.rstrip("\r\n") for line in file if line.strip()]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CellFileError(f"{path} cannot be read: {error}") from error
+
+
+# -------------------------------------------------------------------- loom
+
+
+def _open_loom(file: h5py.File) -> CellFile:
+    genes = {name: _strings(file["row_attrs"][name]) for name in file["row_attrs"] if _is_vector(file["row_attrs"][name])}
+    cells = {name: file["col_attrs"][name] for name in file["col_attrs"] if _is_vector(file["col_attrs"][name])}
+    matrix = StoredDense(file["matrix"], transposed=True)
+    frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
+    frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
+    names = next((n for n in ("CellID", "obs_names", "cell_id", "barcode") if n in frame), None)
+    if names is not None:
+        frame = frame.set_index(names)
+    columns = dict(genes)
+    for usual, name in (("gene_symbols", "Gene"), ("gene_ids", "Accession")):
+        if name in genes:
+            columns.setdefault(usual, genes[name])
+    index = next((genes[n] for n in ("Gene", "var_names", "gene_symbols", "Accession") if n in genes), None)
+    if index is None:
+        raise CellFileError(f"no names of genes among the row attributes {', '.join(genes) or '(none)'}")
+    places: dict[str, Place] = {"X": (matrix, index, columns)}
+    for name in file.get("layers", {}):
+        places[f"layers[{name!r}]"] = (StoredDense(file["layers"][name], transposed=True), index, columns)
+    return CellFile("loom", places, FrameTable(frame))
+
+
+def _is_vector(dataset: Any) -> bool:
+    return isinstance(dataset, h5py.Dataset) and len(dataset.shape) == 1
+
+
+def _strings(values: Any) -> list[str]:
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
+
+
+__all__ = ["CellFile", "open_cell_file"]

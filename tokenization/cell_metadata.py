@@ -1,0 +1,213 @@
+"""Metadata of cells under the names of the CELLxGENE schema, read by ranges of cells."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+
+# The schema's columns of obs, in the order in which token Parquet carries them.
+SCHEMA_COLUMNS = (
+    "cell_type",
+    "cell_type_ontology_term_id",
+    "tissue",
+    "tissue_ontology_term_id",
+    "tissue_type",
+    "disease",
+    "disease_ontology_term_id",
+    "assay",
+    "assay_ontology_term_id",
+    "suspension_type",
+    "development_stage",
+    "development_stage_ontology_term_id",
+    "sex",
+    "sex_ontology_term_id",
+    "self_reported_ethnicity",
+    "self_reported_ethnicity_ontology_term_id",
+    "organism",
+    "organism_ontology_term_id",
+    "is_primary_data",
+    "donor_id",
+    "dataset_id",
+)
+
+# Other names under which files carry these columns, in lower case with underscores.
+USUAL_NAMES = {
+    "cell_type": ("celltype", "cell_types", "celltypes", "cell_ontology_class"),
+    "cell_type_ontology_term_id": ("cell_ontology_id", "cell_ontology_term_id", "cl_id"),
+    "tissue": ("organ", "organ_tissue"),
+    "disease": ("diagnosis",),
+    "assay": ("technology", "sequencing_technology", "library_technology"),
+    "development_stage": ("developmental_stage",),
+    "sex": ("gender",),
+    "self_reported_ethnicity": ("ethnicity",),
+    "donor_id": ("donor", "donorid", "patient", "patient_id", "individual", "individual_id", "subject", "subject_id"),
+    "dataset_id": ("dataset", "dataset_name"),
+}
+
+
+class CellTable(Protocol):
+    """A table of cells of which ranges of rows can be read."""
+
+    names: list[str]
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        ...
+
+    def index(self, start: int, stop: int) -> np.ndarray:
+        """Read names of cells as strings, shape (stop - start,)."""
+        ...
+
+    def column(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read a column; missing values are None in text and NaN in numbers, shape (stop - start,)."""
+        ...
+
+
+class FrameTable:
+    """A data frame in memory.
+
+    Parameters
+    ----------
+    frame
+        One row a cell.
+    """
+
+    def __init__(self, frame: pd.DataFrame):
+        self.frame = frame
+        self.names = [str(c) for c in frame.columns]
+        self._positions = {str(c): i for i, c in enumerate(frame.columns)}
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return len(self.frame)
+
+    def index(self, start: int, stop: int) -> np.ndarray:
+        """Read names of cells."""
+        return self.frame.index[start:stop].astype(str).to_numpy(dtype=object)
+
+    def column(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read a column."""
+        return plain_column(self.frame.iloc[start:stop, self._positions[name]])
+
+
+class StoredTable:
+    """A data frame in HDF5 or zarr, as AnnData writes it since version 0.7; only the rows asked for are read.
+
+    Parameters
+    ----------
+    group
+        The group ``obs``.
+    n_cells
+        Cells of the matrix; names are numbers where the group has none.
+    """
+
+    def __init__(self, group: Any, n_cells: int):
+        self.group = group
+        self.n_cells = n_cells
+        self._index_name = _text(group.attrs.get("_index", "_index"))
+        listed = group.attrs.get("column-order")
+        names = list(group) if listed is None else [_text(c) for c in listed]
+        self.names = [c for c in names if c in group and c not in (self._index_name, "__categories")]
+        self._categories: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return self.n_cells
+
+    def index(self, start: int, stop: int) -> np.ndarray:
+        """Read names of cells."""
+        if self._index_name not in self.group:
+            return np.arange(start, stop).astype(str).astype(object)
+        return _strings(self.group[self._index_name][start:stop])
+
+    def column(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read a column."""
+        element = self.group[name]
+        if hasattr(element, "keys"):
+            if "codes" in element and "categories" in element:
+                return self._decode(name, element["codes"][start:stop], element["categories"])
+            if "values" in element and "mask" in element:
+                values = _plain(element["values"][start:stop]).astype(object)
+                values[np.asarray(element["mask"][start:stop], dtype=bool)] = None
+                return values
+            raise ValueError(f"column {name!r} of obs is stored in a way that is not read: {sorted(element)}")
+        values = element[start:stop]
+        categories = element.attrs.get("categories")
+        if categories is not None:  # AnnData 0.7 keeps them beside, by reference
+            return self._decode(name, values, self.group[categories])
+        return _plain(values)
+
+    def _decode(self, name: str, codes: np.ndarray, categories: Any) -> np.ndarray:
+        if name not in self._categories:
+            values = _plain(categories[:])
+            self._categories[name] = np.append(values.astype(object), [None])
+        return self._categories[name][np.asarray(codes)]
+
+
+def plain_column(values: pd.Series) -> np.ndarray:
+    """Give a column of a data frame as numbers, or as objects with None for what is missing."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == object or values.dtype.kind not in "iufb":
+        plain = values.astype(object).to_numpy(dtype=object, copy=True)
+        plain[pd.isna(values).to_numpy()] = None
+        return plain
+    return values.to_numpy()
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    return _strings(values) if values.dtype.kind in "OSUT" else values
+
+
+def _strings(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    strings = np.empty(len(array), dtype=object)
+    strings[:] = [_text(v) for v in array]
+    return strings
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def schema_names(columns: Sequence[str], rename: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Find the columns that carry the schema's metadata.
+
+    Parameters
+    ----------
+    columns
+        Names of the file's columns.
+    rename
+        The file's name -> the schema's name, in place of what would be found.
+
+    Returns
+    -------
+    dict
+        Schema name -> the file's name, in the schema's order.
+
+    Raises
+    ------
+    ValueError
+        If `rename` names a column that the file does not have.
+    """
+    rename = dict(rename or {})
+    missing = [c for c in rename if c not in columns]
+    if missing:
+        raise ValueError(f"no column {missing[0]!r} in obs to rename; it has {', '.join(columns) or 'none'}")
+    taken = {wanted: have for have, wanted in rename.items()}
+    normalized = {re.sub(r"[^a-z0-9]+", "_", c.lower()).strip("_"): c for c in reversed(list(columns))}
+    found: dict[str, str] = {}
+    for name in SCHEMA_COLUMNS:
+        if name in taken:
+            found[name] = taken[name]
+        elif name in columns:
+            found[name] = name
+        else:
+            usual = next((normalized[u] for u in (name, *USUAL_NAMES.get(name, ())) if u in normalized), None)
+            if usual is not None and usual not in rename:
+                found[name] = usual
+    return found | {wanted: have for wanted, have in taken.items() if wanted not in found}
+
+
+__all__ = ["SCHEMA_COLUMNS", "CellTable", "FrameTable", "StoredTable", "schema_names"]

@@ -1,0 +1,382 @@
+"""Rows of raw counts from whatever holds them: AnnData, dense and sparse matrices, backed data, single cells.
+
+AnnData and SciPy are recognised by their attributes, so that this file needs neither of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .count_audit import NotCountsError, not_counts_reason, recover_counts
+
+
+COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "UMIs")
+SAMPLE_CELLS = 64
+CHECKED_VALUES = 1 << 16  # at once: the check's temporaries stay in the processor's cache
+
+
+@dataclass
+class CountRows:
+    """Counts of some cells in compressed sparse rows.
+
+    Parameters
+    ----------
+    data
+        Counts, shape (values,); no zeros are promised to be absent.
+    indices
+        Column (gene of the file) of each count, shape (values,).
+    indptr
+        Where each cell begins, starting at 0, shape (cells + 1,).
+    """
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return len(self.indptr) - 1
+
+
+class CountMatrix:
+    """Cells x genes of raw counts that are read, checked and, where needed, recovered by rows.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes: NumPy, SciPy sparse of any format, h5py or backed AnnData, or anything with such rows.
+    index
+        Names of the genes.
+    columns
+        Columns of the gene table.
+    location
+        Where the counts were found, for messages.
+    recover
+        Compute counts back from log1p of scaled counts.
+    cell_names
+        Names of the cells, for messages.
+    """
+
+    def __init__(
+        self,
+        matrix: Any,
+        index: Sequence[str],
+        columns: Mapping[str, Any] | None = None,
+        *,
+        location: str = "X",
+        recover: bool = False,
+        cell_names: Sequence[str] | None = None,
+    ):
+        self.matrix = _row_readable(matrix)
+        self.index = index
+        self.columns = columns
+        self.location = location
+        self.recover = recover
+        self.cell_names = cell_names
+        if len(self.matrix.shape) != 2:
+            raise ValueError(f"{location} has shape {self.matrix.shape}, not (cells, genes)")
+        if self.matrix.shape[1] != len(index):
+            raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but {len(index):,} genes are named")
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.matrix.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes (columns)."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def described_location(self) -> str:
+        """Where the counts come from, for reports."""
+        return f"{self.location} (recovered from log1p values)" if self.recover else self.location
+
+    def rows(self, start: int, stop: int) -> CountRows:
+        """Read the counts of cells `start` to `stop`.
+
+        Raises
+        ------
+        NotCountsError
+            If a value is negative, missing, infinite or no whole number; names the cell.
+        """
+        raw = read_rows(self.matrix, start, stop)
+        if self.recover:
+            return self._recovered(raw, start)
+        parts = (raw.data[i : i + CHECKED_VALUES] for i in range(0, len(raw.data), CHECKED_VALUES))
+        if any(not_counts_reason(part) is not None for part in parts):
+            self._refuse(raw, start)
+        return raw
+
+    def _recovered(self, raw: CountRows, start: int) -> CountRows:
+        stored = np.flatnonzero(raw.data)
+        indptr = np.searchsorted(stored, raw.indptr)
+        data = raw.data[stored]
+        try:
+            return CountRows(recover_counts(data, indptr), raw.indices[stored], indptr)
+        except NotCountsError as error:
+            raise NotCountsError(
+                f"{self.location} is log-normalised, but its counts cannot be computed back in the cells from "
+                f"{self._cell(start)} on: {error}. Pass raw counts."
+            ) from error
+
+    def _refuse(self, raw: CountRows, start: int) -> None:
+        for cell in range(len(raw)):
+            reason = not_counts_reason(raw.data[raw.indptr[cell] : raw.indptr[cell + 1]])
+            if reason is not None:
+                raise NotCountsError(
+                    f"{self.location} is not raw counts: cell {self._cell(start + cell)} has {reason}. "
+                    "Pass raw counts, e.g. the layer that holds them."
+                )
+
+    def _cell(self, number: int) -> str:
+        return f"{number}" if self.cell_names is None else f"{self.cell_names[number]!r} (number {number:,})"
+
+    def chunks(self, max_values: int = 1 << 22, max_cells: int = 1 << 14) -> Iterator[tuple[int, CountRows]]:
+        """Read all cells in order, in chunks bounded in cells and in stored values; gives (first cell, rows)."""
+        yield from ((start, self.rows(start, stop)) for start, stop in self.ranges(max_values, max_cells))
+
+    def ranges(
+        self, max_values: int = 1 << 22, max_cells: int = 1 << 14, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Cut the cells from `start` to `stop` into ranges of at most so many cells and stored values."""
+        stop = self.n_cells if stop is None else stop
+        indptr = getattr(self.matrix, "indptr", None)
+        while start < stop:
+            end = min(start + max_cells, stop)
+            if indptr is not None:
+                bounds = np.asarray(indptr[start : end + 1]).astype(np.int64)
+                fitting = int(np.searchsorted(bounds, bounds[0] + max_values, side="right")) - 1
+                end = start + max(1, min(fitting, end - start))
+            else:
+                end = min(end, start + max(1, max_values // max(self.n_genes, 1)))
+            yield start, end
+            start = end
+
+
+# -------------------------------------------------------------------- opening
+
+
+def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | None = None) -> CountMatrix:
+    """Find the raw counts in what a caller passes as cells.
+
+    Parameters
+    ----------
+    cells
+        AnnData (in memory or backed), a matrix of cells x genes, one cell as a vector, a data frame with genes as
+        columns, one ``{gene: count}`` or a list of them, or an opened file (`cellglot.tokenization.read_cells`).
+    genes
+        Names of the columns, where `cells` does not carry them.
+    layer
+        ``"X"``, ``"raw.X"`` or the name of a layer; by default the place that holds counts.
+
+    Raises
+    ------
+    NotCountsError
+        If no place holds raw counts or values from which they are recovered exactly. Says what was seen.
+    ValueError
+        If genes are missing or do not fit, or there are no cells or genes.
+    TypeError
+        If `cells` is nothing of the above.
+    """
+    if isinstance(cells, CountMatrix):
+        return cells
+    if isinstance(getattr(cells, "counts", None), CountMatrix):
+        return cells.counts
+    if hasattr(cells, "var_names") and hasattr(cells, "X"):
+        places = _places(cells)
+        return choose_counts(places, layer, cell_names=cells.obs_names, source="the AnnData")
+    if isinstance(cells, Mapping):
+        cells = [cells]
+    if isinstance(cells, (list, tuple)) and cells and all(isinstance(c, Mapping) for c in cells):
+        cells, genes = _from_mappings(cells)
+    if hasattr(cells, "columns") and hasattr(cells, "to_numpy"):
+        genes = list(cells.columns) if genes is None else genes
+        cells = cells.to_numpy()
+    if isinstance(cells, (list, tuple)):
+        cells = np.asarray(cells)
+    if isinstance(cells, str) or not hasattr(cells, "shape"):
+        raise TypeError(
+            f"cells are an AnnData, a matrix of cells x genes with genes=..., or {{gene: count}}, not "
+            f"{type(cells).__name__}; files are opened by cellglot.tokenization.read_cells"
+        )
+    if genes is None:
+        raise ValueError(f"a matrix of shape {tuple(cells.shape)} needs the names of its columns: pass genes=[...]")
+    if len(cells.shape) == 1:
+        cells = cells.reshape(1, -1)
+    return choose_counts({"X": (cells, list(genes), None)}, layer, source="the matrix")
+
+
+def choose_counts(
+    places: Mapping[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]],
+    layer: str | None,
+    *,
+    cell_names: Sequence[str] | None = None,
+    source: str,
+) -> CountMatrix:
+    """Choose the place that holds raw counts.
+
+    X is taken where it holds counts, unless raw.X holds counts of more genes or in greater number; then the layers
+    usually named for counts; then X, raw.X and those layers where the counts can be computed back exactly.
+
+    Parameters
+    ----------
+    places
+        Name of the place -> (matrix, names of the genes, columns of the gene table).
+    layer
+        The only place to look at.
+    cell_names
+        Names of the cells, for messages.
+    source
+        What the places belong to, for messages.
+    """
+    if layer is not None:
+        name = layer if layer in places else f"layers[{layer!r}]"
+        if name not in places:
+            raise ValueError(f"{source} has no {layer!r}: it has {', '.join(places)}")
+        places = {name: places[name]}
+    seen: dict[str, str] = {}
+    counts: list[CountMatrix] = []
+    recoverable: list[CountMatrix] = []
+    usual = {"X", "raw.X", *(f"layers[{name!r}]" for name in COUNT_LAYERS)}
+    for name, (matrix, index, columns) in places.items():
+        candidate = CountMatrix(matrix, index, columns, location=name, cell_names=cell_names)
+        if candidate.n_cells == 0 or candidate.n_genes == 0:
+            raise ValueError(f"{source} is empty: {candidate.n_cells:,} cells x {candidate.n_genes:,} genes")
+        if layer is None and name not in usual:
+            continue
+        sample = sample_rows(candidate.matrix)
+        reason = not_counts_reason(sample.data)
+        if reason is None:
+            counts.append(candidate)
+            continue
+        seen[name] = reason
+        if _is_recoverable(candidate, sample):
+            recoverable.append(candidate)
+    if counts:
+        return _fullest(counts)
+    if recoverable:
+        return recoverable[0]
+    described = "; ".join(f"{name} has {reason}" for name, reason in seen.items())
+    others = [name for name in places if name not in seen]
+    raise NotCountsError(
+        f"no raw counts in {source}: {described or 'no place named for counts'}. "
+        + (f"Other layers: {', '.join(others)}; name one by layer=... if it holds counts. " if others else "")
+        + "Counts are whole numbers, not normalised, scaled or corrected."
+    )
+
+
+def _is_recoverable(candidate: CountMatrix, sample: CountRows) -> bool:
+    """Try to compute back the counts of a sample; marks the candidate where that works."""
+    values = sample.data
+    if values.dtype.kind != "f" or not (values.min() >= 0 and np.isfinite(values.max())):
+        return False
+    candidate.recover = True
+    try:
+        if hasattr(candidate.matrix, "sample_values"):
+            candidate.rows(0, min(SAMPLE_CELLS, candidate.n_cells))
+        else:
+            candidate._recovered(sample, 0)
+    except NotCountsError:
+        candidate.recover = False
+    return candidate.recover
+
+
+def _fullest(candidates: list[CountMatrix]) -> CountMatrix:
+    """Prefer X, but raw.X where that has more genes or more counts (X may be filtered)."""
+    by_name = {c.location: c for c in candidates}
+    x, raw = by_name.get("X"), by_name.get("raw.X")
+    if x is not None and raw is not None:
+        x_sum, raw_sum = (float(sample_rows(c.matrix).data.sum()) for c in (x, raw))
+        return raw if raw.n_genes > x.n_genes or raw_sum > x_sum else x
+    return x or raw or candidates[0]
+
+
+def _places(adata: Any) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]]:
+    var = {str(c): adata.var[c] for c in getattr(adata.var, "columns", ())}
+    names = list(adata.var_names)
+    places: dict[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]] = {}
+    if adata.X is not None:
+        places["X"] = (adata.X, names, var)
+    if getattr(adata, "raw", None) is not None:
+        raw_var = {str(c): adata.raw.var[c] for c in adata.raw.var.columns}
+        places["raw.X"] = (adata.raw.X, list(adata.raw.var_names), raw_var)
+    for name in getattr(adata, "layers", {}):
+        places[f"layers[{name!r}]"] = (adata.layers[name], names, var)
+    return places
+
+
+def _from_mappings(cells: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str]]:
+    genes = list(dict.fromkeys(str(g) for cell in cells for g in cell))
+    column = {g: i for i, g in enumerate(genes)}
+    matrix = np.zeros((len(cells), len(genes)))
+    for row, cell in enumerate(cells):
+        for gene, count in cell.items():
+            matrix[row, column[str(gene)]] = count
+    return matrix, genes
+
+
+# -------------------------------------------------------------------- reading rows
+
+
+def _row_readable(matrix: Any) -> Any:
+    """Give a matrix whose rows are cheap to read; a sparse one in another format than CSR is converted."""
+    if getattr(matrix, "format", "csr") != "csr":
+        if hasattr(matrix, "to_memory"):  # backed AnnData
+            matrix = matrix.to_memory()
+        matrix = matrix.tocsr()
+    if getattr(matrix, "has_canonical_format", True) is False:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    if hasattr(matrix, "detach"):  # a tensor
+        matrix = matrix.detach().cpu().numpy()
+    if isinstance(matrix, np.matrix):
+        matrix = np.asarray(matrix)
+    return matrix
+
+
+def read_rows(matrix: Any, start: int, stop: int) -> CountRows:
+    """Read rows `start` to `stop` as they are stored, unchecked, in compressed sparse rows."""
+    if hasattr(matrix, "read_rows"):
+        return matrix.read_rows(start, stop)
+    indptr = getattr(matrix, "indptr", None)
+    if indptr is not None and isinstance(getattr(matrix, "data", None), np.ndarray):
+        low, high = int(indptr[start]), int(indptr[stop])
+        bounds = indptr[start : stop + 1].astype(np.int64) - low
+        return CountRows(matrix.data[low:high], matrix.indices[low:high], bounds)
+    block = matrix[start:stop]
+    if hasattr(block, "compute"):  # a lazy array
+        block = block.compute()
+    if hasattr(block, "tocsr"):
+        block = _row_readable(block)
+        return CountRows(block.data, block.indices, block.indptr.astype(np.int64))
+    block = np.asarray(block)
+    stored = block != 0
+    cells, genes = np.nonzero(stored)
+    indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))]).astype(np.int64)
+    return CountRows(block[cells, genes], genes, indptr)
+
+
+def sample_rows(matrix: Any, cells: int = SAMPLE_CELLS) -> CountRows:
+    """Read some rows from the beginning, the middle and the end.
+
+    Of a matrix that is not stored by rows, some values only: they come as one row.
+    """
+    if hasattr(matrix, "sample_values"):
+        values = matrix.sample_values()
+        return CountRows(values, np.zeros(len(values), dtype=np.int64), np.array([0, len(values)]))
+    n = int(matrix.shape[0])
+    starts = [0] if n <= 3 * cells else [0, n // 2, n - cells]
+    blocks = [read_rows(matrix, s, min(s + (cells if n > 3 * cells else n), n)) for s in starts]
+    ends = np.cumsum([0] + [len(b.data) for b in blocks])
+    return CountRows(
+        np.concatenate([b.data for b in blocks]),
+        np.concatenate([b.indices for b in blocks]),
+        np.concatenate([[0]] + [b.indptr[1:] + e for b, e in zip(blocks, ends, strict=False)]).astype(np.int64),
+    )
+
+
+__all__ = ["CountMatrix", "CountRows", "choose_counts", "open_counts"]

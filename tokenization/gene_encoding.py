@@ -1,0 +1,326 @@
+"""Counts -> ranked or standardised gene tokens, on compressed sparse rows, without a dense copy or a loop over genes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .count_matrix import CountRows
+from .gene_vocabulary import GeneMatch
+
+
+# Values sorted at once: two float64 arrays of this length stay in the second-level cache.
+BLOCK_VALUES = 1 << 16
+_HIGH_WORD = 1 if np.little_endian else 0
+
+
+@dataclass
+class TokenRows:
+    """Tokens of some cells, one after the other.
+
+    Parameters
+    ----------
+    tokens
+        Token ids, int32, shape (tokens,).
+    values
+        A value for each token, float32, shape (tokens,); None where the encoding has none.
+    indptr
+        Where each cell begins, shape (cells + 1,).
+    tokens_cut
+        Tokens that each cell lost to the length limit, shape (cells,).
+    """
+
+    tokens: np.ndarray
+    values: np.ndarray | None
+    indptr: np.ndarray
+    tokens_cut: np.ndarray
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return len(self.indptr) - 1
+
+
+class GeneColumns:
+    """The columns of a file, prepared for encoding, and the counts that they lose.
+
+    Parameters
+    ----------
+    match
+        The file's genes in the vocabulary.
+
+    Attributes
+    ----------
+    weights, means, stds
+        Statistics of each column's gene that a tokenizer needs, 0 for unknown genes, shape (genes of the file,).
+    counts_lost
+        Counts seen so far on each unknown gene, shape (genes of the file,).
+    counts_seen
+        All counts seen so far.
+    """
+
+    def __init__(self, match: GeneMatch):
+        self.match = match
+        self.token_ids = match.token_ids.astype(np.int32)
+        self.known = match.known
+        duplicated = match.duplicated()
+        self.duplicated = duplicated if duplicated.any() else None
+        self.weights: np.ndarray | None = None
+        self.means: np.ndarray | None = None
+        self.stds: np.ndarray | None = None
+        self.counts_lost = np.zeros(len(self.known), dtype=np.float64)
+        self.counts_seen = 0.0
+
+    @cached_property
+    def bits_below_weights(self) -> int:
+        """Leading 32 bits, as a float64, of a bound below the weights of known genes, and so below weighted counts."""
+        assert self.weights is not None
+        smallest = self.weights[self.known].min(keepdims=True)
+        return int(smallest.view(np.uint32)[_HIGH_WORD]) - (1 << 17)
+
+    def see(self, rows: CountRows, columns: np.ndarray, known: np.ndarray) -> None:
+        """Add up counts seen and lost.
+
+        Parameters
+        ----------
+        rows
+            Counts of some cells.
+        columns
+            Their columns, as indices.
+        known
+            Whether each count is kept, shape (values,).
+        """
+        self.counts_seen += float(rows.data.sum(dtype=np.float64))
+        if not known.all():
+            lost_at = np.flatnonzero(~known)
+            np.add.at(self.counts_lost, columns.take(lost_at), rows.data.take(lost_at).astype(np.float64))
+
+    def sum_duplicates(self, rows: CountRows) -> CountRows:
+        """Give each cell's counts on columns of the same gene to the first of these columns."""
+        if self.duplicated is None:
+            return rows
+        at = np.flatnonzero(self.duplicated.take(rows.indices))
+        cell = np.searchsorted(rows.indptr, at, side="right") - 1
+        size = int(self.token_ids.max()) + 1
+        _, first, group = np.unique(
+            cell * size + self.token_ids.take(rows.indices.take(at)), return_index=True, return_inverse=True
+        )
+        kept = np.ones(len(rows.data), dtype=bool)
+        kept[at] = False
+        kept[at[first]] = True
+        counts = rows.data.astype(np.float64)
+        counts[at[first]] = np.bincount(group, weights=counts[at])
+        kept_at = np.flatnonzero(kept)
+        return CountRows(counts[kept_at], rows.indices[kept_at], np.searchsorted(kept_at, rows.indptr))
+
+    def largest_losses(self, most: int = 10) -> list[tuple[str, float]]:
+        """Give the lost genes with the most counts, by name."""
+        order = np.argsort(-self.counts_lost, kind="stable")[:most]
+        return [(str(self.match.names[i]), float(self.counts_lost[i])) for i in order if self.counts_lost[i] > 0]
+
+
+def row_sums(values: np.ndarray, indptr: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """Sum the values of each cell, shape (cells,)."""
+    sums = np.zeros(len(indptr) - 1, dtype=dtype)
+    filled = np.flatnonzero(indptr[1:] > indptr[:-1])
+    if len(filled):
+        sums[filled] = np.add.reduceat(values, indptr[filled], dtype=dtype)
+    return sums
+
+
+def blocks(rows: CountRows) -> Iterator[CountRows]:
+    """Cut rows into runs of cells with about `BLOCK_VALUES` counts: work on a run stays in the processor's cache."""
+    start, n_cells = 0, len(rows)
+    while start < n_cells:
+        low = rows.indptr[start]
+        stop = int(np.searchsorted(rows.indptr, low + BLOCK_VALUES, side="right")) - 1
+        stop = min(max(stop, start + 1), n_cells)
+        high = rows.indptr[stop]
+        yield CountRows(rows.data[low:high], rows.indices[low:high], rows.indptr[start : stop + 1] - low)
+        start = stop
+
+
+# -------------------------------------------------------------------- rank-value encoding
+
+
+def rank_tokens(
+    rows: CountRows,
+    columns: GeneColumns,
+    *,
+    max_genes: int | None = None,
+    cls_token_id: int | None = None,
+    target_sum: float | None = None,
+    total: str = "all",
+) -> TokenRows:
+    """Sort each cell's genes by count times weight, the largest first; ties go to the smaller token id.
+
+    Parameters
+    ----------
+    rows
+        Counts of the cells.
+    columns
+        The file's genes, with weights: one over the gene's median.
+    max_genes
+        Genes kept in each cell.
+    cls_token_id
+        Token put before each cell's genes.
+    target_sum
+        Also give log1p of counts scaled to this sum per cell as values (0 for the first token).
+    total
+        What is scaled to `target_sum`: ``"all"`` counts of the cell, or those on genes of the ``"vocabulary"``.
+    """
+    assert columns.weights is not None
+    rows = columns.sum_duplicates(rows)
+    at = rows.indices.astype(np.intp)
+    weighted = columns.weights.take(at, mode="clip")
+    weighted *= rows.data
+    known = weighted > 0
+    columns.see(rows, at, known)
+    genes = row_sums(known, rows.indptr, dtype=np.int64)
+    order = _descending_order(weighted, rows.indptr, columns, at)
+    tokens = columns.token_ids.take(at.take(order, mode="clip"), mode="clip")
+    values = None
+    if target_sum is not None:
+        totals = row_sums(rows.data if total == "all" else np.where(known, rows.data, 0), rows.indptr)
+        scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(rows.indptr))
+        values = np.log1p(rows.data.take(order) * scale)
+    kept = genes if max_genes is None else np.minimum(genes, max_genes)
+    special = 0 if cls_token_id is None else 1
+    indptr = np.concatenate([[0], np.cumsum(kept + special)])
+    moves = list(zip(rows.indptr.tolist(), (indptr[:-1] + special).tolist(), kept.tolist(), strict=False))
+    placed = np.empty(int(indptr[-1]), dtype=np.int32)
+    if cls_token_id is not None:
+        placed[indptr[:-1]] = cls_token_id
+    for source, target, n in moves:
+        placed[target : target + n] = tokens[source : source + n]
+    if values is not None:
+        spaced = np.zeros(len(placed), dtype=np.float32)
+        for source, target, n in moves:
+            spaced[target : target + n] = values[source : source + n]
+        values = spaced
+    return TokenRows(placed, values, indptr, genes - kept)
+
+
+def _descending_order(values: np.ndarray, indptr: np.ndarray, columns: GeneColumns, at: np.ndarray) -> np.ndarray:
+    """Order the values within each cell exactly, zeros last, by sorting 32-bit keys.
+
+    A key holds the leading bits of the value, inverted, above the value's place in its cell: the order of positive
+    floats is that of their bits. Values whose leading bits agree stand side by side after the sort and are then
+    ordered by their exact values and token ids.
+
+    Parameters
+    ----------
+    values
+        Weighted counts, 0 for what is to be left out, shape (values,).
+    indptr
+        Where each cell begins, shape (cells + 1,).
+    columns
+        The file's genes.
+    at
+        Column of each value, shape (values,).
+
+    Returns
+    -------
+    numpy.ndarray
+        Places in `values`, int64, shape (values,).
+    """
+    n = len(values)
+    if n == 0:
+        return np.empty(0, dtype=np.int64)
+    lengths = np.diff(indptr)
+    place_bits = max(int(lengths.max()) - 1, 1).bit_length()
+    zero = np.uint32(columns.bits_below_weights)
+    key = np.maximum(values.view(np.uint32)[_HIGH_WORD::2], zero)
+    largest = key.max()
+    excess = np.uint32(max(int(largest - zero).bit_length() + place_bits - 32, 0))
+    np.subtract(largest, key, out=key)
+    key >>= excess
+    key <<= np.uint32(place_bits)
+    begin = np.repeat(indptr[:-1].astype(np.uint32), lengths)
+    key |= np.arange(n, dtype=np.uint32) - begin
+    bounds = indptr.tolist()
+    for low, stop in zip(bounds, bounds[1:], strict=False):
+        key[low:stop].sort()
+    place_mask = np.uint32((1 << place_bits) - 1)
+    tied = np.flatnonzero((key[1:] ^ key[:-1]) <= place_mask)
+    if len(tied):
+        zero_key = (largest - zero) >> excess << np.uint32(place_bits)
+        tied = tied[(key[tied + 1] < zero_key) & (begin[tied] == begin[tied + 1])]
+    key &= place_mask
+    key += begin
+    order = key.astype(np.int64)
+    if len(tied):
+        _order_exactly(order, tied, values, columns.token_ids, at)
+    return order
+
+
+def _order_exactly(
+    order: np.ndarray, tied: np.ndarray, values: np.ndarray, token_ids: np.ndarray, columns: np.ndarray
+) -> None:
+    """Order runs of `tied` places (each tied with the next) by exact value, then token id, in place."""
+    first = np.flatnonzero(np.diff(tied, prepend=-2) != 1)
+    lengths = np.diff(first, append=len(tied)) + 1
+    run = np.repeat(np.arange(len(first)), lengths)
+    within = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    members = tied[first][run] + within
+    at = order[members]
+    order[members] = at[np.lexsort((token_ids[columns[at]], -values[at], run))]
+
+
+# -------------------------------------------------------------------- standardised expression
+
+
+def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
+    """Give each cell's expressed genes in the order of their token ids, with standardised expression.
+
+    The value is ``min((log1p(count / total * target_sum) - mean) / std, clip) + 1``, where the total is the cell's
+    counts on genes of the vocabulary and a deviation of 0 counts as 1.
+
+    Parameters
+    ----------
+    rows
+        Counts of the cells.
+    columns
+        The file's genes, with means and standard deviations.
+    target_sum, clip
+        As in the formula.
+    """
+    assert columns.means is not None and columns.stds is not None
+    rows = columns.sum_duplicates(rows)
+    at = rows.indices.astype(np.intp)
+    known = columns.known.take(at, mode="clip") & (rows.data > 0)
+    columns.see(rows, at, known)
+    indptr, counts = rows.indptr, rows.data
+    if not known.all():
+        known_at = np.flatnonzero(known)
+        at, counts, indptr = at[known_at], counts[known_at], np.searchsorted(known_at, indptr)
+    totals = row_sums(counts, indptr)
+    lengths = np.diff(indptr)
+    values = counts * np.repeat(target_sum / np.where(totals > 0, totals, 1.0), lengths)
+    np.log1p(values, out=values)
+    values -= columns.means.take(at)
+    values /= np.where(columns.stds == 0, 1.0, columns.stds).take(at)
+    np.minimum(values, clip, out=values)
+    values += 1.0
+    tokens = columns.token_ids.take(at)
+    order = _ascending_order(tokens, indptr)
+    if order is not None:
+        tokens, values = tokens[order], values[order]
+    return TokenRows(tokens, values.astype(np.float32), indptr, np.zeros(len(lengths), dtype=np.int64))
+
+
+def _ascending_order(tokens: np.ndarray, indptr: np.ndarray) -> np.ndarray | None:
+    """Order tokens within each cell; None where they already are."""
+    rising = tokens[1:] > tokens[:-1]
+    rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(tokens))] - 1] = True
+    if rising.all():
+        return None
+    key = tokens.astype(np.int64) << 32
+    key |= np.arange(len(tokens))
+    bounds = indptr.tolist()
+    for low, stop in zip(bounds, bounds[1:], strict=False):
+        key[low:stop].sort()
+    return key & 0xFFFFFFFF
+
+
+__all__ = ["GeneColumns", "TokenRows", "blocks", "rank_tokens", "row_sums", "standardized_tokens"]

@@ -1,0 +1,110 @@
+"""What became of a file's genes and cells on their way into tokens."""
+
+from dataclasses import asdict, dataclass, field
+
+
+RULES = ("ensembl_id", "versioned_id", "symbol", "alias")
+
+
+@dataclass
+class GeneReport:
+    """Genes matched and lost, counts covered, cells cut: everything that tokenizing leaves out.
+
+    Parameters
+    ----------
+    genes
+        Genes (columns) of the file.
+    matched_by_rule
+        Genes matched, by rule: ``ensembl_id``, ``versioned_id`` (``ENSG00000141510.17``), ``symbol``, ``alias``.
+    unknown
+        Genes that no rule finds in the vocabulary.
+    ambiguous
+        Genes whose name stands for several genes of the vocabulary; left out.
+    summed
+        Genes (columns) added to another column of the same gene.
+    conflicts
+        Genes for which two columns of the gene table give different Ensembl ids; the first source is used.
+    counts
+        Counts of all cells seen.
+    counts_covered
+        Counts of all cells seen that fall on matched genes.
+    largest_losses
+        The ten lost genes with the most counts, as (name, counts).
+    cells
+        Cells seen.
+    cells_without_genes
+        Cells in which no matched gene is expressed.
+    cells_cut
+        Cells with more expressed genes than the tokenizer's length.
+    tokens_cut
+        Genes that these cells lost, the least expressed first.
+    counts_in
+        Where the counts were found (``X``, ``raw.X``, ``layers['counts']``), with how they were recovered.
+    hint
+        What would match more genes, where the names tell.
+    """
+
+    genes: int = 0
+    matched_by_rule: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RULES, 0))
+    unknown: int = 0
+    ambiguous: int = 0
+    summed: int = 0
+    conflicts: int = 0
+    counts: float = 0.0
+    counts_covered: float = 0.0
+    largest_losses: list[tuple[str, float]] = field(default_factory=list)
+    cells: int = 0
+    cells_without_genes: int = 0
+    cells_cut: int = 0
+    tokens_cut: int = 0
+    counts_in: str = ""
+    hint: str = ""
+
+    @property
+    def matched(self) -> int:
+        """Genes matched by any rule."""
+        return sum(self.matched_by_rule.values())
+
+    @property
+    def lost(self) -> int:
+        """Genes not matched: unknown or ambiguous."""
+        return self.unknown + self.ambiguous
+
+    @property
+    def coverage(self) -> float:
+        """Share of counts on matched genes, between 0 and 1; of genes where no counts were seen."""
+        if self.counts:
+            return self.counts_covered / self.counts
+        return self.matched / self.genes if self.genes else 0.0
+
+    def to_dict(self) -> dict:
+        """Give all fields and the derived numbers as plain types, for JSON."""
+        return asdict(self) | {"matched": self.matched, "lost": self.lost, "coverage": self.coverage}
+
+    def summary(self) -> str:
+        """Say in a few lines what was matched, lost, summed and cut."""
+        rules = ", ".join(f"{n:,} by {rule.replace('_', ' ')}" for rule, n in self.matched_by_rule.items() if n)
+        lines = [
+            f"{self.matched:,} of {self.genes:,} genes are in the vocabulary" + (f" ({rules})" if rules else ""),
+            f"{self.coverage:.1%} of counts are covered"
+            + (f"; counts are in {self.counts_in}" if self.counts_in else ""),
+        ]
+        if self.lost:
+            lines.append(f"lost: {self.unknown:,} unknown genes, {self.ambiguous:,} ambiguous names")
+        if self.largest_losses:
+            shares = [f"{name} ({n:,.0f})" for name, n in self.largest_losses]
+            lines.append("largest losses in counts: " + ", ".join(shares))
+        if self.summed:
+            lines.append(f"{self.summed:,} duplicate genes were summed")
+        if self.conflicts:
+            lines.append(f"{self.conflicts:,} genes have two Ensembl ids in the file; the first source was used")
+        if self.cells_without_genes:
+            lines.append(f"{self.cells_without_genes:,} of {self.cells:,} cells express no known gene")
+        if self.cells_cut:
+            lines.append(f"{self.cells_cut:,} of {self.cells:,} cells were cut, by {self.tokens_cut:,} tokens in all")
+        if self.hint:
+            lines.append(self.hint)
+        return "\n".join(lines)
+
+
+__all__ = ["RULES", "GeneReport"]

@@ -1,0 +1,538 @@
+"""Gene vocabulary: Ensembl ids, token ids, symbols and aliases, and the statistics that normalise expression."""
+
+import io
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from .gene_report import RULES, GeneReport
+
+
+VOCABULARY_FILE = "gene_vocab.json"
+STATISTICS_FILE = "gene_stats.safetensors"
+STATISTICS = ("median", "mean", "std")
+
+# Columns of a gene table that usually hold ids or names, in the order in which they are believed.
+ID_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "gene_id", "feature_id", "ensembl_gene_id", "ensemblid", "id")
+NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_name", "gene_names", "gene", "name")
+
+_VERSIONED = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
+_ENSEMBL = re.compile(r"^ENS[A-Z]*G(R?)\d{8,}$")
+_SPECIAL = re.compile(r"^<[^<>\s]+>$")
+
+
+class GeneVocabulary:
+    """Genes with token ids, symbols, aliases, and per-gene statistics of a corpus.
+
+    Parameters
+    ----------
+    token_ids
+        Token to id. Tokens written ``<like this>`` are special, all others are genes: Ensembl ids without version
+        (any other id works, too). Ids may have gaps.
+    symbols
+        Gene to symbol.
+    aliases
+        Gene to further names (previous symbols, synonyms).
+    medians
+        Per gene, the median of its non-zero counts scaled to 10,000 per cell over the corpus: a mapping from gene, or
+        an array in the order of `genes`.
+    means, stds
+        Per gene, mean and standard deviation (ddof 0, zeros included) of log1p of counts scaled to 10,000.
+    metadata
+        Where the vocabulary comes from; kept in the file.
+
+    Raises
+    ------
+    ValueError
+        If two tokens share an id, an id is negative, or a median is not positive.
+    """
+
+    def __init__(
+        self,
+        token_ids: Mapping[str, int],
+        *,
+        symbols: Mapping[str, str] | None = None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        medians: Mapping[str, float] | np.ndarray | None = None,
+        means: Mapping[str, float] | np.ndarray | None = None,
+        stds: Mapping[str, float] | np.ndarray | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        ordered = sorted(((str(t), int(i)) for t, i in token_ids.items()), key=lambda item: item[1])
+        self.token_ids: dict[str, int] = dict(ordered)
+        ids = [i for _, i in ordered]
+        if len(set(ids)) != len(ids):
+            shared = next(i for i, j in zip(ids, ids[1:], strict=False) if i == j)
+            tokens = [t for t, i in ordered if i == shared]
+            raise ValueError(f"tokens {tokens} share the id {shared}: every token needs an id of its own")
+        if ids and ids[0] < 0:
+            raise ValueError(f"token {ordered[0][0]!r} has the id {ids[0]}: ids start at 0")
+        self.tokens: dict[int, str] = {i: t for t, i in ordered}
+        self.genes: list[str] = [t for t, _ in ordered if not _SPECIAL.match(t)]
+        self.special_tokens: list[str] = [t for t, _ in ordered if _SPECIAL.match(t)]
+        self.gene_token_ids = np.array([self.token_ids[g] for g in self.genes], dtype=np.int64)
+        known = set(self.genes)
+        self.symbols = {g: str(s) for g, s in (symbols or {}).items() if g in known}
+        self.aliases = {g: sorted({str(a) for a in names}) for g, names in (aliases or {}).items() if g in known}
+        self.medians = self._statistic("median", medians)
+        self.means = self._statistic("mean", means)
+        self.stds = self._statistic("std", stds)
+        if self.medians is not None and not (self.medians > 0).all():
+            gene = self.genes[int(np.flatnonzero(~(self.medians > 0))[0])]
+            raise ValueError(f"the median of gene {gene} is {self.medians[self.genes.index(gene)]}, not positive")
+        self.metadata = dict(metadata or {})
+        self._lookup: tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]] | None = None
+        self._last_match: tuple | None = None
+
+    def _statistic(self, name: str, values: Mapping[str, float] | np.ndarray | None) -> np.ndarray | None:
+        if values is None:
+            return None
+        if isinstance(values, Mapping):
+            missing = [g for g in self.genes if g not in values]
+            if missing:
+                raise ValueError(f"{len(missing):,} of {len(self.genes):,} genes have no {name}, e.g. {missing[:3]}")
+            values = np.array([float(values[g]) for g in self.genes])
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape != (len(self.genes),):
+            raise ValueError(f"{name} has shape {array.shape}, but the vocabulary has {len(self.genes):,} genes")
+        return array
+
+    def __len__(self) -> int:
+        """Give the number of tokens."""
+        return len(self.token_ids)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self.token_ids
+
+    def __eq__(self, other: object) -> bool:
+        return type(other).__name__ == type(self).__name__ and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        statistics = [n for n, v in zip(STATISTICS, self._statistics(), strict=True) if v is not None]
+        return f"GeneVocabulary({len(self.genes):,} genes, special tokens {self.special_tokens}, {statistics})"
+
+    def _statistics(self) -> tuple[np.ndarray | None, ...]:
+        return self.medians, self.means, self.stds
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest token id plus one: the rows an embedding needs."""
+        return max(self.tokens, default=-1) + 1
+
+    def symbol(self, gene: str) -> str:
+        """Give the gene's symbol, or the gene itself where it has none."""
+        return self.symbols.get(gene, gene)
+
+    # ---------------------------------------------------------------- making vocabularies
+
+    @classmethod
+    def from_released(
+        cls,
+        token_dictionary: str | os.PathLike | Mapping[str, int],
+        gene_medians: str | os.PathLike | Mapping[str, float] | None = None,
+        gene_names: str | os.PathLike | Mapping[str, str] | None = None,
+    ) -> "GeneVocabulary":
+        """Read the dictionaries that Geneformer, scCello and LangCell publish as pickles.
+
+        Parameters
+        ----------
+        token_dictionary
+            Ensembl id to token id, with ``<pad>`` and ``<mask>``. ``<cls>`` is appended as the last id where missing.
+        gene_medians
+            Ensembl id to non-zero median.
+        gene_names
+            Gene name to Ensembl id; names beyond a gene's first become aliases.
+
+        Raises
+        ------
+        ValueError
+            If a file is no pickle, or holds anything but plain containers, strings, numbers and NumPy scalars.
+        """
+        tokens = {str(t): int(i) for t, i in _released_dictionary(token_dictionary).items()}
+        tokens.setdefault("<cls>", max(tokens.values(), default=-1) + 1)
+        symbols: dict[str, str] = {}
+        aliases: dict[str, list[str]] = {}
+        for name, gene in (_released_dictionary(gene_names) if gene_names is not None else {}).items():
+            if symbols.setdefault(str(gene), str(name)) != str(name):
+                aliases.setdefault(str(gene), []).append(str(name))
+        medians = None
+        if gene_medians is not None:
+            medians = {str(g): float(m) for g, m in _released_dictionary(gene_medians).items()}
+        return cls(
+            tokens, symbols=symbols, aliases=aliases, medians=medians, metadata={"source": "released dictionaries"}
+        )
+
+    @classmethod
+    def from_statistics(
+        cls,
+        genes: Sequence[str],
+        *,
+        medians: Mapping[str, float] | np.ndarray | None = None,
+        means: Mapping[str, float] | np.ndarray | None = None,
+        stds: Mapping[str, float] | np.ndarray | None = None,
+        symbols: Mapping[str, str] | None = None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "GeneVocabulary":
+        """Make a vocabulary of genes in the given order, without special tokens: each tokenizer adds its own.
+
+        Parameters are those of the class, arrays in the order of `genes`.
+        """
+        if len(set(genes)) != len(genes):
+            raise ValueError("a gene stands twice in the vocabulary: sum duplicates first")
+        return cls(
+            {g: i for i, g in enumerate(genes)},
+            symbols=symbols,
+            aliases=aliases,
+            medians=medians,
+            means=means,
+            stds=stds,
+            metadata=metadata,
+        )
+
+    def with_special_tokens(self, first: Sequence[str] = (), last: Sequence[str] = ()) -> "GeneVocabulary":
+        """Give the same genes in the same order, numbered anew behind `first` and before `last` special tokens."""
+        tokens = [*first, *self.genes, *last]
+        return GeneVocabulary(
+            {t: i for i, t in enumerate(tokens)},
+            symbols=self.symbols,
+            aliases=self.aliases,
+            medians=self.medians,
+            means=self.means,
+            stds=self.stds,
+            metadata=self.metadata,
+        )
+
+    # ---------------------------------------------------------------- files
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give tokens, names and statistics as plain types."""
+        statistics = {
+            n: None if v is None else v.tolist() for n, v in zip(STATISTICS, self._statistics(), strict=True)
+        }
+        return self._names() | {"statistics": statistics}
+
+    def _names(self) -> dict[str, Any]:
+        return {
+            "token_ids": self.token_ids,
+            "symbols": {g: self.symbols[g] for g in self.genes if g in self.symbols},
+            "aliases": {g: self.aliases[g] for g in self.genes if self.aliases.get(g)},
+            "metadata": self.metadata,
+        }
+
+    def save_files(self, vocabulary_file: str | os.PathLike, statistics_file: str | os.PathLike) -> None:
+        """Write the two files, each under a temporary name first."""
+        text = json.dumps({"format_version": 1} | self._names(), ensure_ascii=False, indent=0)
+        _replace(vocabulary_file, lambda path: Path(path).write_text(text, encoding="utf-8"))
+        arrays = {n: v for n, v in zip(STATISTICS, self._statistics(), strict=True) if v is not None}
+        _replace(statistics_file, lambda path: save_file(arrays, path, metadata={"genes": str(len(self.genes))}))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write ``gene_vocab.json`` and ``gene_stats.safetensors`` into `folder`, made where missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.save_files(Path(folder) / VOCABULARY_FILE, Path(folder) / STATISTICS_FILE)
+
+    @classmethod
+    def load_files(
+        cls, vocabulary_file: str | os.PathLike, statistics_file: str | os.PathLike | None = None
+    ) -> "GeneVocabulary":
+        """Read the two files that `save_files` writes.
+
+        Raises
+        ------
+        ValueError
+            If a file is damaged, or the two do not belong together.
+        """
+        try:
+            content = json.loads(Path(vocabulary_file).read_text(encoding="utf-8"))
+            token_ids = content["token_ids"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{vocabulary_file} is no gene vocabulary of cellglot ({error!r})") from error
+        arrays: dict[str, np.ndarray] = {}
+        if statistics_file is not None and os.path.exists(statistics_file):
+            try:
+                arrays = load_file(statistics_file)
+            except Exception as error:  # safetensors raises a type of its own that it does not export
+                raise ValueError(f"{statistics_file} is no readable safetensors file ({error})") from error
+        return cls(
+            token_ids,
+            symbols=content.get("symbols"),
+            aliases=content.get("aliases"),
+            medians=arrays.get("median"),
+            means=arrays.get("mean"),
+            stds=arrays.get("std"),
+            metadata=content.get("metadata"),
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "GeneVocabulary":
+        """Read the vocabulary that `save` wrote into `folder`."""
+        if not (Path(folder) / VOCABULARY_FILE).exists():
+            raise FileNotFoundError(f"{folder} holds no {VOCABULARY_FILE}")
+        return cls.load_files(Path(folder) / VOCABULARY_FILE, Path(folder) / STATISTICS_FILE)
+
+    # ---------------------------------------------------------------- resolving the genes of a file
+
+    def resolve(
+        self,
+        index: Iterable[str],
+        columns: Mapping[str, Iterable[str]] | None = None,
+        gene_column: str | None = None,
+    ) -> "GeneMatch":
+        """Find the genes of a file in the vocabulary.
+
+        Each gene is looked up by Ensembl id, then by versioned id, symbol and alias; each rule looks at the index
+        first, then at the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
+        ``feature_name``, ...). Names are compared as they are written. A gene that has an Ensembl id is never matched
+        by its symbol (symbols are shared and change hands), only by that id or where the id is an alias. A name that
+        stands for several genes is ambiguous and left out.
+
+        Parameters
+        ----------
+        index
+            Names of the genes, as in ``adata.var_names``.
+        columns
+            Columns of the gene table, as in ``adata.var``.
+        gene_column
+            The only column to look at; ``"index"`` for the index.
+
+        Raises
+        ------
+        ValueError
+            If `gene_column` is no column.
+        """
+        sources = _name_sources(index, columns, gene_column)
+        if self._last_match is not None and _same_sources(self._last_match[0], sources):
+            return self._last_match[1]
+        match = self._resolve(sources)
+        self._last_match = (sources, match)
+        return match
+
+    def _tables(self) -> tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]]:
+        if self._lookup is None:
+            ids, names, aliases = {}, {}, {}
+            for gene, token in zip(self.genes, self.gene_token_ids.tolist(), strict=True):
+                ids[gene] = token
+                if gene in self.symbols:
+                    names.setdefault(self.symbols[gene], []).append(token)
+                for alias in self.aliases.get(gene, ()):
+                    aliases.setdefault(alias, []).append(token)
+            self._lookup = ids, names, aliases
+        return self._lookup
+
+    def _resolve(self, sources: list[tuple[str, np.ndarray]]) -> "GeneMatch":
+        ids, names, aliases = self._tables()
+        n = len(sources[0][1])
+        token_ids = np.full(n, -1, dtype=np.int64)
+        rules = np.full(n, -1, dtype=np.int8)
+        ambiguous = np.zeros(n, dtype=bool)
+        conflicts = 0
+        own_id: list[str | None] = [None] * n
+        for _, values in sources:
+            for i, name in enumerate(values):
+                bare = _bare_id(name)
+                if bare is None and name not in ids:
+                    continue
+                if own_id[i] is None:
+                    own_id[i] = bare
+                elif bare is not None and bare != own_id[i]:
+                    conflicts += 1
+                    continue
+                if rules[i] < 0 and (token := ids.get(name)) is not None:
+                    token_ids[i], rules[i] = token, 0 if bare is not None else 2
+                elif rules[i] < 0 and bare is not None and (token := ids.get(bare)) is not None:
+                    token_ids[i], rules[i] = token, 1
+        for rule, table in ((2, names), (3, aliases)):
+            for _, values in sources:
+                for i in np.flatnonzero(rules < 0):
+                    if own_id[i] is not None and rule == 2:
+                        continue
+                    tokens = table.get(values[i] if own_id[i] is None else own_id[i])
+                    if tokens is not None and len(tokens) == 1:
+                        token_ids[i], rules[i] = tokens[0], rule
+                    elif tokens is not None:
+                        ambiguous[i] = True
+        ambiguous &= rules < 0
+        return GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
+
+    def _hint(self, sources: list[tuple[str, np.ndarray]], rules: np.ndarray) -> str:
+        lost = [str(n) for n in sources[0][1][rules < 0]]
+        if len(lost) < max(10, len(rules) // 10):
+            return ""
+        share = max(len(lost) // 2, 1)
+        if sum(n.startswith("ENSMUSG") for n in lost) >= share:
+            return "the lost genes have mouse ids (ENSMUSG...): map them to human orthologues first"
+        if sum(n.startswith(("ENST", "NM_")) for n in lost) >= share:
+            return "the lost names are transcripts (ENST...): sum them to genes first"
+        if sum(n.isdigit() for n in lost) >= share:
+            return "the lost names are numbers: name the column that holds Ensembl ids, as in gene_column='gene_ids'"
+        if not self.symbols and not any(_bare_id(n) for n in lost[:100]):
+            return (
+                "the file has gene symbols and the vocabulary has none: name the column that holds Ensembl ids, as in "
+                "gene_column='gene_ids', or give the vocabulary symbols"
+            )
+        return ""
+
+
+@dataclass
+class GeneMatch:
+    """The genes of a file, found in a vocabulary.
+
+    Parameters
+    ----------
+    token_ids
+        Token id of each gene (column) of the file, -1 where it has none; shape (genes,).
+    rules
+        Index into `cellglot.tokenization.gene_report.RULES` of the rule that matched, -1 where none did.
+    ambiguous
+        Whether the gene was left out because its name stands for several.
+    conflicts
+        Genes for which two sources give different Ensembl ids.
+    names
+        The file's names for its genes.
+    hint
+        What would match more genes, where the names tell.
+    """
+
+    token_ids: np.ndarray
+    rules: np.ndarray
+    ambiguous: np.ndarray
+    conflicts: int
+    names: np.ndarray
+    hint: str
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether each gene has a token, shape (genes,)."""
+        return self.token_ids >= 0
+
+    def duplicated(self) -> np.ndarray:
+        """Whether each gene shares its token with another column, shape (genes,)."""
+        tokens, first, counts = np.unique(self.token_ids, return_inverse=True, return_counts=True)
+        return (counts[first] > 1) & self.known
+
+    def report(self) -> GeneReport:
+        """Count genes matched and lost; counts and cells are for the caller to add."""
+        known = self.known
+        return GeneReport(
+            genes=len(known),
+            matched_by_rule={rule: int((self.rules == r).sum()) for r, rule in enumerate(RULES)},
+            unknown=int((~known & ~self.ambiguous).sum()),
+            ambiguous=int(self.ambiguous.sum()),
+            summed=int(known.sum() - len(np.unique(self.token_ids[known]))),
+            conflicts=self.conflicts,
+            hint=self.hint,
+        )
+
+
+def _bare_id(name: str) -> str | None:
+    """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
+    if not name.startswith("ENS"):
+        return None
+    versioned = _VERSIONED.match(name)
+    bare = versioned.group(1) if versioned else name
+    return bare if _ENSEMBL.match(bare) else None
+
+
+def _name_sources(
+    index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None
+) -> list[tuple[str, np.ndarray]]:
+    sources = [("index", _text(index))]
+    present = {} if columns is None else {str(c): c for c in columns}
+    if gene_column is not None and gene_column != "index":
+        if gene_column not in present:
+            raise ValueError(f"no column {gene_column!r} among the genes' columns {sorted(present)}")
+        return [(gene_column, _text(columns[present[gene_column]]))]  # type: ignore[index]
+    if gene_column is None:
+        lower = {c.lower().replace(" ", "_").replace("-", "_"): c for c in present}
+        for usual in (*ID_COLUMNS, *NAME_COLUMNS):
+            if usual in lower:
+                sources.append((lower[usual], _text(columns[present[lower[usual]]])))  # type: ignore[index]
+    return sources
+
+
+def _text(values: Iterable[Any]) -> np.ndarray:
+    """Give names as an object array of stripped strings; missing ones become empty."""
+    array = np.empty(len(values) if hasattr(values, "__len__") else 0, dtype=object)
+    listed = list(values)
+    if len(listed) != len(array):
+        array = np.empty(len(listed), dtype=object)
+    array[:] = ["" if v is None or v != v else str(v).strip() for v in listed]
+    return array
+
+
+def _same_sources(a: list[tuple[str, np.ndarray]], b: list[tuple[str, np.ndarray]]) -> bool:
+    return [n for n, _ in a] == [n for n, _ in b] and all(
+        len(x) == len(y) and bool((x == y).all()) for (_, x), (_, y) in zip(a, b, strict=True)
+    )
+
+
+def _replace(path: str | os.PathLike, write: Any) -> None:
+    """Write under a temporary name, so that a file that stands under its own name is whole."""
+    temporary = f"{os.fspath(path)}.tmp"
+    write(temporary)
+    os.replace(temporary, path)
+
+
+# -------------------------------------------------------------------- released pickles
+
+
+class _PickledDtype:
+    """Stands for ``numpy.dtype`` while unpickling: keeps the type code, runs no NumPy code."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+
+def _pickled_scalar(dtype: _PickledDtype, content: bytes) -> float | int | bool:
+    if not isinstance(dtype, _PickledDtype) or not re.fullmatch(r"[biuf][1248]", dtype.code):
+        raise pickle.UnpicklingError(f"a NumPy scalar of type {getattr(dtype, 'code', dtype)!r}, not a number")
+    order = dtype.order if dtype.order in "<>" else "="
+    return np.frombuffer(content, dtype=np.dtype(dtype.code).newbyteorder(order), count=1)[0].item()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits dict, list, tuple, set, str, numbers and NumPy scalars; refuses every other name."""
+
+    _ADMITTED = {
+        ("numpy", "dtype"): _PickledDtype,
+        ("numpy.core.multiarray", "scalar"): _pickled_scalar,
+        ("numpy._core.multiarray", "scalar"): _pickled_scalar,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in for an admitted name."""
+        if (module, name) not in self._ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+        return self._ADMITTED[module, name]
+
+
+def _released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
+    if isinstance(source, Mapping):
+        return source
+    content = Path(source).read_bytes()
+    try:
+        dictionary = _PlainUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # damaged pickles raise almost anything
+        raise ValueError(
+            f"{source} is not read: {error}. Only pickles of plain dictionaries of strings and numbers are."
+        ) from error
+    if not isinstance(dictionary, dict):
+        raise ValueError(f"{source} holds a {type(dictionary).__name__}, not a dictionary")
+    return dictionary
+
+
+__all__ = ["STATISTICS_FILE", "VOCABULARY_FILE", "GeneMatch", "GeneVocabulary"]

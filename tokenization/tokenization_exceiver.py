@@ -1,0 +1,98 @@
+"""Exceiver's gene tokens: expressed genes with standardised expression."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .count_matrix import CountRows
+from .gene_encoding import GeneColumns, TokenRows, standardized_tokens
+from .gene_vocabulary import GeneVocabulary
+from .tokenization_gene_expression import GeneExpressionTokenizer, column_statistics
+
+
+class ExceiverTokenizer(GeneExpressionTokenizer):
+    """A cell is the genes that it expresses, in the order of their ids, each with its standardised expression.
+
+    Counts on the vocabulary's genes are scaled to `target_sum` per cell, log1p, standardised per gene with the mean
+    and standard deviation of the training corpus (a deviation of 0 counts as 1), clipped above at `clip` and shifted
+    by 1, so that average expression is 1 (Connell et al. 2022 and the released code; the release standardises
+    validation cells with their own statistics, training statistics everywhere are our choice).
+
+    Ids: genes 0 to G-1, ``<pad>`` = G, ``<cls>`` (the class query) = G+1.
+
+    Parameters
+    ----------
+    vocab_file, stats_file, vocabulary
+        Genes with means and standard deviations, as files or in hand.
+    target_sum, clip
+        As above.
+    min_coverage
+        Share of counts that must fall on genes of the vocabulary.
+
+    Examples
+    --------
+    >>> batch = ExceiverTokenizer.from_vocabulary(vocabulary)(adata, return_tensors="pt")
+    >>> sorted(batch)
+    ['attention_mask', 'expression_values', 'input_ids']
+    """
+
+    model_input_names = ["input_ids", "expression_values", "attention_mask"]
+    required_statistics = ("means", "stds")
+    special_tokens_last = ("<pad>", "<cls>")
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike | None = None,
+        stats_file: str | os.PathLike | None = None,
+        *,
+        vocabulary: GeneVocabulary | None = None,
+        target_sum: float = 1e4,
+        clip: float = 10.0,
+        pad_token: str = "<pad>",
+        cls_token: str = "<cls>",
+        **kwargs: Any,
+    ):
+        self.target_sum = target_sum
+        self.clip = clip
+        super().__init__(
+            vocab_file,
+            stats_file,
+            vocabulary=vocabulary,
+            target_sum=target_sum,
+            clip=clip,
+            pad_token=pad_token,
+            cls_token=cls_token,
+            **kwargs,
+        )
+
+    @classmethod
+    def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
+        """Number genes from 0, then ``<pad>`` and ``<cls>``."""
+        numbered = vocabulary.with_special_tokens(last=cls.special_tokens_last)
+        return vocabulary if vocabulary.token_ids == numbered.token_ids else numbered
+
+    @property
+    def background_values(self) -> np.ndarray:
+        """Value of each gene where its count is zero, min(-mean / std, clip) + 1, float32, shape (genes,)."""
+        assert self.vocabulary.means is not None and self.vocabulary.stds is not None
+        stds = np.where(self.vocabulary.stds == 0, 1.0, self.vocabulary.stds)
+        return (np.minimum(-self.vocabulary.means / stds, self.clip) + 1.0).astype(np.float32)
+
+    def gene_columns(self, counts: Any, gene_column: str | None = None) -> GeneColumns:
+        """Find the genes of an opened matrix in the vocabulary, with their means and standard deviations."""
+        columns = super().gene_columns(counts, gene_column)
+        assert self.vocabulary.means is not None and self.vocabulary.stds is not None
+        columns.means = column_statistics(columns, self.vocabulary, self.vocabulary.means)
+        columns.stds = column_statistics(columns, self.vocabulary, self.vocabulary.stds)
+        return columns
+
+    def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:
+        if max_length is not None:
+            raise ValueError("max_length: ExceiverTokenizer gives all expressed genes of a cell, it cuts none")
+        return standardized_tokens(rows, columns, target_sum=self.target_sum, clip=self.clip)
+
+
+ExceiverTokenizer.register_for_auto_class("AutoTokenizer")
+
+__all__ = ["ExceiverTokenizer"]

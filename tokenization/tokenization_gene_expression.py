@@ -1,0 +1,369 @@
+"""What the gene tokenizers share: cells in, padded tokens out, a report of every call."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizer
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import logging
+
+from .count_matrix import CountMatrix, CountRows, open_counts
+from .gene_encoding import GeneColumns, TokenRows, blocks
+from .gene_report import GeneReport
+from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_MIN_COVERAGE = 0.5
+
+
+class GeneCoverageError(ValueError):
+    """Too few of the counts, or none of the genes, are in the vocabulary."""
+
+
+class GeneExpressionTokenizer(PreTrainedTokenizer):
+    """Base of the tokenizers that turn cells into gene tokens.
+
+    Subclasses say how counts become tokens in `encode_rows`; everything else is here.
+
+    Parameters
+    ----------
+    vocab_file, stats_file
+        ``gene_vocab.json`` and ``gene_stats.safetensors``.
+    vocabulary
+        The vocabulary itself, in place of its files.
+    min_coverage
+        Share of the cells' counts that must fall on genes of the vocabulary; below it a call fails.
+
+    Attributes
+    ----------
+    vocabulary : GeneVocabulary
+        Genes, names and statistics.
+    last_report : GeneReport or None
+        What the last call matched, lost and cut.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
+    required_statistics: Sequence[str] = ()
+    special_tokens_first: Sequence[str] = ()
+    special_tokens_last: Sequence[str] = ()
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike | None = None,
+        stats_file: str | os.PathLike | None = None,
+        *,
+        vocabulary: GeneVocabulary | None = None,
+        min_coverage: float = DEFAULT_MIN_COVERAGE,
+        **kwargs: Any,
+    ):
+        if vocabulary is None:
+            if vocab_file is None:
+                raise ValueError(f"a gene tokenizer needs a vocabulary: vocabulary=... or the file {VOCABULARY_FILE}")
+            vocabulary = GeneVocabulary.load_files(vocab_file, stats_file)
+        for name in self.required_statistics:
+            if getattr(vocabulary, name) is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs the {name} of the genes, and the vocabulary has none: is "
+                    f"{STATISTICS_FILE} beside {VOCABULARY_FILE}?"
+                )
+        self.vocabulary = self.number_tokens(vocabulary)
+        self.min_coverage = min_coverage
+        self.last_report: GeneReport | None = None
+        super().__init__(min_coverage=min_coverage, **kwargs)
+
+    @classmethod
+    def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
+        """Add the special tokens that this tokenizer needs; ids that are there already stay."""
+        needed = [*cls.special_tokens_first, *cls.special_tokens_last]
+        if all(token in vocabulary for token in needed):
+            return vocabulary
+        return vocabulary.with_special_tokens(cls.special_tokens_first, cls.special_tokens_last)
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: GeneVocabulary, **options: Any) -> "GeneExpressionTokenizer":
+        """Make a tokenizer from a vocabulary.
+
+        Parameters
+        ----------
+        vocabulary
+            Genes with the statistics that this tokenizer needs. Special tokens that are missing are added.
+        **options
+            The tokenizer's own options.
+        """
+        return cls(vocabulary=vocabulary, **options)
+
+    # ---------------------------------------------------------------- tokens and ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest token id plus one: the rows a model's embedding needs."""
+        return self.vocabulary.vocab_size
+
+    def __len__(self) -> int:
+        """Give the number of ids, as `vocab_size`."""
+        return self.vocabulary.vocab_size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Give token -> id, genes by Ensembl id."""
+        return dict(self.vocabulary.token_ids)
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return text.split()
+
+    def _convert_token_to_id(self, token: str) -> int:
+        if token not in self.vocabulary:
+            raise KeyError(
+                f"{token!r} is not in the vocabulary of {len(self.vocabulary.genes):,} genes; genes are named by "
+                f"Ensembl id, e.g. {self.vocabulary.genes[0]!r}"
+            )
+        return self.vocabulary.token_ids[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if index not in self.vocabulary.tokens:
+            raise KeyError(f"no token has the id {index}; ids lie below {self.vocabulary.vocab_size:,}")
+        return self.vocabulary.tokens[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join the genes' symbols (Ensembl ids where a gene has none) by spaces."""
+        return " ".join(self.vocabulary.symbol(token) for token in tokens)
+
+    def find_genes(self, genes: Sequence[str]) -> np.ndarray:
+        """Give the token ids of genes named by Ensembl id, symbol or alias, shape (genes,).
+
+        Raises
+        ------
+        KeyError
+            Names the genes that are not in the vocabulary, or whose names stand for several genes.
+        """
+        match = self.vocabulary.resolve(genes)
+        if not match.known.all():
+            lost = [str(g) for g in match.names[~match.known]]
+            raise KeyError(
+                f"{len(lost):,} of {len(lost) + int(match.known.sum()):,} genes are not in the vocabulary, or their "
+                f"names stand for several genes: {', '.join(lost[:10])}{', ...' if len(lost) > 10 else ''}"
+            )
+        return match.token_ids
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write ``gene_vocab.json`` and ``gene_stats.safetensors``."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        files = [str(Path(save_directory) / f"{prefix}{name}") for name in (VOCABULARY_FILE, STATISTICS_FILE)]
+        self.vocabulary.save_files(*files)
+        return tuple(files)
+
+    # ---------------------------------------------------------------- cells to tokens
+
+    def gene_columns(self, counts: CountMatrix, gene_column: str | None = None) -> GeneColumns:
+        """Find the genes of an opened matrix in the vocabulary.
+
+        Raises
+        ------
+        GeneCoverageError
+            If no gene matches.
+        """
+        match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
+        columns = GeneColumns(match)
+        if not columns.known.any():
+            raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene"))
+        return columns
+
+    def encode_rows(
+        self, rows: CountRows, columns: GeneColumns, max_length: int | None = None
+    ) -> Iterator[TokenRows]:
+        """Turn the counts of some cells into tokens, a run of cells at a time.
+
+        Parameters
+        ----------
+        rows
+            Counts of the cells.
+        columns
+            The file's genes, from `gene_columns`; counts that are lost are added up there.
+        max_length
+            In place of the tokenizer's own length.
+        """
+        for block in blocks(rows):
+            yield self._encode_block(block, columns, max_length)
+
+    def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:
+        """Say how counts become tokens: what a subclass is about."""
+        raise TypeError(f"{type(self).__name__} does not say how counts become tokens")
+
+    def iterate(
+        self, counts: CountMatrix, columns: GeneColumns, report: GeneReport, max_length: int | None = None
+    ) -> Iterator[TokenRows]:
+        """Tokenize an opened matrix chunk by chunk, in bounded memory, adding to `report`."""
+        for _, rows in counts.chunks():
+            for encoded in self.encode_rows(rows, columns, max_length):
+                self.count_cells(report, encoded)
+                yield encoded
+        report.counts = columns.counts_seen
+        report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
+        report.largest_losses = columns.largest_losses()
+        report.counts_in = counts.described_location
+
+    def count_cells(self, report: GeneReport, encoded: TokenRows) -> None:
+        """Add the cells of a chunk to a report."""
+        special = 1 if self._first_token_id() is not None else 0
+        report.cells += len(encoded)
+        report.cells_without_genes += int((np.diff(encoded.indptr) <= special).sum())
+        report.cells_cut += int((encoded.tokens_cut > 0).sum())
+        report.tokens_cut += int(encoded.tokens_cut.sum())
+
+    def _first_token_id(self) -> int | None:
+        """Give the id of the token that stands before a cell's genes, None where there is none."""
+        return None
+
+    def check_coverage(self, report: GeneReport, min_coverage: float | None = None) -> None:
+        """Refuse a report whose share of counts covered lies below the threshold."""
+        threshold = self.min_coverage if min_coverage is None else min_coverage
+        if report.coverage < threshold:
+            raise GeneCoverageError(
+                self._coverage_message(report, f"{report.coverage:.1%} of the counts (below {threshold:.0%})")
+            )
+
+    @staticmethod
+    def _coverage_message(report: GeneReport, covered: str) -> str:
+        lost = f"{report.lost:,} of {report.genes:,} genes ({report.lost / max(report.genes, 1):.0%})"
+        hint = f"{report.hint}. " if report.hint else ""
+        return (
+            f"the vocabulary covers {covered} of these cells: {lost} are not in it. {hint}"
+            "Name the column that holds the genes by gene_column=..., or pass a smaller min_coverage if this is meant."
+        )
+
+    def __call__(
+        self,
+        cells: Any,
+        *,
+        genes: Sequence[str] | None = None,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        min_coverage: float | None = None,
+        max_length: int | None = None,
+        padding: bool | str = True,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Tokenize cells.
+
+        Parameters
+        ----------
+        cells
+            AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format), one cell as a
+            vector, ``{gene: count}`` or a list of such, a data frame with genes as columns, or an opened file. Raw
+            counts; in an AnnData they are looked for in X, raw.X and the usual layers.
+        genes
+            Names of the columns, where `cells` does not carry them.
+        layer
+            ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at.
+        gene_column
+            Column of ``adata.var`` that holds the genes' ids or names, ``"index"`` for the index.
+        min_coverage
+            In place of the tokenizer's own threshold.
+        max_length
+            In place of the tokenizer's own length.
+        padding
+            With `return_tensors`: True pads to the longest cell, ``"max_length"`` to `max_length`.
+        pad_to_multiple_of
+            With `return_tensors`: round the padded length up.
+        return_tensors
+            ``"pt"`` or ``"np"``; without it lists of unequal length.
+
+        Returns
+        -------
+        transformers.BatchEncoding
+            Fields in `model_input_names`, each of shape (cells, tokens).
+
+        Raises
+        ------
+        NotCountsError
+            If the values are not raw counts and counts cannot be recovered exactly.
+        GeneCoverageError
+            If no gene, or too small a share of the counts, is in the vocabulary.
+        """
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(kwargs))}")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r}: it is 'pt', 'np' or None")
+        counts = open_counts(cells, genes, layer)
+        columns = self.gene_columns(counts, gene_column)
+        report = columns.match.report()
+        encoded = list(self.iterate(counts, columns, report, max_length))
+        self.last_report = report
+        self.check_coverage(report, min_coverage)
+        if report.cells_cut or report.cells_without_genes:
+            logger.warning_once(report.summary())
+        if return_tensors is None:
+            return BatchEncoding(self._ragged(encoded))
+        width = max((int(np.diff(rows.indptr).max(initial=0)) for rows in encoded), default=0)
+        if padding == "max_length":
+            width = self.model_max_length if max_length is None else max_length
+        elif padding is not True and padding != "longest":
+            raise ValueError("tensors need padding: padding=True or 'max_length'")
+        if pad_to_multiple_of:
+            width += -width % pad_to_multiple_of
+        arrays = self._padded(encoded, width)
+        if return_tensors == "np":
+            return BatchEncoding(arrays)
+        import torch
+
+        return BatchEncoding({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _ragged(self, encoded: list[TokenRows]) -> dict[str, list]:
+        # Shared Python integers, gathered as objects: five times as fast as making new ones.
+        shared = np.array(range(self.vocab_size), dtype=object)
+        fields: dict[str, list] = {name: [] for name in self._field_names(encoded)}
+        for rows in encoded:
+            bounds = rows.indptr.tolist()
+            for low, stop in zip(bounds, bounds[1:], strict=False):
+                fields["input_ids"].append(shared[rows.tokens[low:stop]].tolist())
+                fields["attention_mask"].append([1] * (stop - low))
+                if rows.values is not None:
+                    fields["expression_values"].append(rows.values[low:stop].tolist())
+        return fields
+
+    def _padded(self, encoded: list[TokenRows], width: int) -> dict[str, np.ndarray]:
+        n_cells = sum(len(rows) for rows in encoded)
+        arrays = {"input_ids": np.zeros((n_cells, width), dtype=np.int64)}
+        if self.pad_token_id != 0:
+            arrays["input_ids"].fill(self.pad_token_id)
+        if "expression_values" in self._field_names(encoded):
+            arrays["expression_values"] = np.zeros((n_cells, width), dtype=np.float32)
+        arrays["attention_mask"] = np.zeros((n_cells, width), dtype=np.int64)
+        first = 0
+        for rows in encoded:
+            bounds = rows.indptr.tolist()
+            for cell, (low, stop) in enumerate(zip(bounds, bounds[1:], strict=False), start=first):
+                arrays["input_ids"][cell, : stop - low] = rows.tokens[low:stop]
+                arrays["attention_mask"][cell, : stop - low] = 1
+                if rows.values is not None:
+                    arrays["expression_values"][cell, : stop - low] = rows.values[low:stop]
+            first += len(rows)
+        return arrays
+
+    @staticmethod
+    def _field_names(encoded: list[TokenRows]) -> list[str]:
+        has_values = any(rows.values is not None for rows in encoded)
+        return ["input_ids", *(["expression_values"] if has_values else []), "attention_mask"]
+
+
+def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
+    """Give a statistic of the vocabulary's genes for the columns of a file, 0 where a column has no gene."""
+    by_token = np.zeros(vocabulary.vocab_size, dtype=np.float64)
+    by_token[vocabulary.gene_token_ids] = values
+    return np.where(columns.known, by_token[columns.token_ids], 0.0)
+
+
+def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: it is one of {', '.join(repr(c) for c in choices)}")
+
+
+__all__ = ["DEFAULT_MIN_COVERAGE", "GeneCoverageError", "GeneExpressionTokenizer"]
