@@ -140,6 +140,20 @@ def blocks(rows: CountRows) -> Iterator[CountRows]:
         start = stop
 
 
+def join(parts: list[TokenRows]) -> TokenRows:
+    """Put the tokens of consecutive runs of cells (at least one) together."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0] + [len(part.tokens) for part in parts])
+    values = [part.values for part in parts if part.values is not None]
+    return TokenRows(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate(values) if values else None,
+        np.concatenate([[0], *(part.indptr[1:] + end for part, end in zip(parts, ends, strict=False))]),
+        np.concatenate([part.tokens_cut for part in parts]),
+    )
+
+
 # -------------------------------------------------------------------- rank-value encoding
 
 
@@ -323,4 +337,4 @@ def _ascending_order(tokens: np.ndarray, indptr: np.ndarray) -> np.ndarray | Non
     return key & 0xFFFFFFFF
 
 
-__all__ = ["GeneColumns", "TokenRows", "blocks", "rank_tokens", "row_sums", "standardized_tokens"]
+__all__ = ["GeneColumns", "TokenRows", "blocks", "join", "rank_tokens", "row_sums", "standardized_tokens"]

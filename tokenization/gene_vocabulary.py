@@ -158,16 +158,16 @@ class GeneVocabulary:
         ValueError
             If a file is no pickle, or holds anything but plain containers, strings, numbers and NumPy scalars.
         """
-        tokens = {str(t): int(i) for t, i in _released_dictionary(token_dictionary).items()}
+        tokens = {str(t): int(i) for t, i in read_released_dictionary(token_dictionary).items()}
         tokens.setdefault("<cls>", max(tokens.values(), default=-1) + 1)
         symbols: dict[str, str] = {}
         aliases: dict[str, list[str]] = {}
-        for name, gene in (_released_dictionary(gene_names) if gene_names is not None else {}).items():
+        for name, gene in (read_released_dictionary(gene_names) if gene_names is not None else {}).items():
             if symbols.setdefault(str(gene), str(name)) != str(name):
                 aliases.setdefault(str(gene), []).append(str(name))
         medians = None
         if gene_medians is not None:
-            medians = {str(g): float(m) for g, m in _released_dictionary(gene_medians).items()}
+            medians = {str(g): float(m) for g, m in read_released_dictionary(gene_medians).items()}
         return cls(
             tokens, symbols=symbols, aliases=aliases, medians=medians, metadata={"source": "released dictionaries"}
         )
@@ -311,7 +311,7 @@ class GeneVocabulary:
         ValueError
             If `gene_column` is no column.
         """
-        sources = _name_sources(index, columns, gene_column)
+        sources = name_sources(index, columns, gene_column)
         if self._last_match is not None and _same_sources(self._last_match[0], sources):
             return self._last_match[1]
         match = self._resolve(sources)
@@ -340,7 +340,7 @@ class GeneVocabulary:
         own_id: list[str | None] = [None] * n
         for _, values in sources:
             for i, name in enumerate(values):
-                bare = _bare_id(name)
+                bare = bare_id(name)
                 if bare is None and name not in ids:
                     continue
                 if own_id[i] is None:
@@ -354,7 +354,7 @@ class GeneVocabulary:
                     token_ids[i], rules[i] = token, 1
         for rule, table in ((2, names), (3, aliases)):
             for _, values in sources:
-                for i in np.flatnonzero(rules < 0):
+                for i in np.flatnonzero((rules < 0) & ~ambiguous):
                     if own_id[i] is not None and rule == 2:
                         continue
                     tokens = table.get(values[i] if own_id[i] is None else own_id[i])
@@ -362,7 +362,6 @@ class GeneVocabulary:
                         token_ids[i], rules[i] = tokens[0], rule
                     elif tokens is not None:
                         ambiguous[i] = True
-        ambiguous &= rules < 0
         return GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
 
     def _hint(self, sources: list[tuple[str, np.ndarray]], rules: np.ndarray) -> str:
@@ -376,7 +375,7 @@ class GeneVocabulary:
             return "the lost names are transcripts (ENST...): sum them to genes first"
         if sum(n.isdigit() for n in lost) >= share:
             return "the lost names are numbers: name the column that holds Ensembl ids, as in gene_column='gene_ids'"
-        if not self.symbols and not any(_bare_id(n) for n in lost[:100]):
+        if not self.symbols and not any(bare_id(n) for n in lost[:100]):
             return (
                 "the file has gene symbols and the vocabulary has none: name the column that holds Ensembl ids, as in "
                 "gene_column='gene_ids', or give the vocabulary symbols"
@@ -435,7 +434,7 @@ class GeneMatch:
         )
 
 
-def _bare_id(name: str) -> str | None:
+def bare_id(name: str) -> str | None:
     """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
     if not name.startswith("ENS"):
         return None
@@ -444,9 +443,10 @@ def _bare_id(name: str) -> str | None:
     return bare if _ENSEMBL.match(bare) else None
 
 
-def _name_sources(
-    index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None
+def name_sources(
+    index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None = None
 ) -> list[tuple[str, np.ndarray]]:
+    """Give where a file's genes may be named, in the order in which it is believed: (column, names) pairs."""
     sources = [("index", _text(index))]
     present = {} if columns is None else {str(c): c for c in columns}
     if gene_column is not None and gene_column != "index":
@@ -520,7 +520,8 @@ class _PlainUnpickler(pickle.Unpickler):
         return self._ADMITTED[module, name]
 
 
-def _released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
+def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
+    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars."""
     if isinstance(source, Mapping):
         return source
     content = Path(source).read_bytes()

@@ -1,0 +1,609 @@
+"""Files of cells -> statistics, vocabulary and token Parquet: in several processes, resumable, byte-identical."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+import cellglot
+from cellglot.tokenization.corpus_plan import SPLITS, FileOptions, Plan, make_plan, open_planned
+from cellglot.tokenization.corpus_statistics import CorpusStatistics
+from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, start_worker, work_on, write_whole
+from cellglot.tokenization.count_matrix import CountRows, sample_rows
+from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
+from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
+from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
+
+
+MANIFEST = "manifest.json"
+TOKENIZERS: dict[str, type[GeneExpressionTokenizer]] = {
+    "exceiver": ExceiverTokenizer,
+    "rank-value": RankValueTokenizer,
+}
+CHECKPOINT_SECONDS = 30.0
+
+
+class CorpusError(ValueError):
+    """A corpus folder is unfinished, damaged, or holds something else."""
+
+
+@dataclass
+class Corpus:
+    """A folder of token Parquet with its manifest and tokenizer.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    manifest
+        What it holds: tokenizer, splits and shards, files with their gene reports.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "Corpus":
+        """Open a finished corpus and check that its shards are whole.
+
+        Raises
+        ------
+        CorpusError
+            If the folder is no corpus, unfinished, or a shard is missing or cut short; names the shard.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.exists():
+            unfinished = (folder / ".work").exists()
+            raise CorpusError(
+                f"{folder} holds {'an unfinished corpus' if unfinished else 'no corpus'} (no {MANIFEST}): "
+                f"run cellglot tokenize {'again with the same arguments, it goes on' if unfinished else 'first'}"
+            )
+        corpus = cls(folder, json.loads(path.read_text(encoding="utf-8")))
+        corpus.check()
+        return corpus
+
+    def check(self) -> None:
+        """Compare the shards with the manifest."""
+        for shard in self.manifest["shards"]:
+            path = self.folder / shard["file"]
+            again = "delete it and run cellglot tokenize again with overwrite"
+            if not path.exists():
+                raise CorpusError(f"{path} is missing: {again}")
+            if path.stat().st_size != shard["bytes"]:
+                raise CorpusError(
+                    f"{path} has {path.stat().st_size:,} bytes where the manifest says {shard['bytes']:,}: it was cut "
+                    f"short or changed; {again}"
+                )
+            try:
+                rows = pq.read_metadata(path).num_rows
+            except (OSError, ValueError) as error:
+                raise CorpusError(f"{path} is no readable Parquet file ({error}): {again}") from error
+            if rows != shard["cells"]:
+                raise CorpusError(f"{path} has {rows:,} cells where the manifest says {shard['cells']:,}: {again}")
+
+    def shards(self, split: str) -> list[str]:
+        """Give the paths of a split's shards."""
+        return [str(self.folder / s["file"]) for s in self.manifest["shards"] if s["split"] == split]
+
+    def n_cells(self, split: str) -> int:
+        """Count the cells of a split."""
+        return sum(s["cells"] for s in self.manifest["shards"] if s["split"] == split)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.folder / "tokenizer"
+
+    def tokenizer(self) -> GeneExpressionTokenizer:
+        """Load the tokenizer."""
+        classes = {c.__name__: c for c in TOKENIZERS.values()}
+        return classes[self.manifest["tokenizer"]].from_pretrained(self.tokenizer_folder)
+
+    def summary(self) -> str:
+        """Say what the corpus holds and what was left out."""
+        m = self.manifest
+        cells = ", ".join(f"{self.n_cells(s):,} {s}" for s in SPLITS if self.n_cells(s))
+        lines = [
+            f"{sum(s['cells'] for s in m['shards']):,} cells ({cells}; held out by {m['split']['by']}), "
+            f"{sum(s['tokens'] for s in m['shards']):,} tokens, {m['vocab_size']:,} ids, "
+            f"{len(m['shards']):,} shards",
+        ]
+        for file in m["files"]:
+            r = file["report"]
+            lines.append(
+                f"{file['name']}: {file['n_cells']:,} cells, counts in {file['counts_in']}, {r['matched']:,} of "
+                f"{r['genes']:,} genes, {r['coverage']:.1%} of counts"
+                + (f", {r['ambiguous']:,} ambiguous genes left out" if r["ambiguous"] else "")
+                + (f", {r['cells_without_genes']:,} cells without genes" if r["cells_without_genes"] else "")
+                + (f", {r['cells_cut']:,} cells cut by {r['tokens_cut']:,} tokens" if r["cells_cut"] else "")
+                + (f", {file['duplicate_names']:,} duplicate cell names" if file["duplicate_names"] else "")
+            )
+        lines += [f"passed over {name}: {reason}" for name, reason in m["broken"].items()]
+        return "\n".join(lines)
+
+
+def tokenize_corpus(
+    files: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    tokenizer: str = "exceiver",
+    tokenizer_options: Mapping[str, Any] | None = None,
+    vocabulary: str | os.PathLike | GeneVocabulary | None = None,
+    gene_table: str | os.PathLike | None = None,
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    obs_columns: Sequence[str] = (),
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    processes: int | None = None,
+    skip_broken: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Corpus:
+    """Turn files of cells into token Parquet.
+
+    One pass over the training cells gives the statistics and with them the vocabulary; one pass over all cells writes
+    the shards. Killed and started again with the same arguments it goes on where it was, with the same bytes.
+
+    Parameters
+    ----------
+    files
+        Files that `read_cells` reads.
+    output
+        Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
+    tokenizer
+        ``"exceiver"`` or ``"rank-value"``.
+    tokenizer_options
+        Options of the tokenizer's class.
+    vocabulary
+        A vocabulary, or a folder that holds one (a tokenizer or a model), in place of one made from the files.
+    gene_table
+        Table of Ensembl ids, symbols and aliases for files that have symbols alone.
+    genes
+        Ids or names of the only genes to keep.
+    layer, gene_column, rename
+        As for `read_cells` and the tokenizers, the same for all files.
+    obs_columns
+        Columns of obs to carry beside those of the CELLxGENE schema.
+    validation_fraction, test_fraction
+        Share of cells to hold out: whole donors, else whole data sets, else single cells.
+    seed
+        Of the draw.
+    processes
+        At once; by default one for each processor.
+    skip_broken
+        Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
+    overwrite
+        Delete an earlier result or unfinished run with other arguments.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Corpus
+        The result.
+
+    Raises
+    ------
+    CellFileError
+        If files are broken; names them all.
+    GeneCoverageError
+        If the vocabulary covers too little of a file.
+    CorpusError
+        If the folder holds another corpus or run.
+    OSError
+        If the folder cannot be written to.
+    """
+    paths, output = [Path(f) for f in files], Path(output)
+    if not paths:
+        raise ValueError("no files of cells given")
+    if tokenizer not in TOKENIZERS:
+        raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(TOKENIZERS)}")
+    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
+        raise ValueError("validation_fraction and test_fraction are shares of the cells and leave some for training")
+    options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
+    arguments = {
+        "tokenizer": tokenizer,
+        "tokenizer_options": dict(tokenizer_options or {}),
+        "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
+        "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
+        "genes": None if genes is None else _digest(sorted(genes)),
+        "cellglot": cellglot.__version__,
+    }
+    run = _Run(
+        paths,
+        output,
+        TOKENIZERS[tokenizer],
+        options,
+        arguments,
+        seed=seed,
+        fractions={"validation": validation_fraction, "test": test_fraction},
+        processes=processes or os.cpu_count() or 1,
+        skip_broken=skip_broken,
+        progress=progress,
+        vocabulary=None if vocabulary is None else _load_vocabulary(vocabulary),
+        gene_table=None if gene_table is None else Path(gene_table),
+        genes=genes,
+    )
+    run.prepare(overwrite)
+    while True:
+        try:
+            return run.finish()
+        except BrokenFileError as error:
+            if not skip_broken:
+                raise CorpusError(
+                    f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others give."
+                ) from error
+            run.pass_over(error)
+
+
+def _load_vocabulary(vocabulary: str | os.PathLike | GeneVocabulary) -> GeneVocabulary:
+    if isinstance(vocabulary, GeneVocabulary):
+        return vocabulary
+    folder = Path(vocabulary)
+    nested = folder / "tokenizer"
+    return GeneVocabulary.load(nested if (nested / VOCABULARY_FILE).exists() else folder)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class _Run:
+    """One run of `tokenize_corpus`: plans, goes on where an earlier one stopped, and finishes."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        output: Path,
+        tokenizer_class: type[GeneExpressionTokenizer],
+        options: FileOptions,
+        arguments: dict[str, Any],
+        *,
+        seed: int,
+        fractions: dict[str, float],
+        processes: int,
+        skip_broken: bool,
+        progress: bool,
+        vocabulary: GeneVocabulary | None,
+        gene_table: Path | None,
+        genes: Sequence[str] | None,
+    ):
+        self.paths, self.output, self.work = paths, output, output / ".work"
+        self.tokenizer_class, self.options, self.arguments = tokenizer_class, options, arguments
+        self.seed, self.fractions = seed, fractions
+        self.processes, self.skip_broken, self.show = processes, skip_broken, progress
+        self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
+        self.plan: Plan
+        self.gene_tables: list[tuple[list[str], dict[str, Any]]]
+
+    # ---------------------------------------------------------------- planning and going on
+
+    def prepare(self, overwrite: bool) -> None:
+        """Plan, and compare with what the folder holds."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        broken_file = self.work / "broken.json"
+        broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
+        self._make_plan(broken)
+        earlier = self._earlier_plan()
+        if earlier is not None and earlier != self.plan.to_dict():
+            if not overwrite:
+                changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
+                raise CorpusError(
+                    f"{self.output} holds a corpus or an unfinished run with other {', '.join(changed)}: choose "
+                    "another folder, or overwrite=True (--overwrite)"
+                )
+            self._clear()
+            self._make_plan({})
+        write_whole(self.work / "plan.json", json.dumps(self.plan.to_dict(), indent=1))
+
+    def _make_plan(self, broken: Mapping[str, str]) -> None:
+        self.plan, self.gene_tables = make_plan(
+            self.paths,
+            self.options,
+            self.work,
+            self.arguments,
+            seed=self.seed,
+            fractions=self.fractions,
+            broken=broken,
+            skip_broken=self.skip_broken,
+        )
+
+    def _earlier_plan(self) -> dict[str, Any] | None:
+        for path, read in (
+            (self.work / "plan.json", lambda content: content),
+            (self.output / MANIFEST, lambda content: content["plan"]),
+        ):
+            if path.exists():
+                return read(json.loads(path.read_text(encoding="utf-8")))
+        return None
+
+    def _clear(self) -> None:
+        """Delete what a run writes, and nothing else."""
+        for name in ("data", "tokenizer", ".work"):
+            shutil.rmtree(self.output / name, ignore_errors=True)
+        (self.output / MANIFEST).unlink(missing_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def pass_over(self, error: BrokenFileError) -> None:
+        """Plan anew without a file that broke while it was read; all that depends on it is done again."""
+        broken = self.plan.broken | {error.name: error.reason}
+        self._clear()
+        write_whole(self.work / "broken.json", json.dumps(broken))
+        self._make_plan(broken)
+        write_whole(self.work / "plan.json", json.dumps(self.plan.to_dict(), indent=1))
+
+    # ---------------------------------------------------------------- the passes
+
+    def finish(self) -> Corpus:
+        """Do what is left to do."""
+        if (self.output / MANIFEST).exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+            return Corpus.open(self.output)
+        with self._bars() as bars:
+            if not (self.output / "tokenizer").exists():
+                self._make_tokenizer(bars)
+            records = self._write_tokens(bars)
+        manifest = self._manifest(records)
+        write_whole(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(self.work, ignore_errors=True)
+        return Corpus(self.output, manifest)
+
+    def _bars(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("cells"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            disable=not self.show,
+        )
+
+    def _make_tokenizer(self, bars: Progress) -> None:
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            vocabulary = self._vocabulary_from_statistics(bars)
+        options = self.arguments["tokenizer_options"]
+        tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **options)
+        unfinished = self.work / "tokenizer"
+        tokenizer.save_pretrained(unfinished)
+        unfinished.replace(self.output / "tokenizer")
+
+    def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
+        gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
+        if self.options.gene_column is not None:
+            tables = [(list(c["only"]) if "only" in c else i, None) for i, c in self.gene_tables]
+        else:
+            tables = list(self.gene_tables)
+        catalogue = gene_catalogue(tables, gene_names, self.genes)
+        catalogue.save(self.work / "catalogue")
+        statistics = self._statistics(bars, catalogue)
+        seen = np.flatnonzero(statistics.detected)
+        if not len(seen):
+            raise CorpusError("no training cell has counts on any gene")
+        kept = [catalogue.genes[i] for i in seen]
+        return GeneVocabulary.from_statistics(
+            kept,
+            medians=statistics.medians()[seen],
+            means=statistics.mean[seen],
+            stds=statistics.std[seen],
+            symbols=catalogue.symbols,
+            aliases=catalogue.aliases,
+            metadata={
+                "training_cells": statistics.n_cells,
+                "files": [f.name for f in self.plan.files],
+                "genes_without_counts": len(catalogue.genes) - len(kept),
+            },
+        )
+
+    def _statistics(self, bars: Progress, catalogue: GeneVocabulary) -> CorpusStatistics:
+        done, merged = 0, CorpusStatistics(len(catalogue.genes))
+        earlier = sorted(self.work.glob("statistics-*.npz"))
+        if earlier:
+            done = int(earlier[-1].stem.split("-")[1])
+            merged = CorpusStatistics.load(earlier[-1], len(catalogue.genes))
+        bar = _Bar(bars, "statistics", self.plan.units, done)
+        job = self._job(self.work / "catalogue", None)
+        saved = time.monotonic()
+        pieces = [("statistics", (unit,)) for unit in self.plan.units[done:]]
+        for unit, state in enumerate(self._in_order(job, pieces), start=done):
+            merged.merge(state)
+            bar.advance(self.plan.units[unit])
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                for old in self.work.glob("statistics-*.npz"):
+                    if old != self.work / f"statistics-{unit + 1:06d}.npz":
+                        old.rename(old.with_suffix(".old"))
+                merged.save(self.work / f"statistics-{unit + 1:06d}.npz")
+                for old in self.work.glob("statistics-*.old"):
+                    old.unlink()
+                saved = time.monotonic()
+        return merged
+
+    def _write_tokens(self, bars: Progress) -> list[dict[str, Any]]:
+        tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+        self._check_coverage(tokenizer)
+        records = {n: r for n in range(len(self.plan.units)) if (r := self._earlier_record(n)) is not None}
+        bar = _Bar(bars, "tokens", self.plan.units, 0)
+        for number in records:
+            bar.advance(self.plan.units[number])
+        job = self._job(self.output / "tokenizer", self.tokenizer_class)
+        missing = [n for n in range(len(self.plan.units)) if n not in records]
+        pieces = [("tokens", (self.plan.units[n], n)) for n in missing]
+        for number, record in zip(missing, self._in_order(job, pieces), strict=True):
+            records[number] = record
+            bar.advance(self.plan.units[number])
+        return [json.loads(json.dumps(records[n])) for n in sorted(records)]
+
+    def _earlier_record(self, unit: int) -> dict[str, Any] | None:
+        path = self.work / "units" / f"{unit:06d}.json"
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        sizes = [(self.output / s["file"], s["bytes"]) for s in record["shards"]]
+        whole = all(shard.exists() and shard.stat().st_size == size for shard, size in sizes)
+        return record if whole else None
+
+    def _check_coverage(self, tokenizer: GeneExpressionTokenizer) -> None:
+        """Refuse a file of which the vocabulary covers too little, by a sample of its cells, before the long pass."""
+        if self.vocabulary is None:
+            return
+        for file in self.plan.files:
+            with open_planned(file.path, self.options, self.work / "converted") as cells:
+                try:
+                    columns = tokenizer.gene_columns(cells.counts, self.options.gene_column)
+                    rows = cells.counts.rows(0, min(256, cells.n_cells))
+                    columns.see(rows, rows.indices, columns.known[rows.indices])
+                    report = columns.match.report()
+                    report.counts = columns.counts_seen
+                    report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
+                    tokenizer.check_coverage(report)
+                except ValueError as error:
+                    raise type(error)(f"{file.name}: {error}") from error
+
+    def _job(self, vocabulary: Path, tokenizer_class: type[GeneExpressionTokenizer] | None) -> Job:
+        plan = self.plan
+        return Job(
+            files=plan.files,
+            options=self.options,
+            split=plan.split,
+            columns=plan.columns,
+            work=str(self.work),
+            output=str(self.output),
+            vocabulary=str(vocabulary),
+            tokenizer_class=tokenizer_class,
+        )
+
+    def _in_order(self, job: Job, pieces: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[Any]:
+        """Do pieces of work, several at once, and give their results in order."""
+        pieces = list(pieces)
+        processes = min(self.processes, len(pieces))
+        if processes <= 1:
+            worker = Worker(job)
+            for method, arguments in pieces:
+                yield getattr(worker, method)(*arguments)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, start_worker, (job,)) as pool:
+            waiting: deque[Future] = deque()
+            left = iter(pieces)
+            try:
+                for piece in left:
+                    waiting.append(pool.submit(work_on, *piece))
+                    if len(waiting) >= 2 * processes:
+                        yield _result(waiting.popleft())
+                while waiting:
+                    yield _result(waiting.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    # ---------------------------------------------------------------- the manifest
+
+    def _manifest(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+        plan = self.plan.to_dict()
+        files = []
+        for number, file in enumerate(self.plan.files):
+            own = [r for r in records if r["file"] == number]
+            files.append(
+                {
+                    "name": file.name,
+                    "n_cells": file.n_cells,
+                    "counts_in": file.counts_in,
+                    "notes": file.notes,
+                    "duplicate_names": file.duplicate_names,
+                    "report": self._file_report(tokenizer, number, own),
+                }
+            )
+        lengths: dict[int, int] = {}
+        for record in records:
+            for length, n in record["lengths"].get("train", {}).items():
+                lengths[int(length)] = lengths.get(int(length), 0) + n
+        return {
+            "format_version": 1,
+            "tokenizer": self.tokenizer_class.__name__,
+            "vocab_size": tokenizer.vocab_size,
+            "split": plan["split"],
+            "median_length": _weighted_median(lengths),
+            "shards": [shard for record in records for shard in record["shards"]],
+            "files": files,
+            "broken": plan["broken"],
+            "plan": plan,
+        }
+
+    def _file_report(self, tokenizer: GeneExpressionTokenizer, number: int, records: list[dict]) -> dict[str, Any]:
+        index, columns = self.gene_tables[number]
+        if "only" in columns:
+            index, columns = list(columns["only"]), {}
+        match = tokenizer.vocabulary.resolve(index, columns)
+        report = match.report()
+        lost = np.zeros(len(match.token_ids))
+        for record in records:
+            for name, n in record["report"].items():
+                setattr(report, name, getattr(report, name) + n)
+            report.counts += record["counts_seen"]
+            for column, n in record["counts_lost"].items():
+                lost[int(column)] += n
+        report.counts_covered = report.counts - float(lost.sum())
+        order = [int(i) for i in np.argsort(-lost, kind="stable")[:10] if lost[i] > 0]
+        report.largest_losses = [(str(match.names[i]), float(lost[i])) for i in order]
+        report.counts_in = self.plan.files[number].counts_in
+        return report.to_dict()
+
+
+class _Bar:
+    """A progress bar over units, in cells, with the rate."""
+
+    def __init__(self, bars: Progress, name: str, units: Sequence[tuple[int, int, int]], done: int):
+        self.bars, self.start = bars, time.monotonic()
+        self.fresh = 0
+        total = sum(stop - start for _, start, stop in units)
+        self.task: TaskID = bars.add_task(name, total=total, rate="")
+        bars.update(self.task, completed=sum(stop - start for _, start, stop in units[:done]))
+
+    def advance(self, unit: tuple[int, int, int]) -> None:
+        n = unit[2] - unit[1]
+        self.fresh += n
+        rate = self.fresh / max(time.monotonic() - self.start, 1e-9)
+        self.bars.update(self.task, advance=n, rate=f"{rate:,.0f} cells/s")
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "a process was killed, perhaps for want of memory: run again with fewer processes; it goes on where it was"
+        ) from error
+
+
+def _weighted_median(lengths: Mapping[int, int]) -> float:
+    """Median of lengths that occur so many times; 0 where there are none."""
+    if not lengths:
+        return 0.0
+    values = np.array(sorted(lengths))
+    ends = np.cumsum([lengths[int(v)] for v in values])
+    middle = [(ends[-1] - 1) // 2, ends[-1] // 2]
+    return float(values[np.searchsorted(ends, middle, side="right")].mean())
+
+
+__all__ = ["MANIFEST", "Corpus", "CorpusError", "tokenize_corpus"]

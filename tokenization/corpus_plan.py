@@ -1,0 +1,425 @@
+"""What to do with the files of a corpus: which are readable, which cells are held out, who does what."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
+from cellglot.tokenization.cells import Cells, read_cells
+from cellglot.tokenization.stored_matrix import CellFileError
+
+
+SPLITS = ("train", "validation", "test")
+UNIT_CELLS = 1 << 14
+UNIT_VALUES = 1 << 25
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How the files of a corpus are read.
+
+    Parameters
+    ----------
+    layer, gene_column
+        As for `read_cells` and the tokenizers.
+    rename
+        Column of obs -> name under which it is carried.
+    obs_columns
+        Further columns of obs to carry, under their own names.
+    """
+
+    layer: str | None = None
+    gene_column: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    obs_columns: Sequence[str] = ()
+
+
+@dataclass
+class PlannedFile:
+    """A file of the corpus.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        Name in the manifest, and ``dataset_id`` of cells that have none: the file's name without its ending.
+    fingerprint
+        Size, and a hash of its beginning and end: tells a file that changed since.
+    n_cells, n_genes
+        Its size.
+    counts_in
+        Where its counts are.
+    notes
+        What was converted, left out or recovered.
+    duplicate_names
+        Cells that share their name with an earlier cell of the file.
+    metadata
+        Name under which a column of obs is carried -> its name in the file.
+    """
+
+    path: str
+    name: str
+    fingerprint: str
+    n_cells: int
+    n_genes: int
+    counts_in: str
+    notes: list[str]
+    duplicate_names: int
+    metadata: dict[str, str]
+
+
+@dataclass
+class Split:
+    """Which cells are held out.
+
+    Parameters
+    ----------
+    by
+        ``"donor_id"``, ``"dataset_id"`` (also for cells without donor) or ``"cell"``.
+    seed
+        Of the draw.
+    fractions
+        Of validation and test cells.
+    held_out
+        Group -> ``"validation"`` or ``"test"``; all other groups are for training. Empty where cells are drawn.
+    """
+
+    by: str
+    seed: int
+    fractions: dict[str, float]
+    held_out: dict[str, str]
+
+    def assign(self, groups: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """Give the split of cells by their group and name, shape (cells,)."""
+        if self.by != "cell":
+            return np.array([self.held_out.get(g, "train") for g in groups], dtype=object)
+        drawn = _uniform(names, self.seed)
+        validation = self.fractions["validation"]
+        splits = np.full(len(names), "train", dtype=object)
+        splits[drawn < validation + self.fractions["test"]] = "test"
+        splits[drawn < validation] = "validation"
+        return splits
+
+
+@dataclass
+class Plan:
+    """Everything that decides the result: the same plan gives the same bytes.
+
+    Parameters
+    ----------
+    arguments
+        As the caller gave them.
+    files
+        The readable files.
+    broken
+        Name of a file that was passed over -> what is wrong with it.
+    units
+        (file, first cell, end): pieces of work.
+    split
+        Which cells are held out.
+    columns
+        Metadata column -> its type in Parquet.
+    """
+
+    arguments: dict[str, Any]
+    files: list[PlannedFile]
+    broken: dict[str, str]
+    units: list[tuple[int, int, int]]
+    split: Split
+    columns: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain types, without the folders in which the files lie."""
+        plain = json.loads(json.dumps(asdict(self)))
+        for file in plain["files"]:
+            del file["path"]
+        return plain
+
+    def digest(self) -> str:
+        """Give a hash that is the same for the same plan."""
+        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Hash size, beginning and end of a file, or the names and sizes of a folder's files."""
+    digest = hashlib.blake2b(digest_size=16)
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path)}:{file.stat().st_size};".encode())
+        return digest.hexdigest()
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(1 << 20))
+        file.seek(max(size - (1 << 20), 0))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def open_planned(path: str | Path, options: FileOptions, folder: Path | None) -> Cells:
+    """Open a file with the options of the corpus, carrying the further columns asked for."""
+    cells = read_cells(path, layer=options.layer, rename=options.rename, folder=folder)
+    for column in options.obs_columns:
+        if column in cells.obs.names:
+            cells.metadata_columns.setdefault(column, column)
+    return cells
+
+
+def conversion_folder(work: Path, path: str | Path) -> Path:
+    """Give the folder in which a file's matrix is kept when it has to be converted to rows."""
+    return work / "converted" / hashlib.blake2b(str(Path(path).resolve()).encode(), digest_size=8).hexdigest()
+
+
+@dataclass
+class Inspected:
+    """What planning needs of a file, so that it can be closed again.
+
+    Parameters
+    ----------
+    file
+        The file.
+    genes
+        Index and columns of its gene table.
+    ranges
+        Its pieces of work, as (first cell, end).
+    group_sizes
+        Cells by donor, else by data set.
+    kinds
+        Metadata column -> NumPy kind of its values.
+    """
+
+    file: PlannedFile
+    genes: tuple[list[str], dict[str, Any]]
+    ranges: list[tuple[int, int]]
+    group_sizes: dict[str, int]
+    kinds: dict[str, str]
+
+
+def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Inspected:
+    """Open a file, find its counts, and read what planning needs."""
+    with open_planned(path, options, conversion_folder(work, path)) as cells:
+        file = PlannedFile(
+            path=str(path),
+            name=name,
+            fingerprint=fingerprint(path),
+            n_cells=cells.n_cells,
+            n_genes=cells.n_genes,
+            counts_in=cells.counts.described_location,
+            notes=list(cells.notes),
+            duplicate_names=cells.duplicate_names(),
+            metadata=dict(cells.metadata_columns),
+        )
+        columns = {"only": cells.counts.columns[options.gene_column]} if _is_column(cells, options) else None
+        names = {str(c): v for c, v in (cells.counts.columns or {}).items()}
+        return Inspected(
+            file=file,
+            genes=(list(cells.counts.index), names if columns is None else columns),
+            ranges=list(cells.counts.ranges(UNIT_VALUES, UNIT_CELLS)),
+            group_sizes=_group_sizes(cells, name),
+            kinds={n: cells.obs.column(c, 0, 1).dtype.kind for n, c in file.metadata.items()},
+        )
+
+
+def inspect_files(
+    paths: Sequence[Path], names: Sequence[str], options: FileOptions, work: Path
+) -> tuple[list[Inspected], dict[str, str]]:
+    """Inspect every file; give the readable ones and what is wrong with the others."""
+    inspected, broken = [], {}
+    for path, name in zip(paths, names, strict=True):
+        try:
+            inspected.append(inspect_file(path, name, options, work))
+        except (ValueError, OSError) as error:
+            broken[name] = str(error)
+    return inspected, broken
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Give each file its name without ending; refuse files given twice, tell equal names apart by their folder."""
+    resolved = [p.resolve() for p in paths]
+    twice = sorted({str(p) for p in resolved if resolved.count(p) > 1})
+    if twice:
+        raise ValueError(f"given twice: {', '.join(twice)}")
+    stems = [p.name.removesuffix(".gz").rsplit(".", 1)[0] or p.name for p in resolved]
+    named = [s if stems.count(s) == 1 else f"{p.parent.name}/{s}" for s, p in zip(stems, resolved, strict=True)]
+    if len(set(named)) != len(named):
+        raise ValueError(f"files of the same name in folders of the same name: {', '.join(sorted(named))}")
+    return named
+
+
+# -------------------------------------------------------------------- groups and splits
+
+
+def cell_groups(metadata: pd.DataFrame, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give each cell's group (donor, else data set) and data set, shape (cells,) each."""
+    datasets = np.full(len(metadata), dataset, dtype=object)
+    if "dataset_id" in metadata:
+        own = metadata["dataset_id"].to_numpy(dtype=object)
+        datasets = np.where(pd.isna(own), datasets, own.astype(str))
+    groups = datasets
+    if "donor_id" in metadata:
+        donors = metadata["donor_id"].to_numpy(dtype=object)
+        unknown = pd.isna(donors) | np.isin(donors.astype(str), ["unknown", "na", "nan", ""])
+        groups = np.where(unknown, datasets, "donor " + donors.astype(str).astype(object))
+    return groups, datasets
+
+
+def _group_sizes(cells: Cells, name: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    have = {c: cells.metadata_columns[c] for c in ("donor_id", "dataset_id") if c in cells.metadata_columns}
+    for start in range(0, cells.n_cells, 1_000_000):
+        stop = min(start + 1_000_000, cells.n_cells)
+        columns = {c: cells.obs.column(column, start, stop) for c, column in have.items()}
+        groups, _ = cell_groups(pd.DataFrame(columns, index=range(stop - start)), name)
+        for group, n in zip(*np.unique(groups.astype(str), return_counts=True), strict=True):
+            sizes[str(group)] = sizes.get(str(group), 0) + int(n)
+    return sizes
+
+
+def draw_split(sizes: Mapping[str, int], seed: int, fractions: Mapping[str, float]) -> Split:
+    """Hold out whole donors, else whole data sets, else single cells.
+
+    Groups are taken in an order drawn by the seed until the fraction is reached; a group that would take more than
+    twice the fraction is passed over unless no smaller one is there.
+
+    Parameters
+    ----------
+    sizes
+        Cells of each group.
+    seed
+        Of the draw.
+    fractions
+        Of cells for validation and test.
+    """
+    if len(sizes) < 2:
+        return Split("cell", seed, dict(fractions), {})
+    total = sum(sizes.values())
+    names = np.array(sorted(sizes), dtype=object)
+    order = names[np.argsort(_uniform(names, seed), kind="stable")]
+    held_out: dict[str, str] = {}
+    for split in ("validation", "test"):
+        taken = 0
+        left = [g for g in order if g not in held_out]
+        if fractions[split] <= 0 or len(left) < 2:
+            continue
+        for group in left:
+            if taken < fractions[split] * total and taken + sizes[group] <= 2 * fractions[split] * total:
+                held_out[group] = split
+                taken += sizes[group]
+        if not taken:
+            held_out[min(left, key=lambda g: (sizes[g], g))] = split
+    by = "donor_id" if any(g.startswith("donor ") for g in sizes) else "dataset_id"
+    return Split(by, seed, dict(fractions), held_out)
+
+
+def _uniform(names: np.ndarray, seed: int) -> np.ndarray:
+    """Draw a number in [0, 1) for each name, the same for the same name and seed, shape (names,)."""
+    key = f"{seed % 10**16:016d}"
+    hashes = pd.util.hash_array(np.asarray(names, dtype=object), hash_key=key, categorize=False)
+    return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+# -------------------------------------------------------------------- units and columns
+
+
+def parquet_columns(kinds_of_files: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Choose the metadata columns of the Parquet files and their types, the same for all files."""
+    kinds: dict[str, set[str]] = {"cell_id": {"O"}, "dataset_id": {"O"}}
+    for kinds_of_file in kinds_of_files:
+        for name, kind in kinds_of_file.items():
+            kinds.setdefault(name, set()).add(kind)
+    types = {}
+    for name in [c for c in SCHEMA_COLUMNS if c in kinds] + sorted(set(kinds) - set(SCHEMA_COLUMNS)):
+        found = kinds[name]
+        if name == "is_primary_data" or found == {"b"}:
+            types[name] = "bool"
+        elif found <= {"i", "u"} and name not in SCHEMA_COLUMNS:
+            types[name] = "int64"
+        elif found <= {"i", "u", "f"} and name not in SCHEMA_COLUMNS:
+            types[name] = "double"
+        else:
+            types[name] = "string"
+    return types
+
+
+def _is_column(cells: Cells, options: FileOptions) -> bool:
+    return options.gene_column not in (None, "index") and options.gene_column in (cells.counts.columns or {})
+
+
+def make_plan(
+    paths: Sequence[Path],
+    options: FileOptions,
+    work: Path,
+    arguments: Mapping[str, Any],
+    *,
+    seed: int,
+    fractions: Mapping[str, float],
+    broken: Mapping[str, str],
+    skip_broken: bool,
+) -> tuple[Plan, list[tuple[list[str], dict[str, Any]]]]:
+    """Inspect the files and decide everything that decides the result.
+
+    Parameters
+    ----------
+    broken
+        Files already found broken, by name.
+    skip_broken
+        Pass over broken files.
+
+    Returns
+    -------
+    Plan
+        The plan.
+    list
+        Of each file of the plan, index and columns of its gene table.
+
+    Raises
+    ------
+    CellFileError
+        If files are broken and not to be passed over, or none is left; names them all.
+    """
+    names = unique_names(paths)
+    readable = [(p, n) for p, n in zip(paths, names, strict=True) if n not in broken]
+    inspected, found = inspect_files([p for p, _ in readable], [n for _, n in readable], options, work)
+    broken = dict(broken) | found
+    if broken and (not skip_broken or not inspected):
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in broken.items())
+        raise CellFileError(
+            f"{len(broken):,} of {len(paths):,} files cannot be used:\n{listed}"
+            + ("" if skip_broken else "\nPass over them with skip_broken=True (--skip-broken).")
+        )
+    missing = [c for c in options.obs_columns if not any(c in i.file.metadata for i in inspected)]
+    if missing:
+        raise ValueError(f"no file has a column {', '.join(missing)} in obs")
+    sizes: dict[str, int] = {}
+    for file in inspected:
+        for group, n in file.group_sizes.items():
+            sizes[group] = sizes.get(group, 0) + n
+    plan = Plan(
+        arguments=dict(arguments),
+        files=[i.file for i in inspected],
+        broken=broken,
+        units=[(n, start, stop) for n, i in enumerate(inspected) for start, stop in i.ranges],
+        split=draw_split(sizes, seed, fractions),
+        columns=parquet_columns([i.kinds for i in inspected]),
+    )
+    return plan, [i.genes for i in inspected]
+
+
+__all__ = [
+    "SPLITS",
+    "FileOptions",
+    "Plan",
+    "PlannedFile",
+    "Split",
+    "cell_groups",
+    "conversion_folder",
+    "make_plan",
+    "open_planned",
+]

@@ -1,0 +1,340 @@
+"""The work on one piece of a corpus: statistics of its cells, or its token shards. Runs in any process."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cellglot.tokenization.cells import Cells
+from cellglot.tokenization.corpus_plan import (
+    SPLITS,
+    FileOptions,
+    PlannedFile,
+    Split,
+    cell_groups,
+    conversion_folder,
+    open_planned,
+)
+from cellglot.tokenization.corpus_statistics import CorpusStatistics
+from cellglot.tokenization.count_matrix import CountRows
+from cellglot.tokenization.gene_encoding import GeneColumns, join, row_sums
+from cellglot.tokenization.gene_vocabulary import GeneVocabulary
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+
+
+CHUNK_VALUES = 1 << 21
+ROW_GROUP_CELLS = 1 << 11
+
+
+class BrokenFileError(Exception):
+    """A file turned out to be broken while its cells were read.
+
+    Parameters
+    ----------
+    name
+        The file's name in the plan.
+    reason
+        What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass
+class Job:
+    """What every piece of work of a pass has in common.
+
+    Parameters
+    ----------
+    files, options, split, columns
+        From the plan.
+    work, output
+        Folder of unfinished work, and of the result.
+    vocabulary
+        Folder of the catalogue of genes (statistics) or of the tokenizer (tokens).
+    tokenizer_class
+        Class of the tokenizer.
+    """
+
+    files: list[PlannedFile]
+    options: FileOptions
+    split: Split
+    columns: dict[str, str]
+    work: str
+    output: str
+    vocabulary: str
+    tokenizer_class: type[GeneExpressionTokenizer] | None = None
+
+
+class Worker:
+    """Does pieces of work of a job, keeping the last file open.
+
+    Parameters
+    ----------
+    job
+        The job.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._number = -1
+        self._cells: Cells | None = None
+        self._columns: GeneColumns | None = None
+        self._statistics: CorpusStatistics | None = None
+        if job.tokenizer_class is None:
+            self.catalogue = GeneVocabulary.load(job.vocabulary)
+        else:
+            self.tokenizer = job.tokenizer_class.from_pretrained(job.vocabulary)
+
+    def _open(self, number: int) -> tuple[Cells, GeneColumns]:
+        if number != self._number or self._cells is None or self._columns is None:
+            if self._cells is not None:
+                self._cells.close()
+            file = self.job.files[number]
+            folder = conversion_folder(Path(self.job.work), file.path)
+            try:
+                self._cells = open_planned(file.path, self.job.options, folder)
+            except (ValueError, OSError) as error:
+                raise BrokenFileError(file.name, str(error)) from error
+            counts = self._cells.counts
+            if self.job.tokenizer_class is None:
+                match = self.catalogue.resolve(counts.index, counts.columns, self.job.options.gene_column)
+                self._columns = GeneColumns(match)
+            else:
+                self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
+            self._number = number
+        return self._cells, self._columns
+
+    def _read(self, number: int, start: int, stop: int) -> Iterator[tuple[int, CountRows, pd.DataFrame]]:
+        """Read cells in chunks, with their metadata; what goes wrong is laid to the file."""
+        cells, _ = self._open(number)
+        try:
+            for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
+                yield low, cells.counts.rows(low, high), cells.metadata(low, high)
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
+
+    def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        groups, datasets = cell_groups(metadata, self.job.files[number].name)
+        return self.job.split.assign(groups, metadata.index.to_numpy(dtype=object)), datasets
+
+    # ---------------------------------------------------------------- statistics
+
+    def statistics(self, unit: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """Give the statistics of a unit's training cells."""
+        number, start, stop = unit
+        if self._statistics is None:
+            self._statistics = CorpusStatistics(len(self.catalogue.genes))
+        statistics = self._statistics
+        for _, rows, metadata in self._read(number, start, stop):
+            _, columns = self._open(number)
+            splits, _ = self._splits(number, metadata)
+            rows = columns.sum_duplicates(_only(rows, splits == "train"))
+            totals = row_sums(rows.data, rows.indptr)
+            kept_at = np.flatnonzero(columns.known.take(rows.indices) & (rows.data > 0))
+            counts = rows.data.take(kept_at).astype(np.float64)
+            genes = columns.token_ids.take(rows.indices.take(kept_at))
+            statistics.update(counts, genes, np.searchsorted(kept_at, rows.indptr), totals)
+        state = {name: array.copy() for name, array in statistics.state().items()}
+        statistics.clear()
+        return state
+
+    # ---------------------------------------------------------------- tokens
+
+    def tokens(self, unit: tuple[int, int, int], unit_number: int) -> dict[str, Any]:
+        """Write the token shards of a unit, and a record of what they hold."""
+        number, start, stop = unit
+        _, columns = self._open(number)
+        columns.counts_lost[:] = 0.0
+        columns.counts_seen = 0.0
+        report = columns.match.report()
+        lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
+        shards = _ShardWriter(Path(self.job.output) / "data", unit_number)
+        with shards:
+            for _, rows, metadata in self._read(number, start, stop):
+                splits, datasets = self._splits(number, metadata)
+                encoded = join(list(self.tokenizer.encode_rows(rows, columns)))
+                self.tokenizer.count_cells(report, encoded)
+                shards.add(_record_batch(encoded, self._metadata(metadata, datasets, splits)), splits)
+                for split in SPLITS:
+                    counted = np.bincount(np.diff(encoded.indptr)[splits == split], minlength=1)
+                    lengths[split] = _add(lengths[split], counted)
+        record = {
+            "unit": unit_number,
+            "file": number,
+            "shards": shards.written,
+            "lengths": {s: {int(n): int(c) for n, c in enumerate(h) if c} for s, h in lengths.items() if h.any()},
+            "report": {
+                "cells": report.cells,
+                "cells_without_genes": report.cells_without_genes,
+                "cells_cut": report.cells_cut,
+                "tokens_cut": report.tokens_cut,
+            },
+            "counts_seen": columns.counts_seen,
+            "counts_lost": {int(i): float(columns.counts_lost[i]) for i in np.flatnonzero(columns.counts_lost)},
+        }
+        write_whole(Path(self.job.work) / "units" / f"{unit_number:06d}.json", json.dumps(record))
+        return record
+
+    def _metadata(self, metadata: pd.DataFrame, datasets: np.ndarray, splits: np.ndarray) -> dict[str, pa.Array]:
+        columns = {"split": pa.array(splits, pa.string())}
+        for name, kind in self.job.columns.items():
+            if name == "cell_id":
+                values = metadata.index.to_numpy(dtype=object)
+            elif name == "dataset_id":
+                values = datasets
+            elif name in metadata:
+                values = metadata[name].to_numpy()
+            else:
+                values = np.full(len(metadata), None, dtype=object)
+            columns[name] = _to_arrow(values, kind)
+        return columns
+
+
+def _only(rows: CountRows, kept: np.ndarray) -> CountRows:
+    """Keep some cells."""
+    if kept.all():
+        return rows
+    lengths = np.diff(rows.indptr)
+    values = np.repeat(kept, lengths)
+    indptr = np.concatenate([[0], np.cumsum(lengths[kept])])
+    return CountRows(rows.data[values], rows.indices[values], indptr)
+
+
+def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    longer = longer.copy()
+    longer[: len(shorter)] += shorter
+    return longer
+
+
+def _to_arrow(values: np.ndarray, kind: str) -> pa.Array:
+    if kind == "string":
+        try:
+            return pa.array(values, pa.string(), from_pandas=True)
+        except (pa.ArrowTypeError, pa.ArrowInvalid):
+            return pa.array([None if v is None or v != v else str(v) for v in values], pa.string())
+    if kind == "bool":
+        known = {"true": True, "false": False, "1": True, "0": False}
+        return pa.array([None if v is None else known.get(str(v).lower()) for v in values], pa.bool_())
+    return pa.array(values, pa.type_for_alias(kind), from_pandas=True)
+
+
+def _record_batch(encoded: Any, metadata: dict[str, pa.Array]) -> pa.RecordBatch:
+    offsets = pa.array(encoded.indptr.astype(np.int32))
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens)),
+        "length": pa.array(np.diff(encoded.indptr).astype(np.int32)),
+    }
+    if encoded.values is not None:
+        columns["expression_values"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.values))
+    return pa.RecordBatch.from_pydict(columns | metadata)
+
+
+class _ShardWriter:
+    """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole."""
+
+    def __init__(self, folder: Path, unit: int):
+        self.folder, self.unit = folder, unit
+        self.writers: dict[str, pq.ParquetWriter] = {}
+        self.waiting: dict[str, list[pa.RecordBatch]] = {split: [] for split in SPLITS}
+        self.cells: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self.tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self.written: list[dict[str, Any]] = []
+
+    def add(self, batch: pa.RecordBatch, splits: np.ndarray) -> None:
+        for split in SPLITS:
+            mask = splits == split
+            if mask.any():
+                part = batch if mask.all() else batch.filter(pa.array(mask))
+                self.waiting[split].append(part)
+                self.cells[split] += len(part)
+                self.tokens[split] += int(np.sum(part.column("length").to_numpy()))
+                if sum(len(b) for b in self.waiting[split]) >= 2 * ROW_GROUP_CELLS:
+                    self._flush(split, everything=False)
+
+    def _path(self, split: str) -> Path:
+        return self.folder / f"{split}-{self.unit:06d}.parquet"
+
+    def _flush(self, split: str, everything: bool) -> None:
+        table = pa.Table.from_batches(self.waiting[split])
+        n = len(table) if everything else len(table) // ROW_GROUP_CELLS * ROW_GROUP_CELLS
+        if split not in self.writers:
+            plain = [c for c in table.column_names if c not in ("input_ids", "expression_values", "length", "cell_id")]
+            self.writers[split] = pq.ParquetWriter(
+                f"{self._path(split)}.tmp", table.schema, compression="zstd", compression_level=1, use_dictionary=plain
+            )
+        self.writers[split].write_table(table.slice(0, n), row_group_size=ROW_GROUP_CELLS)
+        rest = table.slice(n).combine_chunks()
+        self.waiting[split] = rest.to_batches() if len(rest) else []
+
+    def __enter__(self) -> "_ShardWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None:
+                for split in SPLITS:
+                    if self.waiting[split]:
+                        self._flush(split, everything=True)
+        finally:
+            for writer in self.writers.values():
+                writer.close()
+        if error is not None:
+            for split in self.writers:
+                Path(f"{self._path(split)}.tmp").unlink(missing_ok=True)
+            return
+        for split in self.writers:
+            path = self._path(split)
+            os.replace(f"{path}.tmp", path)
+            self.written.append(
+                {
+                    "file": f"data/{path.name}",
+                    "split": split,
+                    "cells": self.cells[split],
+                    "tokens": self.tokens[split],
+                    "bytes": path.stat().st_size,
+                }
+            )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name first, so that it is whole under its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# -------------------------------------------------------------------- processes
+
+_worker: Worker | None = None
+
+
+def start_worker(job: Job) -> None:
+    """Prepare this process for pieces of the job."""
+    global _worker
+    _worker = Worker(job)
+
+
+def work_on(method: str, arguments: tuple[Any, ...]) -> Any:
+    """Do a piece of work in a process that `start_worker` prepared."""
+    assert _worker is not None
+    function: Callable[..., Any] = getattr(_worker, method)
+    return function(*arguments)
+
+
+__all__ = ["BrokenFileError", "Job", "Worker", "start_worker", "work_on", "write_whole"]

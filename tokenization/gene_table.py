@@ -1,0 +1,150 @@
+"""Tables of gene names, and the catalogue of genes that the files of a corpus share."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cellglot.tokenization.gene_vocabulary import (
+    NAME_COLUMNS,
+    GeneVocabulary,
+    bare_id,
+    name_sources,
+    read_released_dictionary,
+)
+
+
+_SPIKE_IN = re.compile(r"^ERCC[-_]\d{5}$")
+_SYMBOL_COLUMNS = ("symbol", "approved_symbol", "gene_symbol", "gene_name", "name", "feature_name", "hgnc_symbol")
+_ALIAS_COLUMNS = ("alias_symbol", "prev_symbol", "previous_symbols", "alias_symbols", "aliases", "synonyms", "alias")
+
+
+class GeneNames:
+    """Symbols and aliases of genes by Ensembl id.
+
+    Attributes
+    ----------
+    symbols : dict
+        Gene to symbol.
+    aliases : dict
+        Gene to other names.
+    """
+
+    def __init__(self) -> None:
+        self.symbols: dict[str, str] = {}
+        self.aliases: dict[str, list[str]] = {}
+
+    def add(self, gene: str, name: str) -> None:
+        """Name a gene: its first name is the symbol, others are aliases."""
+        if name and self.symbols.setdefault(gene, name) != name and name not in self.aliases.setdefault(gene, []):
+            self.aliases[gene].append(name)
+
+
+def read_gene_table(path: Path) -> GeneNames:
+    """Read gene names from a table with a column of Ensembl ids, or from the released dictionary of names.
+
+    Parameters
+    ----------
+    path
+        Tab- or comma-separated (plain or compressed), with columns such as ``ensembl_gene_id``, ``symbol``,
+        ``alias_symbol``, ``prev_symbol`` (as HGNC and BioMart write them; several aliases are separated by ``|``),
+        or ``gene_name_id_dict.pkl`` as Geneformer publishes it.
+
+    Raises
+    ------
+    ValueError
+        If there is no column of Ensembl gene ids or none of symbols.
+    """
+    names = GeneNames()
+    if path.suffix == ".pkl":
+        for name, gene in read_released_dictionary(path).items():
+            names.add(str(gene), str(name))
+        return names
+    table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False, comment="#")
+    columns = {re.sub(r"[^a-z0-9]+", "_", str(c).lower()).strip("_"): c for c in table.columns}
+    ids = next((c for c in table.columns if table[c].map(bare_id).notna().mean() > 0.5), None)
+    symbols = next((columns[c] for c in _SYMBOL_COLUMNS if c in columns and columns[c] != ids), None)
+    if ids is None or symbols is None:
+        wanted = "Ensembl gene ids" if ids is None else f"symbols (one of {', '.join(_SYMBOL_COLUMNS)})"
+        raise ValueError(f"{path} has no column of {wanted}; its columns are {', '.join(map(str, table.columns))}")
+    others = [columns[c] for c in _ALIAS_COLUMNS if c in columns]
+    for row in table[[ids, symbols, *others]].itertuples(index=False):
+        gene = bare_id(row[0].strip())
+        if gene is not None:
+            for cell in row[1:]:
+                for name in cell.split("|"):
+                    names.add(gene, name.strip())
+    return names
+
+
+def gene_catalogue(
+    tables: Sequence[tuple[Sequence[str], Mapping[str, Any] | None]],
+    gene_names: GeneNames | None = None,
+    only: Iterable[str] | None = None,
+) -> GeneVocabulary:
+    """Find the genes of a corpus: by Ensembl id where a file or a table gives one, else by their name.
+
+    A name without id means the gene that other files or the table give this name, if it is one gene; a name of
+    several genes is ambiguous, and left out later; a name of none stands for itself. Spike-ins (ERCC) are no genes.
+
+    Parameters
+    ----------
+    tables
+        Of each file, the index and the columns of its gene table.
+    gene_names
+        From `read_gene_table`.
+    only
+        Ids or names of the genes to keep.
+
+    Returns
+    -------
+    GeneVocabulary
+        Genes in alphabetical order, with symbols and aliases, without statistics.
+
+    Raises
+    ------
+    ValueError
+        If no gene is left.
+    """
+    names = GeneNames()
+    own: set[str] = set()
+    if gene_names is not None:
+        names.symbols.update(gene_names.symbols)
+        names.aliases.update({gene: list(aliases) for gene, aliases in gene_names.aliases.items()})
+    for index, columns in tables:
+        for gene, name in _named_ids(index, columns):
+            own.add(gene)
+            names.add(gene, name)
+    known = GeneVocabulary.from_statistics(
+        sorted(own | set(names.symbols)), symbols=names.symbols, aliases=names.aliases
+    )
+    genes = set(own)
+    for index, columns in tables:
+        match = known.resolve(index, columns)
+        genes.update(known.tokens[int(t)] for t in match.token_ids[match.known])
+        unnamed = ~match.known & ~match.ambiguous
+        genes.update(str(n) for n in match.names[unnamed] if n and not _SPIKE_IN.match(n))
+    everything = GeneVocabulary.from_statistics(sorted(genes), symbols=names.symbols, aliases=names.aliases)
+    if only is not None:
+        match = everything.resolve(list(only))
+        kept = {everything.tokens[int(t)] for t in match.token_ids[match.known]}
+        genes &= kept
+    if not genes:
+        raise ValueError("no gene is left: the files share none with the list of genes to keep")
+    return GeneVocabulary.from_statistics(sorted(genes), symbols=names.symbols, aliases=names.aliases)
+
+
+def _named_ids(index: Sequence[str], columns: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
+    """Give (Ensembl id, name) of the rows of a gene table that have an id; the name may be empty."""
+    sources = name_sources(index, columns)
+    usual = {c.lower() for c in NAME_COLUMNS}
+    named = [v for n, v in sources if n == "index" or n.lower().replace(" ", "_").replace("-", "_") in usual]
+    for row in range(len(sources[0][1])):
+        gene = next((g for _, v in sources if (g := bare_id(v[row])) is not None), None)
+        if gene is not None:
+            yield gene, next((v[row] for v in named if v[row] and bare_id(v[row]) is None), "")
+
+
+__all__ = ["GeneNames", "gene_catalogue", "read_gene_table"]
