@@ -1,0 +1,213 @@
+"""Attention over expressed genes and the background of all unexpressed ones, exact, at the cost of the expressed.
+
+In Exceiver's mode ``"bias"`` every gene takes part in the encoder's cross attention. An unexpressed gene has the same
+key and value in every cell, so the sums over all genes' backgrounds are computed once; each cell takes off its own
+expressed genes' share and adds their true terms. Sums are read off ordinary attention calls by one more key, the
+*sink*, of known logit and no value: its weight tells the sum of all others.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # keys, values, mask of keys
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def attend_with_sink(
+    attention: Attention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    sink_logit: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to keys and to a sink with a logit for each query and the value zero.
+
+    Parameters
+    ----------
+    attention
+        Scaled dot-product attention of (query, key, value, key mask).
+    query, key, value
+        Shapes (cells, heads, queries, size), (cells, heads, keys, size) twice.
+    key_mask
+        True where a key takes part, shape (cells, keys).
+    sink_logit
+        Shape (heads, queries).
+    scaling
+        Factor of products of queries and keys.
+
+    Returns
+    -------
+    output
+        Weighted sum of values over all keys, the sink included, shape (cells, heads, queries, size).
+    sink_weight
+        Weight of the sink, shape (cells, heads, queries, 1).
+    """
+    cells, heads, queries, _ = query.shape
+    logit = (sink_logit / scaling)[None, :, :, None].expand(cells, heads, queries, 1)
+    query = torch.cat([query, logit.to(query.dtype)], dim=-1)
+    sink = key.new_zeros(cells, heads, 1, key.shape[-1])
+    one = key.new_ones(cells, heads, 1, 1)
+    zeros = key.new_zeros(cells, heads, key.shape[2], 1)
+    key = torch.cat([torch.cat([key, zeros], dim=-1), torch.cat([sink, one], dim=-1)], dim=2)
+    value = torch.cat([torch.cat([value, zeros], dim=-1), torch.cat([sink, one], dim=-1)], dim=2)
+    if key_mask is not None:
+        key_mask = torch.cat([key_mask, key_mask.new_ones(cells, 1)], dim=1)
+    output = attention(query, key, value, key_mask)
+    return output[..., :-1], output[..., -1:]
+
+
+def background_attention(
+    attention: Attention | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    background_key: torch.Tensor,
+    background_value: torch.Tensor,
+    genes: torch.Tensor,
+    scaling: float,
+    bias: float = 1.0,
+) -> torch.Tensor:
+    """Attend to expressed genes and, with a bias on their logits, to all others.
+
+    With sums Z and numerators N of exponentials over all background genes (a), the background of a cell's expressed
+    genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are kept as
+    logarithms or as shares of Z_a: stable whatever the logits. Float32 throughout.
+
+    Parameters
+    ----------
+    attention
+        Scaled dot-product attention of (query, key, value, key mask), of which the sums are read off by sinks; None
+        to take them from PyTorch's kernel for the CPU (where `has_cpu_kernel`), which is faster.
+    query
+        Queries, the same for every cell, shape (1, heads, queries, size).
+    key, value
+        Of each cell's expressed genes, shape (cells, heads, expressed genes, size).
+    key_mask
+        True where there is an expressed gene, shape (cells, expressed genes); None where everywhere.
+    background_key, background_value
+        Of all genes without counts, shape (1, heads, genes, size).
+    genes
+        Number of each expressed gene, masked ones included, shape (cells, expressed genes).
+    scaling
+        Factor of products of queries and keys.
+    bias
+        Added to the logits of unexpressed genes.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (cells, heads, queries, size).
+    """
+    query, key, value = query.float(), key.float(), value.float()
+    background_key, background_value = background_key.float(), background_value.float()
+    own_key, own_value = _rows(background_key, genes), _rows(background_value, genes)
+    everything = (background_key, background_value, None)
+    own, true = (own_key, own_value, key_mask), (key, value, key_mask)
+    if attention is None:
+        return _from_logsumexps(query, everything, own, true, scaling, bias)
+    return _from_sinks(attention, query, everything, own, true, scaling, bias)
+
+
+def _from_sinks(
+    attention: Attention, query: torch.Tensor, everything: Part, own: Part, true: Part, scaling: float, bias: float
+) -> torch.Tensor:
+    background_key = everything[0]
+    # By Jensen's inequality log Z_a is at least this: the sink's weight lies below one half and loses no precision.
+    mean_key = background_key.mean(dim=2, keepdim=True)
+    least = (query @ mean_key.transpose(-1, -2) * scaling).squeeze(-1)[0].detach() + math.log(background_key.shape[2])
+    summed, sink = attend_with_sink(attention, query, *everything, least, scaling)
+    all_output = summed / (1 - sink)
+    all_logit = least + (1 / sink - 1).log()[0, :, :, 0]  # log Z_a, without the bias
+    query = query.expand(true[0].shape[0], -1, -1, -1)
+    true_sum, true_sink = attend_with_sink(attention, query, *true, all_logit + bias, scaling)
+    own_sum, own_sink = attend_with_sink(attention, query, *own, all_logit, scaling)
+    others = (2 - 1 / own_sink).clamp(min=0)  # (Z_a - Z_b) / Z_a
+    numerator = true_sink * (all_output - own_sum / own_sink) + true_sum
+    return numerator / (true_sink * (others - 1) + 1)
+
+
+def _from_logsumexps(
+    query: torch.Tensor, everything: Part, own: Part, true: Part, scaling: float, bias: float
+) -> torch.Tensor:
+    all_output, all_log = _CpuAttention.apply(query, *everything, scaling)
+    query = query.expand(true[0].shape[0], -1, -1, -1)
+    true_output, true_log = _CpuAttention.apply(query, *true, scaling)
+    own_output, own_log = _CpuAttention.apply(query, *own, scaling)
+    all_log, own_log = all_log + bias, own_log + bias
+    top = torch.maximum(all_log, true_log).detach()
+    all_sum, own_sum, true_sum = ((log - top).exp().unsqueeze(-1) for log in (all_log, own_log, true_log))
+    numerator = all_sum * all_output - own_sum * own_output + true_sum * true_output
+    return numerator / ((all_sum - own_sum).clamp(min=0) + true_sum)
+
+
+class _CpuAttention(torch.autograd.Function):
+    """Attention and the logarithm of its sum of exponentials, both differentiable, by PyTorch's kernel for the CPU.
+
+    The kernel's own backward pass knows no gradient of the logarithm; that part is the backward pass of attention to
+    values of one, with the output taken as zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = None
+        if key_mask is not None:
+            mask = torch.zeros(key_mask.shape, dtype=query.dtype).masked_fill_(~key_mask, -math.inf)[:, None, None]
+        output, log = _cpu_forward(query, key, value, attn_mask=mask, scale=scaling)
+        if key_mask is not None:
+            log = log.masked_fill(~key_mask.any(dim=1)[:, None, None], -math.inf)
+        ctx.save_for_backward(query, key, value, mask, output, log)
+        ctx.scaling = scaling
+        return output, log
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor, grad_log: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, mask, output, log = ctx.saved_tensors
+        log = log.masked_fill(log == -math.inf, 0.0)
+        options = {"attn_mask": mask, "scale": ctx.scaling}
+        grads = _cpu_backward(grad_output.contiguous(), query, key, value, output, log, 0.0, False, **options)
+        ones, zeros = torch.ones_like(value), torch.zeros_like(output)
+        spread = (grad_log.unsqueeze(-1) / value.shape[-1]).expand_as(output).contiguous()
+        more = _cpu_backward(spread, query, key, ones, zeros, log, 0.0, False, **options)
+        return grads[0] + more[0], grads[1] + more[1], grads[2], None, None
+
+
+_cpu_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_cpu_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+
+
+def has_cpu_kernel(query: torch.Tensor) -> bool:
+    """Whether sums of exponentials can be had from PyTorch's attention kernel for the CPU."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.float32
+        and _cpu_forward is not None
+        and _cpu_backward is not None
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _rows(states: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
+    """Pick the states (1, heads, genes, size) of each cell's genes: (cells, heads, expressed genes, size).
+
+    By an embedding lookup, whose backward pass is ten times as fast as that of indexing.
+    """
+    heads, size = states.shape[1], states.shape[3]
+    table = states[0].transpose(0, 1).flatten(1)
+    return torch.nn.functional.embedding(genes, table).unflatten(-1, (heads, size)).transpose(1, 2)
+
+
+__all__ = ["attend_with_sink", "background_attention", "has_cpu_kernel"]

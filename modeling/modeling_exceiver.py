@@ -1,0 +1,763 @@
+"""Exceiver: a Perceiver IO over sparse gene expression (Connell, Khan and Keiser 2022, arXiv 2210.14330)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .background_attention import background_attention, has_cpu_kernel
+from .configuration_exceiver import ExceiverConfig
+from .wide_feed_forward import pays, wide_feed_forward
+
+
+@dataclass
+class ExceiverModelOutput(BaseModelOutputWithPooling):
+    """Output of `ExceiverModel`.
+
+    Parameters
+    ----------
+    last_hidden_state
+        Processed latents, shape (cells, latents, hidden size).
+    pooler_output
+        Cell embedding: latents one after the other, shape (cells, latents * hidden size), or their mean.
+    hidden_states
+        Latents before the first and after every layer, on request.
+    attentions
+        Self-attention weights of every layer, shape (cells, heads, latents, latents), on request under eager.
+    cross_attentions
+        Weights of the encoder's cross attention, shape (cells, heads, latents, genes), on request under eager with
+        ``unexpressed_genes="exclude"``.
+    """
+
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ExceiverForMaskedExpressionOutput(ModelOutput):
+    """Output of `ExceiverForMaskedExpression`.
+
+    Parameters
+    ----------
+    loss
+        Mean squared error of predicted expression, where labels are given.
+    predicted_expression
+        Standardised expression (+1) at the queries, shape (cells, queries).
+    last_hidden_state
+        Processed latents, shape (cells, latents, hidden size).
+    hidden_states, attentions, cross_attentions
+        As in `ExceiverModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    predicted_expression: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ExceiverForSequenceClassificationOutput(ModelOutput):
+    """Output of `ExceiverForSequenceClassification`.
+
+    Parameters
+    ----------
+    loss
+        Sum of the losses below that could be computed.
+    logits
+        Scores of the classes, shape (cells, classes).
+    classification_loss
+        Cross entropy, where labels are given.
+    expression_loss
+        Mean squared error of predicted expression, where expression labels are given.
+    predicted_expression
+        Standardised expression (+1) at the queries, shape (cells, queries), where there are queries.
+    last_hidden_state
+        Processed latents, shape (cells, latents, hidden size).
+    hidden_states, attentions, cross_attentions
+        As in `ExceiverModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    classification_loss: torch.Tensor | None = None
+    expression_loss: torch.Tensor | None = None
+    predicted_expression: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with explicit weights; the mask is True where a key takes part, or added to the logits."""
+    logits = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+    elif attention_mask is not None:
+        logits = logits + attention_mask
+    weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class ExceiverAttention(nn.Module):
+    """Multi-head attention whose keys and values may have another size than its queries.
+
+    Parameters
+    ----------
+    config
+        The model's configuration.
+    query_size, key_value_size
+        Sizes of queries (and output), and of keys and values.
+    num_heads
+        Heads.
+    dropout
+        On attention weights.
+    """
+
+    def __init__(self, config: ExceiverConfig, query_size: int, key_value_size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.config = config
+        self.head_dim = query_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(query_size, query_size)
+        self.k_proj = nn.Linear(key_value_size, query_size)
+        self.v_proj = nn.Linear(key_value_size, query_size)
+        self.o_proj = nn.Linear(query_size, query_size)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """Shape (cells, tokens, size) to (cells, heads, tokens, size of a head)."""
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend by the configured implementation.
+
+        Parameters
+        ----------
+        query, key, value
+            Shape (cells, heads, tokens, size of a head).
+        key_mask
+            True where a key takes part, shape (cells, keys).
+
+        Returns
+        -------
+        output
+            Shape (cells, queries, heads, size of a head).
+        weights
+            Shape (cells, heads, queries, keys), None where the implementation gives none.
+        """
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        size = value.shape[-1]
+        if query.is_cuda and size % 8:  # the fast kernels take head sizes that are multiples of 8
+            query, key, value = (nn.functional.pad(states, (0, -size % 8)) for states in (query, key, value))
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None if key_mask is None else key_mask[:, None, None, :],
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return output[..., :size], weights
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        key_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `hidden_states` to `key_value_states` (to themselves where None).
+
+        A cell of which no key takes part gets the output of a zero context.
+        """
+        source = hidden_states if key_value_states is None else key_value_states
+        query = self.split_heads(self.q_proj(hidden_states)).expand(source.shape[0], -1, -1, -1)
+        key, value = self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
+        context, weights = self.attend(query, key, value, key_mask, **kwargs)
+        if key_mask is not None:
+            context = context.where(key_mask.any(dim=1)[:, None, None, None], context.new_zeros(()))
+        return self.o_proj(context.flatten(2)), weights
+
+
+class ExceiverCrossBlock(GradientCheckpointingLayer):
+    """Pre-norm cross attention and a small feed-forward block, as encoder and decoder use it.
+
+    One layer norm serves keys and values; the residual is added to the query before its norm.
+
+    Parameters
+    ----------
+    config
+        The model's configuration.
+    query_size, key_value_size
+        Sizes of queries, and of keys and values.
+    """
+
+    def __init__(self, config: ExceiverConfig, query_size: int, key_value_size: int):
+        super().__init__()
+        heads, eps = config.num_cross_attention_heads, config.layer_norm_eps
+        self.norm_query = nn.LayerNorm(query_size, eps=eps)
+        self.norm_key_value = nn.LayerNorm(key_value_size, eps=eps)
+        self.cross_attn = ExceiverAttention(config, query_size, key_value_size, heads, dropout=0.0)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(query_size, eps=eps),
+            nn.Linear(query_size, query_size),
+            nn.GELU(),
+            nn.LayerNorm(query_size, eps=eps),
+            nn.Linear(query_size, query_size),
+        )
+
+    def forward(
+        self,
+        query_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        key_mask: torch.Tensor | None = None,
+        background_states: torch.Tensor | None = None,
+        genes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Attend from queries to keys.
+
+        Parameters
+        ----------
+        query_states
+            Shape (cells or 1, queries, query size).
+        key_value_states
+            Shape (cells, keys, key and value size).
+        key_mask
+            True where a key takes part, shape (cells, keys).
+        background_states
+            Of all genes where they have no counts, shape (1, genes, key and value size); with them, genes that a
+            cell does not express take part too, with +1 on their logits.
+        genes
+            Number of the gene of each key, shape (cells, keys); needed with `background_states`.
+        """
+        queries = self.norm_query(query_states)
+        keys = self.norm_key_value(key_value_states)
+        if background_states is None:
+            attended, _ = self.cross_attn(queries, keys, key_mask, **kwargs)
+        else:
+            assert genes is not None
+            attended = self._attend_all(queries, keys, key_mask, self.norm_key_value(background_states), genes)
+        states = query_states + attended
+        return states + self.mlp(states)
+
+    def _attend_all(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        background: torch.Tensor,
+        genes: torch.Tensor,
+    ) -> torch.Tensor:
+        attn = self.cross_attn
+        states = [
+            attn.split_heads(projection(source))
+            for projection, source in (
+                (attn.q_proj, queries),
+                (attn.k_proj, keys),
+                (attn.v_proj, keys),
+                (attn.k_proj, background),
+                (attn.v_proj, background),
+            )
+        ]
+        query, key, value, background_key, background_value = states
+
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return attn.attend(q, k, v, mask)[0].transpose(1, 2)
+
+        by_kernel = attn.config._attn_implementation == "sdpa" and has_cpu_kernel(query)
+        with torch.autocast(query.device.type, enabled=False):
+            context = background_attention(
+                None if by_kernel else attention,
+                query,
+                key,
+                value,
+                key_mask,
+                background_key,
+                background_value,
+                genes,
+                attn.scaling,
+            )
+        return attn.o_proj(context.to(queries.dtype).transpose(1, 2).flatten(2))
+
+
+class ExceiverLayer(GradientCheckpointingLayer):
+    """Post-norm self-attention and feed-forward block on the latents.
+
+    Parameters
+    ----------
+    config
+        The model's configuration.
+    """
+
+    def __init__(self, config: ExceiverConfig):
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn = ExceiverAttention(config, size, size, config.num_attention_heads, config.attention_dropout)
+        self.norm_attention = nn.LayerNorm(size, eps=eps)
+        self.fc1 = nn.Linear(size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, size)
+        self.norm_feed_forward = nn.LayerNorm(size, eps=eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def feed_forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the feed-forward block, shape (cells, latents, hidden size)."""
+        dropped = self.training and self.dropout.p > 0
+        if not dropped and type(self.fc2) is nn.Linear and pays(states, self.fc1, self.activation):
+            return wide_feed_forward(states, self.fc1, self.fc2)
+        return self.fc2(self.dropout(self.activation(self.fc1(states))))
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Process latents, shape (cells, latents, hidden size)."""
+        attended, _ = self.self_attn(hidden_states, **kwargs)
+        hidden_states = self.norm_attention(hidden_states + self.dropout(attended))
+        return self.norm_feed_forward(hidden_states + self.dropout(self.feed_forward(hidden_states)))
+
+
+class ExceiverPreTrainedModel(PreTrainedModel):
+    """Base of the Exceiver models: initialisation and what the library has to know.
+
+    Weights start as PyTorch's own layers do (the released code sets nothing else): embeddings and latents from a
+    standard normal distribution, attention by Xavier, other layers by Kaiming.
+    """
+
+    config: ExceiverConfig
+    config_class = ExceiverConfig
+    base_model_prefix = "exceiver"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ExceiverLayer", "ExceiverCrossBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": ExceiverLayer,
+        "attentions": OutputRecorder(ExceiverAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(ExceiverAttention, index=1, layer_name="encoder.cross_attn"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, ExceiverAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(projection.weight)
+                init.zeros_(projection.bias)
+            init.zeros_(module.o_proj.bias)
+        elif isinstance(module, ExceiverModel):
+            init.normal_(module.latent_queries)
+            init.constant_(module.background_values, float("nan"))
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        else:
+            super()._init_weights(module)
+
+
+class ExceiverModel(ExceiverPreTrainedModel):
+    """Gene embeddings, latents, the encoder's cross attention and the layers on the latents.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    """
+
+    def __init__(self, config: ExceiverConfig):
+        super().__init__(config)
+        self.gene_embedding = nn.Embedding(config.vocab_size, config.gene_embedding_size, config.pad_token_id)
+        self.latent_queries = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))
+        self.encoder = ExceiverCrossBlock(config, config.hidden_size, config.gene_embedding_size)
+        self.layers = nn.ModuleList([ExceiverLayer(config) for _ in range(config.num_hidden_layers)])
+        self.register_buffer("background_values", torch.empty(config.num_genes))
+        self.gradient_checkpointing = False
+        self._checked_background: tuple[int, int] | None = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Give the gene embedding."""
+        return self.gene_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the gene embedding."""
+        self.gene_embedding = value
+
+    def set_background_values(self, values: Any) -> None:
+        """Set each gene's value where it has no counts (the tokenizer's `background_values`), shape (genes,)."""
+        values = torch.as_tensor(values, dtype=self.background_values.dtype)
+        if values.shape != self.background_values.shape:
+            raise ValueError(
+                f"background values of shape {tuple(values.shape)} for a model of {self.config.num_genes:,} genes"
+            )
+        self.background_values.copy_(values)
+
+    def _background(self, given: torch.Tensor | None) -> torch.Tensor:
+        if given is not None:
+            if given.shape != (self.config.num_genes,):
+                raise ValueError(
+                    f"background_values has shape {tuple(given.shape)}, the model has {self.config.num_genes:,} genes"
+                )
+            return given
+        values = self.background_values
+        version = (values.data_ptr(), values._version) if not torch.compiler.is_compiling() else None
+        if version is not None and version != self._checked_background:
+            if values.isnan().any():
+                raise ValueError(
+                    "unexpressed_genes='bias' needs the value of every gene where it has no counts, and this model "
+                    "holds none: pass background_values, or set them once by set_background_values("
+                    "tokenizer.background_values)"
+                )
+            self._checked_background = version
+        return values
+
+    def _check_ids(self, name: str, ids: torch.Tensor, highest: int) -> None:
+        if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high > highest:
+            wrong = high if high > highest else low
+            raise ValueError(
+                f"{name} holds the id {wrong:,}, but this model has {self.config.num_genes:,} genes "
+                f"(vocab_size={self.config.vocab_size:,}): do tokenizer and model belong together?"
+            )
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        expression_values: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        masked_genes: torch.Tensor | None = None,
+        background_values: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ExceiverModelOutput:
+        """Encode cells.
+
+        Parameters
+        ----------
+        input_ids
+            Expressed genes, shape (cells, genes).
+        expression_values
+            Their standardised expression + 1, shape (cells, genes).
+        attention_mask
+            1 where there is a gene, 0 for padding, shape (cells, genes); by default where `input_ids` is not padding.
+        masked_genes
+            True for genes to hide, shape (cells, genes): they keep their place and id, and get the zero embedding and
+            the value 1.
+        background_values
+            Value of each gene where it has no counts, shape (genes,), for ``unexpressed_genes="bias"``; by default
+            the model's own.
+
+        Raises
+        ------
+        ValueError
+            If an id is beyond the model's genes, or background values are needed and missing.
+        """
+        config = self.config
+        self._check_ids("input_ids", input_ids, config.pad_token_id)
+        if input_ids.shape[1] == 0:
+            input_ids = nn.functional.pad(input_ids, (0, 1), value=config.pad_token_id)
+            expression_values = nn.functional.pad(expression_values, (0, 1))
+            attention_mask = masked_genes = None
+        key_mask = input_ids != config.pad_token_id
+        if attention_mask is not None:
+            key_mask = key_mask & attention_mask.bool()
+        embedded, values = input_ids, expression_values
+        if masked_genes is not None:
+            masked_genes = masked_genes.bool()
+            embedded = input_ids.masked_fill(masked_genes, config.pad_token_id)
+            values = expression_values.masked_fill(masked_genes, 1.0)
+        weight = self.gene_embedding.weight
+        genes = self.gene_embedding(embedded) * values.to(weight.dtype).unsqueeze(-1)
+        background = None
+        if config.unexpressed_genes == "bias":
+            background_values = self._background(background_values)
+            background = weight[: config.num_genes] * background_values.to(weight).unsqueeze(-1)
+            background = background.unsqueeze(0)
+        latents = self.encoder(
+            self.latent_queries.unsqueeze(0),
+            genes,
+            key_mask=key_mask,
+            background_states=background,
+            genes=input_ids.clamp(max=config.num_genes - 1),
+            **kwargs,
+        )
+        for layer in self.layers:
+            latents = layer(latents, **kwargs)
+        pooled = latents.mean(dim=1) if config.pooling == "mean" else latents.flatten(1)
+        return ExceiverModelOutput(last_hidden_state=latents, pooler_output=pooled)
+
+
+class ExceiverHead(nn.Sequential):
+    """Layer norm, linear, GELU, linear: gene-sized states to outputs.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    num_outputs
+        Outputs.
+    """
+
+    def __init__(self, config: ExceiverConfig, num_outputs: int):
+        super().__init__(
+            nn.LayerNorm(config.gene_embedding_size, eps=config.layer_norm_eps),
+            nn.Linear(config.gene_embedding_size, num_outputs),
+            nn.GELU(),
+            nn.Linear(num_outputs, num_outputs),
+        )
+
+
+def masked_queries(
+    input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_token_id: int
+) -> torch.Tensor:
+    """Give the masked genes of each cell in their order, padded, shape (cells, most masked genes of a cell)."""
+    masked_genes = masked_genes.bool()
+    most = int(masked_genes.sum(dim=1).max()) if masked_genes.numel() else 0
+    first = masked_genes.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return input_ids.gather(1, first).masked_fill(~masked_genes.gather(1, first), pad_token_id)
+
+
+def expression_loss(
+    predicted: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, num_items_in_batch: Any = None
+) -> torch.Tensor:
+    """Mean squared error over valid queries, in float32.
+
+    Parameters
+    ----------
+    predicted, labels
+        Shape (cells, queries).
+    valid
+        False for padding, shape (cells, queries).
+    num_items_in_batch
+        Cells of the whole batch, over accumulation steps and processes: the loss is then the sum over this call's
+        cells of their mean squared errors, divided by this number.
+    """
+    squared = (predicted.float() - labels.float()).square().where(valid, 0.0)
+    if num_items_in_batch is None:
+        return squared.sum() / valid.sum().clamp(min=1)
+    return (squared.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).sum() / num_items_in_batch
+
+
+class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
+    """Predicts the expression of masked genes: Exceiver's pretraining.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    """
+
+    def __init__(self, config: ExceiverConfig):
+        super().__init__(config)
+        self.exceiver = ExceiverModel(config)
+        self.decoder = ExceiverCrossBlock(config, config.gene_embedding_size, config.hidden_size)
+        self.expression_head = ExceiverHead(config, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        expression_values: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        masked_genes: torch.Tensor | None = None,
+        query_ids: torch.LongTensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        background_values: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ExceiverForMaskedExpressionOutput:
+        """Predict standardised expression at queries.
+
+        Parameters
+        ----------
+        input_ids, expression_values, attention_mask, masked_genes, background_values
+            As for `ExceiverModel`.
+        query_ids
+            Genes to predict, shape (cells, queries), padded by ``<pad>``; by default the masked genes in their order.
+        labels
+            Their standardised expression + 1, shape (cells, queries); padding is ignored.
+        num_items_in_batch
+            As for `expression_loss`.
+
+        Raises
+        ------
+        ValueError
+            If neither queries nor masked genes are given, or a query is beyond the model's genes.
+        """
+        if query_ids is None:
+            if masked_genes is None:
+                raise ValueError("which genes to predict: pass query_ids, or masked_genes to predict those")
+            query_ids = masked_queries(input_ids, masked_genes, self.config.pad_token_id)
+        self.exceiver._check_ids("query_ids", query_ids, self.config.pad_token_id)
+        outputs = self.exceiver(
+            input_ids, expression_values, attention_mask, masked_genes, background_values, **kwargs
+        )
+        decoded = self.decoder(self.exceiver.gene_embedding(query_ids), outputs.last_hidden_state)
+        predicted = self.expression_head(decoded).squeeze(-1)
+        loss = None
+        if labels is not None:
+            loss = expression_loss(predicted, labels, query_ids != self.config.pad_token_id, num_items_in_batch)
+        return ExceiverForMaskedExpressionOutput(
+            loss=loss,
+            predicted_expression=predicted,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
+    """Classifies cells by a learned class query, and predicts masked expression beside it.
+
+    Parameters
+    ----------
+    config
+        The configuration; ``num_labels`` or ``id2label`` give the classes.
+    """
+
+    def __init__(self, config: ExceiverConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.exceiver = ExceiverModel(config)
+        self.decoder = ExceiverCrossBlock(config, config.gene_embedding_size, config.hidden_size)
+        self.expression_head = ExceiverHead(config, 1)
+        self.classifier = ExceiverHead(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        expression_values: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        masked_genes: torch.Tensor | None = None,
+        query_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        expression_labels: torch.FloatTensor | None = None,
+        background_values: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ExceiverForSequenceClassificationOutput:
+        """Classify cells.
+
+        Parameters
+        ----------
+        input_ids, expression_values, attention_mask, masked_genes, background_values
+            As for `ExceiverModel`.
+        query_ids
+            Genes whose expression to predict, too, shape (cells, queries), padded by ``<pad>``.
+        labels
+            Classes, shape (cells,); -100 is ignored.
+        expression_labels
+            Standardised expression + 1 at the queries, shape (cells, queries).
+        num_items_in_batch
+            Cells of the whole batch, over accumulation steps and processes: losses are then sums over this call's
+            cells divided by this number.
+
+        Raises
+        ------
+        ValueError
+            If a label is no class, a query is beyond the model's genes, or expression labels come without queries.
+        """
+        if expression_labels is not None and query_ids is None:
+            raise ValueError("expression_labels need query_ids: the genes that they belong to")
+        if query_ids is None:
+            query_ids = input_ids.new_empty(input_ids.shape[0], 0)
+        self.exceiver._check_ids("query_ids", query_ids, self.config.pad_token_id)
+        outputs = self.exceiver(
+            input_ids, expression_values, attention_mask, masked_genes, background_values, **kwargs
+        )
+        class_query = query_ids.new_full((query_ids.shape[0], 1), self.config.cls_token_id)
+        queries = self.exceiver.gene_embedding(torch.cat([query_ids, class_query], dim=1))
+        decoded = self.decoder(queries, outputs.last_hidden_state)
+        predicted = self.expression_head(decoded[:, :-1]).squeeze(-1) if query_ids.shape[1] else None
+        logits = self.classifier(decoded[:, -1])
+        class_loss = gene_loss = None
+        if labels is not None:
+            self._check_labels(labels)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            class_loss = nn.functional.cross_entropy(logits.float(), labels, reduction=reduction)
+            if num_items_in_batch is not None:
+                class_loss = class_loss / num_items_in_batch
+        if expression_labels is not None:
+            valid = query_ids != self.config.pad_token_id
+            gene_loss = expression_loss(predicted, expression_labels, valid, num_items_in_batch)
+        losses = [part for part in (class_loss, gene_loss) if part is not None]
+        return ExceiverForSequenceClassificationOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            logits=logits,
+            classification_loss=class_loss,
+            expression_loss=gene_loss,
+            predicted_expression=predicted,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.num_labels))]
+            if wrong.numel():
+                raise ValueError(f"label {int(wrong[0])} is none of the model's {self.num_labels} classes")
+
+
+ExceiverModel.register_for_auto_class("AutoModel")
+ExceiverForMaskedExpression.register_for_auto_class("AutoModelForMaskedLM")
+ExceiverForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "ExceiverForMaskedExpression",
+    "ExceiverForMaskedExpressionOutput",
+    "ExceiverForSequenceClassification",
+    "ExceiverForSequenceClassificationOutput",
+    "ExceiverModel",
+    "ExceiverModelOutput",
+    "ExceiverPreTrainedModel",
+]
