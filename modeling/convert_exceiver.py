@@ -105,6 +105,33 @@ def convert(
     return model.eval()
 
 
+def save_converted(model: ExceiverForMaskedExpression | ExceiverForSequenceClassification, output: str | Path) -> None:
+    """Write a converted model, with a card that says what is not known about its genes.
+
+    The tokenizer, which says the same, is written by the caller: this package does not import tokenizers.
+    """
+    model.save_pretrained(output)
+    Path(output, "README.md").write_text(_CARD, encoding="utf-8")
+
+
+_CARD = """\
+---
+library_name: transformers
+license: mit
+tags: [single-cell, gene-expression, exceiver, cellglot]
+---
+# Exceiver, converted from the released checkpoint
+
+The weights of "A single-cell gene expression language model" (Connell, Khan and Keiser 2022, arXiv 2210.14330),
+converted by `cellglot convert exceiver`. They give the released code's numbers.
+
+**Its rows cannot be tied to genes.** The order of its 19,067 protein-coding genes and their means and standard
+deviations were not published with the checkpoint. The tokenizer in this folder has placeholder names and refuses
+cells; inputs have to be given as row numbers and values, and `background_values` with every call.
+`config.unexpressed_genes` is `"bias"`, as the weights were trained.
+"""
+
+
 def _convert_weights(released: Mapping[str, torch.Tensor], config: ExceiverConfig) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for name, weight in released.items():
@@ -173,4 +200,4 @@ def _check(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
             )
 
 
-__all__ = ["CheckpointError", "convert", "read_checkpoint"]
+__all__ = ["CheckpointError", "convert", "read_checkpoint", "save_converted"]

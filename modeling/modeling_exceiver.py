@@ -147,6 +147,8 @@ class ExceiverAttention(nn.Module):
         self.k_proj = nn.Linear(key_value_size, query_size)
         self.v_proj = nn.Linear(key_value_size, query_size)
         self.o_proj = nn.Linear(query_size, query_size)
+        self.q_proj.start = self.k_proj.start = self.v_proj.start = "attention"
+        self.o_proj.start = "attention output"
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """Shape (cells, tokens, size) to (cells, heads, tokens, size of a head)."""
@@ -354,7 +356,9 @@ class ExceiverPreTrainedModel(PreTrainedModel):
     """Base of the Exceiver models: initialisation and what the library has to know.
 
     Weights start as PyTorch's own layers do (the released code sets nothing else): embeddings and latents from a
-    standard normal distribution, attention by Xavier, other layers by Kaiming.
+    standard normal distribution, attention by Xavier, other layers by Kaiming. Heads are our choice: they squeeze
+    states through a GELU of as many units as outputs, one for expression, which often starts where its slope is zero
+    and then never learns; ours start where it is one, at the average expression.
     """
 
     config: ExceiverConfig
@@ -376,15 +380,7 @@ class ExceiverPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, ExceiverAttention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(projection.weight)
-                init.zeros_(projection.bias)
-            init.zeros_(module.o_proj.bias)
+            self._init_linear(module, getattr(module, "start", "linear"))
         elif isinstance(module, ExceiverModel):
             init.normal_(module.latent_queries)
             init.constant_(module.background_values, float("nan"))
@@ -396,6 +392,25 @@ class ExceiverPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+    @staticmethod
+    def _init_linear(module: nn.Linear, start: str) -> None:
+        """Initialise a layer the way its attribute `start` says.
+
+        The library passes custom modules without parameters of their own by, so layers carry the way themselves.
+        """
+        bound = module.in_features**-0.5
+        if start == "attention":
+            init.xavier_uniform_(module.weight)
+        elif start == "identity":
+            init.eye_(module.weight)
+        else:
+            init.uniform_(module.weight, -bound, bound)
+        if start == "linear":
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            init.constant_(module.bias, 1.0 if start == "head" else 0.0)
+
+
 class ExceiverModel(ExceiverPreTrainedModel):
     """Gene embeddings, latents, the encoder's cross attention and the layers on the latents.
 
@@ -404,6 +419,8 @@ class ExceiverModel(ExceiverPreTrainedModel):
     config
         The configuration.
     """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^expression_head\.", r"^classifier\."]
 
     def __init__(self, config: ExceiverConfig):
         super().__init__(config)
@@ -549,6 +566,7 @@ class ExceiverHead(nn.Sequential):
             nn.GELU(),
             nn.Linear(num_outputs, num_outputs),
         )
+        self[1].start, self[3].start = "head", "identity"
 
 
 def masked_queries(

@@ -142,7 +142,7 @@ def tokenize_corpus(
     files: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     *,
-    tokenizer: str = "exceiver",
+    tokenizer: str | GeneExpressionTokenizer = "exceiver",
     tokenizer_options: Mapping[str, Any] | None = None,
     vocabulary: str | os.PathLike | GeneVocabulary | None = None,
     gene_table: str | os.PathLike | None = None,
@@ -171,7 +171,7 @@ def tokenize_corpus(
     output
         Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
     tokenizer
-        ``"exceiver"`` or ``"rank-value"``.
+        ``"exceiver"`` or ``"rank-value"``, or a tokenizer, which is used as it is.
     tokenizer_options
         Options of the tokenizer's class.
     vocabulary
@@ -216,6 +216,10 @@ def tokenize_corpus(
     paths, output = [Path(f) for f in files], Path(output)
     if not paths:
         raise ValueError("no files of cells given")
+    ready = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None
+    if ready is not None:
+        tokenizer = next(name for name, kind in TOKENIZERS.items() if isinstance(ready, kind))
+        vocabulary = ready.vocabulary
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(TOKENIZERS)}")
     if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
@@ -223,7 +227,7 @@ def tokenize_corpus(
     options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
     arguments = {
         "tokenizer": tokenizer,
-        "tokenizer_options": dict(tokenizer_options or {}),
+        "tokenizer_options": dict(tokenizer_options or {}) if ready is None else _options(ready),
         "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
@@ -254,6 +258,14 @@ def tokenize_corpus(
                     f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others give."
                 ) from error
             run.pass_over(error)
+
+
+def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
+    """Give the options with which a tokenizer of the same vocabulary works the same way."""
+    files = tokenizer.vocab_files_names
+    plain = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, str | int | float) and k not in files}
+    left_out = ("name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only")
+    return {k: v for k, v in plain.items() if k not in left_out}
 
 
 def _load_vocabulary(vocabulary: str | os.PathLike | GeneVocabulary) -> GeneVocabulary:
@@ -383,8 +395,7 @@ class _Run:
         vocabulary = self.vocabulary
         if vocabulary is None:
             vocabulary = self._vocabulary_from_statistics(bars)
-        options = self.arguments["tokenizer_options"]
-        tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **options)
+        tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
         unfinished = self.work / "tokenizer"
         tokenizer.save_pretrained(unfinished)
         unfinished.replace(self.output / "tokenizer")

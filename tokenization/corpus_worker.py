@@ -163,11 +163,13 @@ class Worker:
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
         shards = _ShardWriter(Path(self.job.output) / "data", unit_number)
         with shards:
-            for _, rows, metadata in self._read(number, start, stop):
+            for first, rows, metadata in self._read(number, start, stop):
                 splits, datasets = self._splits(number, metadata)
                 encoded = join(list(self.tokenizer.encode_rows(rows, columns)))
                 self.tokenizer.count_cells(report, encoded)
-                shards.add(_record_batch(encoded, self._metadata(metadata, datasets, splits)), splits)
+                carried = {"cell_index": pa.array(np.arange(first, first + len(encoded)))}
+                carried |= self._metadata(metadata, datasets, splits)
+                shards.add(_record_batch(encoded, carried), splits)
                 for split in SPLITS:
                     counted = np.bincount(np.diff(encoded.indptr)[splits == split], minlength=1)
                     lengths[split] = _add(lengths[split], counted)
@@ -272,7 +274,7 @@ class _ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         n = len(table) if everything else len(table) // ROW_GROUP_CELLS * ROW_GROUP_CELLS
         if split not in self.writers:
-            plain = [c for c in table.column_names if c not in ("input_ids", "expression_values", "length", "cell_id")]
+            plain = [c for c in table.column_names if c not in ("input_ids", "expression_values", "length", "cell_id", "cell_index")]
             self.writers[split] = pq.ParquetWriter(
                 f"{self._path(split)}.tmp", table.schema, compression="zstd", compression_level=1, use_dictionary=plain
             )

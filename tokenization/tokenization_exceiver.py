@@ -8,7 +8,11 @@ import numpy as np
 from .count_matrix import CountRows
 from .gene_encoding import GeneColumns, TokenRows, standardized_tokens
 from .gene_vocabulary import GeneVocabulary
-from .tokenization_gene_expression import GeneExpressionTokenizer, column_statistics
+from .tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer, column_statistics
+
+
+# In a vocabulary's metadata, as "gene_order": which gene a row of the model stands for is not known.
+UNPUBLISHED = "unpublished"
 
 
 class ExceiverTokenizer(GeneExpressionTokenizer):
@@ -80,7 +84,18 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
         return (np.minimum(-self.vocabulary.means / stds, self.clip) + 1.0).astype(np.float32)
 
     def gene_columns(self, counts: Any, gene_column: str | None = None) -> GeneColumns:
-        """Find the genes of an opened matrix in the vocabulary, with their means and standard deviations."""
+        """Find the genes of an opened matrix in the vocabulary, with their means and standard deviations.
+
+        Raises
+        ------
+        GeneCoverageError
+            If no gene matches, or the vocabulary is that of a converted checkpoint whose genes were not published.
+        """
+        if self.vocabulary.metadata.get("gene_order") == UNPUBLISHED:
+            raise GeneCoverageError(
+                "cells cannot be tokenized for this model: neither the order of its genes nor their means and standard "
+                "deviations were published with its checkpoint, so that its rows cannot be tied to genes"
+            )
         columns = super().gene_columns(counts, gene_column)
         assert self.vocabulary.means is not None and self.vocabulary.stds is not None
         columns.means = column_statistics(columns, self.vocabulary, self.vocabulary.means)

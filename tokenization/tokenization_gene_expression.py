@@ -67,7 +67,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
                 raise ValueError(f"a gene tokenizer needs a vocabulary: vocabulary=... or the file {VOCABULARY_FILE}")
             vocabulary = GeneVocabulary.load_files(vocab_file, stats_file)
         for name in self.required_statistics:
-            if getattr(vocabulary, name) is None:
+            if getattr(vocabulary, name) is None and "gene_order" not in vocabulary.metadata:
                 raise ValueError(
                     f"{type(self).__name__} needs the {name} of the genes, and the vocabulary has none: is "
                     f"{STATISTICS_FILE} beside {VOCABULARY_FILE}?"

@@ -1,0 +1,93 @@
+"""A file of cells to a file of embeddings, and a picture of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModel, AutoTokenizer
+
+import cellglot
+from cellglot.evaluation import plots
+from cellglot.evaluation.embedding import embed_cells
+from cellglot.tokenization.cells import Cells, read_cells
+from cellglot.tokenization.gene_report import GeneReport
+
+
+ENDINGS = (".h5ad", ".parquet", ".npy")
+
+
+def embed_file(
+    model: str | Path,
+    cells: Path,
+    output: Path,
+    *,
+    plot: Path | None = None,
+    color: str | None = None,
+    layer: str | None = None,
+    **options: Any,
+) -> str:
+    """Embed the cells of a file.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+    cells
+        File of cells.
+    output
+        ``.h5ad`` (embedding in X, metadata in obs, UMAP in obsm if drawn), ``.parquet`` (``cell_id`` and
+        ``embedding``) or ``.npy``.
+    plot
+        Where to draw a UMAP.
+    color
+        Column of obs to colour by; by default ``cell_type`` where the file has it.
+    layer, **options
+        As for `cellglot.evaluation.embedding.embed_cells`.
+
+    Returns
+    -------
+    str
+        What was read, matched and written.
+    """
+    if output.suffix not in ENDINGS:
+        raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
+    cellglot.register_auto_classes()
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+    report = GeneReport()
+    with read_cells(cells, layer=layer) as opened:
+        column = color if color is not None else opened.metadata_columns.get("cell_type")
+        if color is not None and color not in opened.obs.names:
+            raise ValueError(f"no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
+        embedding = embed_cells(network, tokenizer, opened, report=report, **options)
+        coordinates = None if plot is None else plots.umap_coordinates(embedding)
+        _write(opened, embedding, coordinates, output)
+        if plot is not None and coordinates is not None:
+            values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
+            title = f"{opened.name}" + (f", by {column}" if column else "")
+            plots.save_figure(plots.embedding_plot(coordinates, [str(v) for v in values], title), str(plot))
+        lines = [opened.summary(), report.summary(), f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}"]
+    return "\n".join(lines + ([] if plot is None else [str(plot)]))
+
+
+def _write(cells: Cells, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path) -> None:
+    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
+    if output.suffix == ".npy":
+        np.save(temporary, embedding)
+    elif output.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
+        names = pa.array([str(n) for n in cells.names()])
+        pq.write_table(pa.table({"cell_id": names, "embedding": vectors}), temporary)
+    else:
+        from anndata import AnnData
+
+        result = AnnData(embedding, obs=cells.metadata())
+        if coordinates is not None:
+            result.obsm["X_umap"] = coordinates
+        result.write_h5ad(temporary)
+    temporary.replace(output)
+
+
+__all__ = ["embed_file"]

@@ -1,0 +1,160 @@
+"""Plots: embeddings, confusion, losses. Every function gives a matplotlib figure."""
+
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+
+INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
+# Distinct for up to 20 classes; further classes repeat them.
+COLOURS = [
+    "#2364aa", "#d1495b", "#3da35d", "#edae49", "#7b4fa3", "#00798c", "#c77dff", "#8d6b4f", "#6c757d", "#f28482",
+    "#90be6d", "#577590", "#b5179e", "#f3722c", "#4d908e", "#9d8189", "#277da1", "#a7c957", "#6d597a", "#bc4749",
+]  # fmt: skip
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.tick_params(colors=INK, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9aa5b1")
+    return figure, axes
+
+
+def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Lay out cells in two dimensions by UMAP, shape (cells, 2)."""
+    from umap import UMAP
+
+    neighbors = min(15, max(2, len(embedding) - 1))
+    return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
+
+
+def embedding_plot(coordinates: np.ndarray, labels: Sequence[str], title: str, held_out: Any = None) -> Figure:
+    """Draw cells in two dimensions, coloured by label; held-out cells are ringed.
+
+    Parameters
+    ----------
+    coordinates
+        Shape (cells, 2).
+    labels
+        One a cell; the legend lists them by number of cells.
+    title
+        Above the plot.
+    held_out
+        Whether each cell was held out, shape (cells,).
+    """
+    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    names = names[np.argsort(-counts, kind="stable")]
+    figure, axes = _figure(8.6, 5.4)
+    size = float(np.clip(12_000 / max(len(coordinates), 1), 1.5, 22))
+    for number, name in enumerate(names):
+        mine = np.asarray(labels, dtype=str) == name
+        colour = COLOURS[number % len(COLOURS)]
+        axes.scatter(*coordinates[mine].T, s=size, c=colour, label=f"{name} ({mine.sum():,})", linewidths=0, alpha=0.85)
+        if held_out is not None:
+            ringed = mine & held_out
+            axes.scatter(*coordinates[ringed].T, s=size * 1.6, facecolors="none", edgecolors=INK, linewidths=0.5)
+    axes.set_title(title, color=INK, fontsize=11, loc="left")
+    axes.set_xlabel("UMAP 1", color=INK, fontsize=9)
+    axes.set_ylabel("UMAP 2", color=INK, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5, markerscale=1.6)
+    return figure
+
+
+def confusion_plot(true: Sequence[str], predicted: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix, each row as shares of its true class, cells counted in the fields."""
+    names = sorted({*map(str, true), *map(str, predicted)})
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    for a, b in zip(true, predicted, strict=True):
+        counts[place[str(a)], place[str(b)]] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.6 + 0.42 * len(names)
+    figure, axes = _figure(side + 1.6, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.55 else INK)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_xlabel("predicted", color=INK, fontsize=9)
+    axes.set_ylabel("true", color=INK, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=11, loc="left")
+    return figure
+
+
+def curves_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    ylabel: str,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw curves over epochs.
+
+    Parameters
+    ----------
+    curves
+        Name -> (epochs, values).
+    title, ylabel
+        Labels.
+    lines
+        Name -> constant to compare with, dashed.
+    """
+    figure, axes = _figure(6.2, 3.6)
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        axes.plot(x, y, color=(ACCENT, SECOND, *COLOURS[2:])[number], linewidth=1.8, label=name)
+    for number, (name, value) in enumerate((lines or {}).items()):
+        axes.axhline(value, color=("#7b8794", "#52606d")[number % 2], linewidth=1.2, linestyle="--", label=name)
+    axes.set_xlabel("epoch", color=INK, fontsize=9)
+    axes.set_ylabel(ylabel, color=INK, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=11, loc="left")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def bars_plot(values: Mapping[str, float], title: str, xlabel: str) -> Figure:
+    """Draw horizontal bars, the first on top."""
+    figure, axes = _figure(6.2, 0.9 + 0.3 * max(len(values), 1))
+    names = list(values)[::-1]
+    axes.barh(names, [values[n] for n in names], color=ACCENT, height=0.66)
+    axes.set_xlabel(xlabel, color=INK, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=11, loc="left")
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def save_figure(figure: Figure, path: str) -> None:
+    """Write a figure; the ending of `path` chooses the format."""
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def data_uri(figure: Figure, kind: str = "png") -> str:
+    """Give a figure as a ``data:`` address, to stand in an HTML page by itself."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "cellglot"}):
+        figure.savefig(buffer, format=kind, dpi=160, facecolor="white")
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
+    return f"data:{mime};base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+__all__ = [
+    "bars_plot",
+    "confusion_plot",
+    "curves_plot",
+    "data_uri",
+    "embedding_plot",
+    "save_figure",
+    "umap_coordinates",
+]

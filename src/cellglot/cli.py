@@ -1,0 +1,242 @@
+"""The command line: ``cellglot --help``. Commands import what they need when they run."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+app = typer.Typer(
+    name="cellglot",
+    help="Single-cell language models: gene tokens from files of cells, pretraining, fine-tuning, embeddings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Files = Annotated[list[Path], typer.Argument(help="Files of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
+Layer = Annotated[str | None, typer.Option(help="Where the raw counts are: X, raw.X or a layer. Found by default.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var that holds the genes' ids; 'index' for its index.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the best there is.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import cellglot
+
+        typer.echo(cellglot.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def tokenize(
+    files: Files,
+    output: Output,
+    tokenizer: Annotated[str, typer.Option(help="exceiver or rank-value.")] = "exceiver",
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Folder of a tokenizer or model whose vocabulary to use; made anew by default.")
+    ] = None,
+    gene_table: Annotated[
+        Path | None, typer.Option(help="Table of Ensembl ids, symbols and aliases, for files with symbols alone.")
+    ] = None,
+    genes: Annotated[Path | None, typer.Option(help="Text file with the only genes to keep, one a line.")] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=NAME", help="Carry a column of obs under another name.")
+    ] = None,
+    obs_column: Annotated[list[str] | None, typer.Option(help="Carry a further column of obs.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the tokenizer, e.g. total=vocabulary.")
+    ] = None,
+    validation_fraction: Annotated[float, typer.Option(help="Share of cells to hold out.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="Share of cells for a final test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draw of held-out cells.")] = 0,
+    processes: Annotated[int | None, typer.Option(help="At once; by default one a processor.")] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Pass over files that cannot be used; they are named.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier result with other arguments.")] = False,
+) -> None:
+    """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
+    from cellglot.tokenization.corpus import tokenize_corpus
+
+    corpus = tokenize_corpus(
+        files,
+        output,
+        tokenizer=tokenizer,
+        tokenizer_options={k: _value(v) for k, v in _pairs(option, "--option").items()},
+        vocabulary=vocabulary,
+        gene_table=gene_table,
+        genes=None if genes is None else [g.strip() for g in genes.read_text().split("\n") if g.strip()],
+        layer=layer,
+        gene_column=gene_column,
+        rename=_pairs(rename, "--rename"),
+        obs_columns=obs_column or [],
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        processes=processes,
+        skip_broken=skip_broken,
+        overwrite=overwrite,
+    )
+    typer.echo(corpus.summary())
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Option(help="YAML file; those that come with cellglot are found by name.")],
+    corpus: Annotated[Path, typer.Option(help="Folder that cellglot tokenize made.")],
+    output: Output,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
+) -> None:
+    """Pretrain a model. On several GPUs: accelerate launch -m cellglot.training.pretrain with the same options."""
+    from cellglot.training.config import load_config
+    from cellglot.training.pretrain import pretrain as run
+
+    _print_metrics(run(load_config(_config(config), set_ or []), corpus, output, resume=resume))
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Folder or repository of a pretrained model.")],
+    output: Output,
+    cells: Annotated[list[Path] | None, typer.Option(help="File of labelled cells.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Or a corpus tokenized with the model's vocabulary.")] = None,
+    labels: Annotated[str, typer.Option(help="Column that holds the classes.")] = "cell_type",
+    config: Annotated[Path, typer.Option(help="YAML file; those that come with cellglot are found by name.")] = Path(
+        "exceiver_finetune.yaml"
+    ),
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
+) -> None:
+    """Fine-tune all weights of a model to classify cells."""
+    from cellglot.training.config import load_config
+    from cellglot.training.finetune import corpus_for
+    from cellglot.training.finetune import finetune as run
+
+    if (corpus is None) == (not cells):
+        raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
+    tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
+    settings = load_config(_config(config), set_ or [])
+    _print_metrics(run(settings, model, tokens, output, label_column=labels, resume=resume))
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="Folder or repository of a model.")],
+    cells: Annotated[Path, typer.Argument(help="File of cells.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .h5ad, .parquet or .npy.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")] = None,
+    color: Annotated[str | None, typer.Option(help="Column of obs to colour the plot by.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Embed cells, and draw them."""
+    from cellglot.evaluation.embed_file import embed_file
+
+    report = embed_file(
+        model,
+        cells,
+        output,
+        plot=plot,
+        color=color,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+        device=device,
+    )
+    typer.echo(report)
+
+
+@app.command()
+def convert(
+    system: Annotated[str, typer.Argument(help="exceiver.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Released file.")],
+    output: Output,
+) -> None:
+    """Convert a released checkpoint into a folder that from_pretrained loads."""
+    if system != "exceiver":
+        raise ValueError(f"system {system!r}: exceiver is what can be converted")
+    from cellglot.modeling import convert_exceiver
+    from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
+
+    model = convert_exceiver.convert(*convert_exceiver.read_checkpoint(checkpoint))
+    convert_exceiver.save_converted(model, output)
+    placeholder_tokenizer(model.config.num_genes).save_pretrained(output)
+    typer.echo(
+        f"{type(model).__name__} in {output}. Its rows cannot be tied to genes: neither the order of the genes nor "
+        "their means and standard deviations were published."
+    )
+
+
+@app.command()
+def demo(
+    cells: Annotated[Path | None, typer.Option(help="File of cells; by default 700 blood cells from scanpy.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of obs that holds the classes.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")] = Path("demo_output"),
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+) -> None:
+    """Go the whole way on real cells: audit, tokens, pretraining, embeddings, classification, report."""
+    from cellglot.training.demo import Demo
+
+    if cells is not None and labels is None:
+        raise ValueError("name the column of obs that holds the classes: --labels COLUMN")
+    Demo(cells, labels or "bulk_labels", output, quick, seed).run()
+
+
+def _config(path: Path) -> Path:
+    from cellglot.training.config import configs_folder
+
+    shipped = configs_folder() / path.name
+    return path if path.exists() or not shipped.exists() else shipped
+
+
+def _pairs(given: list[str] | None, name: str) -> dict[str, str]:
+    pairs = {}
+    for text in given or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"{name} {text!r}: write it as KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        typer.echo(f"{name}: {value:.4f}")
+
+
+def main() -> None:
+    """Run the command line; errors in what was given are one message, not a trace."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except (ValueError, OSError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.secho(f"error: {message}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Token Parquet for training: cells by number, epochs in an order that depends on the seed alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from cellglot.tokenization.corpus import Corpus
+
+
+class CellDataset(Dataset):
+    """Cells of a split of a corpus, read from disk when asked for.
+
+    Keys are (epoch, cell) pairs as `EpochSampler` gives them, or cells alone (epoch -1). The cell -1 is no cell: it
+    fills up the last batch, and has no tokens and no label.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    split
+        ``"train"``, ``"validation"`` or ``"test"``.
+    columns
+        Columns to read beside the tokens.
+    least_tokens
+        Cells with fewer tokens are left out; `left_out` counts them.
+    keep
+        Whether to keep each cell of the split, shape (cells of the split,); those not kept are not counted.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        columns: Sequence[str] = (),
+        least_tokens: int = 0,
+        keep: np.ndarray | None = None,
+    ):
+        shards = corpus.shards(split)
+        if not shards:
+            raise ValueError(f"{corpus.folder} has no {split} cells")
+        table = datasets.load_dataset("parquet", data_files={split: shards}, split=split)
+        lengths = table.with_format("numpy", columns=["length"])[:]["length"]
+        kept = np.ones(len(lengths), dtype=bool) if keep is None else keep
+        long_enough = lengths >= least_tokens
+        self.left_out = int((kept & ~long_enough).sum())
+        self.rows = np.flatnonzero(kept & long_enough)
+        self.lengths = lengths[self.rows].astype(np.int64)
+        tokens = [c for c in ("input_ids", "expression_values") if c in table.column_names]
+        self.columns = list(columns)
+        self.table = table.select_columns(tokens + self.columns).with_format("arrow")
+        self.token_columns = tokens
+        if not len(self.rows):
+            raise ValueError(f"no {split} cell of {corpus.folder} has {least_tokens:,} tokens or more")
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        """Read one cell."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """Read some cells at once."""
+        pairs = [key if isinstance(key, tuple) else (-1, key) for key in keys]
+        cells = np.array([cell for _, cell in pairs])
+        present = cells >= 0
+        examples: list[dict[str, Any]] = [
+            {"epoch": epoch, "cell": int(cell), **{c: np.empty(0) for c in self.token_columns}} for epoch, cell in pairs
+        ]
+        if present.any():
+            rows = self.table[self.rows[cells[present]].tolist()]
+            read = [self._values(rows.column(c)) for c in self.token_columns + self.columns]
+            for at, *values in zip(np.flatnonzero(present), *read, strict=True):
+                examples[at].update(zip(self.token_columns + self.columns, values, strict=True))
+        return examples
+
+    @staticmethod
+    def _values(column: Any) -> list[Any]:
+        column = column.combine_chunks()
+        if hasattr(column, "offsets"):
+            bounds = column.offsets.to_numpy()
+            flat = column.values.to_numpy(zero_copy_only=False)
+            return [flat[low:stop] for low, stop in zip(bounds, bounds[1:], strict=False)]
+        return column.to_pylist()
+
+    def column(self, name: str) -> list[Any]:
+        """Read a column of all cells."""
+        values = self.table.select_columns([name]).with_format(None)[name]
+        return [values[int(row)] for row in self.rows]
+
+
+class EpochSampler(Sampler):
+    """Every cell once an epoch, in batches of similar length, the same whatever the number of processes.
+
+    A batch here is what all processes take together in one step. The last one is filled up with the cell -1, so that
+    every process has as many batches and no cell is seen twice.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell.
+    batch_size
+        Cells of all processes in one step.
+    seed
+        Of the order.
+    shuffle
+        Draw a new order every epoch.
+    pool
+        Batches from which cells of similar length are put together; 1 leaves the order as drawn.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, shuffle: bool = True, pool: int = 50):
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.shuffle, self.pool = shuffle, pool
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Give the number of cells, those that fill up included."""
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Give (epoch, cell) pairs."""
+        order = np.arange(len(self.lengths))
+        if self.shuffle:
+            random = np.random.default_rng([self.seed, self.epoch])
+            order = random.permutation(order)
+            size = self.batch_size * self.pool
+            pools = [order[i : i + size] for i in range(0, len(order), size)]
+            order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pools])
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            full = [b for b in batches if len(b) == self.batch_size]
+            rest = [b for b in batches if len(b) < self.batch_size]
+            order = np.concatenate([*(full[i] for i in random.permutation(len(full))), *rest])
+        for cell in order.tolist():
+            yield self.epoch, cell
+        for _ in range(len(self) - len(order)):
+            yield self.epoch, -1
+
+
+__all__ = ["CellDataset", "EpochSampler"]

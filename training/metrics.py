@@ -1,0 +1,111 @@
+"""Metrics of evaluation during training, added up batch by batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cellglot.tokenization.corpus import Corpus
+
+
+class MaskedExpressionMetrics:
+    """Mean squared error and explained variance of masked expression.
+
+    ``masked_mse`` is the mean of (y - p)^2 over all masked genes of all held-out cells; ``explained_variance`` is
+    1 - Var(y - p) / Var(y) over the same values, 0 for a constant guess.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.n = 0
+        self.sums = np.zeros(4)
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; give the metrics at the last one."""
+        self.add(_numpy(prediction.predictions), _numpy(prediction.label_ids))
+        return self.compute() if compute_result else {}
+
+    def add(self, predicted: np.ndarray, target: np.ndarray) -> None:
+        """Add values of any shape."""
+        target = target.astype(np.float64)
+        error = target - predicted
+        self.n += target.size
+        self.sums += [target.sum(), (target**2).sum(), error.sum(), (error**2).sum()]
+
+    def compute(self) -> dict[str, float]:
+        """Give the metrics and begin anew."""
+        mean, squares, error_mean, error_squares = self.sums / max(self.n, 1)
+        self._reset()
+        variance = squares - mean**2
+        return {
+            "masked_mse": float(error_squares),
+            "explained_variance": float(1 - (error_squares - error_mean**2) / variance) if variance > 0 else 0.0,
+        }
+
+
+class ClassificationMetrics:
+    """Accuracy and macro F1 over the classes that occur among labels or predictions."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.predicted: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; give the metrics at the last one."""
+        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1))
+        self.labels.append(_numpy(prediction.label_ids))
+        if not compute_result:
+            return {}
+        from sklearn.metrics import accuracy_score, f1_score
+
+        predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
+        self._reset()
+        return {
+            "accuracy": float(accuracy_score(labels, predicted)),
+            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        }
+
+
+def expressed_gene_mean_scores(corpus: Corpus) -> dict[str, float]:
+    """Score the guess that an expressed gene has its mean among the training cells that express it.
+
+    What a model of masked expression has to beat: it knows which gene is asked for, and nothing of the cell.
+
+    Returns
+    -------
+    dict
+        ``mse`` and ``explained_variance`` over all expressed genes of the held-out cells, as in
+        `MaskedExpressionMetrics` (which looks at a random part of the same values).
+    """
+    size = corpus.manifest["vocab_size"]
+    counts, sums = np.zeros(size), np.zeros(size)
+    for ids, values in _expression(corpus, "train"):
+        counts += np.bincount(ids, minlength=size)
+        sums += np.bincount(ids, weights=values, minlength=size)
+    means = sums / np.maximum(counts, 1)
+    metrics = MaskedExpressionMetrics()
+    for ids, values in _expression(corpus, "validation"):
+        metrics.add(means[ids], values)
+    scores = metrics.compute()
+    return {"mse": scores["masked_mse"], "explained_variance": scores["explained_variance"]}
+
+
+def _expression(corpus: Corpus, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for shard in corpus.shards(split):
+        for batch in pq.ParquetFile(shard).iter_batches(batch_size=4096, columns=["input_ids", "expression_values"]):
+            ids, values = batch.column(0), batch.column(1)
+            part = slice(ids.offsets[0].as_py(), ids.offsets[-1].as_py())
+            yield ids.values.to_numpy()[part], values.values.to_numpy()[part].astype(np.float64)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values.float().cpu().numpy() if hasattr(values, "cpu") else np.asarray(values)
+
+
+__all__ = ["ClassificationMetrics", "MaskedExpressionMetrics"]

@@ -1,0 +1,76 @@
+"""A progress bar for training: steps, cells per second, loss, and a line for every evaluation."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows a bar on a terminal, and a line for every evaluation anywhere.
+
+    Parameters
+    ----------
+    description
+        What is trained.
+    """
+
+    def __init__(self, description: str = "training"):
+        self.description = description
+        self.console = Console()
+        self.bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar."""
+        if not state.is_world_process_zero:
+            return
+        self.started, self.first = time.monotonic(), state.global_step
+        self.cells = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps {task.fields[rate]} {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task(
+            self.description, total=state.max_steps, completed=state.global_step, rate="", loss=""
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            seconds = max(time.monotonic() - self.started, 1e-9)
+            rate = (state.global_step - self.first) * self.cells / seconds
+            self.bar.update(self.task, completed=state.global_step, rate=f"{rate:,.0f} cells/s")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the loss."""
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.update(self.task, loss=f"loss {logs['loss']:.4f}")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Print the metrics of held-out cells."""
+        if state.is_world_process_zero and metrics:
+            shown = {
+                name.removeprefix("eval_"): value
+                for name, value in metrics.items()
+                if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "loss"))
+            }
+            numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+            self.console.print(f"step {state.global_step:,} (epoch {state.epoch or 0:.1f}): {numbers}", highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+__all__ = ["TrainingProgress"]
