@@ -167,7 +167,8 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
 
 
 def _is_matrix(element: Any) -> bool:
-    return hasattr(element, "shape") or "indptr" in element
+    encoding = element.attrs.get("encoding-type", "")  # AnnData writes "null" where there is no X
+    return (encoding.decode() if isinstance(encoding, bytes) else encoding) != "null"
 
 
 def _anndata_matrix(element: Any, folder: Path | None) -> Any:

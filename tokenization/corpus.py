@@ -19,14 +19,21 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
-from cellglot.tokenization.corpus_plan import SPLITS, FileOptions, Plan, make_plan, open_planned
+from cellglot.tokenization.corpus_plan import (
+    SPLITS,
+    FileOptions,
+    Plan,
+    conversion_folder,
+    make_plan,
+    open_planned,
+)
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, start_worker, work_on, write_whole
 from cellglot.tokenization.count_matrix import CountRows, sample_rows
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
-from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 
 
@@ -479,17 +486,22 @@ class _Run:
         if self.vocabulary is None:
             return
         for file in self.plan.files:
-            with open_planned(file.path, self.options, self.work / "converted") as cells:
-                try:
+            try:
+                with open_planned(file.path, self.options, conversion_folder(self.work, file.path)) as cells:
                     columns = tokenizer.gene_columns(cells.counts, self.options.gene_column)
-                    rows = cells.counts.rows(0, min(256, cells.n_cells))
-                    columns.see(rows, rows.indices, columns.known[rows.indices])
-                    report = columns.match.report()
-                    report.counts = columns.counts_seen
-                    report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
-                    tokenizer.check_coverage(report)
-                except ValueError as error:
-                    raise type(error)(f"{file.name}: {error}") from error
+                    rows = cells.counts.rows(0, min(64, cells.n_cells))
+            except GeneCoverageError as error:
+                raise GeneCoverageError(f"{file.name}: {error}") from error
+            except (ValueError, OSError, RuntimeError) as error:
+                raise BrokenFileError(file.name, str(error)) from error
+            columns.see(rows, rows.indices, columns.known[rows.indices])
+            report = columns.match.report()
+            report.counts = columns.counts_seen
+            report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
+            try:
+                tokenizer.check_coverage(report)
+            except GeneCoverageError as error:
+                raise GeneCoverageError(f"{file.name}: {error}") from error
 
     def _job(self, vocabulary: Path, tokenizer_class: type[GeneExpressionTokenizer] | None) -> Job:
         plan = self.plan

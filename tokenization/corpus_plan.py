@@ -82,7 +82,7 @@ class Split:
     Parameters
     ----------
     by
-        ``"donor_id"``, ``"dataset_id"`` (also for cells without donor) or ``"cell"``.
+        ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` where some cells have no donor, or ``"cell"``.
     seed
         Of the draw.
     fractions
@@ -314,7 +314,8 @@ def draw_split(sizes: Mapping[str, int], seed: int, fractions: Mapping[str, floa
                 taken += sizes[group]
         if not taken:
             held_out[min(left, key=lambda g: (sizes[g], g))] = split
-    by = "donor_id" if any(g.startswith("donor ") for g in sizes) else "dataset_id"
+    donors = [g.startswith("donor ") for g in sizes]
+    by = "donor_id" if all(donors) else "donor_id, else dataset_id" if any(donors) else "dataset_id"
     return Split(by, seed, dict(fractions), held_out)
 
 

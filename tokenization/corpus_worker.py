@@ -289,17 +289,18 @@ class _ShardWriter:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if error is None:
-                for split in SPLITS:
-                    if self.waiting[split]:
-                        self._flush(split, everything=True)
+                self._finish()
         finally:
-            for writer in self.writers.values():
+            for split, writer in self.writers.items():
                 writer.close()
-        if error is not None:
-            for split in self.writers:
                 Path(f"{self._path(split)}.tmp").unlink(missing_ok=True)
-            return
-        for split in self.writers:
+
+    def _finish(self) -> None:
+        for split in SPLITS:
+            if self.waiting[split]:
+                self._flush(split, everything=True)
+        for split, writer in self.writers.items():
+            writer.close()
             path = self._path(split)
             os.replace(f"{path}.tmp", path)
             self.written.append(

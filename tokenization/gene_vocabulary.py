@@ -294,8 +294,8 @@ class GeneVocabulary:
         Each gene is looked up by Ensembl id, then by versioned id, symbol and alias; each rule looks at the index
         first, then at the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
         ``feature_name``, ...). Names are compared as they are written. A gene that has an Ensembl id is never matched
-        by its symbol (symbols are shared and change hands), only by that id or where the id is an alias. A name that
-        stands for several genes is ambiguous and left out.
+        by its symbol (symbols are shared and change hands) to a gene that has one, too, but only by that id or where
+        the id is an alias. A name that stands for several genes is ambiguous and left out.
 
         Parameters
         ----------
@@ -504,10 +504,18 @@ def _pickled_scalar(dtype: _PickledDtype, content: bytes) -> float | int | bool:
     return np.frombuffer(content, dtype=np.dtype(dtype.code).newbyteorder(order), count=1)[0].item()
 
 
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 and older hold bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Admits dict, list, tuple, set, str, numbers and NumPy scalars; refuses every other name."""
 
     _ADMITTED = {
+        ("_codecs", "encode"): _latin1_bytes,
         ("numpy", "dtype"): _PickledDtype,
         ("numpy.core.multiarray", "scalar"): _pickled_scalar,
         ("numpy._core.multiarray", "scalar"): _pickled_scalar,

@@ -170,7 +170,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
         columns = GeneColumns(match)
         if not columns.known.any():
-            raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene"))
+            raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
         return columns
 
     def encode_rows(
@@ -224,7 +224,9 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
             raise GeneCoverageError(
-                self._coverage_message(report, f"{report.coverage:.1%} of the counts (below {threshold:.0%})")
+                self._coverage_message(
+                    report, f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})"
+                )
             )
 
     @staticmethod
@@ -232,7 +234,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         lost = f"{report.lost:,} of {report.genes:,} genes ({report.lost / max(report.genes, 1):.0%})"
         hint = f"{report.hint}. " if report.hint else ""
         return (
-            f"the vocabulary covers {covered} of these cells: {lost} are not in it. {hint}"
+            f"the vocabulary covers {covered}: {lost} are not in it. {hint}"
             "Name the column that holds the genes by gene_column=..., or pass a smaller min_coverage if this is meant."
         )
 

@@ -1,0 +1,122 @@
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    torch.set_num_threads(2)
+
+
+def reference_folder() -> Path:
+    return Path(os.environ.get("CELLGLOT_REFERENCE_DATA", ROOT / ".." / "shared" / "data")).resolve()
+
+
+def pytest_collection_modifyitems(config, items):
+    folder = reference_folder()
+    if folder.exists():
+        return
+    skip = pytest.mark.skip(reason=f"the reference data is not there: no folder {folder}")
+    for item in items:
+        if "reference" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    return reference_folder()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def blood_log():
+    """The 700 blood cells that scanpy ships: scaled in X, log-normalised in raw.X."""
+    import scanpy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return scanpy.datasets.pbmc68k_reduced()
+
+
+@pytest.fixture(scope="session")
+def blood(blood_log):
+    """The same cells with raw counts (computed back) in X, the label in cell_type."""
+    from cellglot.tokenization import read_cells
+
+    return read_cells(blood_log, rename={"bulk_labels": "cell_type"}).to_anndata()
+
+
+@pytest.fixture(scope="session")
+def blood_file(blood, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cells") / "blood.h5ad"
+    blood.write_h5ad(path, compression="gzip")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vocabulary(blood):
+    """Genes of the blood cells with statistics of all 700 cells."""
+    from cellglot.tokenization import GeneVocabulary
+
+    counts = blood.X.toarray().astype(float)
+    scaled = counts / counts.sum(1, keepdims=True) * 1e4
+    logs = np.log1p(scaled)
+    medians = np.array([np.median(c[c > 0]) for c in scaled.T])
+    return GeneVocabulary.from_statistics(
+        list(blood.var_names), medians=medians, means=logs.mean(0), stds=logs.std(0)
+    )
+
+
+@pytest.fixture
+def random_counts():
+    """Make sparse counts of a given shape."""
+
+    def make(n_cells: int, n_genes: int, seed: int = 0, density: float = 0.3) -> sp.csr_matrix:
+        random = np.random.default_rng(seed)
+        counts = random.poisson(2.0, (n_cells, n_genes)) * (random.random((n_cells, n_genes)) < density)
+        return sp.csr_matrix(counts.astype(np.float32))
+
+    return make
+
+
+@pytest.fixture
+def exceiver_config():
+    """The tiny configuration on which every check of the Exceiver models runs; fields can be changed."""
+    from cellglot.modeling import ExceiverConfig
+
+    def make(**changes):
+        sizes = dict(
+            vocab_size=42,
+            gene_embedding_size=8,
+            hidden_size=16,
+            num_latents=6,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+        )
+        return ExceiverConfig(**(sizes | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def corpus(blood_file, tmp_path_factory):
+    """The blood cells as tokens of Exceiver, a fifth held out."""
+    from cellglot.tokenization.corpus import tokenize_corpus
+
+    folder = tmp_path_factory.mktemp("corpus") / "exceiver"
+    return tokenize_corpus([blood_file], folder, validation_fraction=0.2, processes=1, progress=False)

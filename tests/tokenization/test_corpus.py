@@ -1,0 +1,402 @@
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+
+import anndata as ad
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
+from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
+from cellglot.tokenization.corpus_plan import draw_split
+
+
+QUIET = {"processes": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def files(blood, tmp_path_factory):
+    """Real cells in three files: two with donors, one by columns without; genes by symbol and by id."""
+    folder = tmp_path_factory.mktemp("files")
+    genes = [f"ENSG{i:011d}" for i in range(765)]
+    paths = []
+    for number, part in enumerate((slice(0, 250), slice(250, 500), slice(500, 700))):
+        cells = blood[part].copy()
+        if number < 2:
+            cells.var = pd.DataFrame({"feature_name": list(blood.var_names)}, index=genes)
+            cells.obs["donor_id"] = [f"d{number}{i % 3}" for i in range(cells.n_obs)]
+        else:
+            cells.X = cells.X.tocsc()
+        paths.append(folder / f"part{number}.h5ad")
+        cells.write_h5ad(paths[-1], compression="gzip")
+    return paths
+
+
+def rows(corpus):
+    table = [pq.read_table(corpus.folder / s["file"]).to_pandas() for s in corpus.manifest["shards"]]
+    return pd.concat(table, ignore_index=True)
+
+
+def content(folder):
+    """Hash of every file of a folder."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_tokens_are_those_of_the_tokenizer(files, tmp_path):
+    for name, kind in (("exceiver", ExceiverTokenizer), ("rank-value", RankValueTokenizer)):
+        corpus = tokenize_corpus(files, tmp_path / name, tokenizer=name, **QUIET)
+        tokenizer = corpus.tokenizer()
+        assert isinstance(tokenizer, kind)
+        table = rows(corpus)
+        assert len(table) == 700
+        for number, path in enumerate(files):
+            cells = ad.read_h5ad(path)
+            mine = table[table.dataset_id == f"part{number}"].sort_values("cell_index")
+            batch = tokenizer(cells)
+            assert [t.tolist() for t in mine.input_ids] == batch["input_ids"]
+            assert mine.length.tolist() == [len(t) for t in batch["input_ids"]]
+            assert mine.cell_id.tolist() == list(cells.obs_names)
+            assert mine.cell_type.tolist() == cells.obs["cell_type"].tolist()
+            if name == "exceiver":
+                values = np.concatenate(mine.expression_values.to_list())
+                assert np.array_equal(values, np.concatenate(batch["expression_values"]).astype(np.float32))
+
+
+def test_statistics_come_from_the_training_cells_alone(files, tmp_path):
+    corpus = tokenize_corpus(files, tmp_path / "c", validation_fraction=0.3, **QUIET)
+    table = rows(corpus)
+    train = set(table[table.split == "train"].cell_id)
+    cells = ad.concat([ad.read_h5ad(p) for p in files[:2]])
+    third = ad.read_h5ad(files[2])
+    counts = sp.vstack([cells.X, third.X]).toarray().astype(float)
+    kept = np.isin([*cells.obs_names, *third.obs_names], list(train))
+    scaled = counts[kept] / counts[kept].sum(1, keepdims=True) * 1e4
+    vocab = corpus.tokenizer().vocabulary
+    order = [int(g.removeprefix("ENSG")) for g in vocab.genes]
+    assert order == np.flatnonzero(counts[kept].any(0)).tolist()
+    assert np.allclose(vocab.means, np.log1p(scaled).mean(0)[order], rtol=1e-10)
+    assert np.allclose(vocab.stds, np.log1p(scaled).std(0)[order], rtol=1e-8)
+    medians = np.array([np.median(s[s > 0]) for s in scaled.T[order]])
+    assert np.allclose(vocab.medians, medians, rtol=0.008)
+    assert vocab.metadata["training_cells"] == kept.sum()
+
+
+def test_whole_donors_are_held_out(files, tmp_path):
+    corpus = tokenize_corpus(files, tmp_path / "c", validation_fraction=0.2, test_fraction=0.1, **QUIET)
+    table = rows(corpus)
+    group = table.donor_id.fillna(table.dataset_id)
+    assert (table.groupby(group).split.nunique() == 1).all()
+    shares = table.split.value_counts(normalize=True)
+    assert 0.1 <= shares["validation"] <= 0.4
+    assert shares["test"] > 0
+    assert corpus.manifest["split"]["by"] == "donor_id, else dataset_id"
+    assert {s["split"] for s in corpus.manifest["shards"]} == {"train", "validation", "test"}
+
+
+def test_cells_are_held_out_where_there_is_one_group(blood_file, tmp_path):
+    drawn = []
+    for seed in (0, 0, 1):
+        corpus = tokenize_corpus(
+            [blood_file], tmp_path / f"{len(drawn)}", validation_fraction=0.2, seed=seed, **QUIET
+        )
+        table = rows(corpus)
+        drawn.append(set(table[table.split == "validation"].cell_id))
+        assert corpus.manifest["split"]["by"] == "cell"
+        assert 0.12 < len(drawn[-1]) / 700 < 0.28
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"donor a": 90, "donor b": 10}, {"donor b"}),
+        ({"donor a": 50, "donor b": 50}, {"donor a"}),
+        ({"donor a": 100}, set()),
+    ],
+)
+def test_few_donors(sizes, expected):
+    split = draw_split(sizes, 0, {"validation": 0.1, "test": 0.0})
+    assert set(split.held_out) == expected
+    assert split.by == ("donor_id" if expected else "cell")
+
+
+def test_load_dataset_reads_the_result_whole_and_streamed(corpus):
+    folder = str(corpus.folder / "data")
+    whole = datasets.load_dataset("parquet", data_dir=folder)
+    assert {s: len(d) for s, d in whole.items()} == {s: corpus.n_cells(s) for s in ("train", "validation")}
+    streamed = datasets.load_dataset("parquet", data_dir=folder, streaming=True)["validation"]
+    for a, b in zip(streamed, whole["validation"], strict=True):
+        assert a == b
+    assert set(whole["train"].column_names) >= {"input_ids", "expression_values", "length", "split", "cell_type"}
+
+
+def test_the_manifest_says_what_was_left_out(files, blood, tmp_path):
+    odd = blood[:30].copy()
+    odd.X = odd.X.copy()
+    odd.X[:3] = 0
+    odd.obs_names = ["same"] * 30
+    odd.write_h5ad(tmp_path / "odd.h5ad")
+    corpus = tokenize_corpus(
+        [*files, tmp_path / "odd.h5ad"], tmp_path / "c", tokenizer="rank-value",
+        tokenizer_options={"model_max_length": 100}, **QUIET,
+    )  # fmt: skip
+    file = corpus.manifest["files"][3]
+    assert file["duplicate_names"] == 29
+    assert file["report"]["cells_without_genes"] == 3
+    lengths = np.diff(odd.X.tocsr().indptr) * (np.asarray(odd.X.sum(1)).ravel() > 0)
+    assert file["report"]["cells_cut"] == (lengths > 99).sum()
+    assert file["report"]["tokens_cut"] == np.maximum(lengths - 99, 0).sum()
+    assert "29 duplicate cell names" in corpus.summary()
+    assert "converted to rows" in corpus.manifest["files"][2]["notes"][0]
+
+
+def test_a_vocabulary_is_used_as_it_is(files, corpus, tmp_path):
+    again = tokenize_corpus(files[2:], tmp_path / "c", vocabulary=corpus.tokenizer_folder, **QUIET)
+    assert again.tokenizer().vocabulary == corpus.tokenizer().vocabulary
+    with pytest.raises(GeneCoverageError, match="part0: the vocabulary covers"):
+        tokenize_corpus(
+            files[:1], tmp_path / "d", vocabulary=corpus.tokenizer_folder, gene_column="index", **QUIET
+        )
+
+
+def test_genes_tables_and_options(files, tmp_path):
+    corpus = tokenize_corpus(
+        files, tmp_path / "c", tokenizer="rank-value", tokenizer_options={"total": "vocabulary"},
+        genes=[f"ENSG{i:011d}" for i in range(700)], rename={"cell_type": "label"}, obs_columns=["cell_type"], **QUIET,
+    )  # fmt: skip
+    tokenizer = corpus.tokenizer()
+    assert tokenizer.total == "vocabulary"
+    assert len(tokenizer.vocabulary.genes) <= 700
+    assert "label" in rows(corpus).columns
+    with pytest.raises(ValueError, match="no file has a column batch in obs"):
+        tokenize_corpus(files, tmp_path / "d", obs_columns=["batch"], **QUIET)
+
+
+# -------------------------------------------------------------------- processes, kills, resumes
+
+
+def small_units(monkeypatch=None):
+    """Small pieces of work, so that there are many."""
+    from cellglot.tokenization import corpus, corpus_plan
+
+    for module, name, value in ((corpus_plan, "UNIT_CELLS", 40), (corpus, "CHECKPOINT_SECONDS", -1.0)):
+        if monkeypatch is None:
+            setattr(module, name, value)
+        else:
+            monkeypatch.setattr(module, name, value)
+
+
+def test_two_processes_give_the_bytes_of_one(files, tmp_path, monkeypatch):
+    small_units(monkeypatch)
+    one = tokenize_corpus(files, tmp_path / "one", processes=1, progress=False)
+    two = tokenize_corpus(files, tmp_path / "two", processes=2, progress=False)
+    assert len(one.manifest["shards"]) > 10
+    assert content(one.folder) == content(two.folder)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from cellglot.tokenization import corpus_plan, corpus
+from cellglot.tokenization.corpus_worker import Worker
+corpus_plan.UNIT_CELLS, corpus.CHECKPOINT_SECONDS = 40, -1.0
+left = {after}
+work = getattr(Worker, {method!r})
+def dying(self, *arguments):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(self, *arguments)
+setattr(Worker, {method!r}, dying)
+corpus.tokenize_corpus({files!r}, {output!r}, processes=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize(("method", "after"), [("statistics", 5), ("tokens", 7)])
+def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monkeypatch, method, after):
+    small_units(monkeypatch)
+    whole = tokenize_corpus(files, tmp_path / "whole", **QUIET)
+    output = tmp_path / "killed"
+    script = KILLED.format(
+        tests=str(tmp_path), after=after, method=method, files=[str(f) for f in files], output=str(output)
+    )
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert killed.returncode == -9
+    with pytest.raises(CorpusError, match="unfinished corpus.*it goes on"):
+        Corpus.open(output)
+    left = {"statistics": "statistics-000005.npz", "tokens": "units/000006.json"}[method]
+    assert (output / ".work" / left).exists()
+    from cellglot.tokenization.corpus_worker import Worker
+
+    done, calls = getattr(Worker, method), []
+    monkeypatch.setattr(Worker, method, lambda self, *a: (calls.append(a), done(self, *a))[1])
+    resumed = tokenize_corpus(files, output, **QUIET)
+    assert len(calls) == len(whole.manifest["plan"]["units"]) - after
+    assert content(resumed.folder) == content(whole.folder)
+
+
+def test_a_finished_corpus_is_not_made_again(corpus, blood_file, monkeypatch):
+    from cellglot.tokenization.corpus_worker import Worker
+
+    monkeypatch.setattr(Worker, "tokens", None)
+    again = tokenize_corpus([blood_file], corpus.folder, validation_fraction=0.2, **QUIET)
+    assert again.manifest == corpus.manifest
+
+
+def test_other_arguments_need_another_folder_or_overwriting(blood_file, files, tmp_path):
+    first = tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    (tmp_path / "c" / "notes.txt").write_text("mine")
+    with pytest.raises(CorpusError, match="with other split: choose another folder"):
+        tokenize_corpus([blood_file], tmp_path / "c", seed=5, **QUIET)
+    assert Corpus.open(tmp_path / "c").manifest == first.manifest
+    other = tokenize_corpus(files, tmp_path / "c", overwrite=True, **QUIET)
+    assert len(other.manifest["files"]) == 3
+    assert (tmp_path / "c" / "notes.txt").read_text() == "mine"
+
+
+# -------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def broken(files, tmp_path):
+    """A file whose cells break off while they are read: its head is whole, a chunk in its middle is not."""
+    content = bytearray(files[0].read_bytes())
+    import h5py
+
+    with h5py.File(files[0]) as file:
+        data = file["X/data"]
+        # between the cells that are sampled when the file is opened (0 to 63, 125 to 188, 186 to 249)
+        place = int(file["X/indptr"][95]) // data.chunks[0]
+        chunk = data.id.get_chunk_info(place)
+        assert file["X/indptr"][64] < place * data.chunks[0] < (place + 1) * data.chunks[0] < file["X/indptr"][125]
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\x00" * chunk.size
+    path = tmp_path / "broken.h5ad"
+    path.write_bytes(bytes(content))
+    return path
+
+
+def test_broken_files_are_all_named(files, tmp_path):
+    (tmp_path / "text.h5ad").write_text("no cells\n")
+    (tmp_path / "short.h5ad").write_bytes(files[0].read_bytes()[:5000])
+    bad = [tmp_path / "text.h5ad", tmp_path / "short.h5ad", tmp_path / "missing.h5ad"]
+    with pytest.raises(CellFileError, match=r"(?s)3 of 6 files.*text: .*text file.*short: .*missing: .*--skip-broken"):
+        tokenize_corpus([*files, *bad], tmp_path / "c", **QUIET)
+    corpus = tokenize_corpus([*files, *bad], tmp_path / "c", skip_broken=True, **QUIET)
+    assert sorted(corpus.manifest["broken"]) == ["missing", "short", "text"]
+    assert len(rows(corpus)) == 700
+    with pytest.raises(CellFileError, match="2 of 2 files"):
+        tokenize_corpus(bad[:2], tmp_path / "d", skip_broken=True, **QUIET)
+
+
+@pytest.mark.parametrize("method", ["statistics", "tokens"])
+def test_a_file_that_breaks_while_it_is_read(files, broken, corpus, tmp_path, method):
+    options = QUIET | ({"vocabulary": corpus.tokenizer_folder} if method == "tokens" else {})
+    given = [files[2], files[1]]
+    plain = tokenize_corpus(given, tmp_path / "plain", **options)
+    with pytest.raises(CorpusError, match="(?s)broken: .*Pass over it with skip_broken"):
+        tokenize_corpus([*given, broken], tmp_path / "c", **options)
+    skipped = tokenize_corpus([*given, broken], tmp_path / "d", skip_broken=True, **options)
+    assert list(skipped.manifest["broken"]) == ["broken"]
+    assert "passed over broken" in skipped.summary()
+    assert rows(skipped).equals(rows(plain))
+    assert skipped.tokenizer().vocabulary == plain.tokenizer().vocabulary
+
+
+def test_normalised_files_are_refused_by_name(blood, tmp_path):
+    scaled = blood.copy()
+    scaled.X = blood.X * 0.37
+    scaled.write_h5ad(tmp_path / "scaled.h5ad")
+    with pytest.raises(CellFileError, match="scaled: .*not whole numbers"):
+        tokenize_corpus([tmp_path / "scaled.h5ad"], tmp_path / "c", **QUIET)
+
+
+def test_a_file_given_twice(files, tmp_path):
+    with pytest.raises(ValueError, match="given twice: .*part0.h5ad"):
+        tokenize_corpus([files[0], files[0]], tmp_path / "c", **QUIET)
+    with pytest.raises(ValueError, match="no files"):
+        tokenize_corpus([], tmp_path / "c", **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "words"}, "tokenizer 'words': it is one of exceiver, rank-value"),
+        ({"validation_fraction": 1.0}, "leave some for training"),
+        ({"rename": {"nothing": "cell_type"}}, "no column 'nothing' in obs"),
+        ({"genes": ["NOPE"]}, "no gene is left"),
+    ],
+)
+def test_arguments_that_cannot_be(files, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize_corpus(files, tmp_path / "c", **QUIET, **options)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "was cut short or changed"),
+        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "no readable Parquet file"),
+        (lambda p: p.unlink(), "is missing"),
+    ],
+)
+def test_damaged_shards_are_named(blood_file, tmp_path, damage, message):
+    corpus = tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    shard = corpus.folder / corpus.manifest["shards"][0]["file"]
+    damage(shard)
+    with pytest.raises(CorpusError, match=f"{shard.name}.*{message}"):
+        Corpus.open(corpus.folder)
+
+
+def test_no_corpus(tmp_path):
+    with pytest.raises(CorpusError, match="holds no corpus"):
+        Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, monkeypatch, error):
+    import cellglot.tokenization.corpus_worker as worker
+
+    whole = tokenize_corpus([blood_file], tmp_path / "whole", **QUIET)
+    write = worker.pq.ParquetWriter.write_table
+
+    def failing(self, table, **options):
+        write(self, table.slice(0, len(table) // 2), **options)
+        raise OSError(error, os.strerror(error), "shard")
+
+    monkeypatch.setattr(worker.pq.ParquetWriter, "write_table", failing)
+    with pytest.raises(OSError, match=os.strerror(error)):
+        tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    assert not list((tmp_path / "c").rglob("*.parquet*"))
+    with pytest.raises(CorpusError, match="unfinished"):
+        Corpus.open(tmp_path / "c")
+    monkeypatch.undo()
+    assert content(tokenize_corpus([blood_file], tmp_path / "c", **QUIET).folder) == content(whole.folder)
+
+
+def test_a_folder_that_cannot_be_written(blood_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        tokenize_corpus([blood_file], tmp_path / "file" / "c", **QUIET)
+
+
+def test_every_cell_is_there_once(files, tmp_path, monkeypatch):
+    small_units(monkeypatch)
+    corpus = tokenize_corpus(files, tmp_path / "c", validation_fraction=0.2, **QUIET)
+    seen = Counter(zip(rows(corpus).dataset_id, rows(corpus).cell_index, strict=True))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 700
+    assert json.loads((corpus.folder / "manifest.json").read_text()) == corpus.manifest

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from cellglot.tokenization.corpus_statistics import CorpusStatistics
+
+
+def add(statistics, counts, totals):
+    counts = counts.tocsr()
+    statistics.update(counts.data.astype(float), counts.indices, counts.indptr.astype(np.int64), totals)
+
+
+@pytest.fixture
+def cells(random_counts):
+    counts = sp.vstack([random_counts(300, 40, 1), random_counts(200, 40, 2, 0.05)]).tocsr()
+    counts[:, 39] = 0
+    counts.eliminate_zeros()
+    totals = np.asarray(counts.sum(1)).ravel() * 1.5 + 1  # genes of the file that are not among these count, too
+    return counts, totals
+
+
+def test_means_and_deviations_are_those_of_the_dense_matrix(cells):
+    counts, totals = cells
+    statistics = CorpusStatistics(40)
+    for start in range(0, 500, 130):
+        add(statistics, counts[start : start + 130], totals[start : start + 130])
+    dense = counts.toarray().astype(float)
+    own = np.maximum(dense.sum(1, keepdims=True), 1)
+    logs = np.log1p(dense / own * 1e4)
+    assert statistics.n_cells == 500
+    assert np.allclose(statistics.mean, logs.mean(0), rtol=1e-12)
+    assert np.allclose(statistics.std, logs.std(0), rtol=1e-10)
+    assert statistics.detected.tolist() == (dense > 0).sum(0).tolist()
+
+
+def test_medians_are_near_the_exact_ones(cells):
+    counts, totals = cells
+    statistics = CorpusStatistics(40)
+    add(statistics, counts, totals)
+    scaled = counts.toarray() / totals[:, None] * 1e4
+    exact = [np.median(s[s > 0]) if (s > 0).any() else np.nan for s in scaled.T]
+    assert np.allclose(statistics.medians(), exact, rtol=0.008, equal_nan=True)
+    assert np.isnan(statistics.medians()[39])
+
+
+def test_the_median_of_two_values_is_their_mean():
+    statistics = CorpusStatistics(1)
+    add(statistics, sp.csr_matrix([[1.0], [9.0]]), np.array([100.0, 100.0]))
+    assert statistics.medians() == pytest.approx([500.0], rel=0.001)
+
+
+def test_values_beyond_the_histogram_are_not_lost():
+    statistics = CorpusStatistics(2)
+    add(statistics, sp.csr_matrix([[1.0, 1e9]]), np.array([1e9]))
+    assert statistics.histogram.sum() == 2
+    assert statistics.detected.tolist() == [1, 1]
+
+
+def test_any_order_of_merging_gives_the_same_medians_and_moments(cells):
+    counts, totals = cells
+    parts = []
+    for start in (0, 100, 350):
+        stop = {0: 100, 100: 350, 350: 500}[start]
+        parts.append(CorpusStatistics(40))
+        add(parts[-1], counts[start:stop], totals[start:stop])
+    merged = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        whole = CorpusStatistics(40)
+        for part in order:
+            whole.merge(parts[part])
+        merged.append(whole)
+    assert np.array_equal(merged[0].medians(), merged[1].medians(), equal_nan=True)
+    assert np.allclose(merged[0].mean, merged[1].mean, rtol=1e-13)
+    assert np.allclose(merged[0].std, merged[1].std, rtol=1e-13)
+
+
+def test_saved_is_loaded(cells, tmp_path):
+    counts, totals = cells
+    statistics = CorpusStatistics(40)
+    add(statistics, counts, totals)
+    statistics.save(tmp_path / "s.npz")
+    loaded = CorpusStatistics.load(tmp_path / "s.npz", 40)
+    for name, value in statistics.state().items():
+        assert np.array_equal(loaded.state()[name], value)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_large_values_do_not_lose_the_variance():
+    statistics = CorpusStatistics(1)
+    for _ in range(50):
+        add(statistics, sp.csr_matrix(np.full((100, 1), 3.0)), np.full(100, 3.0))
+    assert statistics.std[0] == pytest.approx(0.0, abs=1e-7)
