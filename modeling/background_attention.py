@@ -13,6 +13,10 @@ from typing import Any
 import torch
 
 
+# Where less than this share of the background's sum is left, with the true terms, differences of sums have lost
+# digits: such cells are computed over all genes. Published models keep 96%.
+LEAST_LEFT = 1e-2
+
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # keys, values, mask of keys
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -78,7 +82,8 @@ def background_attention(
 
     With sums Z and numerators N of exponentials over all background genes (a), the background of a cell's expressed
     genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are kept as
-    logarithms or as shares of Z_a: stable whatever the logits. Float32 throughout.
+    logarithms or as shares of Z_a: stable whatever the logits. A cell whose own genes hold nearly all of Z_a, so that
+    the difference would lose digits, is computed over all genes instead. Float32 throughout.
 
     Parameters
     ----------
@@ -111,31 +116,41 @@ def background_attention(
     everything = (background_key, background_value, None)
     own, true = (own_key, own_value, key_mask), (key, value, key_mask)
     if attention is None:
-        return _from_logsumexps(query, everything, own, true, scaling, bias)
-    return _from_sinks(attention, query, everything, own, true, scaling, bias)
+        output, left = _from_logsumexps(query, everything, own, true, scaling, bias)
+    else:
+        output, left = _from_sinks(attention, query, everything, own, true, scaling, bias)
+    if torch.compiler.is_compiling():
+        return output
+    cancelled = (left < LEAST_LEFT).flatten(1).any(dim=1).nonzero()[:, 0]
+    if len(cancelled) == 0:
+        return output
+    exact = [_over_all_genes(query, everything, true, genes, cell, scaling, bias) for cell in cancelled.tolist()]
+    return output.index_copy(0, cancelled, torch.cat(exact))
 
 
 def _from_sinks(
     attention: Attention, query: torch.Tensor, everything: Part, own: Part, true: Part, scaling: float, bias: float
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     background_key = everything[0]
-    # By Jensen's inequality log Z_a is at least this: the sink's weight lies below one half and loses no precision.
-    mean_key = background_key.mean(dim=2, keepdim=True)
-    least = (query @ mean_key.transpose(-1, -2) * scaling).squeeze(-1)[0].detach() + math.log(background_key.shape[2])
+    n_genes = background_key.shape[2]
+    with torch.no_grad():  # log Z_a is at least this: the sink's weight lies below one half and loses no precision
+        least = (query @ background_key.transpose(-1, -2) * scaling).amax(dim=-1)[0]
     summed, sink = attend_with_sink(attention, query, *everything, least, scaling)
     all_output = summed / (1 - sink)
-    all_logit = least + (1 / sink - 1).log()[0, :, :, 0]  # log Z_a, without the bias
+    mean_logit = least + ((1 / sink - 1) / n_genes).log()[0, :, :, 0]  # log (Z_a / genes), without the bias: near 0
     query = query.expand(true[0].shape[0], -1, -1, -1)
-    true_sum, true_sink = attend_with_sink(attention, query, *true, all_logit + bias, scaling)
-    own_sum, own_sink = attend_with_sink(attention, query, *own, all_logit, scaling)
-    others = (2 - 1 / own_sink).clamp(min=0)  # (Z_a - Z_b) / Z_a
-    numerator = true_sink * (all_output - own_sum / own_sink) + true_sum
-    return numerator / (true_sink * (others - 1) + 1)
+    true_sum, true_sink = attend_with_sink(attention, query, *true, mean_logit + bias, scaling)
+    own_sum, own_sink = attend_with_sink(attention, query, *own, mean_logit, scaling)
+    # Sinks hold Z_a / genes: everything is multiplied by genes * true_sink / Z_a.
+    others = (n_genes + 1 - 1 / own_sink).clamp(min=0)
+    numerator = true_sink * (n_genes * all_output - own_sum / own_sink) + true_sum
+    left = true_sink * (others - 1) + 1
+    return _divide(numerator, left, left / (true_sink * n_genes))
 
 
 def _from_logsumexps(
     query: torch.Tensor, everything: Part, own: Part, true: Part, scaling: float, bias: float
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     all_output, all_log = _CpuAttention.apply(query, *everything, scaling)
     query = query.expand(true[0].shape[0], -1, -1, -1)
     true_output, true_log = _CpuAttention.apply(query, *true, scaling)
@@ -144,7 +159,28 @@ def _from_logsumexps(
     top = torch.maximum(all_log, true_log).detach()
     all_sum, own_sum, true_sum = ((log - top).exp().unsqueeze(-1) for log in (all_log, own_log, true_log))
     numerator = all_sum * all_output - own_sum * own_output + true_sum * true_output
-    return numerator / ((all_sum - own_sum).clamp(min=0) + true_sum)
+    left = (all_sum - own_sum).clamp(min=0) + true_sum
+    return _divide(numerator, left, left / all_sum)
+
+
+def _divide(numerator: torch.Tensor, left: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide by what is left; where that is too little the quotient, replaced later, is finite with its gradient."""
+    share = share.detach()
+    return numerator / left.where(share >= LEAST_LEFT, torch.ones_like(left)), share
+
+
+def _over_all_genes(
+    query: torch.Tensor, everything: Part, true: Part, genes: torch.Tensor, cell: int, scaling: float, bias: float
+) -> torch.Tensor:
+    """Attend over all genes of one cell, term by term, shape (1, heads, queries, size)."""
+    background_key, background_value, _ = everything
+    key, value, key_mask = true
+    present = slice(None) if key_mask is None else key_mask[cell]
+    expressed = genes[cell][present]
+    keys = background_key.index_copy(2, expressed, key[cell : cell + 1, :, present])
+    values = background_value.index_copy(2, expressed, value[cell : cell + 1, :, present])
+    biases = torch.full_like(keys[0, 0, :, 0], bias).index_fill(0, expressed, 0.0)
+    return torch.softmax(query @ keys.transpose(-1, -2) * scaling + biases, dim=-1) @ values
 
 
 class _CpuAttention(torch.autograd.Function):

@@ -302,7 +302,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             return attn.attend(q, k, v, mask)[0].transpose(1, 2)
 
-        by_kernel = attn.config._attn_implementation == "sdpa" and has_cpu_kernel(query)
+        by_kernel = has_cpu_kernel(query)
         with torch.autocast(query.device.type, enabled=False):
             context = background_attention(
                 None if by_kernel else attention,
