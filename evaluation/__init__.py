@@ -1,0 +1,1 @@
+"""Evaluation: embeddings, baselines, metrics with their intervals, plots."""

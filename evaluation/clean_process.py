@@ -71,7 +71,16 @@ def run_in_clean_process(
             "HF_MODULES_CACHE": str(Path(scratch, "modules")),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        command = [sys.executable, "-c", _SCRIPT, str(Path(folder).resolve()), auto_class, field, str(inputs), str(result)]
+        command = [
+            sys.executable,
+            "-c",
+            _SCRIPT,
+            str(Path(folder).resolve()),
+            auto_class,
+            field,
+            str(inputs),
+            str(result),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment, check=False)
         if done.returncode:
             raise CleanProcessError(f"{folder} does not load in a clean process:\n{done.stderr[-3000:]}")

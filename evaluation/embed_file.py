@@ -65,7 +65,11 @@ def embed_file(
             values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
             title = f"{opened.name}" + (f", by {column}" if column else "")
             plots.save_figure(plots.embedding_plot(coordinates, [str(v) for v in values], title), str(plot))
-        lines = [opened.summary(), report.summary(), f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}"]
+        lines = [
+            opened.summary(),
+            report.summary(),
+            f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}",
+        ]
     return "\n".join(lines + ([] if plot is None else [str(plot)]))
 
 

@@ -128,7 +128,11 @@ def run_model(
     model.to(device).eval()
     result: np.ndarray | None = None
     bars = Progress(
-        TextColumn("embedding "), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(),
+        TextColumn("embedding "),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        TimeElapsedColumn(),
         disable=not progress,
     )
     try:

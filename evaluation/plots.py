@@ -58,7 +58,9 @@ def embedding_plot(coordinates: np.ndarray, labels: Sequence[str], title: str, h
     for number, name in enumerate(names):
         mine = np.asarray(labels, dtype=str) == name
         colour = COLOURS[number % len(COLOURS)]
-        axes.scatter(*coordinates[mine].T, s=size, c=colour, label=f"{name} ({mine.sum():,})", linewidths=0, alpha=0.85)
+        axes.scatter(
+            *coordinates[mine].T, s=size, c=colour, label=f"{name} ({mine.sum():,})", linewidths=0, alpha=0.85
+        )
         if held_out is not None:
             ringed = mine & held_out
             axes.scatter(*coordinates[ringed].T, s=size * 1.6, facecolors="none", edgecolors=INK, linewidths=0.5)
@@ -83,7 +85,15 @@ def confusion_plot(true: Sequence[str], predicted: Sequence[str], title: str) ->
     figure, axes = _figure(side + 1.6, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(counts), strict=True):
-        axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.55 else INK)
+        axes.text(
+            j,
+            i,
+            f"{counts[i, j]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if shares[i, j] > 0.55 else INK,
+        )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8.5)
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_xlabel("predicted", color=INK, fontsize=9)

@@ -221,8 +221,8 @@ class _CpuAttention(torch.autograd.Function):
         return grads[0] + more[0], grads[1] + more[1], grads[2], None, None
 
 
-_cpu_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_cpu_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_cpu_forward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_cpu_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 def has_cpu_kernel(query: torch.Tensor) -> bool:

@@ -391,7 +391,6 @@ class ExceiverPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-
     @staticmethod
     def _init_linear(module: nn.Linear, start: str) -> None:
         """Initialise a layer the way its attribute `start` says.
@@ -469,12 +468,12 @@ class ExceiverModel(ExceiverPreTrainedModel):
             self._checked_background = version
         return values
 
-    def _check_ids(self, name: str, ids: torch.Tensor, highest: int) -> None:
+    def _check_ids(self, name: str, ids: torch.Tensor) -> None:
         if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
             return
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high > highest:
-            wrong = high if high > highest else low
+        if low < 0 or high > self.config.num_genes:
+            wrong = low if low < 0 else high
             raise ValueError(
                 f"{name} holds the id {wrong:,}, but this model has {self.config.num_genes:,} genes "
                 f"(vocab_size={self.config.vocab_size:,}): do tokenizer and model belong together?"
@@ -514,7 +513,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
             If an id is beyond the model's genes, or background values are needed and missing.
         """
         config = self.config
-        self._check_ids("input_ids", input_ids, config.pad_token_id)
+        self._check_ids("input_ids", input_ids)
         if input_ids.shape[1] == 0:
             input_ids = nn.functional.pad(input_ids, (0, 1), value=config.pad_token_id)
             expression_values = nn.functional.pad(expression_values, (0, 1))
@@ -569,9 +568,7 @@ class ExceiverHead(nn.Sequential):
         self[1].start, self[3].start = "head", "identity"
 
 
-def masked_queries(
-    input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_token_id: int
-) -> torch.Tensor:
+def masked_queries(input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_token_id: Any) -> torch.Tensor:
     """Give the masked genes of each cell in their order, padded, shape (cells, most masked genes of a cell)."""
     masked_genes = masked_genes.bool()
     most = int(masked_genes.sum(dim=1).max()) if masked_genes.numel() else 0
@@ -651,7 +648,7 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
             if masked_genes is None:
                 raise ValueError("which genes to predict: pass query_ids, or masked_genes to predict those")
             query_ids = masked_queries(input_ids, masked_genes, self.config.pad_token_id)
-        self.exceiver._check_ids("query_ids", query_ids, self.config.pad_token_id)
+        self.exceiver._check_ids("query_ids", query_ids)
         outputs = self.exceiver(
             input_ids, expression_values, attention_mask, masked_genes, background_values, **kwargs
         )
@@ -727,7 +724,7 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
             raise ValueError("expression_labels need query_ids: the genes that they belong to")
         if query_ids is None:
             query_ids = input_ids.new_empty(input_ids.shape[0], 0)
-        self.exceiver._check_ids("query_ids", query_ids, self.config.pad_token_id)
+        self.exceiver._check_ids("query_ids", query_ids)
         outputs = self.exceiver(
             input_ids, expression_values, attention_mask, masked_genes, background_values, **kwargs
         )

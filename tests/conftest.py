@@ -76,9 +76,7 @@ def vocabulary(blood):
     scaled = counts / counts.sum(1, keepdims=True) * 1e4
     logs = np.log1p(scaled)
     medians = np.array([np.median(c[c > 0]) for c in scaled.T])
-    return GeneVocabulary.from_statistics(
-        list(blood.var_names), medians=medians, means=logs.mean(0), stds=logs.std(0)
-    )
+    return GeneVocabulary.from_statistics(list(blood.var_names), medians=medians, means=logs.mean(0), stds=logs.std(0))
 
 
 @pytest.fixture
@@ -99,15 +97,15 @@ def exceiver_config():
     from cellglot.modeling import ExceiverConfig
 
     def make(**changes):
-        sizes = dict(
-            vocab_size=42,
-            gene_embedding_size=8,
-            hidden_size=16,
-            num_latents=6,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-        )
+        sizes = {
+            "vocab_size": 42,
+            "gene_embedding_size": 8,
+            "hidden_size": 16,
+            "num_latents": 6,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        }
         return ExceiverConfig(**(sizes | changes))
 
     return make

@@ -157,7 +157,7 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
         add("X", group["X"], var)
     if "raw" in group and "X" in group["raw"]:
         add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"]))
-    layers = group["layers"] if "layers" in group else {}
+    layers = group.get("layers", {})
     for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
         add(f"layers[{name!r}]", layers[name], var)
     if not places:
@@ -269,9 +269,7 @@ def _open_market(path: Path, folder: Path | None) -> CellFile:
     target = None if folder is None else folder / "matrix"
     matrix = market_to_rows(path, (len(cells), len(rows)), target, column_map)
     notes.append("a Matrix Market file is text: it is converted to rows on disk before it is read")
-    return CellFile(
-        "10x matrix folder", _one_place(matrix, table, kept), FrameTable(pd.DataFrame(index=cells)), notes
-    )
+    return CellFile("10x matrix folder", _one_place(matrix, table, kept), FrameTable(pd.DataFrame(index=cells)), notes)
 
 
 def _beside(path: Path, names: list[str]) -> Path:
@@ -294,7 +292,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def _open_loom(file: h5py.File) -> CellFile:
-    genes = {name: _strings(file["row_attrs"][name]) for name in file["row_attrs"] if _is_vector(file["row_attrs"][name])}
+    genes = {
+        name: _strings(file["row_attrs"][name]) for name in file["row_attrs"] if _is_vector(file["row_attrs"][name])
+    }
     cells = {name: file["col_attrs"][name] for name in file["col_attrs"] if _is_vector(file["col_attrs"][name])}
     matrix = StoredDense(file["matrix"], transposed=True)
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})

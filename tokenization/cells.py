@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,13 +219,13 @@ def read_cells(
     return cells
 
 
-class _LazyNames:
+class _LazyNames(Sequence):
     """Names of cells, read when a message needs one."""
 
     def __init__(self, opened: CellFile):
         self.opened = opened
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: Any) -> str:
         return str(self.opened.obs.index(number, number + 1)[0])
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,7 +29,6 @@ from cellglot.tokenization.corpus_plan import (
 )
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, start_worker, work_on, write_whole
-from cellglot.tokenization.count_matrix import CountRows, sample_rows
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
@@ -409,10 +408,11 @@ class _Run:
 
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
+        tables: list[tuple[list[str], dict[str, Any] | None]]
         if self.options.gene_column is not None:
             tables = [(list(c["only"]) if "only" in c else i, None) for i, c in self.gene_tables]
         else:
-            tables = list(self.gene_tables)
+            tables = [(index, columns) for index, columns in self.gene_tables]
         catalogue = gene_catalogue(tables, gene_names, self.genes)
         catalogue.save(self.work / "catalogue")
         statistics = self._statistics(bars, catalogue)

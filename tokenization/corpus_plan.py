@@ -82,7 +82,7 @@ class Split:
     Parameters
     ----------
     by
-        ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` where some cells have no donor, or ``"cell"``.
+        ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` where some cells lack a donor, or ``"cell"``.
     seed
         Of the draw.
     fractions
@@ -156,10 +156,10 @@ def fingerprint(path: Path) -> str:
         return digest.hexdigest()
     size = path.stat().st_size
     digest.update(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(1 << 20))
-        file.seek(max(size - (1 << 20), 0))
-        digest.update(file.read())
+    with open(path, "rb") as content:
+        digest.update(content.read(1 << 20))
+        content.seek(max(size - (1 << 20), 0))
+        digest.update(content.read())
     return digest.hexdigest()
 
 
@@ -216,8 +216,8 @@ def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Ins
             duplicate_names=cells.duplicate_names(),
             metadata=dict(cells.metadata_columns),
         )
-        columns = {"only": cells.counts.columns[options.gene_column]} if _is_column(cells, options) else None
         names = {str(c): v for c, v in (cells.counts.columns or {}).items()}
+        columns = {"only": names[str(options.gene_column)]} if _is_column(cells, options) else None
         return Inspected(
             file=file,
             genes=(list(cells.counts.index), names if columns is None else columns),

@@ -127,7 +127,7 @@ class CorpusStatistics:
         """Write the state, whole or not at all."""
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, **self.state())
+            np.savez(file, allow_pickle=False, **self.state())
         temporary.replace(path)
 
     @classmethod

@@ -274,7 +274,11 @@ class _ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         n = len(table) if everything else len(table) // ROW_GROUP_CELLS * ROW_GROUP_CELLS
         if split not in self.writers:
-            plain = [c for c in table.column_names if c not in ("input_ids", "expression_values", "length", "cell_id", "cell_index")]
+            plain = [
+                c
+                for c in table.column_names
+                if c not in ("input_ids", "expression_values", "length", "cell_id", "cell_index")
+            ]
             self.writers[split] = pq.ParquetWriter(
                 f"{self._path(split)}.tmp", table.schema, compression="zstd", compression_level=1, use_dictionary=plain
             )

@@ -1,4 +1,4 @@
-"""Are these values raw counts? If not, what are they, and can the counts be computed back exactly?"""
+"""Tell raw counts from other values; say what these are, and compute counts back where that is exact."""
 
 import numpy as np
 
@@ -30,15 +30,15 @@ def not_counts_reason(values: np.ndarray) -> str | None:
         return f"{missing:,} missing (NaN) and {infinite:,} infinite values among {values.size:,}"
     if smallest < 0:
         return (
-            f"negative values ({int((values < 0).sum()):,} of {values.size:,} looked at, the smallest {smallest:.4g}), as "
-            "scaled or otherwise transformed data has"
+            f"negative values ({int((values < 0).sum()):,} of {values.size:,} looked at, smallest {smallest:.4g}), "
+            "as scaled or otherwise transformed data has"
         )
     if values.dtype.kind == "f" and not np.array_equal(np.rint(values), values):
         broken = int((np.rint(values) != values).sum())
         kind = "as log-normalised data has" if largest < 25 else "as normalised data has"
         return (
-            f"values that are not whole numbers ({broken:,} of {values.size:,} looked at, which go from {smallest:.4g} to "
-            f"{largest:.4g}), {kind}"
+            f"values that are not whole numbers ({broken:,} of {values.size:,} looked at, from {smallest:.4g} "
+            f"to {largest:.4g}), {kind}"
         )
     return None
 

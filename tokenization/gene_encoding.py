@@ -1,4 +1,4 @@
-"""Counts -> ranked or standardised gene tokens, on compressed sparse rows, without a dense copy or a loop over genes."""
+"""Counts -> ranked or standardised gene tokens, on compressed sparse rows: no dense copy, no loop over genes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class GeneColumns:
 
 def row_sums(values: np.ndarray, indptr: np.ndarray, dtype: type = np.float64) -> np.ndarray:
     """Sum the values of each cell, shape (cells,)."""
-    sums = np.zeros(len(indptr) - 1, dtype=dtype)
+    sums: np.ndarray = np.zeros(len(indptr) - 1, dtype=dtype)
     filled = np.flatnonzero(indptr[1:] > indptr[:-1])
     if len(filled):
         sums[filled] = np.add.reduceat(values, indptr[filled], dtype=dtype)

@@ -320,7 +320,9 @@ class GeneVocabulary:
 
     def _tables(self) -> tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]]:
         if self._lookup is None:
-            ids, names, aliases = {}, {}, {}
+            ids: dict[str, int] = {}
+            names: dict[str, list[int]] = {}
+            aliases: dict[str, list[int]] = {}
             for gene, token in zip(self.genes, self.gene_token_ids.tolist(), strict=True):
                 ids[gene] = token
                 if gene in self.symbols:
@@ -354,10 +356,11 @@ class GeneVocabulary:
                     token_ids[i], rules[i] = token, 1
         for rule, table in ((2, names), (3, aliases)):
             for _, values in sources:
-                for i in np.flatnonzero((rules < 0) & ~ambiguous):
-                    if own_id[i] is not None and rule == 2:
+                for i in np.flatnonzero((rules < 0) & ~ambiguous).tolist():
+                    own = own_id[i]
+                    if own is not None and rule == 2:
                         continue
-                    tokens = table.get(values[i] if own_id[i] is None else own_id[i])
+                    tokens = table.get(values[i] if own is None else own)
                     if tokens is not None and len(tokens) == 1:
                         token_ids[i], rules[i] = tokens[0], rule
                     elif tokens is not None:
@@ -463,11 +466,9 @@ def name_sources(
 
 def _text(values: Iterable[Any]) -> np.ndarray:
     """Give names as an object array of stripped strings; missing ones become empty."""
-    array = np.empty(len(values) if hasattr(values, "__len__") else 0, dtype=object)
-    listed = list(values)
-    if len(listed) != len(array):
-        array = np.empty(len(listed), dtype=object)
-    array[:] = ["" if v is None or v != v else str(v).strip() for v in listed]
+    texts = ["" if v is None or v != v else str(v).strip() for v in values]
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
     return array
 
 
@@ -501,7 +502,7 @@ def _pickled_scalar(dtype: _PickledDtype, content: bytes) -> float | int | bool:
     if not isinstance(dtype, _PickledDtype) or not re.fullmatch(r"[biuf][1248]", dtype.code):
         raise pickle.UnpicklingError(f"a NumPy scalar of type {getattr(dtype, 'code', dtype)!r}, not a number")
     order = dtype.order if dtype.order in "<>" else "="
-    return np.frombuffer(content, dtype=np.dtype(dtype.code).newbyteorder(order), count=1)[0].item()
+    return np.frombuffer(content, dtype=np.dtype(order + dtype.code), count=1)[0].item()
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:

@@ -61,7 +61,7 @@ class StoredRows:
             raise CellFileError(f"indptr falls between cells {start:,} and {stop:,}: the matrix is damaged")
         low, high = int(bounds[0]), int(bounds[-1])
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
-        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < self.stored_columns):
+        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.stored_columns):
             raise CellFileError(
                 f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,}, but the matrix has "
                 f"{self.stored_columns:,} columns"
@@ -161,8 +161,10 @@ class ConvertedRows:
                 folder = Path(self._temporary.name)
             if not (folder / "indptr.npy").exists():
                 self._convert(folder)
-            arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr"))
-            self._rows = StoredRows(*arrays, shape=self.stored_shape, column_map=self.column_map)
+            data, indices, indptr = (
+                np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr")
+            )
+            self._rows = StoredRows(data, indices, indptr, shape=self.stored_shape, column_map=self.column_map)
         return self._rows
 
     @property
@@ -228,7 +230,7 @@ def columns_to_rows(
             stop = max(stop, gene + 1)
             low, high = int(bounds[gene]), int(bounds[stop])
             cells = np.asarray(indices[low:high]).astype(np.int64)
-            if len(cells) and not (0 <= cells.min() and cells.max() < shape[0]):
+            if len(cells) and not (cells.min() >= 0 and cells.max() < shape[0]):
                 raise CellFileError(f"cell index {cells.max():,} in a matrix of {shape[0]:,} cells: it is damaged")
             genes = np.repeat(np.arange(gene, stop), np.diff(bounds[gene : stop + 1]))
             yield cells, genes, np.asarray(data[low:high])
@@ -274,7 +276,7 @@ def market_to_rows(
                 seen += len(chunk)
                 row, column = chunk["row"].to_numpy() - 1, chunk["column"].to_numpy() - 1
                 cells, genes = (column, row) if genes_first else (row, column)
-                if not (0 <= cells.min() and cells.max() < shape[0] and 0 <= genes.min() and genes.max() < shape[1]):
+                if not (cells.min() >= 0 and cells.max() < shape[0] and genes.min() >= 0 and genes.max() < shape[1]):
                     raise CellFileError(f"{path} has an entry outside its {shape[1]:,} genes x {shape[0]:,} cells")
                 yield cells, genes, chunk["value"].to_numpy()
         except (ValueError, EOFError, OSError) as error:

@@ -72,7 +72,7 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
 
     @classmethod
     def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
-        """Number genes from 0, then ``<pad>`` and ``<cls>``."""
+        """Give genes the numbers from 0, then ``<pad>`` and ``<cls>`` theirs."""
         numbered = vocabulary.with_special_tokens(last=cls.special_tokens_last)
         return vocabulary if vocabulary.token_ids == numbered.token_ids else numbered
 
@@ -93,8 +93,8 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
         """
         if self.vocabulary.metadata.get("gene_order") == UNPUBLISHED:
             raise GeneCoverageError(
-                "cells cannot be tokenized for this model: neither the order of its genes nor their means and standard "
-                "deviations were published with its checkpoint, so that its rows cannot be tied to genes"
+                "cells cannot be tokenized for this model: neither the order of its genes nor their means and "
+                "standard deviations were published with its checkpoint, so that its rows cannot be tied to genes"
             )
         columns = super().gene_columns(counts, gene_column)
         assert self.vocabulary.means is not None and self.vocabulary.stds is not None

@@ -173,9 +173,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
         return columns
 
-    def encode_rows(
-        self, rows: CountRows, columns: GeneColumns, max_length: int | None = None
-    ) -> Iterator[TokenRows]:
+    def encode_rows(self, rows: CountRows, columns: GeneColumns, max_length: int | None = None) -> Iterator[TokenRows]:
         """Turn the counts of some cells into tokens, a run of cells at a time.
 
         Parameters
@@ -224,9 +222,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
             raise GeneCoverageError(
-                self._coverage_message(
-                    report, f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})"
-                )
+                self._coverage_message(report, f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})")
             )
 
     @staticmethod

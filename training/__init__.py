@@ -1,0 +1,1 @@
+"""Training: data, collators, the Trainer, pretraining, fine-tuning and the demo."""

@@ -69,7 +69,8 @@ class CellDataset(Dataset):
         cells = np.array([cell for _, cell in pairs])
         present = cells >= 0
         examples: list[dict[str, Any]] = [
-            {"epoch": epoch, "cell": int(cell), **{c: np.empty(0) for c in self.token_columns}} for epoch, cell in pairs
+            {"epoch": epoch, "cell": int(cell), **{c: np.empty(0) for c in self.token_columns}}
+            for epoch, cell in pairs
         ]
         if present.any():
             rows = self.table[self.rows[cells[present]].tolist()]

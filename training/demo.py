@@ -244,18 +244,21 @@ class Demo:
         best = self.scores["Exceiver, pretrained and fine-tuned"]
         linear = self.scores["logistic regression on log counts"]
         figures = self._curves(gene_mean)
-        losses = {name: n for name, n in report["largest_losses"]}
-        confusion = plots.confusion_plot(*predicted, "Exceiver on held-out cells")
+        losses = dict(report["largest_losses"])
+        confusion = plots.confusion_plot(predicted[0].tolist(), predicted[1].tolist(), "Exceiver on held-out cells")
         plots.save_figure(confusion, str(self.output / "confusion.png"))
         name = Path(self.source).name
         command = "cellglot demo" if self.cells is None else f"cellglot demo --cells {name} --labels {self.labels}"
         page = _template().render(
             name=name,
             lead=f"{name}: audited, tokenized, learned from, classified, saved and loaded again in "
-            f"{time.monotonic() - self.started:.0f} seconds on {self.pretraining['device']}. Every number on this page "
-            f"was computed by this run of `{command}`.",
+            f"{time.monotonic() - self.started:.0f} seconds on {self.pretraining['device']}. Every number on this "
+            f"page was computed by this run of `{command}`.",
             cards=[
-                {"value": f"{len(self.splits):,}", "label": f"cells, {(self.splits == 'validation').sum():,} held out"},
+                {
+                    "value": f"{len(self.splits):,}",
+                    "label": f"cells, {(self.splits == 'validation').sum():,} held out",
+                },
                 {"value": f"{report['coverage']:.1%}", "label": "of counts covered by the vocabulary"},
                 {"value": f"{metrics['eval_explained_variance']:.2f}", "label": "explained variance of masked genes"},
                 {"value": f"{best['accuracy'][0]:.1%}", "label": "accuracy of Exceiver on held-out cells"},
@@ -266,12 +269,12 @@ class Demo:
             losses=plots.data_uri(plots.bars_plot(losses, "Genes lost with the most counts", "counts"), "svg")
             if losses
             else None,
-            pretraining=f"{self.pretraining['num_masked']} expressed genes of each cell are hidden and predicted from the "
-            f"others. On held-out cells the mean squared error is {metrics['eval_masked_mse']:.3f} and the explained "
-            f"variance {metrics['eval_explained_variance']:.3f}; guessing each gene's mean among training cells that "
-            f"express it gives {gene_mean['mse']:.3f} and {gene_mean['explained_variance']:.3f}.",
+            pretraining=f"{self.pretraining['num_masked']} expressed genes of each cell are hidden and predicted from "
+            f"the others. On held-out cells the mean squared error is {metrics['eval_masked_mse']:.3f} and the "
+            f"explained variance {metrics['eval_explained_variance']:.3f}; guessing each gene's mean among training "
+            f"cells that express it gives {gene_mean['mse']:.3f} and {gene_mean['explained_variance']:.3f}.",
             embedding="The mean of the model's latents is a cell's embedding. The upper picture is that of the model "
-            "pretrained without any label; the lower one after fine-tuning on the labels of the cells that are not ringed.",
+            "pretrained without any label; the lower one after fine-tuning on the labels of cells without a ring.",
             umap_pretrained=self.pretrained_umap,
             umap_finetuned=self.finetuned_umap,
             classification=f"Trained on {self.finetuning['training_cells']:,} cells, tested on "

@@ -1,4 +1,4 @@
-"""Fine-tuning for cell classification: ``python -m cellglot.training.finetune --config ... --model ... --cells ...``."""
+"""Fine-tuning for cell classification: ``python -m cellglot.training.finetune --config ... --model ... ...``."""
 
 import argparse
 import dataclasses
@@ -200,7 +200,9 @@ def corpus_for(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fine-tune from the command line."""
     parser = argparse.ArgumentParser(prog="cellglot.training.finetune", description=__doc__.split(":")[0])
-    parser.add_argument("--config", required=True, help="YAML file; training/configs holds those that come with cellglot")
+    parser.add_argument(
+        "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
+    )
     parser.add_argument("--model", required=True, help="folder or repository of a pretrained model")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--cells", nargs="+", help="files of cells")

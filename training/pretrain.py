@@ -1,4 +1,4 @@
-"""Pretraining: ``accelerate launch -m cellglot.training.pretrain --config training/configs/exceiver_small.yaml ...``."""
+"""Pretraining: ``accelerate launch -m cellglot.training.pretrain --config exceiver_small.yaml ...``."""
 
 import argparse
 import dataclasses
@@ -130,8 +130,8 @@ def check_vocabulary(model: Any, corpus: Corpus) -> None:
     """Refuse a corpus with token ids at or beyond the model's vocabulary."""
     if corpus.manifest["vocab_size"] > model.config.vocab_size:
         raise ValueError(
-            f"{corpus.folder} has token ids up to {corpus.manifest['vocab_size'] - 1:,}, but the model's vocab_size is "
-            f"{model.config.vocab_size:,}: tokenize with the model's own vocabulary (--vocabulary MODEL)"
+            f"{corpus.folder} has token ids up to {corpus.manifest['vocab_size'] - 1:,}, but the model's vocab_size "
+            f"is {model.config.vocab_size:,}: tokenize with the model's own vocabulary (--vocabulary MODEL)"
         )
 
 
@@ -216,7 +216,9 @@ def save_run(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(prog="cellglot.training.pretrain", description=__doc__.split(":")[0])
-    parser.add_argument("--config", required=True, help="YAML file; training/configs holds those that come with cellglot")
+    parser.add_argument(
+        "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
+    )
     parser.add_argument("--corpus", required=True, help="folder that cellglot tokenize made")
     parser.add_argument("--output", required=True, help="folder for the model and its checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")

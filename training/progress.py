@@ -64,7 +64,9 @@ class TrainingProgress(TrainerCallback):
                 if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "loss"))
             }
             numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
-            self.console.print(f"step {state.global_step:,} (epoch {state.epoch or 0:.1f}): {numbers}", highlight=False)
+            self.console.print(
+                f"step {state.global_step:,} (epoch {state.epoch or 0:.1f}): {numbers}", highlight=False
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the bar."""

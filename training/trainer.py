@@ -31,6 +31,9 @@ class CellTrainer(Trainer):
         As for `transformers.Trainer`.
     """
 
+    data_collator: Any
+    optimizer: Any
+
     def __init__(self, *, description: str = "training", optimizer_name: str = "adamw", **kwargs: Any):
         if optimizer_name not in ("adam", "adamw"):
             raise ValueError(f"optimizer {optimizer_name!r}: it is 'adam' or 'adamw'")
@@ -71,9 +74,7 @@ class CellTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss, and remember its parts for the log."""
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             for name, value in outputs.items():
                 if name.endswith("_loss") and value is not None:

@@ -21,7 +21,9 @@ app = typer.Typer(
 Files = Annotated[list[Path], typer.Argument(help="Files of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
 Layer = Annotated[str | None, typer.Option(help="Where the raw counts are: X, raw.X or a layer. Found by default.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var that holds the genes' ids; 'index' for its index.")]
+GeneColumn = Annotated[
+    str | None, typer.Option(help="Column of var that holds the genes' ids; 'index' for its index.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the best there is.")]
 

@@ -389,7 +389,10 @@ def test_the_wide_block_gives_the_values_and_gradients_of_its_layers(tokens):
     assert not pays(x, torch.nn.Linear(4, 32), torch.nn.GELU())
     assert not pays(x, linear1, torch.nn.ReLU())
     grads = []
-    for function in (lambda: wide_feed_forward(x, linear1, linear2), lambda: linear2(torch.nn.functional.gelu(linear1(x)))):
+    for function in (
+        lambda: wide_feed_forward(x, linear1, linear2),
+        lambda: linear2(torch.nn.functional.gelu(linear1(x))),
+    ):
         for tensor in (x, *linear1.parameters(), *linear2.parameters()):
             tensor.grad = None
         y = function()
@@ -458,7 +461,9 @@ def test_ids_beyond_the_vocabulary_name_both_numbers(model):
     for wrong in (41, 99, -1):
         ids = batch["input_ids"].clone()
         ids[0, 0] = wrong
-        with pytest.raises(ValueError, match=rf"input_ids holds the id {wrong}, but this model has 40 genes .vocab_size=42"):
+        with pytest.raises(
+            ValueError, match=rf"input_ids holds the id {wrong}, but this model has 40 genes .vocab_size=42"
+        ):
             model(**(batch | {"input_ids": ids}))
 
 

@@ -372,7 +372,10 @@ def test_a_folder_of_something_else(tmp_path):
 def test_conversion_needs_room(cells, tmp_path, monkeypatch):
     write("h5ad csc", cells, tmp_path / "a.h5ad")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with read_cells(tmp_path / "a.h5ad") as opened, pytest.raises(CellFileError, match="set TMPDIR to a folder with room"):
+    with (
+        read_cells(tmp_path / "a.h5ad") as opened,
+        pytest.raises(CellFileError, match="set TMPDIR to a folder with room"),
+    ):
         list(opened.chunks())
 
 

@@ -109,9 +109,7 @@ def test_whole_donors_are_held_out(files, tmp_path):
 def test_cells_are_held_out_where_there_is_one_group(blood_file, tmp_path):
     drawn = []
     for seed in (0, 0, 1):
-        corpus = tokenize_corpus(
-            [blood_file], tmp_path / f"{len(drawn)}", validation_fraction=0.2, seed=seed, **QUIET
-        )
+        corpus = tokenize_corpus([blood_file], tmp_path / f"{len(drawn)}", validation_fraction=0.2, seed=seed, **QUIET)
         table = rows(corpus)
         drawn.append(set(table[table.split == "validation"].cell_id))
         assert corpus.manifest["split"]["by"] == "cell"
@@ -167,9 +165,7 @@ def test_a_vocabulary_is_used_as_it_is(files, corpus, tmp_path):
     again = tokenize_corpus(files[2:], tmp_path / "c", vocabulary=corpus.tokenizer_folder, **QUIET)
     assert again.tokenizer().vocabulary == corpus.tokenizer().vocabulary
     with pytest.raises(GeneCoverageError, match="part0: the vocabulary covers"):
-        tokenize_corpus(
-            files[:1], tmp_path / "d", vocabulary=corpus.tokenizer_folder, gene_column="index", **QUIET
-        )
+        tokenize_corpus(files[:1], tmp_path / "d", vocabulary=corpus.tokenizer_folder, gene_column="index", **QUIET)
 
 
 def test_genes_tables_and_options(files, tmp_path):

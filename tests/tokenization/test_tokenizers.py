@@ -146,7 +146,9 @@ def test_the_150_reference_cells(reference_data):
     genes = reference_data / "genes"
     vocab = GeneVocabulary.from_released(genes / "token_dictionary.pkl", genes / "gene_median_dictionary.pkl")
     cells = ad.read_h5ad(reference_data / "cells" / "pbmc_facs.h5ad")[:150]
-    check_reference_tokens(vocab, cells, np.load(reference_data / "reference_tokens" / "pbmc_facs_first150_tokens.npz"))
+    check_reference_tokens(
+        vocab, cells, np.load(reference_data / "reference_tokens" / "pbmc_facs_first150_tokens.npz")
+    )
 
 
 def check_reference_tokens(vocab, cells, expected):
@@ -165,7 +167,9 @@ def check_reference_tokens(vocab, cells, expected):
         ours = np.array([value[t] for t in plain["input_ids"][cell]])
         assert np.allclose(ours, expected["normalised_values"][part], rtol=1e-6, atol=0)
         part = slice(cls_offsets[cell], cls_offsets[cell + 1])
-        value = dict(zip(expected["sccello_tokens"][part].tolist(), expected["sccello_log1p_values"][part], strict=True))
+        value = dict(
+            zip(expected["sccello_tokens"][part].tolist(), expected["sccello_log1p_values"][part], strict=True)
+        )
         tokens = with_cls["input_ids"][cell]
         assert tokens[0] == 25426
         assert np.allclose([value[t] for t in tokens], with_cls["expression_values"][cell], rtol=1e-5)
@@ -464,7 +468,9 @@ def test_cells_without_a_known_gene_are_counted():
     assert rank(counts, genes=[*vocab.genes, "X"])["input_ids"][1:] == [[rank.cls_token_id]] * 2
     assert exceiver(counts, genes=[*vocab.genes, "X"])["input_ids"][1:] == [[], []]
     assert rank.last_report.cells_without_genes == exceiver.last_report.cells_without_genes == 2
-    assert exceiver(counts[1:2], genes=[*vocab.genes, "X"], min_coverage=0, return_tensors="pt")["input_ids"].shape == (1, 0)
+    assert exceiver(counts[1:2], genes=[*vocab.genes, "X"], min_coverage=0, return_tensors="pt")[
+        "input_ids"
+    ].shape == (1, 0)
 
 
 def test_arguments_that_do_not_exist_are_refused(blood, vocabulary):
