@@ -1,0 +1,50 @@
+# make demo and make test set up everything they need in .venv; nothing but Python 3.11 or newer has to be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+PACKAGE ?= -e .
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+# Where PyTorch's builds for the CPU are, a tenth of the size of those for CUDA; not asked where there is a GPU.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint benchmark clean
+
+demo: $(VENV)/.installed
+	$(BIN)/cellglot demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(VENV)/typed build && $(PIP) --no-deps --target $(VENV)/typed .
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package cellglot
+
+benchmark: $(VENV)/.benchmarks
+	for script in benchmarks/[!m]*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("cellglot needs Python 3.11 or newer, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing cellglot and what it needs into $(VENV), once: a few minutes"
+	$(if $(TORCH_INDEX),$(PIP) --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) torch || )$(PIP) torch
+	rm -rf build && $(PIP) $(PACKAGE)'[test]'
+	@touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(PIP) $(PACKAGE)'[lint]'
+	@touch $@
+
+$(VENV)/.benchmarks: $(VENV)/.installed
+	$(PIP) $(PACKAGE)'[benchmark]'
+	@touch $@
