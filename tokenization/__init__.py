@@ -6,7 +6,15 @@ from typing import Any
 
 _PUBLIC = {
     "CellFileError": "stored_matrix",
+    "CellLabelMatch": "cell_label_resolution",
+    "CellLabelReport": "cell_label_report",
+    "CellOntology": "cell_ontology",
+    "CellOntologyError": "cell_term",
+    "CellTerm": "cell_term",
+    "CellTypeTables": "cell_ontology",
     "Cells": "cells",
+    "Corpus": "corpus",
+    "CorpusError": "corpus",
     "CountMatrix": "count_matrix",
     "ExceiverTokenizer": "tokenization_exceiver",
     "GeneCoverageError": "tokenization_gene_expression",
@@ -16,6 +24,7 @@ _PUBLIC = {
     "read_cells": "cells",
     "NotCountsError": "count_audit",
     "RankValueTokenizer": "tokenization_rank_value",
+    "tokenize_corpus": "corpus",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -124,7 +124,13 @@ class StoredTable:
         return _strings(self.group[self._index_name][start:stop])
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read a column."""
+        """Read a column.
+
+        Raises
+        ------
+        ValueError
+            If the column is stored in a way that is not read.
+        """
         element = self.group[name]
         if hasattr(element, "keys"):
             if "codes" in element and "categories" in element:
