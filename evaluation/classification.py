@@ -24,8 +24,15 @@ def classification_scores(
     -------
     dict
         ``accuracy`` and ``macro_f1`` (mean over the classes among `true`), each with the ends of its 95% interval.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells, or not as many predictions.
     """
     a, b = np.asarray(true, dtype=str), np.asarray(predicted, dtype=str)
+    if not len(a) or len(a) != len(b):
+        raise ValueError(f"{len(b):,} predictions for {len(a):,} cells cannot be scored")
     random = np.random.default_rng(seed)
     samples = [random.integers(0, len(a), len(a)) for _ in range(draws)]
     scores = {}

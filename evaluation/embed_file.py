@@ -48,6 +48,11 @@ def embed_file(
     -------
     str
         What was read, matched and written.
+
+    Raises
+    ------
+    ValueError
+        If the ending of `output` is none of those above, or there is no column `color`.
     """
     if output.suffix not in ENDINGS:
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")

@@ -116,6 +116,11 @@ def run_model(
     -------
     numpy.ndarray
         Shape (cells, ...), float32.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer has more ids than the model.
     """
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(

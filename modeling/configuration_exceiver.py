@@ -93,7 +93,14 @@ class ExceiverConfig(PreTrainedConfig):
         return self.vocab_size - 2
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together and conventions that do not exist."""
+        """Refuse sizes that do not fit together and conventions that do not exist.
+
+        Raises
+        ------
+        ValueError
+            If a size is no multiple of its heads, there is no room for a gene, or a convention is unknown; names the
+            fields.
+        """
         for size, heads in (
             ("hidden_size", "num_attention_heads"),
             ("hidden_size", "num_cross_attention_heads"),

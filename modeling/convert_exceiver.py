@@ -1,6 +1,7 @@
 """Released Exceiver checkpoints -> models of this package."""
 
 import pathlib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,19 @@ from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression, Exc
 
 # A template layer of the released code that its forward pass never uses.
 UNUSED_PREFIX = "process_self_attn.encoder_layer."
+
+
+# What torch.load and damaged archives raise.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 
 
 class CheckpointError(ValueError):
@@ -45,8 +59,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
         with torch.serialization.safe_globals([pathlib.PosixPath]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         return dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
-    except Exception as error:  # torch raises many types here
-        raise CheckpointError(f"{path} is no released Exceiver checkpoint that can be read safely: {error}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{path} is no released Exceiver checkpoint that can be read safely: it is damaged, cut short, or asks "
+            "for more than tensors and numbers to be loaded"
+        ) from error
 
 
 def convert(

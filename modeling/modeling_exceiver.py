@@ -441,7 +441,13 @@ class ExceiverModel(ExceiverPreTrainedModel):
         self.gene_embedding = value
 
     def set_background_values(self, values: Any) -> None:
-        """Set each gene's value where it has no counts (the tokenizer's `background_values`), shape (genes,)."""
+        """Set each gene's value where it has no counts (the tokenizer's `background_values`), shape (genes,).
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer values than genes.
+        """
         values = torch.as_tensor(values, dtype=self.background_values.dtype)
         if values.shape != self.background_values.shape:
             raise ValueError(

@@ -241,7 +241,13 @@ def inspect_files(
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Give each file its name without ending; refuse files given twice, tell equal names apart by their folder."""
+    """Give each file its name without ending; refuse files given twice, tell equal names apart by their folder.
+
+    Raises
+    ------
+    ValueError
+        If a file is given twice, or two files have the same name in folders of the same name.
+    """
     resolved = [p.resolve() for p in paths]
     twice = sorted({str(p) for p in resolved if resolved.count(p) > 1})
     if twice:
@@ -368,6 +374,18 @@ def make_plan(
 
     Parameters
     ----------
+    paths
+        Files of cells.
+    options
+        How to read each of them.
+    work
+        Folder for what is kept between runs.
+    arguments
+        All else that decides the result, kept in the plan to be compared.
+    seed
+        Of the draw of held-out cells.
+    fractions
+        Of cells for validation and test.
     broken
         Files already found broken, by name.
     skip_broken
@@ -384,11 +402,15 @@ def make_plan(
     ------
     CellFileError
         If files are broken and not to be passed over, or none is left; names them all.
+    ValueError
+        If no file has a column of obs that is to be carried.
     """
     names = unique_names(paths)
     readable = [(p, n) for p, n in zip(paths, names, strict=True) if n not in broken]
     inspected, found = inspect_files([p for p, _ in readable], [n for _, n in readable], options, work)
     broken = dict(broken) | found
+    if broken and len(paths) == 1:
+        raise CellFileError(broken[names[0]])
     if broken and (not skip_broken or not inspected):
         listed = "\n".join(f"  {name}: {reason}" for name, reason in broken.items())
         raise CellFileError(

@@ -1,1 +1,27 @@
 """Training: data, collators, the Trainer, pretraining, fine-tuning and the demo."""
+
+import importlib
+from typing import Any
+
+
+_PUBLIC = {
+    "CellDataset": "data",
+    "CellTrainer": "trainer",
+    "EpochSampler": "data",
+    "ExceiverCollator": "collators",
+    "TrainingConfig": "config",
+    "initialize_gene_embeddings": "gene_embeddings",
+    "load_config": "config",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -51,7 +51,14 @@ class ExceiverCollator:
             ``input_ids``, ``expression_values``, ``attention_mask``, shape (cells, genes); with masking
             ``masked_genes``, and ``query_ids`` and labels of shape (cells, num_masked). Labels of expression are
             ``labels``, or ``expression_labels`` beside the classes in ``labels``.
+
+        Raises
+        ------
+        ValueError
+            If there are no cells.
         """
+        if not examples:
+            raise ValueError("no cells to make a batch of")
         n_cells = len(examples)
         width = max(1, *(len(e["input_ids"]) for e in examples))
         input_ids = np.full((n_cells, width), self.pad_token_id, dtype=np.int64)
@@ -77,11 +84,8 @@ class ExceiverCollator:
             batch["query_ids"] = torch.from_numpy(query_ids)
             batch["labels" if self.labels is None else "expression_labels"] = torch.from_numpy(targets)
         if self.labels is not None:
-            classes = [
-                self.labels.get(e[self.label_column], -100) if e["cell"] >= 0 else -100  # type: ignore[index]
-                for e in examples
-            ]
-            batch["labels"] = torch.tensor(classes)
+            names = [class_name(e.get(self.label_column)) for e in examples]  # type: ignore[arg-type]
+            batch["labels"] = torch.tensor([-100 if name is None else self.labels.get(name, -100) for name in names])
         return batch
 
     def _draw(self, example: Mapping[str, Any], n: int) -> np.ndarray:
@@ -93,4 +97,9 @@ class ExceiverCollator:
         return np.sort(random.choice(n, num_masked, replace=False))
 
 
-__all__ = ["ExceiverCollator"]
+def class_name(value: Any) -> str | None:
+    """Give the name of a cell's class as metadata has it, text or number; None where it is missing."""
+    return None if value is None or value != value else str(value)
+
+
+__all__ = ["ExceiverCollator", "class_name"]

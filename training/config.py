@@ -49,33 +49,48 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     Parameters
     ----------
     path
-        YAML file with the sections of `TrainingConfig`.
+        YAML file with the sections of `TrainingConfig`, or the name of one that comes with the package.
     overrides
         ``section.key=value``, the value as YAML: ``trainer.max_steps=100``.
 
     Raises
     ------
     ValueError
-        If a section or key does not exist, or an override is not of that form.
+        If the file is no YAML of sections, a section does not exist, or an override is not of that form.
     FileNotFoundError
         If there is no such file; names the configurations that come with the package.
     """
     path = Path(path)
-    if not path.exists():
-        shipped = sorted(p.name for p in configs_folder().glob("*.yaml"))
+    shipped = {p.name: p for p in sorted(configs_folder().glob("*.yaml"))}
+    if not path.exists() and str(path) not in shipped:
         raise FileNotFoundError(f"no configuration {path}; with the package come {', '.join(shipped)}")
-    content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    path = path if path.exists() else shipped[str(path)]
+    content = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no mapping of sections")
+    names = [f.name for f in dataclasses.fields(TrainingConfig)]
+    check_keys(content, names, f"{path}: section")
+    sections: dict[str, dict[str, Any]] = {}
+    for name in names:
+        section = content.get(name) or {}
+        if not isinstance(section, dict):
+            raise ValueError(f"{path}: section {name!r} is no mapping of keys")
+        sections[name] = section
     for override in overrides:
         key, separator, value = override.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not separator or not dot:
+        name, _, field_name = (part.strip() for part in key.partition("."))
+        if not separator or not field_name:
             raise ValueError(f"override {override!r}: write section.key=value, e.g. trainer.max_steps=100")
-        content.setdefault(section, {})[name] = yaml.load(value, _Loader)
-    sections = [f.name for f in dataclasses.fields(TrainingConfig)]
-    check_keys(content, sections, f"{path}: section")
-    return TrainingConfig(**{name: dict(value or {}) for name, value in content.items()})
+        check_keys({name: None}, names, f"override {override!r}: section")
+        sections[name][field_name] = _yaml(value, f"override {override!r}")
+    return TrainingConfig(**sections)
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is no YAML: {error}") from error
 
 
 def configs_folder() -> Path:
@@ -84,7 +99,13 @@ def configs_folder() -> Path:
 
 
 def check_keys(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Refuse keys that do not exist, with the one that may be meant."""
+    """Refuse keys that do not exist, with the one that may be meant.
+
+    Raises
+    ------
+    ValueError
+        If a key does not exist.
+    """
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

@@ -41,7 +41,7 @@ class CellDataset(Dataset):
         shards = corpus.shards(split)
         if not shards:
             raise ValueError(f"{corpus.folder} has no {split} cells")
-        table = datasets.load_dataset("parquet", data_files={split: shards}, split=split)
+        table = _read_shards(shards, split)
         lengths = table.with_format("numpy", columns=["length"])[:]["length"]
         kept = np.ones(len(lengths), dtype=bool) if keep is None else keep
         long_enough = lengths >= least_tokens
@@ -92,6 +92,17 @@ class CellDataset(Dataset):
         """Read a column of all cells."""
         values = self.table.select_columns([name]).with_format(None)[name]
         return [values[int(row)] for row in self.rows]
+
+
+def _read_shards(shards: Sequence[str], split: str) -> datasets.Dataset:
+    """Open Parquet shards by `datasets`, whose own progress bars stay out of those of the training."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset("parquet", data_files={split: list(shards)}, split=split)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 class EpochSampler(Sampler):

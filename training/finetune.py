@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging
 
 from cellglot.modeling.configuration_exceiver import ExceiverConfig
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
-from cellglot.training.collators import ExceiverCollator
+from cellglot.training.collators import ExceiverCollator, class_name
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.data import CellDataset
 from cellglot.training.metrics import ClassificationMetrics
-from cellglot.training.pretrain import check_vocabulary, run_trainer, save_run, say, training_arguments
+from cellglot.training.pretrain import (
+    check_held_out,
+    check_vocabulary,
+    end,
+    mask_fraction,
+    run_trainer,
+    save_run,
+    say,
+    training_arguments,
+)
 from cellglot.training.trainer import CellTrainer, count_parameters
 
 
@@ -68,7 +79,7 @@ def finetune(
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     tokenizer = ExceiverTokenizer.from_pretrained(model)
-    if tokenizer.vocabulary.token_ids != corpus.tokenizer().vocabulary.token_ids:
+    if not _same_vocabulary(tokenizer.vocabulary, corpus.tokenizer().vocabulary):
         raise ValueError(
             f"{corpus.folder} was tokenized with another vocabulary than {model}: tokenize with --vocabulary {model}"
         )
@@ -85,9 +96,12 @@ def finetune(
     classifier = _load(config, model, classes)
     check_vocabulary(classifier, corpus)
     check_keys(config.data, ["mask_fraction"], "data")
-    num_masked = int(config.data.get("mask_fraction", 0.0) * corpus.manifest["median_length"])
+    num_masked = int(mask_fraction(config, 0.0) * corpus.manifest["median_length"])
     train = _dataset(corpus, "train", label_column, label2id)
-    held_out = _dataset(corpus, "validation", label_column, label2id) if corpus.n_cells("validation") else None
+    held_out = None
+    if any(label in label2id for label in _labels(corpus, "validation", label_column)):
+        held_out = _dataset(corpus, "validation", label_column, label2id)
+    check_held_out(arguments, held_out, corpus)
     facts = _facts(corpus, label_column, label2id, train, held_out)
     collator = ExceiverCollator(tokenizer.pad_token_id, num_masked, arguments.seed, label2id, label_column)
     trainer = CellTrainer(
@@ -116,6 +130,12 @@ def finetune(
     return metrics
 
 
+def _same_vocabulary(a: GeneVocabulary, b: GeneVocabulary) -> bool:
+    """Say whether genes have the same ids, means and standard deviations."""
+    statistics = ((a.means, b.means), (a.stds, b.stds))
+    return a.token_ids == b.token_ids and all(np.array_equal(x, y) for x, y in statistics)
+
+
 def _load(config: TrainingConfig, model: str | Path, classes: list[str]) -> ExceiverForSequenceClassification:
     changes = {k: v for k, v in config.model.items() if k != "type"}
     check_keys(changes, [f.name for f in dataclasses.fields(ExceiverConfig)], "model")
@@ -129,6 +149,9 @@ def _load(config: TrainingConfig, model: str | Path, classes: list[str]) -> Exce
             output_loading_info=True,
             **changes,
         )
+        classifier.config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"model: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
     new = sorted({name.split(".")[0] for name in info["missing_keys"]})
@@ -145,7 +168,7 @@ def _labels(corpus: Corpus, split: str, column: str) -> list[str | None]:
         if column not in names:
             others = [n for n in names if n not in ("input_ids", "expression_values", "length", "split")]
             raise ValueError(f"no column {column!r} in {corpus.folder}; there are {', '.join(others)}")
-        labels += [None if v is None else str(v) for v in pq.read_table(shard, columns=[column])[column].to_pylist()]
+        labels += [class_name(value) for value in pq.read_table(shard, columns=[column])[column].to_pylist()]
     return labels
 
 
@@ -157,9 +180,7 @@ def _dataset(corpus: Corpus, split: str, column: str, label2id: dict[str, int]) 
 def _facts(
     corpus: Corpus, column: str, label2id: dict[str, int], train: CellDataset, held_out: CellDataset | None
 ) -> dict[str, Any]:
-    train_labels, other_labels = _labels(corpus, "train", column), []
-    if held_out is not None:
-        other_labels = _labels(corpus, "validation", column)
+    train_labels, other_labels = _labels(corpus, "train", column), _labels(corpus, "validation", column)
     unknown = Counter(label for label in other_labels if label is not None and label not in label2id)
     return {
         "label_column": column,
@@ -220,8 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4f}")
+    end(metrics)
 
 
 if __name__ == "__main__":

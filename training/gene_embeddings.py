@@ -1,15 +1,19 @@
 """Gene embeddings that start from the co-expression of a corpus."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 
 from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 MOST_CELLS = 20_000
+MOST_DEVIATIONS = 10.0  # as Exceiver's tokenizer clips
 
 
 def co_expression_vectors(corpus: Corpus, size: int, seed: int = 0, most_cells: int = MOST_CELLS) -> np.ndarray:
@@ -37,48 +41,76 @@ def co_expression_vectors(corpus: Corpus, size: int, seed: int = 0, most_cells: 
     Raises
     ------
     ValueError
-        If there are fewer cells or genes than entries.
+        If the corpus holds no expression values, or there are fewer cells or genes than entries.
     """
-    tokenizer = corpus.tokenizer()
-    background = tokenizer.background_values.astype(np.float64) - 1.0
-    expressed = _sample(corpus, len(background), seed, most_cells)
-    n_cells, n_genes = expressed.shape
+    values = _sample(corpus, seed, most_cells)
+    n_cells, n_genes = values.shape
     if min(n_cells, n_genes) <= size:
         raise ValueError(
             f"co-expression of {n_cells:,} cells and {n_genes:,} genes gives no vectors of {size}: choose smaller ones"
         )
+    expressed, background = _standardize(values, corpus.tokenizer())
     difference = expressed.copy()
-    difference.data -= 1.0 + background[difference.indices]
+    difference.data -= background[difference.indices]
     operator = LinearOperator(
         shape=(n_cells, n_genes),
         matvec=lambda x: difference @ x.ravel() + background @ x.ravel(),
         rmatvec=lambda y: difference.T @ y.ravel() + background * y.sum(),
         dtype=np.float64,
     )
-    _, values, vectors = svds(operator, k=size, rng=np.random.default_rng(seed))
-    order = np.argsort(-values)
-    genes = vectors[order].T * values[order]
+    _, strengths, vectors = svds(operator, k=size, rng=np.random.default_rng(seed))
+    order = np.argsort(-strengths)
+    genes = vectors[order].T * strengths[order]
     signs = np.sign(genes[np.abs(genes).argmax(axis=0), np.arange(size)])
     return (genes * signs / genes.std()).astype(np.float32)
 
 
-def _sample(corpus: Corpus, n_genes: int, seed: int, most_cells: int) -> csr_matrix:
-    """Read standardised expression (+1) of some training cells, expressed genes alone."""
+def _standardize(values: csr_matrix, tokenizer: GeneExpressionTokenizer) -> tuple[csr_matrix, np.ndarray]:
+    """Give standardised expression of expressed genes, and of genes without counts, shape (genes,)."""
+    expressed = values.copy()
+    if isinstance(tokenizer, ExceiverTokenizer):
+        expressed.data -= 1.0
+        return expressed, tokenizer.background_values.astype(np.float64) - 1.0
+    means = np.asarray(values.mean(axis=0)).ravel()
+    squares = np.asarray(values.multiply(values).mean(axis=0)).ravel()
+    deviations = np.sqrt(np.maximum(squares - means**2, 0))
+    deviations[deviations == 0] = 1.0
+    scaled = (values.data - means[values.indices]) / deviations[values.indices]
+    expressed.data = np.minimum(scaled, MOST_DEVIATIONS)
+    return expressed, -means / deviations
+
+
+def _sample(corpus: Corpus, seed: int, most_cells: int) -> csr_matrix:
+    """Read the expression values of some training cells, shape (cells, genes), genes in the order of token ids."""
+    vocabulary = corpus.tokenizer().vocabulary
+    columns = np.full(vocabulary.vocab_size, -1, dtype=np.int64)
+    columns[vocabulary.gene_token_ids] = np.arange(len(vocabulary.genes))
     share = min(1.0, most_cells / corpus.n_cells("train"))
     random = np.random.default_rng([seed, 1])
     parts = []
     for shard in corpus.shards("train"):
         file = pq.ParquetFile(shard)
+        if "expression_values" not in file.schema_arrow.names:
+            raise ValueError(
+                f"{corpus.folder} holds no expression values, from which gene embeddings could start: tokenize with "
+                "--option return_expression_values=true, or set data.initialize_gene_embeddings=false"
+            )
         for batch in file.iter_batches(batch_size=2048, columns=["input_ids", "expression_values"]):
             chosen = np.flatnonzero(random.random(len(batch)) < share)
             if len(chosen):
-                ids, values = (batch.column(c).take(chosen) for c in (0, 1))
-                indptr = ids.offsets.to_numpy()
-                part = slice(indptr[0], indptr[-1])
-                data = values.values.to_numpy()[part].astype(np.float64)
-                matrix = (data, ids.values.to_numpy()[part], indptr - indptr[0])
-                parts.append(csr_matrix(matrix, shape=(len(chosen), n_genes)))
+                parts.append(_matrix(*(batch.column(c).take(chosen) for c in (0, 1)), columns))
     return vstack(parts, format="csr")
+
+
+def _matrix(ids: pa.ListArray, values: pa.ListArray, columns: np.ndarray) -> csr_matrix:
+    """Put the tokens of some cells into their genes' columns; special tokens have none."""
+    indptr = ids.offsets.to_numpy()
+    part = slice(indptr[0], indptr[-1])
+    genes = columns[ids.values.to_numpy()[part]]
+    kept = genes >= 0
+    ends = np.concatenate([[0], np.cumsum(kept)])[indptr - indptr[0]]
+    data = values.values.to_numpy()[part].astype(np.float64)[kept]
+    return csr_matrix((data, genes[kept], ends), shape=(len(ids), int((columns >= 0).sum())))
 
 
 def initialize_gene_embeddings(embedding: torch.nn.Embedding, corpus: Corpus, seed: int = 0) -> None:

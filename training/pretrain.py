@@ -6,10 +6,11 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 
 import cellglot
@@ -82,6 +83,7 @@ def pretrain(
     held_out = None
     if corpus.n_cells("validation"):
         held_out = CellDataset(corpus, "validation", least_tokens=2 * num_masked)
+    check_held_out(arguments, held_out, corpus)
     trainer = CellTrainer(
         model=model,
         args=arguments,
@@ -121,13 +123,22 @@ def _new_model(config: TrainingConfig, tokenizer: ExceiverTokenizer) -> Exceiver
         raise ValueError(
             f"model.vocab_size is {sizes['vocab_size']:,}, the corpus has {tokenizer.vocab_size:,} ids: leave it out"
         )
-    model = ExceiverForMaskedExpression(ExceiverConfig(**sizes))
+    try:
+        model = ExceiverForMaskedExpression(ExceiverConfig(**sizes))
+    except StrictDataclassError as error:
+        raise ValueError(f"model: {error}") from error
     model.exceiver.set_background_values(tokenizer.background_values)
     return model
 
 
 def check_vocabulary(model: Any, corpus: Corpus) -> None:
-    """Refuse a corpus with token ids at or beyond the model's vocabulary."""
+    """Refuse a corpus with token ids at or beyond the model's vocabulary.
+
+    Raises
+    ------
+    ValueError
+        If the corpus has more ids than the model.
+    """
     if corpus.manifest["vocab_size"] > model.config.vocab_size:
         raise ValueError(
             f"{corpus.folder} has token ids up to {corpus.manifest['vocab_size'] - 1:,}, but the model's vocab_size "
@@ -137,23 +148,41 @@ def check_vocabulary(model: Any, corpus: Corpus) -> None:
 
 def _num_masked(config: TrainingConfig, corpus: Corpus) -> int:
     check_keys(config.data, ["mask_fraction", "initialize_gene_embeddings"], "data")
-    num_masked = int(config.data.get("mask_fraction", 0.15) * corpus.manifest["median_length"])
+    fraction = mask_fraction(config, 0.15)
+    num_masked = int(fraction * corpus.manifest["median_length"])
     if num_masked < 1:
         raise ValueError(
-            f"data.mask_fraction {config.data.get('mask_fraction', 0.15)} of a median of "
-            f"{corpus.manifest['median_length']:g} expressed genes masks no gene"
+            f"data.mask_fraction {fraction} of a median of {corpus.manifest['median_length']:g} expressed genes masks "
+            "no gene"
         )
     return num_masked
+
+
+def mask_fraction(config: TrainingConfig, default: float) -> float:
+    """Give the share of the median cell's genes to mask.
+
+    Raises
+    ------
+    ValueError
+        If it is no share from 0 to below 1.
+    """
+    fraction = config.data.get("mask_fraction", default)
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        raise ValueError(f"data.mask_fraction {fraction!r}: it is a share of a cell's genes, from 0 to below 1")
+    return fraction
 
 
 def training_arguments(config: TrainingConfig, output: str | Path) -> TrainingArguments:
     """Make the trainer's arguments, with our defaults where the configuration is silent."""
     given = dict(config.trainer)
-    check_keys(given, [f.name for f in dataclasses.fields(TrainingArguments)], "trainer")
+    fields = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
+    check_keys(given, list(fields), "trainer")
     check_keys(config.optimizer, ["name"], "optimizer")
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if given.get(name) is False:  # YAML reads a bare no as false
             given[name] = "no"
+    for name, value in given.items():
+        _check_type(name, value, fields[name])
     defaults: dict[str, Any] = {
         "report_to": "none",
         "remove_unused_columns": False,
@@ -164,6 +193,32 @@ def training_arguments(config: TrainingConfig, output: str | Path) -> TrainingAr
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(output_dir=str(output), **(defaults | given))
+
+
+def _check_type(name: str, value: Any, wanted: Any) -> None:
+    """Refuse a value of another type than a trainer's field of plain type has."""
+    kinds = set(get_args(wanted) or (wanted,))
+    if not kinds <= {bool, int, float, str, type(None)}:
+        return
+    fits = isinstance(value, tuple(kinds | ({int} if float in kinds else set())))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(sorted(k.__name__ for k in kinds - {type(None)}))
+        raise ValueError(f"trainer.{name} {value!r} is of type {type(value).__name__}: it has to be {names}")
+
+
+def check_held_out(arguments: TrainingArguments, held_out: CellDataset | None, corpus: Corpus) -> None:
+    """Refuse to evaluate during training where there are no cells to evaluate on.
+
+    Raises
+    ------
+    ValueError
+        If the trainer is to evaluate and the corpus holds no cells out.
+    """
+    if held_out is None and arguments.eval_strategy != "no":
+        raise ValueError(
+            f"{corpus.folder} has no held-out cells to evaluate on: set trainer.eval_strategy=no, or tokenize with "
+            "a larger --validation-fraction"
+        )
 
 
 def run_trainer(trainer: CellTrainer, output: str | Path, resume: bool) -> None:
@@ -230,6 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
+    end(metrics)
+
+
+def end(metrics: dict[str, float]) -> None:
+    """Leave the group of processes, and print the metrics on the main one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank = torch.distributed.get_rank()
         torch.distributed.destroy_process_group()

@@ -1,12 +1,15 @@
 """The trainer: `transformers.Trainer` with exact batches over processes, and every part of the loss in the log."""
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
 from cellglot.training.data import EpochSampler
@@ -51,7 +54,10 @@ class CellTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = self._train_batch_size * self.args.world_size
-        return EpochSampler(dataset.lengths, together, self.args.data_seed or self.args.seed)
+        return EpochSampler(dataset.lengths, together, self._data_seed())
+
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Give the loader of held-out cells, with its own collator where there is one."""
@@ -126,10 +132,17 @@ class CellTrainer(Trainer):
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Give the last whole checkpoint in a folder, None where there is none."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """Give the last whole checkpoint in a folder, None where there is none.
 
-    return get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
+    The trainer writes its state last: a checkpoint without it, or with half of it, was cut short.
+    """
+    found = {}
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            found[json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]] = path
+        except (OSError, ValueError, KeyError):
+            continue
+    return str(found[max(found)]) if found else None
 
 
 def count_parameters(model: PreTrainedModel) -> int:

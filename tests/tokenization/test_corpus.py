@@ -316,7 +316,7 @@ def test_normalised_files_are_refused_by_name(blood, tmp_path):
     scaled = blood.copy()
     scaled.X = blood.X * 0.37
     scaled.write_h5ad(tmp_path / "scaled.h5ad")
-    with pytest.raises(CellFileError, match="scaled: .*not whole numbers"):
+    with pytest.raises(CellFileError, match="scaled.h5ad: .*not whole numbers"):
         tokenize_corpus([tmp_path / "scaled.h5ad"], tmp_path / "c", **QUIET)
 
 

@@ -1,0 +1,70 @@
+import anndata as ad
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.image import imread
+
+from cellglot.evaluation.embed_file import embed_file
+from cellglot.evaluation.embedding import embed_cells
+from cellglot.modeling import ExceiverModel
+from cellglot.tokenization import ExceiverTokenizer
+
+
+QUIET = {"progress": False, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def cells(blood, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cells") / "some.h5ad"
+    blood[:50].write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(blood, model_folders):
+    folder = model_folders["model"]
+    return embed_cells(
+        ExceiverModel.from_pretrained(folder), ExceiverTokenizer.from_pretrained(folder), blood[:50], **QUIET
+    )
+
+
+def test_embeddings_in_every_format(model_folders, cells, blood, expected, tmp_path):
+    for ending in ("h5ad", "parquet", "npy"):
+        output = tmp_path / f"embedding.{ending}"
+        text = embed_file(model_folders["model"], cells, output, batch_size=7, **QUIET)
+        assert f"{output}: 50 cells x 48" in text and "765 of 765 genes" in text
+    written = ad.read_h5ad(tmp_path / "embedding.h5ad")
+    table = pq.read_table(tmp_path / "embedding.parquet")
+    assert np.allclose(written.X, expected, atol=1e-5)
+    assert written.obs_names.tolist() == table["cell_id"].to_pylist() == blood.obs_names[:50].tolist()
+    assert written.obs["cell_type"].tolist() == blood.obs["cell_type"][:50].tolist()
+    assert np.allclose(np.array(table["embedding"].to_pylist()), expected, atol=1e-5)
+    assert np.allclose(np.load(tmp_path / "embedding.npy"), expected, atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 3  # nothing half-written is left
+
+
+def test_a_picture_beside_it(model_folders, cells, tmp_path):
+    output, plot = tmp_path / "embedding.h5ad", tmp_path / "cells.png"
+    text = embed_file(model_folders["model"], cells, output, plot=plot, color="cell_type", **QUIET)
+    assert text.endswith(str(plot))
+    assert imread(plot).std() > 0.01
+    assert ad.read_h5ad(output).obsm["X_umap"].shape == (50, 2)
+
+
+def test_a_classifier_embeds_too(model_folders, cells, tmp_path):
+    embed_file(model_folders["classifier"], cells, tmp_path / "e.npy", **QUIET)
+    embedding = np.load(tmp_path / "e.npy")
+    assert embedding.shape == (50, 48) and np.isfinite(embedding).all()
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("e.csv", {}, r"e\.csv: embeddings are written as \.h5ad, \.parquet, \.npy"),
+        ("e.npy", {"color": "donor"}, "no column 'donor' in obs; it has .*cell_type"),
+    ],
+)
+def test_what_cannot_be_written(model_folders, cells, tmp_path, output, options, message):
+    with pytest.raises(ValueError, match=message):
+        embed_file(model_folders["model"], cells, tmp_path / output, **options, **QUIET)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,197 @@
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cellglot.tokenization.corpus import tokenize_corpus
+from cellglot.training.config import TrainingConfig
+from cellglot.training.finetune import corpus_for, finetune
+from cellglot.training.pretrain import RUN_FILE, pretrain
+
+
+@pytest.fixture(scope="module")
+def classifier(pretrained, corpus, tiny_training, tmp_path_factory):
+    """A classifier after an epoch of nine steps and one more."""
+    folder = tmp_path_factory.mktemp("finetuned") / "model"
+    settings = tiny_training(
+        "trainer.max_steps=10",
+        "trainer.per_device_train_batch_size=64",
+        "trainer.learning_rate=1e-2",
+        "trainer.eval_strategy=epoch",
+    )
+    settings.data["mask_fraction"] = 0.2
+    settings.model = {}
+    return folder, finetune(settings, pretrained, corpus, folder)
+
+
+@pytest.fixture(scope="module")
+def labelled(pretrained, blood, tmp_path_factory):
+    """Some cells whose metadata are of every kind, tokenized with the model's vocabulary."""
+    cells = blood[:120].copy()
+    types = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    types[::10] = None
+    cells.obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(types),
+            "one": "only this",
+            "cluster": np.arange(120) % 3,
+            "score": np.where(np.arange(120) % 4 == 0, np.nan, np.arange(120) % 2),
+            "empty": np.nan,
+        },
+        index=cells.obs_names,
+    )
+    folder = tmp_path_factory.mktemp("labelled")
+    cells.write_h5ad(folder / "cells.h5ad")
+    return tokenize_corpus(
+        [folder / "cells.h5ad"],
+        folder / "corpus",
+        vocabulary=pretrained,
+        obs_columns=["one", "cluster", "score", "empty"],
+        validation_fraction=0.25,
+        processes=1,
+        progress=False,
+    )
+
+
+@pytest.fixture
+def short(tiny_training):
+    """One small step, without changes to the model."""
+
+    def make(*changes):
+        config = tiny_training("trainer.max_steps=1", "trainer.per_device_train_batch_size=32", *changes)
+        return TrainingConfig(trainer=config.trainer, optimizer=config.optimizer)
+
+    return make
+
+
+def record(folder):
+    return json.loads((folder / RUN_FILE).read_text())
+
+
+def test_both_losses_fall_and_are_logged(classifier):
+    folder, metrics = classifier
+    logged = [e for e in record(folder)["log"] if "loss" in e]
+    for name in ("classification_loss", "expression_loss"):
+        values = [e[name] for e in logged]
+        assert np.isfinite(values).all()
+        assert np.mean(values[-3:]) < np.mean(values[:3])
+    assert 0 < metrics["eval_macro_f1"] < 1
+
+
+def test_classes_are_saved(classifier, corpus, blood):
+    folder, metrics = classifier
+    names = sorted(blood.obs["cell_type"].unique())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {str(i): name for i, name in enumerate(names)}
+    assert config["label2id"] == {name: i for i, name in enumerate(names)}
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json", ".py"}
+    facts = record(folder)
+    assert facts["classes"] == names
+    assert (facts["training_cells"], facts["held_out_cells"]) == (552, 148)
+    assert facts["cells_without_label"] == facts["held_out_cells_of_other_classes"] == 0
+
+
+def test_the_saved_classifier_gives_the_same_accuracy(classifier, blood, corpus):
+    folder, metrics = classifier
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held_out = pq.read_table(corpus.shards("validation")[0], columns=["cell_id"])["cell_id"].to_pylist()
+    cells = blood[held_out]
+    with torch.no_grad():
+        predicted = model(**tokenizer(cells, return_tensors="pt")).logits.argmax(1).tolist()
+    names = [model.config.id2label[i] for i in predicted]
+    assert np.mean(names == cells.obs["cell_type"].to_numpy()) == pytest.approx(metrics["eval_accuracy"], abs=0.01)
+
+
+def test_cells_without_label_are_left_out_and_counted(pretrained, labelled, short, tmp_path, capsys):
+    finetune(short(), pretrained, labelled, tmp_path / "model")
+    facts = record(tmp_path / "model")
+    assert facts["cells_without_label"] == 12
+    others = facts["held_out_cells_of_other_classes"]
+    assert others == sum(facts["other_classes"].values())
+    assert facts["training_cells"] + facts["held_out_cells"] + others == 108
+    assert "12 without label" in capsys.readouterr().out
+
+
+def test_classes_can_be_numbers(pretrained, labelled, short, tmp_path):
+    for column, classes, without in (("cluster", ["0", "1", "2"], 0), ("score", ["0.0", "1.0"], 30)):
+        finetune(short(), pretrained, labelled, tmp_path / column, label_column=column)
+        facts = record(tmp_path / column)
+        assert facts["classes"] == classes
+        assert facts["cells_without_label"] == without
+        assert facts["log"][0]["classification_loss"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("one", r"'one' has 1 classes among the training cells \(only this\): classification needs two"),
+        ("empty", r"'empty' has 0 classes among the training cells \(none\)"),
+        ("celltype", r"no column 'celltype' in .*; there are .*cell_type.*cluster"),
+    ],
+)
+def test_columns_that_give_no_classes(pretrained, labelled, short, tmp_path, column, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(short(), pretrained, labelled, tmp_path / "model", label_column=column)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_held_out_cells_of_unknown_classes_alone(pretrained, blood, short, tmp_path):
+    """Two donors of other classes each: none of the held-out cells has a class of the training cells."""
+    cells = blood[:90].copy()
+    donor = np.where(np.arange(90) < 70, "donor a", "donor b")
+    kinds = [f"{d} {i % 2}" for i, d in enumerate(donor)]
+    cells.obs = pd.DataFrame({"cell_type": kinds, "donor_id": donor}, index=cells.obs_names)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    corpus = corpus_for(
+        pretrained,
+        [tmp_path / "cells.h5ad"],
+        tmp_path,
+        "cell_type",
+        validation_fraction=0.2,
+        processes=1,
+        progress=False,
+    )
+    assert corpus.n_cells("validation") == 20
+    assert finetune(short(), pretrained, corpus, tmp_path / "model") == {}
+    facts = record(tmp_path / "model")
+    assert facts["held_out_cells"] == 0
+    assert facts["other_classes"] == {"donor b 0": 10, "donor b 1": 10}
+    with pytest.raises(ValueError, match="no held-out cells to evaluate on"):
+        finetune(short("trainer.eval_strategy=epoch"), pretrained, corpus, tmp_path / "other")
+
+
+def test_a_corpus_with_statistics_of_its_own_is_refused(pretrained, blood, short, tmp_path):
+    blood[:200].write_h5ad(tmp_path / "cells.h5ad")
+    own = tokenize_corpus([tmp_path / "cells.h5ad"], tmp_path / "own", processes=1, progress=False)
+    with pytest.raises(ValueError, match="was tokenized with another vocabulary than .*: tokenize with --vocabulary"):
+        finetune(short(), pretrained, own, tmp_path / "model")
+
+
+def test_wrong_changes_to_the_model(pretrained, corpus, short, tmp_path):
+    for change, message in (({"poling": "mean"}, "is 'pooling' meant"), ({"pooling": "max"}, "pooling='max'")):
+        config = short()
+        config.model = change
+        with pytest.raises(ValueError, match=message):
+            finetune(config, pretrained, corpus, tmp_path / "model")
+
+
+@pytest.mark.reference
+def test_sorted_blood_cells_of_the_reference_data(reference_data, tiny_training, short, tmp_path):
+    """All genes of a file with many; vocabulary, pretraining and classes of its own."""
+    cells = ad.read_h5ad(reference_data / "cells" / "pbmc_sorted_all_genes.h5ad")[::8]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    corpus = tokenize_corpus([tmp_path / "cells.h5ad"], tmp_path / "corpus", processes=1, progress=False)
+    small = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=32"]
+    metrics = pretrain(tiny_training(*small), corpus, tmp_path / "model")
+    assert np.isfinite(metrics["eval_masked_mse"])
+    result = finetune(short("trainer.max_steps=2"), tmp_path / "model", corpus, tmp_path / "classifier")
+    facts = record(tmp_path / "classifier")
+    assert facts["classes"] == sorted(cells.obs["cell_type"].unique())
+    assert facts["training_cells"] + facts["held_out_cells"] == cells.n_obs == 100
+    assert 0 <= result["eval_accuracy"] <= 1
