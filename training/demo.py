@@ -24,7 +24,8 @@ from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.training.config import configs_folder, load_config
 from cellglot.training.finetune import finetune
 from cellglot.training.metrics import expressed_gene_mean_scores
-from cellglot.training.pretrain import RUN_FILE, pretrain
+from cellglot.training.pretrain import pretrain
+from cellglot.training.run import RUN_FILE
 
 
 MOST_CELLS = 5_000

@@ -1,7 +1,6 @@
 """Fine-tuning for cell classification: ``python -m cellglot.training.finetune --config ... --model ... ...``."""
 
 import argparse
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,28 +8,17 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from cellglot.modeling.configuration_exceiver import ExceiverConfig
-from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
-from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
-from cellglot.training.collators import ExceiverCollator, class_name
+from cellglot.training.classifiers import ClassifierKind, Labels, classifier_kind
+from cellglot.training.collators import class_name
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.data import CellDataset
 from cellglot.training.metrics import ClassificationMetrics
-from cellglot.training.pretrain import (
-    check_held_out,
-    check_vocabulary,
-    end,
-    mask_fraction,
-    run_trainer,
-    save_run,
-    say,
-    training_arguments,
-)
+from cellglot.training.run import check_held_out, check_vocabulary, end, run_trainer, save_run, say, training_arguments
 from cellglot.training.trainer import CellTrainer, count_parameters
 
 
@@ -78,7 +66,8 @@ def finetune(
         If there are fewer than two classes, no such column, or corpus and model do not fit together.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    tokenizer = ExceiverTokenizer.from_pretrained(model)
+    kind = classifier_kind(model)
+    tokenizer = kind.tokenizer_class.from_pretrained(model)
     if not _same_vocabulary(tokenizer.vocabulary, corpus.tokenizer().vocabulary):
         raise ValueError(
             f"{corpus.folder} was tokenized with another vocabulary than {model}: tokenize with --vocabulary {model}"
@@ -93,17 +82,18 @@ def finetune(
             "classification needs two"
         )
     label2id = {label: i for i, label in enumerate(classes)}
-    classifier = _load(config, model, classes)
+    check_keys(config.data, list(kind.data_keys), "data")
+    classifier = _load(kind, config, model, classes)
     check_vocabulary(classifier, corpus)
-    check_keys(config.data, ["mask_fraction"], "data")
-    num_masked = int(mask_fraction(config, 0.0) * corpus.manifest["median_length"])
     train = _dataset(corpus, "train", label_column, label2id)
     held_out = None
     if any(label in label2id for label in _labels(corpus, "validation", label_column)):
         held_out = _dataset(corpus, "validation", label_column, label2id)
     check_held_out(arguments, held_out, corpus)
     facts = _facts(corpus, label_column, label2id, train, held_out)
-    collator = ExceiverCollator(tokenizer.pad_token_id, num_masked, arguments.seed, label2id, label_column)
+    collator, eval_collator = kind.collators(
+        tokenizer, classifier.config, config, corpus, arguments.seed, Labels(label2id, label_column)
+    )
     trainer = CellTrainer(
         model=classifier,
         args=arguments,
@@ -116,7 +106,7 @@ def finetune(
         optimizer_name=config.optimizer.get("name", "adamw"),
         callbacks=list(callbacks),
     )
-    trainer.eval_data_collator = dataclasses.replace(collator, num_masked=0)
+    trainer.eval_data_collator = eval_collator
     say(
         trainer,
         f"{count_parameters(classifier):,} parameters, {len(classes)} classes; {facts['training_cells']:,} cells for "
@@ -136,13 +126,13 @@ def _same_vocabulary(a: GeneVocabulary, b: GeneVocabulary) -> bool:
     return a.token_ids == b.token_ids and all(np.array_equal(x, y) for x, y in statistics)
 
 
-def _load(config: TrainingConfig, model: str | Path, classes: list[str]) -> ExceiverForSequenceClassification:
+def _load(kind: ClassifierKind, config: TrainingConfig, model: str | Path, classes: list[str]) -> PreTrainedModel:
     changes = {k: v for k, v in config.model.items() if k != "type"}
-    check_keys(changes, [f.name for f in dataclasses.fields(ExceiverConfig)], "model")
+    check_keys(changes, list(kind.model_class.config_class.__dataclass_fields__), "model")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of weights that are new; said in one line instead
     try:
-        classifier, info = ExceiverForSequenceClassification.from_pretrained(
+        classifier, info = kind.model_class.from_pretrained(
             model,
             id2label=dict(enumerate(classes)),
             label2id={label: i for i, label in enumerate(classes)},
@@ -212,7 +202,7 @@ def corpus_for(
     **options
         Of `tokenize_corpus`.
     """
-    tokenizer = ExceiverTokenizer.from_pretrained(model)
+    tokenizer = classifier_kind(model).tokenizer_class.from_pretrained(model)
     schema = "cell_type" if label_column == "cell_type" else None
     extra = [] if schema else [label_column]
     return tokenize_corpus(cells, Path(output) / "corpus", tokenizer=tokenizer, obs_columns=extra, **options)

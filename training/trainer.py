@@ -30,6 +30,9 @@ class CellTrainer(Trainer):
         What is trained, for the progress bar.
     optimizer_name
         ``"adamw"``, or ``"adam"``: weight decay of all parameters added to their gradients.
+    summarize
+        (model, batch, output) -> what `compute_metrics` gets as predictions and labels, one row a cell; by default
+        the output's predictions and the labels.
     **kwargs
         As for `transformers.Trainer`.
     """
@@ -37,10 +40,12 @@ class CellTrainer(Trainer):
     data_collator: Any
     optimizer: Any
 
-    def __init__(self, *, description: str = "training", optimizer_name: str = "adamw", **kwargs: Any):
+    def __init__(
+        self, *, description: str = "training", optimizer_name: str = "adamw", summarize: Any = None, **kwargs: Any
+    ):
         if optimizer_name not in ("adam", "adamw"):
             raise ValueError(f"optimizer {optimizer_name!r}: it is 'adam' or 'adamw'")
-        self.optimizer_name = optimizer_name
+        self.optimizer_name, self.summarize = optimizer_name, summarize
         self.eval_data_collator: Any = None
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
@@ -120,6 +125,8 @@ class CellTrainer(Trainer):
             outputs = model(**inputs)
         if prediction_loss_only:
             return outputs.loss.detach(), None, None
+        if self.summarize is not None:
+            return outputs.loss.detach(), *self.summarize(self.accelerator.unwrap_model(model), inputs, outputs)
         predicted = outputs["logits"] if "logits" in outputs else outputs["predicted_expression"]
         return outputs.loss.detach(), predicted.detach(), inputs["labels"]
 

@@ -7,7 +7,7 @@ import torch
 from cellglot.modeling import ExceiverConfig, ExceiverForSequenceClassification
 from cellglot.training.collators import ExceiverCollator
 from cellglot.training.data import CellDataset
-from cellglot.training.pretrain import training_arguments
+from cellglot.training.run import training_arguments
 from cellglot.training.trainer import CellTrainer, count_parameters, last_checkpoint
 
 

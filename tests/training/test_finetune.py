@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from cellglot.tokenization.corpus import tokenize_corpus
 from cellglot.training.config import TrainingConfig
 from cellglot.training.finetune import corpus_for, finetune
-from cellglot.training.pretrain import RUN_FILE, pretrain
+from cellglot.training.pretrain import pretrain
+from cellglot.training.run import RUN_FILE
 
 
 @pytest.fixture(scope="module")

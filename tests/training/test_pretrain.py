@@ -15,7 +15,8 @@ from cellglot.training.collators import ExceiverCollator
 from cellglot.training.data import CellDataset
 from cellglot.training.gene_embeddings import co_expression_vectors
 from cellglot.training.metrics import MaskedExpressionMetrics
-from cellglot.training.pretrain import RUN_FILE, check_vocabulary, main, pretrain
+from cellglot.training.pretrain import main, pretrain
+from cellglot.training.run import RUN_FILE, check_vocabulary
 
 
 def copy_of(corpus, folder):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cellglot.training.pretrain import RUN_FILE, pretrain
+from cellglot.training.pretrain import pretrain
+from cellglot.training.run import RUN_FILE
 
 
 # As the fixture `pretrained`, killed after the last step of an epoch; the last checkpoint is from its middle.

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from cellglot.training.config import check_keys, configs_folder, load_config
-from cellglot.training.pretrain import main, training_arguments
+from cellglot.training.pretrain import main
+from cellglot.training.run import training_arguments
 
 
 TINY = configs_folder() / "exceiver_tiny.yaml"

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from cellglot.training.config import configs_folder
-from cellglot.training.pretrain import RUN_FILE, pretrain
+from cellglot.training.pretrain import pretrain
+from cellglot.training.run import RUN_FILE
 
 
 # An epoch of 552 cells is 4 steps: 160 cells each, then 72, filled up by cells without tokens.

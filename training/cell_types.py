@@ -1,0 +1,139 @@
+"""Labels of a corpus -> cell types of the Cell Ontology that a model has prototypes for."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cellglot.tokenization.cell_label_report import CellLabelReport
+from cellglot.tokenization.cell_ontology import CellOntology, CellTypeTables
+from cellglot.tokenization.corpus import Corpus
+from cellglot.training.collators import class_name
+
+
+logger = logging.getLogger(__name__)
+
+LABEL_COLUMNS = ("cell_type_ontology_term_id", "cell_type")
+
+
+@dataclass
+class CorpusCellTypes:
+    """Cell types of the training cells of a corpus.
+
+    Parameters
+    ----------
+    columns
+        Columns that hold labels, the first that is not missing in a cell counts.
+    tables
+        Types with their geometry, None where no label stands for one.
+    rows
+        Label -> row of `tables`.
+    report
+        What became of the labels of the training cells.
+    held_out_without
+        Held-out cells without a label, or whose type no training cell has.
+    """
+
+    columns: list[str]
+    tables: CellTypeTables | None
+    rows: dict[str, int]
+    report: CellLabelReport
+    held_out_without: int
+
+    @property
+    def training_without(self) -> int:
+        """Training cells that train without cell type."""
+        return self.report.lost
+
+
+def open_ontology(name: str | Path) -> CellOntology:
+    """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file.
+
+    The labels that the table of blood knows besides the ontology's own are added to every other one.
+
+    Raises
+    ------
+    ValueError
+        If the name is none of these.
+    """
+    blood = CellOntology.blood()
+    if str(name) == "blood":
+        return blood
+    if Path(name).exists():
+        ontology = CellOntology.from_file(name)
+    elif str(name)[:4].isdigit() and len(str(name)) == 10:
+        ontology = CellOntology.from_release(str(name))
+    else:
+        raise ValueError(
+            f"ontology {str(name)!r}: it is 'blood' (comes with cellglot), a release's date such as '2024-04-05', or "
+            "an OBO or OWL file, and there is no such file"
+        )
+    return ontology.with_synonyms({s: i for s, i in blood.added_synonyms.items() if i in ontology})
+
+
+def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str] = LABEL_COLUMNS) -> CorpusCellTypes:
+    """Resolve the labels of a corpus.
+
+    Types are those of training cells alone, in the order of their ids. Labels that stand for none are counted; their
+    cells train without a type.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    ontology
+        Where to look labels up.
+    columns
+        Columns of labels, those that the corpus does not have are passed over.
+
+    Raises
+    ------
+    ValueError
+        If the corpus has none of the columns.
+    """
+    present = [c for c in columns if c in _columns(corpus)]
+    if not present:
+        raise ValueError(
+            f"{corpus.folder} has no column {' or '.join(columns)}: carry the labels when tokenizing, e.g. "
+            "cellglot tokenize --rename my_labels=cell_type"
+        )
+    counts = _labels(corpus, "train", present)
+    found = ontology.resolve(counts)
+    by_label = dict(zip(found.labels, found.cell_types, strict=True))
+    types = found.found_types
+    row = {t: i for i, t in enumerate(types)}
+    held_out = _labels(corpus, "validation", present)
+    others = ontology.resolve(held_out)
+    by_label |= dict(zip(others.labels, others.cell_types, strict=True))
+    rows = {label: row[t] for label, t in by_label.items() if label is not None and t in row}
+    return CorpusCellTypes(
+        columns=present,
+        tables=ontology.restrict(types) if types else None,
+        rows=rows,
+        report=found.report,
+        held_out_without=sum(n for label, n in held_out.items() if label not in rows),
+    )
+
+
+def _columns(corpus: Corpus) -> list[str]:
+    shards = corpus.shards("train")
+    return pq.read_schema(shards[0]).names if shards else []
+
+
+def _labels(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[str]:
+    """Count labels; cells without one count as the empty label."""
+    return Counter(label for shard in corpus.shards(split) for label in _read(shard, columns))
+
+
+def _read(shard: str, columns: Sequence[str]) -> Iterator[str]:
+    for batch in pq.ParquetFile(shard).iter_batches(columns=list(columns)):
+        values: list[list[Any]] = [batch.column(c).to_pylist() for c in columns]
+        for row in zip(*values, strict=True):
+            yield next((name for name in map(class_name, row) if name), "")
+
+
+__all__ = ["CorpusCellTypes", "LABEL_COLUMNS", "cell_types_of", "open_ontology"]

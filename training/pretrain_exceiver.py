@@ -1,0 +1,69 @@
+"""Pretraining Exceiver: masked expression."""
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+from cellglot.modeling.configuration_exceiver import ExceiverConfig
+from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression
+from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+from cellglot.training.collators import ExceiverCollator
+from cellglot.training.config import TrainingConfig, check_keys
+from cellglot.training.data import CellDataset
+from cellglot.training.gene_embeddings import initialize_gene_embeddings
+from cellglot.training.metrics import MaskedExpressionMetrics
+from cellglot.training.recipe import Recipe, check_tokenizer, mask_fraction, new_configuration
+from cellglot.training.trainer import count_parameters
+
+
+def exceiver_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
+    """Prepare the pretraining of Exceiver.
+
+    Keys of the section ``data``: ``mask_fraction`` and ``initialize_gene_embeddings``. As released, the number of
+    masked genes is a share of the median cell's, and cells with fewer than twice as many genes are left out.
+
+    Raises
+    ------
+    ValueError
+        If configuration, corpus and model do not fit together.
+    """
+    tokenizer: Any = corpus.tokenizer()
+    check_tokenizer(tokenizer, ExceiverTokenizer, corpus, "Exceiver", "exceiver")
+    model = ExceiverForMaskedExpression(new_configuration(ExceiverConfig, config, tokenizer))
+    model.exceiver.set_background_values(tokenizer.background_values)
+    if config.data.get("initialize_gene_embeddings", False):
+        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed)
+    num_masked = _num_masked(config, corpus)
+    train = CellDataset(corpus, "train", least_tokens=2 * num_masked)
+    held_out = None
+    if corpus.n_cells("validation"):
+        held_out = CellDataset(corpus, "validation", least_tokens=2 * num_masked)
+    return Recipe(
+        model=model,
+        processing_class=tokenizer,
+        train=train,
+        held_out=held_out,
+        collator=ExceiverCollator(tokenizer.pad_token_id, num_masked, seed=arguments.seed),
+        metrics=MaskedExpressionMetrics(),
+        summary=f"{count_parameters(model):,} parameters; {len(train):,} cells for training and "
+        f"{0 if held_out is None else len(held_out):,} held out; {num_masked:,} genes masked in each; left out for "
+        f"having fewer than {2 * num_masked:,} expressed genes: {train.left_out:,} and "
+        f"{0 if held_out is None else held_out.left_out:,}",
+        facts={"num_masked": num_masked, "cells_left_out": train.left_out, "training_cells": len(train)},
+    )
+
+
+def _num_masked(config: TrainingConfig, corpus: Corpus) -> int:
+    check_keys(config.data, ["mask_fraction", "initialize_gene_embeddings"], "data")
+    fraction = mask_fraction(config, 0.15)
+    num_masked = int(fraction * corpus.manifest["median_length"])
+    if num_masked < 1:
+        raise ValueError(
+            f"data.mask_fraction {fraction} of a median of {corpus.manifest['median_length']:g} expressed genes masks "
+            "no gene"
+        )
+    return num_masked
+
+
+__all__ = ["exceiver_recipe"]
