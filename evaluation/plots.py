@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from cellglot.evaluation.ontology_geometry import OntologyGeometry
+
 
 INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
 # Distinct for up to 20 classes; further classes repeat them.
@@ -30,10 +32,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Lay out cells in two dimensions by UMAP, shape (cells, 2)."""
+    """Lay out cells in two dimensions by UMAP, shape (cells, 2).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four cells.
+    """
+    if len(embedding) < 4:
+        raise ValueError(f"{len(embedding):,} cells are too few for a UMAP: it takes four or more")
     from umap import UMAP
 
-    neighbors = min(15, max(2, len(embedding) - 1))
+    neighbors = min(15, len(embedding) - 1)
     return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
 
 
@@ -145,6 +155,38 @@ def bars_plot(values: Mapping[str, float], title: str, xlabel: str) -> Figure:
     return figure
 
 
+def geometry_plot(geometries: Mapping[str, OntologyGeometry], title: str) -> Figure:
+    """Draw pairs of cell types, as the ontology (across) and as embeddings of some models (up) see them.
+
+    Parameters
+    ----------
+    geometries
+        Name of the model -> what `ontology_geometry` gave for it.
+    title
+        Of the figure.
+    """
+    figure = Figure(figsize=(4.4 * len(geometries), 4.0), layout="constrained")
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
+    panels = figure.subplots(1, len(geometries), sharey=True, squeeze=False)[0]
+    for axes, colour, (name, geometry) in zip(
+        panels, (SECOND, ACCENT, *COLOURS[2:]), geometries.items(), strict=False
+    ):
+        axes.scatter(geometry.ontology_similarity, geometry.cosine, s=22, color=colour, alpha=0.75, linewidths=0)
+        axes.set_xscale("log")
+        low, high = geometry.interval
+        axes.set_title(
+            f"{name}\nSpearman {geometry.spearman:.2f} (95%: {low:.2f} to {high:.2f})", fontsize=9.5, color=INK
+        )
+        axes.set_xlabel("similarity in the Cell Ontology (PageRank)", color=INK, fontsize=9)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, labelsize=8.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0].set_ylabel("cosine of centroids of held-out cells", color=INK, fontsize=9)
+    return figure
+
+
 def save_figure(figure: Figure, path: str) -> None:
     """Write a figure; the ending of `path` chooses the format."""
     figure.savefig(path, dpi=160, facecolor="white")
@@ -165,6 +207,7 @@ __all__ = [
     "curves_plot",
     "data_uri",
     "embedding_plot",
+    "geometry_plot",
     "save_figure",
     "umap_coordinates",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
 from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification
@@ -102,9 +102,11 @@ def classifier_kind(model: str | Path) -> ClassifierKind:
     ValueError
         If the model is none of ours.
     """
-    model_type = AutoConfig.from_pretrained(model).model_type
+    model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
     if model_type not in CLASSIFIERS:
-        raise ValueError(f"{model} is a {model_type}: the models to fine-tune are {', '.join(CLASSIFIERS)}")
+        raise ValueError(
+            f"{model} is of the type {model_type!r}: the models to fine-tune are {', '.join(CLASSIFIERS)}"
+        )
     return CLASSIFIERS[model_type]
 
 

@@ -121,8 +121,8 @@ def finetune(
 
 
 def _same_vocabulary(a: GeneVocabulary, b: GeneVocabulary) -> bool:
-    """Say whether genes have the same ids, means and standard deviations."""
-    statistics = ((a.means, b.means), (a.stds, b.stds))
+    """Say whether genes have the same ids, medians, means and standard deviations."""
+    statistics = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
     return a.token_ids == b.token_ids and all(np.array_equal(x, y) for x, y in statistics)
 
 

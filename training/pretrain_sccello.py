@@ -35,9 +35,9 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
         If configuration, corpus and model do not fit together.
     """
     check_keys(config.data, list(DATA_KEYS), "data")
-    tokenizer = corpus.tokenizer()
+    tokenizer: Any = corpus.tokenizer()
     check_tokenizer(tokenizer, RankValueTokenizer, corpus, "scCello", "rank-value --option add_cls_token=true")
-    if not tokenizer.add_cls_token:  # type: ignore[attr-defined]
+    if not tokenizer.add_cls_token:
         raise ValueError(
             f"cells of {corpus.folder} do not begin with <cls>, scCello's cell embedding: tokenize with "
             "--option add_cls_token=true"
@@ -52,19 +52,19 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
         initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed)
     train = CellDataset(corpus, "train", columns=found.columns)
     held_out = CellDataset(corpus, "validation", columns=found.columns) if corpus.n_cells("validation") else None
-    fraction = mask_fraction(config, 0.15)
+    fraction, longest = mask_fraction(config, 0.15), model.config.max_position_embeddings
     collator = rank_value_collator(
         tokenizer,
         mask_fraction=fraction,
         seed=arguments.seed,
-        max_length=model.config.max_position_embeddings,
+        max_length=longest,
         cell_types=found.rows,
         cell_type_columns=found.columns,
     )
-    cut = int((train.lengths > model.config.max_position_embeddings).sum())
+    cut = int((train.lengths > longest).sum())
     return Recipe(
         model=model,
-        processing_class=tokenizer,
+        processing_class=_tokenizer_of_model(tokenizer, longest),
         train=train,
         held_out=held_out,
         collator=collator,
@@ -74,7 +74,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
             [
                 f"{count_parameters(model):,} parameters; {len(train):,} cells for training and "
                 f"{0 if held_out is None else len(held_out):,} held out; {fraction:.0%} of genes masked; "
-                f"{cut:,} cells cut to {model.config.max_position_embeddings:,} tokens",
+                f"{cut:,} cells cut to {longest:,} tokens",
                 f"{len(types):,} cell types of {ontology.source} {ontology.release}; cells that train on genes alone: "
                 f"{found.training_without:,}; held-out cells without a type of these: {found.held_out_without:,}",
                 found.report.summary(),
@@ -88,6 +88,17 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
             "cells_cut": cut,
             "training_cells": len(train),
         },
+    )
+
+
+def _tokenizer_of_model(tokenizer: RankValueTokenizer, longest: int) -> RankValueTokenizer:
+    """Give the tokenizer that is saved with the model: no longer cells than it reads, and nothing but its inputs."""
+    return RankValueTokenizer.from_vocabulary(
+        tokenizer.vocabulary,
+        add_cls_token=True,
+        total=tokenizer.total,
+        target_sum=tokenizer.target_sum,
+        model_max_length=min(longest, tokenizer.model_max_length),
     )
 
 
