@@ -22,6 +22,7 @@ _PUBLIC = {
     "GeneReport": "gene_report",
     "GeneVocabulary": "gene_vocabulary",
     "read_cells": "cells",
+    "LangCellProcessor": "processing_langcell",
     "NotCountsError": "count_audit",
     "RankValueTokenizer": "tokenization_rank_value",
     "tokenize_corpus": "corpus",

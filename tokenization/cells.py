@@ -67,6 +67,9 @@ class Cells:
         """Give the number of cells."""
         return self.counts.n_cells
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def __enter__(self) -> "Cells":
         return self
 
@@ -191,6 +194,8 @@ def read_cells(
         If no place holds raw counts, or values from which counts are computed back exactly.
     ValueError
         If the file has no cells or no genes.
+    TypeError
+        If `source` is neither a path nor an AnnData.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)

@@ -1,6 +1,7 @@
 """Files of cells -> statistics, vocabulary and token Parquet: in several processes, resumable, byte-identical."""
 
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from cellglot.tokenization.corpus_plan import (
     open_planned,
 )
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
-from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, start_worker, work_on, write_whole
+from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on, write_whole
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
@@ -85,7 +87,13 @@ class Corpus:
         return corpus
 
     def check(self) -> None:
-        """Compare the shards with the manifest."""
+        """Compare the shards with the manifest.
+
+        Raises
+        ------
+        CorpusError
+            If a shard is missing, unreadable, or has other bytes or cells than the manifest says; names the shard.
+        """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
             again = "delete it and run cellglot tokenize again with overwrite"
@@ -218,6 +226,8 @@ def tokenize_corpus(
         If the folder holds another corpus or run.
     OSError
         If the folder cannot be written to.
+    ValueError
+        If there are no files, a file is given twice, or an option cannot be.
     """
     paths, output = [Path(f) for f in files], Path(output)
     if not paths:
@@ -233,7 +243,9 @@ def tokenize_corpus(
     options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
     arguments = {
         "tokenizer": tokenizer,
-        "tokenizer_options": dict(tokenizer_options or {}) if ready is None else _options(ready),
+        "tokenizer_options": _options(ready)
+        if ready is not None
+        else _known(TOKENIZERS[tokenizer], tokenizer_options or {}),
         "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
@@ -272,6 +284,17 @@ def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
     plain = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, str | int | float) and k not in files}
     left_out = ("name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only")
     return {k: v for k, v in plain.items() if k not in left_out}
+
+
+def _known(tokenizer_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse options that a tokenizer does not have."""
+    known = set(inspect.signature(tokenizer_class).parameters) - {"vocab_file", "stats_file", "vocabulary", "kwargs"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"{tokenizer_class.__name__} has no option {', '.join(unknown)}: there are {', '.join(sorted(known))}"
+        )
+    return dict(options)
 
 
 def _load_vocabulary(vocabulary: str | os.PathLike | GeneVocabulary) -> GeneVocabulary:
@@ -313,6 +336,7 @@ class _Run:
         self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
         self.plan: Plan
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
+        self._pool: ProcessPoolExecutor | None = None
 
     # ---------------------------------------------------------------- planning and going on
 
@@ -377,7 +401,7 @@ class _Run:
         if (self.output / MANIFEST).exists():
             shutil.rmtree(self.work, ignore_errors=True)
             return Corpus.open(self.output)
-        with self._bars() as bars:
+        with self._bars() as bars, self._processes():
             if not (self.output / "tokenizer").exists():
                 self._make_tokenizer(bars)
             records = self._write_tokens(bars)
@@ -494,7 +518,7 @@ class _Run:
                 raise GeneCoverageError(f"{file.name}: {error}") from error
             except (ValueError, OSError, RuntimeError) as error:
                 raise BrokenFileError(file.name, str(error)) from error
-            columns.see(rows, rows.indices, columns.known[rows.indices])
+            columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
             report = columns.match.report()
             report.counts = columns.counts_seen
             report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
@@ -516,28 +540,37 @@ class _Run:
             tokenizer_class=tokenizer_class,
         )
 
-    def _in_order(self, job: Job, pieces: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[Any]:
-        """Do pieces of work, several at once, and give their results in order."""
-        pieces = list(pieces)
-        processes = min(self.processes, len(pieces))
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """Keep processes for both passes, where there is work for several; they start, and import, right away."""
+        processes = min(self.processes, len(self.plan.units))
         if processes <= 1:
+            yield
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context) as self._pool:
+            for _ in range(processes):
+                self._pool.submit(os.getpid)
+            try:
+                yield
+            finally:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+                self._pool = None
+
+    def _in_order(self, job: Job, pieces: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[Any]:
+        """Do pieces of work, several at once where there are processes, and give their results in order."""
+        if self._pool is None:
             worker = Worker(job)
             for method, arguments in pieces:
                 yield getattr(worker, method)(*arguments)
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, start_worker, (job,)) as pool:
-            waiting: deque[Future] = deque()
-            left = iter(pieces)
-            try:
-                for piece in left:
-                    waiting.append(pool.submit(work_on, *piece))
-                    if len(waiting) >= 2 * processes:
-                        yield _result(waiting.popleft())
-                while waiting:
-                    yield _result(waiting.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        waiting: deque[Future] = deque()
+        for piece in pieces:
+            waiting.append(self._pool.submit(work_on, job, *piece))
+            if len(waiting) >= 2 * self.processes:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
 
     # ---------------------------------------------------------------- the manifest
 

@@ -64,7 +64,7 @@ class CorpusStatistics:
         n_cells = len(indptr) - 1
         if n_cells == 0:
             return
-        lengths = np.diff(indptr)
+        lengths, genes = np.diff(indptr), genes.astype(np.intp)
         self._count_buckets(counts * np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1.0), lengths), genes)
         own = row_sums(counts, indptr)
         logs = np.log1p(counts * np.repeat(TARGET_SUM / np.where(own > 0, own, 1.0), lengths))
@@ -79,13 +79,11 @@ class CorpusStatistics:
     def _count_buckets(self, scaled: np.ndarray, genes: np.ndarray) -> None:
         width = self.histogram.shape[1]
         bucket = scaled.astype(np.float32).view(np.uint32) >> np.uint32(23 - self.bits)
-        lowest = (127 + _LOWEST_OCTAVE) << self.bits
-        keys = np.clip(bucket.astype(np.int64) - lowest, 0, width - 1)
-        keys += genes.astype(np.int64) * width
-        keys = keys.astype(np.uint32)
-        keys.sort()
-        first = np.flatnonzero(np.diff(keys, prepend=keys[:1] - np.uint32(1)))
-        self.histogram.reshape(-1)[keys[first]] += np.diff(first, append=len(keys)).astype(np.uint32)
+        keys = bucket.astype(np.int64)
+        keys -= (127 + _LOWEST_OCTAVE) << self.bits
+        np.clip(keys, 0, width - 1, out=keys)
+        keys += genes * width
+        np.add.at(self.histogram.reshape(-1), keys, np.uint32(1))
 
     def _merge_moments(self, n_cells: int, mean: np.ndarray, squares: np.ndarray) -> None:
         """Add mean and squared deviations of other cells (Chan, Golub and LeVeque 1979)."""
@@ -113,7 +111,7 @@ class CorpusStatistics:
     def state(self) -> dict[str, np.ndarray]:
         """Give everything as arrays, the histogram sparse."""
         flat = self.histogram.reshape(-1)
-        keys = np.flatnonzero(flat)
+        keys = np.flatnonzero(flat != 0)  # by truth values: several times as fast
         return {
             "n_cells": np.array(self.n_cells),
             "detected": self.detected,
@@ -150,15 +148,19 @@ class CorpusStatistics:
         genes, less with fewer). The median of an even number is the mean of the two in the middle.
         """
         medians = np.full(self.n_genes, np.nan)
-        for gene in np.flatnonzero(self.detected):
-            buckets = np.flatnonzero(self.histogram[gene])
-            counts = self.histogram[gene, buckets].astype(np.int64)
-            before = np.cumsum(counts) - counts
-            middle = np.array([(counts.sum() - 1) // 2, counts.sum() // 2])
-            at = np.searchsorted(before, middle, side="right") - 1
-            share = (middle - before[at] + 0.5) / counts[at]
-            low, high = self._edge(buckets[at]), self._edge(buckets[at] + 1)
-            medians[gene] = (low + (high - low) * share).mean()
+        seen = np.flatnonzero(self.detected)
+        for genes in np.array_split(seen, -(-len(seen) // 256)) if len(seen) else []:
+            histogram = self.histogram[genes]
+            ends = np.cumsum(histogram, axis=1, dtype=np.int64)
+            of_gene = np.arange(len(genes))
+            halves = []
+            for middle in ((ends[:, -1] - 1) // 2, ends[:, -1] // 2):
+                bucket = (ends <= middle[:, None]).sum(axis=1)
+                count = histogram[of_gene, bucket].astype(np.int64)
+                share = (middle - (ends[of_gene, bucket] - count) + 0.5) / count
+                low, high = self._edge(bucket), self._edge(bucket + 1)
+                halves.append(low + (high - low) * share)
+            medians[genes] = (halves[0] + halves[1]) / 2
         return medians
 
     def _edge(self, bucket: np.ndarray) -> np.ndarray:

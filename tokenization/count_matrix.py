@@ -232,6 +232,13 @@ def choose_counts(
         Names of the cells, for messages.
     source
         What the places belong to, for messages.
+
+    Raises
+    ------
+    NotCountsError
+        If no place holds raw counts or values from which they are recovered exactly; says what was seen.
+    ValueError
+        If there is no place `layer`, or a place has no cells or no genes.
     """
     if layer is not None:
         name = layer if layer in places else f"layers[{layer!r}]"

@@ -78,22 +78,20 @@ class GeneColumns:
         smallest = self.weights[self.known].min(keepdims=True)
         return int(smallest.view(np.uint32)[_HIGH_WORD]) - (1 << 17)
 
-    def see(self, rows: CountRows, columns: np.ndarray, known: np.ndarray) -> None:
+    def see(self, counts: np.ndarray, columns: np.ndarray, lost_at: np.ndarray) -> None:
         """Add up counts seen and lost.
 
         Parameters
         ----------
-        rows
-            Counts of some cells.
+        counts
+            Counts of some cells, shape (values,).
         columns
-            Their columns, as indices.
-        known
-            Whether each count is kept, shape (values,).
+            Their columns, as indices, shape (values,).
+        lost_at
+            Places of the counts that are not kept, shape (counts lost,).
         """
-        self.counts_seen += float(rows.data.sum(dtype=np.float64))
-        if not known.all():
-            lost_at = np.flatnonzero(~known)
-            np.add.at(self.counts_lost, columns.take(lost_at), rows.data.take(lost_at).astype(np.float64))
+        self.counts_seen += float(counts.sum(dtype=np.float64))
+        np.add.at(self.counts_lost, columns.take(lost_at), counts.take(lost_at).astype(np.float64))
 
     def sum_duplicates(self, rows: CountRows) -> CountRows:
         """Give each cell's counts on columns of the same gene to the first of these columns."""
@@ -185,19 +183,20 @@ def rank_tokens(
     """
     assert columns.weights is not None
     rows = columns.sum_duplicates(rows)
-    at = rows.indices.astype(np.intp)
+    at, counts = rows.indices.astype(np.intp), rows.data.astype(np.float64)
     weighted = columns.weights.take(at, mode="clip")
-    weighted *= rows.data
-    known = weighted > 0
-    columns.see(rows, at, known)
-    genes = row_sums(known, rows.indptr, dtype=np.int64)
-    order = _descending_order(weighted, rows.indptr, columns, at)
-    tokens = columns.token_ids.take(at.take(order, mode="clip"), mode="clip")
+    weighted *= counts
+    lost_at = np.flatnonzero(weighted <= 0)
+    columns.see(counts, at, lost_at)
+    genes = np.diff(rows.indptr - np.searchsorted(lost_at, rows.indptr))
+    tokens = columns.token_ids.take(at, mode="clip")
+    order = _descending_order(weighted, rows.indptr, tokens, columns.bits_below_weights)
+    tokens = tokens.take(order, mode="clip")
     values = None
     if target_sum is not None:
-        totals = row_sums(rows.data if total == "all" else np.where(known, rows.data, 0), rows.indptr)
+        totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
         scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(rows.indptr))
-        values = np.log1p(rows.data.take(order) * scale)
+        values = np.log1p(counts.take(order) * scale)
     kept = genes if max_genes is None else np.minimum(genes, max_genes)
     special = 0 if cls_token_id is None else 1
     indptr = np.concatenate([[0], np.cumsum(kept + special)])
@@ -215,7 +214,7 @@ def rank_tokens(
     return TokenRows(placed, values, indptr, genes - kept)
 
 
-def _descending_order(values: np.ndarray, indptr: np.ndarray, columns: GeneColumns, at: np.ndarray) -> np.ndarray:
+def _descending_order(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray, lowest_bits: int) -> np.ndarray:
     """Order the values within each cell exactly, zeros last, by sorting 32-bit keys.
 
     A key holds the leading bits of the value, inverted, above the value's place in its cell: the order of positive
@@ -228,10 +227,10 @@ def _descending_order(values: np.ndarray, indptr: np.ndarray, columns: GeneColum
         Weighted counts, 0 for what is to be left out, shape (values,).
     indptr
         Where each cell begins, shape (cells + 1,).
-    columns
-        The file's genes.
-    at
-        Column of each value, shape (values,).
+    tokens
+        Token id of each value, shape (values,).
+    lowest_bits
+        Leading 32 bits of a bound below all values but 0.
 
     Returns
     -------
@@ -243,7 +242,7 @@ def _descending_order(values: np.ndarray, indptr: np.ndarray, columns: GeneColum
         return np.empty(0, dtype=np.int64)
     lengths = np.diff(indptr)
     place_bits = max(int(lengths.max()) - 1, 1).bit_length()
-    zero = np.uint32(columns.bits_below_weights)
+    zero = np.uint32(lowest_bits)
     key = np.maximum(values.view(np.uint32)[_HIGH_WORD::2], zero)
     largest = key.max()
     excess = np.uint32(max(int(largest - zero).bit_length() + place_bits - 32, 0))
@@ -264,21 +263,27 @@ def _descending_order(values: np.ndarray, indptr: np.ndarray, columns: GeneColum
     key += begin
     order = key.astype(np.int64)
     if len(tied):
-        _order_exactly(order, tied, values, columns.token_ids, at)
+        _order_exactly(order, tied, values, tokens)
     return order
 
 
-def _order_exactly(
-    order: np.ndarray, tied: np.ndarray, values: np.ndarray, token_ids: np.ndarray, columns: np.ndarray
-) -> None:
+def _order_exactly(order: np.ndarray, tied: np.ndarray, values: np.ndarray, tokens: np.ndarray) -> None:
     """Order runs of `tied` places (each tied with the next) by exact value, then token id, in place."""
     first = np.flatnonzero(np.diff(tied, prepend=-2) != 1)
     lengths = np.diff(first, append=len(tied)) + 1
+    pairs = tied[first[lengths == 2]]
+    one, other = order[pairs], order[pairs + 1]
+    difference = values[one] - values[other]
+    swapped = (difference < 0) | ((difference == 0) & (tokens[one] > tokens[other]))
+    order[pairs[swapped]], order[pairs[swapped] + 1] = other[swapped], one[swapped]
+    if len(pairs) == len(first):
+        return
+    first, lengths = first[lengths > 2], lengths[lengths > 2]
     run = np.repeat(np.arange(len(first)), lengths)
     within = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     members = tied[first][run] + within
     at = order[members]
-    order[members] = at[np.lexsort((token_ids[columns[at]], -values[at], run))]
+    order[members] = at[np.lexsort((tokens[at], -values[at], run))]
 
 
 # -------------------------------------------------------------------- standardised expression
@@ -303,8 +308,8 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     rows = columns.sum_duplicates(rows)
     at = rows.indices.astype(np.intp)
     known = columns.known.take(at, mode="clip") & (rows.data > 0)
-    columns.see(rows, at, known)
     indptr, counts = rows.indptr, rows.data
+    columns.see(counts, at, np.flatnonzero(~known))
     if not known.all():
         known_at = np.flatnonzero(known)
         at, counts, indptr = at[known_at], counts[known_at], np.searchsorted(known_at, indptr)

@@ -81,6 +81,9 @@ class GeneReport:
         """Give all fields and the derived numbers as plain types, for JSON."""
         return asdict(self) | {"matched": self.matched, "lost": self.lost, "coverage": self.coverage}
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Say in a few lines what was matched, lost, summed and cut."""
         rules = ", ".join(f"{n:,} by {rule.replace('_', ' ')}" for rule, n in self.matched_by_rule.items() if n)

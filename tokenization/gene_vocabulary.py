@@ -187,6 +187,11 @@ class GeneVocabulary:
         """Make a vocabulary of genes in the given order, without special tokens: each tokenizer adds its own.
 
         Parameters are those of the class, arrays in the order of `genes`.
+
+        Raises
+        ------
+        ValueError
+            If a gene stands twice.
         """
         if len(set(genes)) != len(genes):
             raise ValueError("a gene stands twice in the vocabulary: sum duplicates first")
@@ -276,7 +281,13 @@ class GeneVocabulary:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "GeneVocabulary":
-        """Read the vocabulary that `save` wrote into `folder`."""
+        """Read the vocabulary that `save` wrote into `folder`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If `folder` holds no vocabulary.
+        """
         if not (Path(folder) / VOCABULARY_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no {VOCABULARY_FILE}")
         return cls.load_files(Path(folder) / VOCABULARY_FILE, Path(folder) / STATISTICS_FILE)
@@ -449,7 +460,13 @@ def bare_id(name: str) -> str | None:
 def name_sources(
     index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Give where a file's genes may be named, in the order in which it is believed: (column, names) pairs."""
+    """Give where a file's genes may be named, in the order in which it is believed: (column, names) pairs.
+
+    Raises
+    ------
+    ValueError
+        If `gene_column` is no column.
+    """
     sources = [("index", _text(index))]
     present = {} if columns is None else {str(c): c for c in columns}
     if gene_column is not None and gene_column != "index":
@@ -530,7 +547,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
-    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars."""
+    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars.
+
+    Raises
+    ------
+    ValueError
+        If the pickle asks for anything else, is damaged, or holds no dictionary.
+    """
     if isinstance(source, Mapping):
         return source
     content = Path(source).read_bytes()

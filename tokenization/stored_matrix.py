@@ -214,7 +214,13 @@ class ConvertedRows:
 def columns_to_rows(
     data: Any, indices: Any, indptr: Any, shape: tuple[int, int], folder: Path | None = None
 ) -> ConvertedRows:
-    """Give compressed sparse columns (cells x genes) as rows."""
+    """Give compressed sparse columns (cells x genes) as rows.
+
+    Raises
+    ------
+    CellFileError
+        If values, indices and offsets do not fit together; while reading, if an index lies outside the matrix.
+    """
     bounds = np.asarray(indptr[:]).astype(np.int64)
     n_values, n_indices = int(data.shape[0]), int(indices.shape[0])
     if len(bounds) != shape[1] + 1 or bounds[-1] != n_values or n_values != n_indices:
@@ -256,6 +262,12 @@ def market_to_rows(
         (cells, genes) by the barcodes and features beside it.
     folder, column_map
         As in `ConvertedRows`.
+
+    Raises
+    ------
+    CellFileError
+        If the file's shape is not that of the barcodes and features; while reading, if an entry lies outside the
+        matrix or the file is cut short.
     """
     header = read_market_header(path)
     if header["shape"] not in (shape[::-1], shape):
@@ -290,7 +302,13 @@ def market_to_rows(
 
 
 def read_market_header(path: Path) -> dict[str, Any]:
-    """Read shape, number of entries and number of lines of a Matrix Market file's head."""
+    """Read shape, number of entries and number of lines of a Matrix Market file's head.
+
+    Raises
+    ------
+    CellFileError
+        If the file does not begin as a general coordinate matrix does.
+    """
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="latin-1") as file:

@@ -33,6 +33,8 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
         As above.
     min_coverage
         Share of counts that must fall on genes of the vocabulary.
+    pad_token, cls_token
+        Padding, and the class query; they are added behind the genes where the vocabulary lacks them.
 
     Examples
     --------
@@ -107,7 +109,5 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
             raise ValueError("max_length: ExceiverTokenizer gives all expressed genes of a cell, it cuts none")
         return standardized_tokens(rows, columns, target_sum=self.target_sum, clip=self.clip)
 
-
-ExceiverTokenizer.register_for_auto_class("AutoTokenizer")
 
 __all__ = ["ExceiverTokenizer"]

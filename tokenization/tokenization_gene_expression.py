@@ -47,6 +47,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         What the last call matched, lost and cut.
     """
 
+    _auto_class = "AutoTokenizer"  # what register_for_auto_class sets, which would import PyTorch
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
     model_input_names = ["input_ids", "attention_mask"]
     required_statistics: Sequence[str] = ()
@@ -218,7 +219,13 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return None
 
     def check_coverage(self, report: GeneReport, min_coverage: float | None = None) -> None:
-        """Refuse a report whose share of counts covered lies below the threshold."""
+        """Refuse a report whose share of counts covered lies below the threshold.
+
+        Raises
+        ------
+        GeneCoverageError
+            If it does; says which genes were lost.
+        """
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
             raise GeneCoverageError(
@@ -359,7 +366,13 @@ def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: 
 
 
 def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Refuse a value that is none of the choices.
+
+    Raises
+    ------
+    ValueError
+        If it is none; names the choices.
+    """
     if value not in choices:
         raise ValueError(f"{name}={value!r}: it is one of {', '.join(repr(c) for c in choices)}")
 

@@ -32,6 +32,8 @@ class RankValueTokenizer(GeneExpressionTokenizer):
         Share of counts that must fall on genes of the vocabulary.
     model_max_length
         Tokens kept in each cell, ``<cls>`` included; cells cut are counted in `last_report`.
+    pad_token, mask_token, cls_token
+        Padding and mask, added before the genes, and ``<cls>``, added behind them, where the vocabulary lacks them.
 
     Examples
     --------
@@ -104,7 +106,5 @@ class RankValueTokenizer(GeneExpressionTokenizer):
             total=self.total,
         )
 
-
-RankValueTokenizer.register_for_auto_class("AutoTokenizer")
 
 __all__ = ["RankValueTokenizer"]

@@ -1,0 +1,241 @@
+"""What the benchmarks share: alternating timings, peak memory of processes, tables, results as JSON."""
+
+import argparse
+import ctypes
+import datetime
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CELLGLOT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
+MIB = 1 << 20
+
+
+def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
+    """Give a parser with the options that all benchmarks have; the script's docstring is its help."""
+    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    name = Path(sys.argv[0]).stem
+    results = Path(__file__).parent / "results" / f"{name}.json"
+    options.add_argument("--quick", action="store_true", help="small sizes, few repeats; figures are rough")
+    options.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side (default %(default)s)")
+    options.add_argument("--output", type=Path, default=results, help="JSON to write (default results/NAME.json)")
+    return options
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Time functions in turn, so that all see the same noise, after one untimed round.
+
+    Parameters
+    ----------
+    sides
+        Name -> function without arguments.
+    repeats
+        Timed rounds; each starts with another side.
+
+    Returns
+    -------
+    dict
+        Name -> seconds of every round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(-1, repeats):
+        first = max(turn, 0) % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            sides[name]()
+            if turn >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median(times: Sequence[float]) -> float:
+    """Give the median of the rounds."""
+    return statistics.median(times)
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Give the median over rounds of how many times as long the first side took."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+# -------------------------------------------------------------------- memory
+
+
+class TreeMemory:
+    """Peak resident memory of a process and its children, polled; pages that they share count for each of them.
+
+    Parameters
+    ----------
+    pid
+        The process.
+    interval
+        Seconds between looks.
+
+    Attributes
+    ----------
+    peak, processes : int
+        Bytes, and most processes at once that hold more than 32 MiB.
+    """
+
+    def __init__(self, pid: int, interval: float = 0.02):
+        self.root, self.interval, self.peak, self.processes = psutil.Process(pid), interval, 0, 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def _poll(self) -> None:
+        while not self._done.is_set():
+            sizes = self._now()
+            self.peak = max(self.peak, sum(sizes))
+            self.processes = max(self.processes, sum(size > 32 * MIB for size in sizes))
+            self._done.wait(self.interval)
+
+    def _now(self) -> list[int]:
+        sizes: list[int] = []
+        try:
+            for process in [self.root, *self.root.children(recursive=True)]:
+                sizes.append(process.memory_info().rss)
+        except psutil.Error:  # it has ended meanwhile
+            pass
+        return sizes
+
+    def __enter__(self) -> "TreeMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def run(command: Sequence[str]) -> dict[str, float]:
+    """Run a command; give its seconds and the peak memory of its process tree, in MiB.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails; carries the end of what it printed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with TreeMemory(process.pid) as memory:
+        printed, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{printed[-2000:]}")
+    return {"seconds": time.perf_counter() - start, "peak_mib": memory.peak / MIB, "processes": memory.processes}
+
+
+def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """Give the memory, in MiB, that a function takes at its peak beyond what was there before it.
+
+    Parameters
+    ----------
+    prepare
+        Function at the top of a module; called with `arguments` in a new process, gives the function to measure.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_memory_in_child, args=(sender, prepare, arguments))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        child.join()
+
+
+def _memory_in_child(sender: Any, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    function = prepare(*arguments)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what preparing freed is given back, and not counted as there before
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts anew
+    function()
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) << 10 for line in status.split("\n") if line.startswith("VmHWM"))
+    sender.send((peak - before) / MIB)
+
+
+# -------------------------------------------------------------------- results
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the software."""
+    import numpy
+    import torch
+
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().split("\n") if Path(path).exists() else []
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as a Markdown table; the first column is text, the others stand to the right."""
+    head = list(rows[0])
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines += ["| " + " | ".join(_text(row[name]) for name in head) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def report(
+    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], targets: Sequence[tuple[str, float, float, bool]]
+) -> None:
+    """Print the table and what is asked for, and write both as JSON.
+
+    Parameters
+    ----------
+    options
+        From `parser`.
+    rows
+        Of the table.
+    targets
+        (what is asked for, its bound, what was measured, whether it is met).
+    """
+    print(table(rows))
+    print()
+    for what, bound, measured, met in targets:
+        print(f"{'met' if met else 'MISSED'}: {what}: asked {bound:g}, measured {measured:.3g}")
+    content = {
+        "benchmark": options.output.stem,
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "machine": machine(),
+        "results": [dict(row) for row in rows],
+        "targets": [
+            {"target": what, "asked": bound, "measured": round(measured, 4), "met": met}
+            for what, bound, measured, met in targets
+        ],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
