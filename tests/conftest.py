@@ -118,3 +118,56 @@ def corpus(blood_file, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("corpus") / "exceiver"
     return tokenize_corpus([blood_file], folder, validation_fraction=0.2, processes=1, progress=False)
+
+
+@pytest.fixture
+def sccello_config():
+    """The tiny configuration on which every check of the scCello models runs; fields can be changed."""
+    from cellglot.modeling import ScCelloConfig
+
+    def make(**changes):
+        sizes = {
+            "vocab_size": 42,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "max_position_embeddings": 32,
+            "initializer_range": 0.3,
+            "tau": 0.1,
+            "cell_types": [f"CL:{n:07d}" for n in range(5)],
+        }
+        return ScCelloConfig(**(sizes | changes))
+
+    return make
+
+
+@pytest.fixture
+def langcell_config():
+    """The tiny configuration on which every check of the LangCell models runs; fields, those of towers, can change."""
+    from cellglot.modeling import LangCellConfig
+
+    def make(cell=None, text=None, **changes):
+        cells = {
+            "vocab_size": 42,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.3,
+        }
+        texts = {
+            "vocab_size": 50,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 32,
+            "initializer_range": 0.3,
+            "attention_probs_dropout_prob": 0.0,
+        }
+        more = {"projection_dim": 8, "initializer_range": 0.3} | changes
+        return LangCellConfig(cell_config=cells | (cell or {}), text_config=texts | (text or {}), **more)
+
+    return make

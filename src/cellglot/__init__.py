@@ -13,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CellOntology": "tokenization",
     "ExceiverConfig": "modeling",
     "ExceiverForMaskedExpression": "modeling",
     "ExceiverForSequenceClassification": "modeling",
@@ -20,7 +21,20 @@ _PUBLIC = {
     "ExceiverTokenizer": "tokenization",
     "GeneReport": "tokenization",
     "GeneVocabulary": "tokenization",
+    "LangCellCellModel": "modeling",
+    "LangCellConfig": "modeling",
+    "LangCellForPreTraining": "modeling",
+    "LangCellForSequenceClassification": "modeling",
+    "LangCellModel": "modeling",
+    "LangCellProcessor": "tokenization",
+    "LangCellTextModel": "modeling",
     "RankValueTokenizer": "tokenization",
+    "ScCelloConfig": "modeling",
+    "ScCelloForMaskedLM": "modeling",
+    "ScCelloForPreTraining": "modeling",
+    "ScCelloForSequenceClassification": "modeling",
+    "ScCelloForTokenClassification": "modeling",
+    "ScCelloModel": "modeling",
     "read_cells": "tokenization",
 }
 
@@ -45,6 +59,8 @@ def register_auto_classes() -> None:
         AutoModelForMaskedLM,
         AutoModelForPreTraining,
         AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoProcessor,
         AutoTokenizer,
     )
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
@@ -58,6 +74,28 @@ def register_auto_classes() -> None:
     AutoModelForPreTraining.register(config, modeling.ExceiverForMaskedExpression, exist_ok=True)
     AutoModelForSequenceClassification.register(config, modeling.ExceiverForSequenceClassification, exist_ok=True)
     AutoTokenizer.register(config, slow_tokenizer_class=tokenization.ExceiverTokenizer, exist_ok=True)
+
+    config = modeling.ScCelloConfig
+    AutoConfig.register("sccello", config, exist_ok=True)
+    AutoModel.register(config, modeling.ScCelloModel, exist_ok=True)
+    AutoModelForMaskedLM.register(config, modeling.ScCelloForMaskedLM, exist_ok=True)
+    AutoModelForPreTraining.register(config, modeling.ScCelloForPreTraining, exist_ok=True)
+    AutoModelForSequenceClassification.register(config, modeling.ScCelloForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(config, modeling.ScCelloForTokenClassification, exist_ok=True)
+    AutoTokenizer.register(config, slow_tokenizer_class=tokenization.RankValueTokenizer, exist_ok=True)
+
+    config = modeling.LangCellConfig
+    AutoConfig.register("langcell", config, exist_ok=True)
+    AutoConfig.register("langcell_cell", modeling.LangCellCellConfig, exist_ok=True)
+    AutoConfig.register("langcell_text", modeling.LangCellTextConfig, exist_ok=True)
+    AutoModel.register(config, modeling.LangCellModel, exist_ok=True)
+    AutoModel.register(modeling.LangCellCellConfig, modeling.LangCellCellModel, exist_ok=True)
+    AutoModel.register(modeling.LangCellTextConfig, modeling.LangCellTextModel, exist_ok=True)
+    AutoModelForPreTraining.register(config, modeling.LangCellForPreTraining, exist_ok=True)
+    AutoModelForSequenceClassification.register(config, modeling.LangCellForSequenceClassification, exist_ok=True)
+    AutoProcessor.register(config, tokenization.LangCellProcessor, exist_ok=True)
+    AutoTokenizer.register(config, slow_tokenizer_class=tokenization.RankValueTokenizer, exist_ok=True)
+
     REGISTERED_TOKENIZER_CLASSES["RankValueTokenizer"] = tokenization.RankValueTokenizer
 
 

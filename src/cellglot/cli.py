@@ -102,7 +102,7 @@ def pretrain(
     from cellglot.training.config import load_config
     from cellglot.training.pretrain import pretrain as run
 
-    _print_metrics(run(load_config(_config(config), set_ or []), corpus, output, resume=resume))
+    _print_metrics(run(load_config(config, set_ or []), corpus, output, resume=resume))
 
 
 @app.command()
@@ -125,8 +125,9 @@ def finetune(
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
+    model = _model(model)
     tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
-    settings = load_config(_config(config), set_ or [])
+    settings = load_config(config, set_ or [])
     _print_metrics(run(settings, model, tokens, output, label_column=labels, resume=resume))
 
 
@@ -149,7 +150,7 @@ def embed(
     from cellglot.evaluation.embed_file import embed_file
 
     report = embed_file(
-        model,
+        _model(model),
         cells,
         output,
         plot=plot,
@@ -165,13 +166,39 @@ def embed(
 
 @app.command()
 def convert(
-    system: Annotated[str, typer.Argument(help="exceiver.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Released file.")],
+    system: Annotated[str, typer.Argument(help="exceiver, sccello or langcell.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Released file (exceiver) or folder (sccello, langcell).")],
     output: Output,
+    token_dictionary: Annotated[
+        Path | None, typer.Option(help="scCello, LangCell: released dictionary of tokens, a pickle.")
+    ] = None,
+    gene_medians: Annotated[
+        Path | None, typer.Option(help="scCello, LangCell: released dictionary of the genes' medians, a pickle.")
+    ] = None,
+    cell_types: Annotated[
+        Path | None,
+        typer.Option(help="scCello: Cell Ontology ids and their rows, .json or a released pickle."),
+    ] = None,
+    text_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="LangCell: folder or repository of the tokenizer of texts; PubMedBERT's as released."),
+    ] = None,
 ) -> None:
     """Convert a released checkpoint into a folder that from_pretrained loads."""
-    if system != "exceiver":
-        raise ValueError(f"system {system!r}: exceiver is what can be converted")
+    if system not in ("exceiver", "sccello", "langcell"):
+        raise ValueError(f"system {system!r}: exceiver, sccello and langcell are what can be converted")
+    if text_tokenizer and system != "langcell":
+        raise ValueError("--text-tokenizer is for langcell")
+    if system == "langcell":
+        if cell_types:
+            raise ValueError("--cell-types is for sccello")
+        typer.echo(_convert_langcell(checkpoint, output, token_dictionary, gene_medians, text_tokenizer))
+        return
+    if system == "sccello":
+        typer.echo(_convert_sccello(checkpoint, output, token_dictionary, gene_medians, cell_types))
+        return
+    if token_dictionary or gene_medians or cell_types:
+        raise ValueError("--token-dictionary, --gene-medians and --cell-types are not for exceiver")
     from cellglot.modeling import convert_exceiver
     from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
 
@@ -182,6 +209,82 @@ def convert(
         f"{type(model).__name__} in {output}. Its rows cannot be tied to genes: neither the order of the genes nor "
         "their means and standard deviations were published."
     )
+
+
+def _convert_sccello(
+    checkpoint: Path, output: Path, token_dictionary: Path | None, gene_medians: Path | None, cell_types: Path | None
+) -> str:
+    from cellglot.modeling import convert_sccello
+    from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
+    from cellglot.tokenization.gene_vocabulary import read_released_dictionary
+
+    if (token_dictionary is None) != (gene_medians is None):
+        raise ValueError("a tokenizer needs both --token-dictionary and --gene-medians")
+    rows = None
+    if cell_types is not None:
+        is_json = cell_types.suffix == ".json"
+        given = json.loads(cell_types.read_text()) if is_json else read_released_dictionary(cell_types)
+        rows = {str(name): int(row) for name, row in given.items()}
+    model = convert_sccello.convert(*convert_sccello.read_checkpoint(checkpoint), cell_types=rows)
+    config, tokenizer = model.config, None
+    if token_dictionary is not None:
+        vocabulary = GeneVocabulary.from_released(token_dictionary, gene_medians)
+        tokenizer = RankValueTokenizer.from_vocabulary(
+            vocabulary, total="vocabulary", model_max_length=config.max_position_embeddings
+        )
+        if tokenizer.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"{token_dictionary} gives {tokenizer.vocab_size:,} tokens, but the checkpoint has "
+                f"vocab_size={config.vocab_size:,}"
+            )
+    convert_sccello.save_converted(model, output)
+    report = f"{type(model).__name__} in {output}; {len(rows or ()):,} of {config.num_cell_types:,} cell types named."
+    if tokenizer is None:
+        return f"{report} No tokenizer written: pass --token-dictionary and --gene-medians for one."
+    tokenizer.save_pretrained(output)
+    return f"{report} Tokenizer of {config.num_genes:,} genes."
+
+
+def _convert_langcell(
+    checkpoint: Path,
+    output: Path,
+    token_dictionary: Path | None,
+    gene_medians: Path | None,
+    text_tokenizer: str | None,
+) -> str:
+    from cellglot.modeling import convert_langcell
+    from cellglot.tokenization import GeneVocabulary, LangCellProcessor, RankValueTokenizer
+
+    given = (token_dictionary, gene_medians, text_tokenizer)
+    if any(given) and not all(given):
+        raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
+    model = convert_langcell.convert(*convert_langcell.read_checkpoint(checkpoint))
+    report = f"{type(model).__name__} in {output}."
+    if not all(given):
+        convert_langcell.save_converted(model, output)
+        return (
+            f"{report} No processor written: pass --token-dictionary, --gene-medians and --text-tokenizer for one "
+            "(as released: microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract)."
+        )
+    from transformers import AutoTokenizer
+
+    texts, config = AutoTokenizer.from_pretrained(text_tokenizer), model.config
+    if len(texts) == config.text_config.vocab_size - 2:  # the release adds two tokens to PubMedBERT's
+        texts.add_special_tokens({"bos_token": "[DEC]"})
+        texts.add_tokens(["[ENC]"], special_tokens=True)
+    genes = RankValueTokenizer.from_vocabulary(
+        GeneVocabulary.from_released(token_dictionary, gene_medians),
+        model_max_length=config.cell_config.max_position_embeddings,
+    )
+    for kind, found, size in (
+        ("--token-dictionary", genes.vocab_size, config.vocab_size),
+        ("--text-tokenizer", len(texts), config.text_config.vocab_size),
+    ):
+        if found != size:
+            raise ValueError(f"{kind} gives {found:,} tokens, but the checkpoint has {size:,}")
+    convert_langcell.save_converted(model, output)
+    LangCellProcessor(genes, texts).save_pretrained(output)
+    return f"{report} Tokenizers of {config.vocab_size - 3:,} genes and {len(texts):,} words."
 
 
 @app.command()
@@ -200,11 +303,22 @@ def demo(
     Demo(cells, labels or "bulk_labels", output, quick, seed).run()
 
 
-def _config(path: Path) -> Path:
-    from cellglot.training.config import configs_folder
+def _model(name: str) -> str:
+    """Give the folder or repository of a model; one that does not exist or holds no model is named in one line."""
+    if Path(name).is_dir():
+        if not Path(name, "config.json").exists():
+            raise ValueError(f"{name} holds no config.json: it is no folder of a model")
+        return name
+    if name.count("/") != 1:
+        raise ValueError(f"{name} is no folder, and no repository of the Hub (owner/name)")
+    from huggingface_hub import hf_hub_download
 
-    shipped = configs_folder() / path.name
-    return path if path.exists() or not shipped.exists() else shipped
+    try:
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name} is no folder, and no repository that can be reached: {first}") from error
+    return name
 
 
 def _pairs(given: list[str] | None, name: str) -> dict[str, str]:

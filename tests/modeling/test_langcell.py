@@ -1,0 +1,548 @@
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
+from cellglot.modeling import (
+    LangCellCellModel,
+    LangCellConfig,
+    LangCellForPreTraining,
+    LangCellForSequenceClassification,
+    LangCellModel,
+    LangCellTextModel,
+)
+from cellglot.modeling.packed_texts import CellKeys
+
+
+CLASSES = (
+    LangCellModel,
+    LangCellCellModel,
+    LangCellTextModel,
+    LangCellForPreTraining,
+    LangCellForSequenceClassification,
+)
+OF_A_ROW = ("last_hidden_state", "pooler_output", "text_last_hidden_state", "text_features")
+FIELDS = (*OF_A_ROW, "logits", "loss", "masked_gene_loss", "cell_cell_loss", "cell_text_loss", "matching_loss")
+
+
+def make_model(model_class, langcell_config, **changes):
+    torch.manual_seed(0)
+    config = langcell_config(num_labels=3, **changes)
+    if model_class is LangCellCellModel:
+        config = config.cell_config
+    if model_class is LangCellTextModel:
+        config = config.text_config
+    return model_class(config).eval()
+
+
+@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
+def model(request, langcell_config):
+    return make_model(request.param, langcell_config)
+
+
+@pytest.fixture
+def both(langcell_config):
+    return make_model(LangCellModel, langcell_config)
+
+
+def padded_rows(lengths, low, high, first, random):
+    """Random tokens behind a first one, padded by 0."""
+    rows = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        rows[row, :length] = torch.randint(low, high, (length,), generator=random)
+    rows[:, 0] = first
+    return rows, (rows != 0).long()
+
+
+def make_batch(model, cells=(13, 7, 10), texts=(9, 4, 6), seed=0):
+    """Cells and texts of these lengths, and what else the model takes."""
+    random = torch.Generator().manual_seed(seed)
+    input_ids, mask = padded_rows(cells, 2, 41, 41, random)
+    text_input_ids, text_mask = padded_rows(texts, 5, 50, 2, random)
+    if isinstance(model, LangCellTextModel):
+        return {
+            "input_ids": text_input_ids,
+            "attention_mask": text_mask,
+            "cell_hidden_states": torch.randn(len(cells), max(cells), 16, generator=random),
+            "cell_attention_mask": mask,
+        }
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    if isinstance(model, LangCellModel):
+        batch |= {"text_input_ids": text_input_ids, "text_attention_mask": text_mask}
+    if isinstance(model, LangCellForPreTraining):
+        masked = (torch.rand(input_ids.shape, generator=random) < 0.3) & (input_ids > 1) & (input_ids < 41)
+        batch |= {"input_ids": input_ids.masked_fill(masked, 1), "labels": input_ids.masked_fill(~masked, -100)}
+    if isinstance(model, LangCellForSequenceClassification):
+        batch["labels"] = torch.arange(len(cells)) % 3
+    return batch
+
+
+def outputs(model, batch, seed=1):
+    """Fields of the output, padding as zeros; hard negatives are drawn anew from the seed."""
+    torch.manual_seed(seed)
+    result = model(**batch)
+    fields = {name: result[name] for name in FIELDS if name in result and result[name] is not None}
+    for name, mask in (("last_hidden_state", "attention_mask"), ("text_last_hidden_state", "text_attention_mask")):
+        if name in fields and mask in batch:
+            fields[name] = fields[name] * batch[mask][..., None]
+    return fields
+
+
+def assert_same(a, b, tolerance=1e-5):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance), name
+
+
+def some_loss(result):
+    total = 0
+    for name in ("loss", "logits", "pooler_output", "last_hidden_state"):
+        if result.get(name) is not None:
+            values = result[name]
+            weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(3))
+            total = total + (values * weights).sum()
+            if name == "loss":
+                break
+    return total
+
+
+def gradients(model, batch, seed=1):
+    model.zero_grad()
+    torch.manual_seed(seed)
+    result = model(**batch)
+    some_loss(result).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(a, b, tolerance=1e-4):
+    assert a.keys() == b.keys()
+    largest = max(float(gradient.abs().max()) for gradient in a.values())
+    for name in a:  # some gradients are zero but for rounding: the bias of keys shifts all logits alike
+        scale = max(float(a[name].abs().max()), 0.01 * largest)
+        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale), name
+
+
+# -------------------------------------------------------------------- the table of checks
+
+
+def test_eager_is_sdpa(model):
+    batch, results, grads = make_batch(model), {}, {}
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        results[implementation], grads[implementation] = outputs(model, batch), gradients(model, batch)
+    assert_same(results["eager"], results["sdpa"])
+    assert_same_gradients(grads["eager"], grads["sdpa"], tolerance=5e-4)
+
+
+def test_padded_is_unpadded(model):
+    batch = make_batch(model, cells=(9, 9, 9), texts=(5, 5, 5))
+    wider = {
+        name: torch.nn.functional.pad(value, (0, 6), value=-100 if name == "labels" else 0)
+        if value.ndim == 2
+        else value
+        for name, value in batch.items()
+    }
+    if "cell_hidden_states" in wider:
+        wider["cell_hidden_states"] = torch.nn.functional.pad(batch["cell_hidden_states"], (0, 0, 0, 6), value=9.0)
+    given = outputs(model, wider)
+    for name in ("last_hidden_state", "text_last_hidden_state"):
+        if name in given:
+            given[name] = given[name][:, :-6]
+    assert_same(outputs(model, batch), given)
+
+
+def test_batch_is_single(model):
+    batch = make_batch(model)
+    together = {n: v for n, v in outputs(model, batch).items() if n in OF_A_ROW}
+    for row in range(3):
+        alone = outputs(model, {name: value[row : row + 1] for name, value in batch.items()})
+        alone = {n: v for n, v in alone.items() if n in OF_A_ROW}
+        assert_same({name: value[row : row + 1] for name, value in together.items()}, alone)
+
+
+def test_saved_is_loaded(model, tmp_path):
+    batch = make_batch(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert_same(outputs(model, batch), outputs(loaded.eval(), batch), tolerance=0)
+
+
+def test_gradient_checkpointing_changes_nothing(model):
+    batch = make_batch(model)
+    model.train()
+    plain = gradients(model, batch)
+    model.gradient_checkpointing_enable()
+    assert_same_gradients(plain, gradients(model, batch), tolerance=1e-5)
+
+
+def test_compiled_is_eager(model):
+    batch = make_batch(model)
+    expected, grads = outputs(model, batch), gradients(model, batch)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_same(expected, outputs(compiled, batch))
+    given = {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, batch).items()}
+    assert_same_gradients(grads, given)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
+def test_compiled_by_inductor(langcell_config):
+    model = make_model(LangCellTextModel, langcell_config, text={"num_hidden_layers": 1})
+    batch = make_batch(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
+
+
+def test_loaded_without_cellglot_is_loaded_with_it(langcell_config, tmp_path):
+    autos = {
+        LangCellModel: "AutoModel",
+        LangCellCellModel: "AutoModel",
+        LangCellTextModel: "AutoModel",
+        LangCellForPreTraining: "AutoModelForPreTraining",
+        LangCellForSequenceClassification: "AutoModelForSequenceClassification",
+    }
+    for model_class in CLASSES:
+        model = make_model(model_class, langcell_config)
+        folder = tmp_path / model_class.__name__
+        model.save_pretrained(folder)
+        batch = make_batch(model)
+        torch.manual_seed(1)
+        torch.save(batch, folder / "batch.pt")
+        expected = {n: v.detach() for n, v in model(**batch).items() if isinstance(v, torch.Tensor)}
+        torch.save(expected, folder / "expected.pt")
+    script = f"""
+        import sys
+        sys.modules["cellglot"] = None
+        import torch, transformers
+        for name, auto in {[(c.__name__, kind) for c, kind in autos.items()]!r}:
+            folder = {str(tmp_path)!r} + "/" + name
+            model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+            assert type(model).__module__.startswith("transformers_modules"), type(model)
+            assert type(model).__name__ == name
+            torch.manual_seed(1)
+            given = model(**torch.load(folder + "/batch.pt", weights_only=True))
+            for field, value in torch.load(folder + "/expected.pt", weights_only=True).items():
+                assert torch.allclose(given[field], value, atol=1e-6), (name, field)
+            if name == "LangCellModel":
+                batch = torch.load(folder + "/batch.pt", weights_only=True)
+                assert model.annotate(**batch).scores.shape == (3, 3)
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_bfloat16_is_near_float32(model):
+    batch = make_batch(model)
+    expected = outputs(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = outputs(model, batch)
+    model.to(torch.bfloat16)
+    batch = {n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in batch.items()}
+    half = outputs(model, batch)
+    for name, value in expected.items():
+        scale = float(value.detach().abs().max())
+        for other in (mixed, half):
+            assert other[name].isfinite().all()
+            if name not in ("matching_loss", "loss"):  # which negatives are drawn may change
+                assert float((other[name].float() - value).detach().abs().max()) < 0.15 * scale + 0.15, name
+            if name.endswith("loss"):
+                assert other[name].dtype == torch.float32
+    for gradient in gradients(model, batch).values():
+        assert gradient.isfinite().all()
+
+
+# -------------------------------------------------------------------- one class's weights in another
+
+
+def test_every_class_loads_from_a_pretrained_folder(langcell_config, tmp_path):
+    whole = make_model(LangCellForPreTraining, langcell_config)
+    whole.save_pretrained(tmp_path)
+    batch = make_batch(whole)
+    cells = (batch["input_ids"], batch["attention_mask"])
+    texts = (batch["text_input_ids"], batch["text_attention_mask"])
+    for model_class, given, tower in (
+        (LangCellModel, cells, whole.cell_model),
+        (LangCellCellModel, cells, whole.cell_model),
+        (LangCellTextModel, texts, whole.text_model),
+    ):
+        loaded = model_class.from_pretrained(tmp_path).eval()
+        assert torch.equal(loaded(*given).pooler_output, tower(*given).pooler_output)
+    classifier, info = LangCellForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooler", "classifier"}
+    assert torch.equal(classifier.cell_model.layers[0].fc1.weight, whole.cell_model.layers[0].fc1.weight)
+
+
+# -------------------------------------------------------------------- modes, pooling, requested outputs
+
+
+def test_text_mode_passes_the_blocks_of_cross_attention_by(langcell_config):
+    model = make_model(LangCellTextModel, langcell_config)
+    batch = make_batch(model)
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    before, reading = model(**texts), model(**batch)
+    assert reading.pooler_output is None
+    assert torch.allclose(before.pooler_output.norm(dim=1), torch.ones(3))
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.cross_attn.v_proj.weight.add_(1.0)
+    assert torch.equal(model(**texts).last_hidden_state, before.last_hidden_state)
+    assert not torch.allclose(model(**batch).last_hidden_state, reading.last_hidden_state)
+    with pytest.raises(ValueError, match="one text at a time"):
+        model(**texts, token_type_ids=torch.ones_like(texts["input_ids"]))
+    with pytest.raises(ValueError, match="pass cell_rows"):
+        model(**texts, cell_hidden_states=batch["cell_hidden_states"][:2])
+
+
+def test_texts_read_the_cells_that_they_are_told_to(langcell_config):
+    model = make_model(LangCellTextModel, langcell_config)
+    batch = make_batch(model)
+    rows = torch.tensor([2, 0, 2])
+    chosen = {n: v[rows] if n.startswith("cell") else v for n, v in batch.items()}
+    assert_same(outputs(model, chosen), outputs(model, batch | {"cell_rows": rows}))
+
+
+def test_pooling(both):
+    batch = make_batch(both)
+    cells = (batch["input_ids"], batch["attention_mask"])
+    states = both(*cells).last_hidden_state
+    genes = (cells[1].bool() & (cells[0] != 41))[..., None]
+    both.config.pooling = "mean"
+    mean = (states * genes).sum(1) / genes.sum(1)
+    expected = torch.nn.functional.normalize(both.cell_model.projection(mean), dim=-1)
+    assert torch.allclose(both.get_cell_features(*cells), expected, atol=1e-6)
+
+
+def test_requested_outputs(langcell_config):
+    for model_class in (LangCellModel, LangCellTextModel, LangCellForSequenceClassification):
+        model = make_model(model_class, langcell_config)
+        model.set_attn_implementation("eager")
+        batch = make_batch(model)
+        result = model(**batch, output_hidden_states=True, output_attentions=True)
+        layers = 3 if model_class is LangCellTextModel else 2
+        assert len(result.hidden_states) == layers + 1
+        assert len(result.attentions) == layers
+        if model_class is LangCellTextModel:
+            assert [a.shape for a in result.cross_attentions] == [(3, 2, 9, 13)] * 3
+        assert isinstance(model(**batch, return_dict=False), tuple)
+
+
+def test_flash_attention_is_refused_where_there_is_cross_attention(langcell_config):
+    config = langcell_config(attn_implementation="flash_attention_2")
+    with pytest.raises((ValueError, ImportError), match="(?i)flash"):
+        LangCellTextModel(config.text_config)
+    assert not LangCellModel._supports_flash_attn
+    assert LangCellCellModel._supports_flash_attn
+
+
+# -------------------------------------------------------------------- exact sharing
+
+
+def every_pair(model, batch):
+    """P(match) by running every pair of a cell and a text through the text encoder."""
+    states = model.cell_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    columns = []
+    for text in range(len(batch["text_input_ids"])):
+        rows = {n: batch[f"text_{n}"][text].expand(len(states), -1) for n in ("input_ids", "attention_mask")}
+        read = model.text_model(**rows, cell_hidden_states=states, cell_attention_mask=batch["attention_mask"])
+        columns.append(model.matching_head(read.last_hidden_state[:, 0]).softmax(-1)[:, 1])
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "pairs_at_once", "layers"),
+    [("sdpa", None, 3), ("sdpa", 1, 3), ("sdpa", 7, 1), ("eager", 3, 3), ("eager", None, 1)],
+)
+def test_matching_is_that_of_every_pair(langcell_config, implementation, pairs_at_once, layers):
+    model = make_model(LangCellModel, langcell_config, text={"num_hidden_layers": layers})
+    model.set_attn_implementation(implementation)
+    batch = make_batch(model, cells=(13, 7, 1, 30, 7, 18), texts=(9, 4, 6, 4, 2, 9, 1))
+    batch["text_input_ids"][5] = batch["text_input_ids"][0]  # asked once
+    batch["text_attention_mask"][2, 2] = 0  # a hole
+    with torch.no_grad():
+        expected, given = every_pair(model, batch), model.match(**batch, pairs_at_once=pairs_at_once)
+        assert torch.allclose(given, expected, rtol=1e-5, atol=1e-5)
+        scores = model.annotate(**batch, pairs_at_once=pairs_at_once)
+    similarity = model(**batch).logits.softmax(1)
+    assert torch.allclose(scores.similarity, similarity, atol=1e-5)
+    assert torch.allclose(scores.scores, 0.1 * similarity + 0.9 * expected.softmax(1), atol=1e-5)
+
+
+def test_what_is_shared_is_computed_once(both, monkeypatch):
+    counts = {"keys": 0, "first": 0}
+    cross = both.text_model.layers[1].cross_attn
+    original, read = cross.key_value, both.text_model.read_texts
+    monkeypatch.setattr(
+        cross, "key_value", lambda states: counts.update(keys=counts["keys"] + len(states)) or original(states)
+    )
+    monkeypatch.setattr(
+        both.text_model,
+        "read_texts",
+        lambda texts: counts.update(first=counts["first"] + len(texts.lengths)) or read(texts),
+    )
+    batch = make_batch(both, cells=(13, 7, 10, 9), texts=(9, 4, 6, 4, 2, 9, 1, 3))
+    for pairs in (2, 100):
+        counts.update(keys=0, first=0)
+        both.match(**batch, pairs_at_once=pairs)
+        assert counts == {"keys": 4, "first": 8}
+
+
+def test_matching_has_gradients(both):
+    batch = make_batch(both)
+    both.match(**batch, pairs_at_once=2)[0, 1].backward()
+    given = {n: p.grad.clone() for n, p in both.named_parameters() if p.grad is not None}
+    both.zero_grad()
+    every_pair(both, batch)[0, 1].backward()
+    assert_same_gradients({n: p.grad for n, p in both.named_parameters() if p.grad is not None}, given)
+
+
+def test_keys_are_kept_only_where_texts_come_in_parts(both):
+    states = torch.randn(2, 5, 16)
+    for keep in (True, False):
+        keys = CellKeys(both.text_model.layers, states, None, keep)
+        assert (keys.of_layer(0)[0] is keys.of_layer(0)[0]) == keep
+
+
+def test_text_features_are_those_of_the_padded_encoder(both):
+    batch = make_batch(both, texts=(9, 4, 6, 4, 2, 9, 1))
+    texts = (batch["text_input_ids"], batch["text_attention_mask"])
+    expected = both.text_model(*texts).pooler_output
+    for at_once in (None, 1, 3):
+        assert torch.allclose(both.get_text_features(*texts, texts_at_once=at_once), expected, atol=1e-6)
+
+
+# -------------------------------------------------------------------- options of annotation
+
+
+def test_several_texts_of_a_class_are_averaged(both):
+    batch = make_batch(both, texts=(9, 4, 6, 5))
+    classes = torch.tensor([1, 0, 1, 2])
+    given = both.annotate(**batch, text_class_ids=classes)
+    logits, probability = both(**batch).logits, both.match(**batch)
+
+    def mean(x):
+        return torch.stack([x[:, classes == c].mean(1) for c in range(3)], dim=1)
+
+    assert torch.allclose(given.similarity, mean(logits).softmax(1), atol=1e-6)
+    assert torch.allclose(given.matching_probability, mean(probability), atol=1e-6)
+    assert torch.allclose(given.matching, mean(probability).softmax(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("pairs_at_once", [None, 2])
+def test_a_shortlist_matches_the_most_similar_classes(both, pairs_at_once):
+    batch = make_batch(both, texts=(9, 4, 6, 5, 3))
+    whole = both.annotate(**batch)
+    given = both.annotate(**batch, shortlist=2, pairs_at_once=pairs_at_once)
+    asked = torch.zeros(3, 5, dtype=torch.bool).scatter(1, whole.similarity.topk(2, dim=1).indices, True)
+    assert torch.equal(given.matching_probability.isnan(), ~asked)
+    assert torch.allclose(given.matching_probability[asked], whole.matching_probability[asked], atol=1e-6)
+    expected = whole.matching_probability.masked_fill(~asked, 0.0).softmax(1)
+    assert torch.allclose(given.matching, expected, atol=1e-6)
+    assert torch.equal(both.annotate(**batch, shortlist=5).scores, whole.scores)
+    several = both.annotate(**batch, shortlist=1, text_class_ids=torch.tensor([0, 0, 1, 1, 1]))
+    assert (several.matching_probability.isnan().sum(1) == 1).all()
+
+
+def test_text_features_that_are_ready(both, monkeypatch):
+    batch = make_batch(both)
+    features = both.get_text_features(batch["text_input_ids"], batch["text_attention_mask"])
+    expected = both.annotate(**batch).scores
+    monkeypatch.setattr(both.text_model, "encode_texts", None)
+    assert torch.equal(both.annotate(**batch, text_features=features).scores, expected)
+    with pytest.raises(ValueError, match="2 text_features for 3 texts"):
+        both.annotate(**batch, text_features=features[:2])
+
+
+def test_duplicate_candidates_get_the_same_score(both, caplog, monkeypatch):
+    from cellglot.modeling import modeling_langcell
+
+    said = []
+    monkeypatch.setattr(modeling_langcell.logger, "warning_once", said.append)
+    batch = make_batch(both)
+    both.annotate(**batch)
+    assert not said
+    for name in ("text_input_ids", "text_attention_mask"):
+        batch[name] = batch[name][[0, 1, 2, 0]]
+    given = both.annotate(**batch)
+    assert torch.equal(given.scores[:, 0], given.scores[:, 3])
+    assert "4 texts, but 3 distinct" in said[0]
+    said.clear()
+    both.annotate(**batch, text_class_ids=torch.tensor([0, 1, 2, 0]))
+    assert not said
+
+
+# -------------------------------------------------------------------- bad input
+
+
+def test_bad_candidates(both):
+    batch = make_batch(both)
+    cells = {n: batch[n] for n in ("input_ids", "attention_mask")}
+    for none in ({}, {"text_input_ids": torch.zeros(0, 4, dtype=torch.long)}):
+        for method in (both.match, both.annotate):
+            with pytest.raises(ValueError, match="no candidates"):
+                method(**cells, **none)
+    empty = batch["text_attention_mask"].clone()
+    empty[1] = 0
+    with pytest.raises(ValueError, match="text 1 of 3 is empty"):
+        both.annotate(**(batch | {"text_attention_mask": empty}))
+    with pytest.raises(ValueError, match="vocab_size=50"):
+        both.annotate(**(batch | {"text_input_ids": batch["text_input_ids"] + 40}))
+    with pytest.raises(ValueError, match="positions for 32"):
+        both.get_text_features(torch.full((1, 40), 7))
+    for classes, said in (([0, 2, 2], "each has at least one"), ([0, 1], "shape"), ([0, -1, 1], "counted from 0")):
+        with pytest.raises(ValueError, match=said):
+            both.annotate(**batch, text_class_ids=torch.tensor(classes))
+    with pytest.raises(ValueError, match="shortlist=0"):
+        both.annotate(**batch, shortlist=0)
+    with pytest.raises(ValueError, match="alpha=2"):
+        both.annotate(**batch, alpha=2)
+
+
+def test_towers_of_other_sizes(langcell_config):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="cell_config.projection_dim=3, but projection_dim=8"
+    ):
+        langcell_config(cell={"projection_dim": 3})
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="encoder_hidden_size=99, but\\s+cell_config.hidden_size=16"
+    ):
+        langcell_config(text={"encoder_hidden_size": 99})
+    with pytest.raises(StrictDataclassClassValidationError, match="stage=3"):
+        langcell_config(stage=3)
+    with pytest.raises(StrictDataclassClassValidationError, match="no multiple"):
+        langcell_config(text={"num_attention_heads": 5})
+
+
+def test_configurations_of_other_text_encoders():
+    from transformers import BertConfig, DebertaV2Config, ElectraConfig, RobertaConfig
+
+    assert LangCellConfig(text_config=BertConfig(vocab_size=77)).text_config.vocab_size == 77
+    assert (
+        LangCellConfig(text_config=RobertaConfig(max_position_embeddings=514)).text_config.max_position_embeddings
+        == 512
+    )
+    assert LangCellConfig(text_config={"model_type": "bert", "hidden_size": 24, "num_attention_heads": 2})
+    with pytest.raises(ValueError, match="'deberta-v2' .* cannot be LangCell's"):
+        LangCellConfig(text_config=DebertaV2Config())
+    with pytest.raises(ValueError, match="embedding_size=128 and hidden_size=256 differ"):
+        LangCellConfig(text_config=ElectraConfig())
+
+
+def test_published_sizes_are_the_default():
+    config = LangCellConfig()
+    assert (config.vocab_size, config.cell_config.hidden_size, config.cell_config.num_hidden_layers) == (
+        25427,
+        512,
+        12,
+    )
+    assert (config.text_config.vocab_size, config.text_config.hidden_size, config.projection_dim) == (30524, 768, 256)
+    assert config.tau == 0.05

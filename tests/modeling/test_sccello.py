@@ -1,0 +1,564 @@
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from cellglot.modeling import (
+    ScCelloConfig,
+    ScCelloForMaskedLM,
+    ScCelloForPreTraining,
+    ScCelloForSequenceClassification,
+    ScCelloForTokenClassification,
+    ScCelloModel,
+)
+
+
+AUTO = {
+    ScCelloModel: "AutoModel",
+    ScCelloForPreTraining: "AutoModelForPreTraining",
+    ScCelloForMaskedLM: "AutoModelForMaskedLM",
+    ScCelloForSequenceClassification: "AutoModelForSequenceClassification",
+    ScCelloForTokenClassification: "AutoModelForTokenClassification",
+}
+CLASSES = tuple(AUTO)
+LOSSES = ("masked_gene_loss", "relational_alignment_loss", "coherence_loss", "regularization_loss")
+FIELDS = ("last_hidden_state", "pooler_output", "cell_representation", "logits", "loss", *LOSSES)
+LEVELS = torch.tensor([[9, 1, 4, 3, 2], [1, 9, 2, 5, 2], [4, 2, 9, 3, 1], [3, 5, 3, 9, 1], [2, 2, 1, 1, 9]])
+ANCESTORS = torch.eye(5, dtype=torch.bool)
+ANCESTORS[1:, 0] = True
+
+
+def make_model(model_class, config):
+    torch.manual_seed(0)
+    model = model_class(config)
+    if model_class is ScCelloForPreTraining:
+        model.set_ontology(LEVELS, ANCESTORS)
+    return model.eval()
+
+
+@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
+def model(request, sccello_config):
+    return make_model(request.param, sccello_config(num_labels=3))
+
+
+def make_batch(model, lengths=(17, 9, 24, 13), seed=0, **more):
+    """Cells of these lengths, padded, with the labels that the model takes."""
+    random = torch.Generator().manual_seed(seed)
+    shape = len(lengths), max(lengths)
+    input_ids = torch.randint(2, 41, shape, generator=random)
+    input_ids[:, 0] = 41
+    mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    drawn = (torch.rand(shape, generator=random) < 0.3) & mask
+    drawn[:, 0] = False
+    batch = {"input_ids": input_ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+    if isinstance(model, (ScCelloForPreTraining, ScCelloForMaskedLM)):
+        batch["labels"] = batch["input_ids"].masked_fill(~drawn, -100)
+        batch["input_ids"] = batch["input_ids"].masked_fill(drawn, 1)
+    if isinstance(model, ScCelloForPreTraining):
+        batch["cell_type_ids"] = torch.tensor([3, 0, 3, 1, 4, 2])[: len(lengths)]
+    if isinstance(model, ScCelloForSequenceClassification):
+        batch["labels"] = torch.arange(len(lengths)) % 3
+    if isinstance(model, ScCelloForTokenClassification):
+        batch["labels"] = torch.randint(0, 3, shape, generator=random).masked_fill(~drawn, -100)
+    return batch | more
+
+
+def outputs(model, batch):
+    result = model(**batch)
+    return {name: result[name] for name in FIELDS if name in result and result[name] is not None}
+
+
+def assert_same(a, b, tolerance=2e-5):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance), name
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    result = model(**batch)
+    if "loss" in result:
+        result.loss.backward()
+    else:
+        weights = torch.randn(result.pooler_output.shape, generator=torch.Generator().manual_seed(3))
+        (result.pooler_output * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(a, b, tolerance=2e-4):
+    assert a.keys() == b.keys()
+    largest = max(float(gradient.abs().max()) for gradient in a.values())
+    for name in a:
+        scale = max(float(a[name].abs().max()), 0.01 * largest)
+        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale), name
+
+
+def without_dropout(model):
+    model.config.hidden_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+# -------------------------------------------------------------------- the table of checks
+
+
+def test_eager_is_sdpa(model):
+    batch, results, grads = make_batch(model), {}, {}
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        results[implementation], grads[implementation] = outputs(model, batch), gradients(model, batch)
+    assert_same(results["eager"], results["sdpa"])
+    assert_same_gradients(grads["eager"], grads["sdpa"])
+
+
+def test_padded_is_unpadded(model):
+    batch = make_batch(model, lengths=(13, 13, 13))
+    wider = dict(batch)
+    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        if name in batch and batch[name].ndim == 2:
+            wider[name] = torch.nn.functional.pad(batch[name], (0, 6), value=value)
+    narrow, padded = outputs(model, batch), outputs(model, wider)
+    for name in ("last_hidden_state", "logits"):
+        if name in padded and padded[name].ndim == 3:
+            padded[name] = padded[name][:, :13]
+    assert_same(narrow, padded)
+    del wider["attention_mask"]  # padding is known by its id
+    unmasked = outputs(model, wider)
+    assert_same({n: v for n, v in unmasked.items() if v.ndim < 3}, {n: v for n, v in narrow.items() if v.ndim < 3})
+
+
+def test_batch_is_single(model):
+    batch = make_batch(model)
+    together = model(**batch)
+    names = ("last_hidden_state", "pooler_output", "cell_representation")
+    if not isinstance(model, ScCelloForPreTraining):
+        names += ("logits",)
+    for cell in range(4):
+        alone = model(**{name: value[cell : cell + 1] for name, value in batch.items()})
+        for name in names:
+            if name in together:
+                assert torch.allclose(together[name][cell], alone[name][0], atol=2e-5), name
+
+
+def test_saved_is_loaded(model, tmp_path):
+    batch = make_batch(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert_same(outputs(model, batch), outputs(loaded.eval(), batch), tolerance=0)
+    if isinstance(model, ScCelloForPreTraining):
+        assert torch.equal(loaded.similarity_levels, LEVELS)
+        assert torch.equal(loaded.ancestor_mask, ANCESTORS)
+
+
+def test_gradient_checkpointing_changes_nothing(model):
+    batch = make_batch(model)
+    without_dropout(model).train()
+    plain = gradients(model, batch)
+    model.gradient_checkpointing_enable()
+    assert_same_gradients(plain, gradients(model, batch), tolerance=1e-6)
+
+
+def test_compiled_is_eager(model):
+    batch = make_batch(model)
+    without_dropout(model).train()
+    expected, grads = outputs(model, batch), gradients(model, batch)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_same(expected, outputs(compiled, batch))
+    assert_same_gradients(
+        grads, {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, batch).items()}
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
+def test_compiled_by_inductor(sccello_config):
+    model = make_model(ScCelloForPreTraining, sccello_config())
+    batch = make_batch(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
+
+
+def test_loaded_without_cellglot_is_loaded_with_it(sccello_config, tmp_path):
+    for model_class, auto in AUTO.items():
+        model = make_model(model_class, sccello_config(num_labels=3))
+        folder = tmp_path / auto
+        model.save_pretrained(folder)
+        batch = make_batch(model)
+        torch.save(batch, folder / "batch.pt")
+        torch.save({n: v.detach() for n, v in outputs(model, batch).items()}, folder / "expected.pt")
+    script = f"""
+        import sys
+        sys.modules["cellglot"] = None
+        import torch, transformers
+        for name, auto in {[(c.__name__, a) for c, a in AUTO.items()]!r}:
+            folder = {str(tmp_path)!r} + "/" + auto
+            model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+            assert type(model).__module__.startswith("transformers_modules"), type(model)
+            assert type(model).__name__ == name
+            given = model(**torch.load(folder + "/batch.pt", weights_only=True))
+            for field, value in torch.load(folder + "/expected.pt", weights_only=True).items():
+                assert torch.allclose(given[field], value, atol=1e-6), field
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_bfloat16_is_near_float32(model):
+    batch = make_batch(model)
+    expected = outputs(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = outputs(model, batch)
+    model.to(torch.bfloat16)
+    half = outputs(model, batch)
+    for name, value in expected.items():
+        scale = float(value.detach().abs().max())
+        for other in (mixed, half):
+            assert other[name].isfinite().all()
+            assert float((other[name].float() - value).detach().abs().max()) < 0.15 * scale + 0.15, name
+    for gradient in gradients(model.train(), batch).values():
+        assert gradient.isfinite().all()
+
+
+# -------------------------------------------------------------------- encoder
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_packed_cells_are_padded_cells(model, implementation):
+    without_dropout(model).set_attn_implementation(implementation)
+    batch = make_batch(model)
+    kept = batch["attention_mask"].bool()
+    packed = {name: v[kept][None] if v.ndim == 2 else v for name, v in batch.items() if name != "attention_mask"}
+    packed["position_ids"] = torch.cat([torch.arange(n) for n in kept.sum(1).tolist()])[None]
+    for pooling in ("cls", "mean"):
+        model.config.pooling = pooling
+        for training in (False, True):
+            model.train(training)
+            padded, given = outputs(model, batch), outputs(model, packed)
+            for name in ("last_hidden_state", "logits"):
+                if name in padded and padded[name].ndim == 3:
+                    padded[name] = padded[name][kept][None]
+            shared = given.keys() & padded.keys()
+            assert_same({n: padded[n] for n in shared}, {n: given[n] for n in shared})
+
+
+def test_pooling(sccello_config):
+    model = make_model(ScCelloModel, sccello_config())
+    batch = make_batch(model, lengths=(6, 4, 1))
+    batch["input_ids"][0, 2] = 1
+    states = model(**batch)
+    assert torch.equal(states.pooler_output, states.last_hidden_state[:, 0])
+    model.config.pooling = "mean"
+    means = model(**batch).pooler_output
+    hidden = states.last_hidden_state
+    assert torch.allclose(means[0], hidden[0, [1, 3, 4, 5]].mean(0), atol=1e-6)
+    assert torch.allclose(means[1], hidden[1, 1:4].mean(0), atol=1e-6)
+    assert torch.equal(means[2], hidden[2, 0])
+
+
+def test_requested_outputs(sccello_config):
+    model = make_model(ScCelloForPreTraining, sccello_config())
+    model.set_attn_implementation("eager")
+    batch = make_batch(model)
+    for training in (False, True):
+        result = model.train(training)(**batch, output_hidden_states=True, output_attentions=True)
+        assert [h.shape for h in result.hidden_states] == [(4, 24, 16)] * 3
+        assert [a.shape for a in result.attentions] == [(4, 2, 24, 24)] * 2
+        assert result.last_hidden_state.shape == (4, 24, 16)
+    with torch.no_grad():
+        unlabelled = model.eval()(batch["input_ids"], batch["attention_mask"])
+    assert unlabelled.loss is None
+    assert unlabelled.logits.shape == ((batch["input_ids"] == 1).sum(), 42)
+
+
+def test_a_row_of_padding_does_no_harm(model):
+    batch = make_batch(model)
+    batch["attention_mask"][1] = 0
+    batch["input_ids"][1] = 0
+    for name, value in batch.items():
+        if name in ("labels", "cell_type_ids"):
+            value[1] = -100
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        for gradient in gradients(model.train(), batch).values():
+            assert gradient.isfinite().all()
+
+
+# -------------------------------------------------------------------- objectives
+
+
+def test_the_shorter_way_of_training_gives_the_same(sccello_config):
+    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config())).train()
+    batch = make_batch(model)
+    short, complete = gradients(model, batch), gradients(model, batch | {"return_states": True})
+    assert_same_gradients(short, complete)
+    result = model(**batch)
+    assert result.logits is None
+    assert result.last_hidden_state is None
+    for mask in (batch["labels"] != -100, torch.zeros(4, 24, dtype=torch.bool)):
+        labels = batch["labels"].masked_fill(~mask, -100)
+        ours, other = (model(**(batch | {"labels": labels, "return_states": s})) for s in (False, True))
+        assert_same({n: ours[n] for n in LOSSES}, {n: other[n] for n in LOSSES})
+
+
+def test_the_noised_pass_is_one_batch_with_the_first(sccello_config, monkeypatch):
+    model = make_model(ScCelloForPreTraining, sccello_config(hidden_dropout_prob=0.3)).train()
+    batch, rows = make_batch(model), []
+    model.sccello.embeddings.register_forward_hook(lambda module, given, states: rows.append(len(states)))
+    for short in (False, True):
+        torch.manual_seed(1)
+        result = model(**batch, return_states=not short)
+        assert result.cell_representation.shape == (4, 16)
+        result.loss.backward()
+    model(**(batch | {"cell_type_ids": None}))
+    model.eval()(**batch)
+    model.config.relational_alignment_weight = 0
+    assert model.train()(**batch).relational_alignment_loss is None
+    assert rows == [8, 8, 4, 4, 4]
+
+
+def test_objectives_are_switched_off_and_weighed(sccello_config):
+    model = make_model(ScCelloForPreTraining, sccello_config())
+    batch = make_batch(model)
+    whole = model(**batch)
+    assert torch.allclose(whole.loss, sum(whole[name] for name in LOSSES))
+    for off in LOSSES:
+        config = sccello_config(**{off.replace("_loss", "_weight"): 0})
+        other = make_model(ScCelloForPreTraining, config)(**batch)
+        assert getattr(other, off) is None
+        assert torch.allclose(other.loss, whole.loss - whole[off], atol=1e-5)
+    model.config.coherence_weight = 0.5
+    assert torch.allclose(model(**batch).loss, whole.loss - whole.coherence_loss / 2, atol=1e-5)
+
+
+def test_cells_without_a_type_train_the_gene_objective_alone(sccello_config):
+    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config())).train()
+    batch = make_batch(model)
+    types = batch["cell_type_ids"].clone()
+    types[1] = -100
+    mixed = model(**(batch | {"cell_type_ids": types}))
+    known = model(**{n: v[[0, 2, 3]] for n, v in batch.items()})
+    for name in LOSSES[1:]:
+        assert torch.allclose(mixed[name], known[name], atol=1e-5), name
+    assert torch.allclose(mixed.masked_gene_loss, model(**batch).masked_gene_loss)
+    none = gradients(model, batch | {"cell_type_ids": torch.full((4,), -100)})
+    genes = gradients(model, batch | {"cell_type_ids": None})
+    assert_same_gradients(genes, {n: g for n, g in none.items() if n in genes})
+    assert not any(g.any() for n, g in none.items() if n not in genes)
+
+
+@pytest.mark.parametrize("types", [[2, 2, 2, 2], [-100] * 4])
+def test_batches_with_little_to_learn_from(sccello_config, types):
+    model = make_model(ScCelloForPreTraining, sccello_config()).train()
+    batch = make_batch(model, cell_type_ids=torch.tensor(types))
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    for part in (batch, {n: v[:1] for n, v in batch.items()}):
+        result = model(**part)
+        assert result.masked_gene_loss == 0
+        assert result.relational_alignment_loss == 0
+        assert result.loss.requires_grad
+        for gradient in gradients(model, part).values():
+            assert gradient.isfinite().all()
+
+
+def test_parts_of_a_step_add_up(sccello_config):
+    """Two equal batches, each divided by the cells of the step: the mean of their losses."""
+    model = make_model(ScCelloForPreTraining, sccello_config())
+    a, b = make_batch(model), make_batch(model, seed=5)
+    alone = model(**a), model(**b)
+    parts = model(**a, num_items_in_batch=8), model(**b, num_items_in_batch=torch.tensor(8))
+    for name in ("loss", *LOSSES):
+        assert torch.allclose(parts[0][name] + parts[1][name], (alone[0][name] + alone[1][name]) / 2, atol=1e-6)
+
+
+PROCESS = """
+    import sys, torch, torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from cellglot.modeling import ScCelloForPreTraining
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method="file://" + folder + "/meet", rank=rank, world_size=2)
+    model = DistributedDataParallel(ScCelloForPreTraining.from_pretrained(folder).train())
+    batch = torch.load(folder + f"/batch{rank}.pt", weights_only=True)
+    found = {}
+    for mode, items in (("plain", None), ("trainer", 12)):
+        model.zero_grad()
+        result = model(**batch, num_items_in_batch=items)
+        (result.loss * (1 if items is None else 2)).backward()
+        found[mode] = {
+            "losses": {n: v.detach() for n, v in result.items() if n.endswith("loss")},
+            "gradients": {n: p.grad.clone() for n, p in model.module.named_parameters()},
+        }
+    torch.save(found, folder + f"/found{rank}.pt")
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_are_one(sccello_config, tmp_path):
+    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config(hidden_dropout_prob=0.0))).train()
+    batch = make_batch(model, lengths=(17, 9, 24, 13, 20, 6))
+    batch["cell_type_ids"][4] = -100
+    model.save_pretrained(tmp_path)
+    for rank, cells in enumerate(([0, 1, 2, 3], [4, 5])):  # unequal numbers of cells
+        torch.save({n: v[cells] for n, v in batch.items()}, tmp_path / f"batch{rank}.pt")
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    expected, grads = outputs(model, batch), gradients(model, batch)
+    found = [torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in expected.items():
+        if name.endswith("loss"):
+            for process in found:  # every process sees the joined batch's loss
+                assert torch.allclose(process["plain"]["losses"][name], value, rtol=1e-5), name
+            total = sum(process["trainer"]["losses"][name] for process in found)
+            assert torch.allclose(total, value * 6 / 12, rtol=1e-5), name
+    for process in found:
+        assert_same_gradients(grads, process["plain"]["gradients"])
+        assert_same_gradients(grads, {n: 2 * g for n, g in process["trainer"]["gradients"].items()})
+
+
+# -------------------------------------------------------------------- cell types
+
+
+def test_add_cell_types(sccello_config, tmp_path):
+    model = make_model(ScCelloForPreTraining, sccello_config())
+    batch, before = make_batch(model), model.prototypes.weight.detach().clone()
+    levels, ancestors = torch.ones(7, 7, dtype=torch.long), torch.eye(7, dtype=torch.bool)
+    levels[:5, :5], ancestors[:5, :5] = LEVELS, ANCESTORS
+    levels[5, :5] = torch.tensor([1, 4, 1, 4, 2])
+    levels[6, :5] = torch.tensor([1, 1, 6, 1, 1])
+    unknown = batch | {"cell_type_ids": torch.tensor([0, 5, 6, 1])}
+    with pytest.raises(ValueError, match=r"cell_type_ids holds 5, 6, but this model has 5 cell types.*add_cell_types"):
+        model(**unknown)
+    with pytest.raises(ValueError, match=r"1 of 2 cell types are not among the 5.*CL:0000099.*add_cell_types"):
+        model.config.cell_type_ids(["CL:0000001", "CL:0000099"])
+    model.add_cell_types(["CL:0000099", None], levels.numpy(), ancestors.tolist())
+    assert model.config.cell_type_ids(["CL:0000099", "CL:0000001"]) == [5, 1]
+    assert torch.equal(model.prototypes.weight[:5], before)
+    assert torch.allclose(model.prototypes.weight[5], before[[1, 3]].mean(0))
+    assert torch.equal(model.prototypes.weight[6], before[2])
+    result = model(**unknown)
+    result.loss.backward()
+    assert model.prototypes.weight.grad[5:].any()
+    model.save_pretrained(tmp_path)
+    loaded = ScCelloForPreTraining.from_pretrained(tmp_path)
+    assert loaded.config.cell_types[5:] == ["CL:0000099", None]
+    assert torch.allclose(loaded(**unknown).loss, result.loss)
+    with pytest.raises(ValueError, match="already has CL:0000099"):
+        model.add_cell_types(["CL:0000099"], levels, ancestors)
+    with pytest.raises(ValueError, match=r"similarity_levels has shape \(7, 7\) for 8 cell types"):
+        model.add_cell_types(["CL:0000100"], levels, ancestors)
+
+
+def test_prototypes_from_none(sccello_config, tmp_path):
+    torch.manual_seed(0)
+    model = ScCelloForPreTraining(sccello_config(cell_types=None)).eval()
+    model.save_pretrained(tmp_path)
+    model = ScCelloForPreTraining.from_pretrained(tmp_path)
+    batch = make_batch(model)
+    with pytest.raises(ValueError, match="this model has 0 cell types"):
+        model(**batch)
+    assert model(**(batch | {"cell_type_ids": None})).loss > 0
+    model.add_cell_types([f"CL:{n}" for n in range(5)], LEVELS, ANCESTORS)
+    assert model(**batch).coherence_loss > 0
+
+
+def test_ontology_tables_are_asked_for_and_looked_at(sccello_config):
+    torch.manual_seed(0)
+    model = ScCelloForPreTraining(sccello_config()).eval()
+    batch = make_batch(model)
+    with pytest.raises(ValueError, match=r"model.set_ontology.*relational_alignment_weight = 0"):
+        model(**batch)
+    model.config.relational_alignment_weight = 0
+    assert model(**batch).relational_alignment_loss is None
+    model.set_ontology(LEVELS, ANCESTORS, [f"CL:{n}" for n in range(5)])
+    assert model.config.cell_types[2] == "CL:2"
+    for levels, ancestors, message in (
+        (LEVELS[:4], ANCESTORS, r"similarity_levels has shape \(4, 5\) for 5 cell types"),
+        (LEVELS - 2, ANCESTORS, "negative level"),
+        (LEVELS, ~ANCESTORS, "ancestor of itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_ontology(levels, ancestors)
+
+
+# -------------------------------------------------------------------- starting weights, bad input
+
+
+def test_heads_are_made_anew_and_the_encoder_is_loaded(sccello_config, tmp_path):
+    pretrained = make_model(ScCelloForPreTraining, sccello_config())
+    pretrained.save_pretrained(tmp_path)
+    classifier, info = ScCelloForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=4, output_loading_info=True
+    )
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"}
+    assert torch.equal(classifier.sccello.layers[1].fc2.weight, pretrained.sccello.layers[1].fc2.weight)
+    embedder, info = ScCelloModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    published = ScCelloForPreTraining(ScCelloConfig(vocab_size=3000, cell_types=["CL:1", "CL:2"]))
+    assert published.sccello.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert (published.similarity_levels == -1).all()
+    assert not published.cell_head.fc1.bias.any()
+
+
+def test_cells_that_do_not_fit(model):
+    batch = make_batch(model)
+    for wrong in (42, 99, -1):
+        ids = batch["input_ids"].clone()
+        ids[0, 3] = wrong
+        with pytest.raises(ValueError, match=rf"input_ids holds the id {wrong}, but this model has vocab_size=42"):
+            model(**(batch | {"input_ids": ids}))
+    longer = {n: torch.nn.functional.pad(v, (0, 9), value=2) if v.ndim == 2 else v for n, v in batch.items()}
+    with pytest.raises(ValueError, match=r"33 tokens, but this model has positions for 32.*max_length=32"):
+        model(**longer)
+    with pytest.raises(ValueError, match="without tokens"):
+        model(torch.empty(2, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="position_ids holds 32"):
+        model(torch.full((1, 33), 5), position_ids=torch.arange(33)[None])
+    if "labels" in batch:
+        with pytest.raises(ValueError, match="labels holds 77, but this model has"):
+            model(**(batch | {"labels": batch["labels"].masked_fill(batch["labels"] >= 0, 77)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 15}, "hidden_size=15 is no multiple of num_attention_heads=2"),
+        ({"pooling": "max"}, "pooling='max': it is one of 'cls', 'mean'"),
+        ({"tau": 0}, "tau=0"),
+        ({"vocab_size": 3}, "vocab_size=3"),
+        ({"num_cell_types": 4}, "cell_types names 5 cell types, num_cell_types=4"),
+        ({"cell_types": ["CL:1", "CL:1"]}, "cell_types holds CL:1 more than once"),
+    ],
+)
+def test_configurations_that_cannot_be(sccello_config, changes, message):
+    with pytest.raises(Exception, match=message):
+        sccello_config(**changes)
+
+
+def test_the_configuration_names_every_auto_class(sccello_config, tmp_path):
+    sccello_config(cell_types=["CL:1", None]).save_pretrained(tmp_path)
+    loaded = ScCelloConfig.from_pretrained(tmp_path)
+    assert set(loaded.auto_map) == {"AutoConfig", *AUTO.values()}
+    assert loaded.cell_types == ["CL:1", None]
+    assert (loaded.num_genes, loaded.num_cell_types, loaded.cls_token_id) == (39, 2, 41)
+    for name in set(ScCelloConfig.__annotations__) - {"auto_map", "model_type"}:
+        assert name in ScCelloConfig.__doc__, f"{name} is not documented"
