@@ -256,6 +256,11 @@ class ScCelloPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Parts that one class has and another does not: nothing to warn of when it loads the other's folder.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(gene_head|cell_head|prototypes|affine_projection|classifier)\.",
+        r"^(similarity_levels|ancestor_mask)$",
+    ]
     _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": ScCelloLayer,

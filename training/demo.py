@@ -99,7 +99,8 @@ class Demo:
         for part in self.parts:
             for auto_class, folder, model_class, field in part.saved():
                 values, facts = run_in_clean_process(folder, auto_class, field, some, genes)
-                model, tokenizer = model_class.from_pretrained(folder), part.corpus.tokenizer()
+                model = model_class.from_pretrained(folder)
+                tokenizer = type(part.corpus.tokenizer()).from_pretrained(folder)
                 here = run_model(model, tokenizer, some, field, genes=genes, progress=False, device="cpu")
                 worst = float(np.abs(values - here).max())
                 if worst > MOST_DIFFERENCE:
