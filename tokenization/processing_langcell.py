@@ -1,0 +1,163 @@
+"""LangCellProcessor: cells and texts to the inputs of LangCell."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_TEXT_LENGTH = 512
+
+# Kind of text tokenizer -> model whose tokenizer it is.
+MODEL_TYPES = {"Camembert": "camembert", "Electra": "electra", "Roberta": "roberta", "XLMRoberta": "xlm-roberta"}
+
+
+class LangCellProcessor(ProcessorMixin):
+    """A gene tokenizer for cells and a text tokenizer for their descriptions.
+
+    A saved folder has the gene tokenizer at its root, where `AutoTokenizer` finds it, and the text tokenizer in
+    ``text_tokenizer/``.
+
+    Parameters
+    ----------
+    tokenizer
+        Of cells, a `RankValueTokenizer`.
+    text_tokenizer
+        Of texts, that of the checkpoint that the text encoder comes from.
+
+    Attributes
+    ----------
+    texts_cut : int
+        Texts that the last call cut, as they had more tokens than the text encoder takes.
+
+    Examples
+    --------
+    >>> processor = LangCellProcessor(tokenizer, AutoTokenizer.from_pretrained(text_checkpoint))
+    >>> inputs = processor(adata, text=["cell type: B cell. "], return_tensors="pt")
+    >>> model.annotate(**inputs).scores.shape
+    torch.Size([700, 1])
+    """
+
+    def __init__(self, tokenizer: Any, text_tokenizer: Any):
+        super().__init__(tokenizer, text_tokenizer)
+        self.texts_cut = 0
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call gives."""
+        return [*self.tokenizer.model_input_names, "text_input_ids", "text_attention_mask"]
+
+    @property
+    def last_report(self) -> Any:
+        """Genes that the last call matched, lost and cut, as the gene tokenizer reports them."""
+        return self.tokenizer.last_report
+
+    def __call__(
+        self,
+        cells: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        text_max_length: int | None = None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Tokenize cells, texts, or both; they need not be as many.
+
+        Parameters
+        ----------
+        cells
+            Whatever the gene tokenizer takes: AnnData, a matrix with ``genes=``, ...
+        text
+            A text, or several. Longer ones than the text encoder takes are cut, counted in `texts_cut`, and said.
+        return_tensors
+            ``"pt"`` or ``"np"``; without it lists of unequal length.
+        text_max_length
+            Tokens of a text, special ones included; by default the text tokenizer's, at most 512.
+        **options
+            For the gene tokenizer: ``genes``, ``layer``, ``gene_column``, ``min_coverage``, ``max_length``, ...
+
+        Returns
+        -------
+        transformers.BatchEncoding
+            ``input_ids`` and ``attention_mask`` of shape (cells, tokens), where there are cells; ``text_input_ids``
+            and ``text_attention_mask`` of shape (texts, tokens), where there are texts.
+
+        Raises
+        ------
+        ValueError
+            If there are neither cells nor texts, no text in a list, or an empty one; as the gene tokenizer does.
+        """
+        if cells is None and text is None:
+            raise ValueError("neither cells nor text: pass cells, text=[...], or both")
+        given: dict[str, Any] = {}
+        if cells is not None:
+            given |= self.tokenizer(cells, return_tensors=return_tensors, **options)
+        elif options:
+            raise TypeError(f"there are no cells that {', '.join(sorted(options))} could be for")
+        if text is not None:
+            given |= self._tokenize_texts(text, return_tensors, text_max_length)
+        return BatchEncoding(given)
+
+    def _tokenize_texts(
+        self, text: str | Sequence[str], return_tensors: str | None, max_length: int | None
+    ) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("no candidates: text=[] holds no text")
+        for number, one in enumerate(texts):
+            if not isinstance(one, str) or not one.strip():
+                raise ValueError(f"text {number} of {len(texts):,} is empty: {one!r}. Every class needs a description")
+        longest = min(max_length or self.text_tokenizer.model_max_length, DEFAULT_TEXT_LENGTH)
+        lengths = [len(ids) for ids in self.text_tokenizer(texts, verbose=False)["input_ids"]]
+        self.texts_cut = sum(length > longest for length in lengths)
+        if self.texts_cut:
+            logger.warning(
+                f"{self.texts_cut:,} of {len(texts):,} texts have more than {longest:,} tokens (the longest has "
+                f"{max(lengths):,}) and were cut."
+            )
+        tokens = self.text_tokenizer(
+            texts,
+            truncation=True,
+            max_length=longest,
+            padding=return_tensors is not None,
+            return_tensors=return_tensors,
+            return_token_type_ids=False,
+        )
+        return {f"text_{name}": tokens[name] for name in ("input_ids", "attention_mask")}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Save both tokenizers; the text tokenizer's folder says that it is no gene tokenizer.
+
+        Parameters
+        ----------
+        save_directory
+            The folder, that of the model.
+        push_to_hub
+            As for other processors.
+
+        Returns
+        -------
+        list of str
+            Files written, as other processors give them.
+        """
+        folder = Path(save_directory, "text_tokenizer")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without a configuration beside it, AutoTokenizer takes the class of the folder above.
+        kind = type(self.text_tokenizer).__name__.removesuffix("Fast").removesuffix("Tokenizer")
+        recorded = {"model_type": MODEL_TYPES.get(kind, "bert")}
+        (folder / "config.json").write_text(json.dumps(recorded) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+LangCellProcessor.register_for_auto_class()
+
+__all__ = ["LangCellProcessor"]
