@@ -5,12 +5,19 @@ from typing import Any
 
 
 _PUBLIC = {
+    "CellAnnotation": "annotation",
+    "annotate_cells": "annotation",
     "classification_scores": "classification",
     "embed_cells": "embedding",
+    "embed_texts": "cell_text_model",
     "embedding_plot": "plots",
+    "find_cells": "retrieval",
+    "find_texts": "retrieval",
     "log_counts": "baselines",
     "logistic_regression": "baselines",
     "majority": "baselines",
+    "nearest": "retrieval",
+    "recall_at_k": "retrieval",
     "run_in_clean_process": "clean_process",
     "run_model": "embedding",
     "umap_coordinates": "plots",

@@ -171,3 +171,31 @@ def langcell_config():
         return LangCellConfig(cell_config=cells | (cell or {}), text_config=texts | (text or {}), **more)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cell_text_folder(vocabulary, tmp_path_factory) -> Path:
+    """A tiny LangCell with random weights, of blood genes and of texts spelt letter by letter, with its processor."""
+    from transformers import BertTokenizerFast
+
+    from cellglot.modeling import LangCellConfig, LangCellModel
+    from cellglot.tokenization import LangCellProcessor, RankValueTokenizer
+
+    folder = tmp_path_factory.mktemp("langcell")
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *signs, *(f"##{c}" for c in signs), *":;.,()-+'/"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    texts = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=512)
+    genes = RankValueTokenizer.from_vocabulary(vocabulary)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    wide = small | {"initializer_range": 0.3}
+    torch.manual_seed(0)
+    config = LangCellConfig(
+        cell_config=wide | {"vocab_size": genes.vocab_size},
+        text_config=wide | {"vocab_size": len(texts), "hidden_dropout_prob": 0.0},
+        projection_dim=8,
+        initializer_range=0.3,
+    )
+    LangCellModel(config).save_pretrained(folder / "model")
+    LangCellProcessor(genes, texts).save_pretrained(folder / "model")
+    return folder / "model"

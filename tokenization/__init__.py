@@ -5,6 +5,8 @@ from typing import Any
 
 
 _PUBLIC = {
+    "Candidates": "cell_type_candidates",
+    "CellDescriptions": "cell_descriptions",
     "CellFileError": "stored_matrix",
     "CellLabelMatch": "cell_label_resolution",
     "CellLabelReport": "cell_label_report",
@@ -21,6 +23,9 @@ _PUBLIC = {
     "GeneMatch": "gene_vocabulary",
     "GeneReport": "gene_report",
     "GeneVocabulary": "gene_vocabulary",
+    "describe_cell_types": "cell_descriptions",
+    "describe_cells": "cell_descriptions",
+    "make_candidates": "cell_type_candidates",
     "read_cells": "cells",
     "LangCellProcessor": "processing_langcell",
     "NotCountsError": "count_audit",

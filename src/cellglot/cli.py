@@ -25,6 +25,10 @@ GeneColumn = Annotated[
     str | None, typer.Option(help="Column of var that holds the genes' ids; 'index' for its index.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
+MinCoverage = Annotated[
+    float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16; as stored by default.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the best there is.")]
 
 
@@ -162,6 +166,150 @@ def embed(
         device=device,
     )
     typer.echo(report)
+
+
+@app.command()
+def annotate(
+    model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model.")],
+    cells: Annotated[Path, typer.Argument(help="File of cells.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the annotated cells: .h5ad.")],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(help="Cell types by name, id or synonym, between commas; others stand for themselves."),
+    ] = None,
+    candidates_file: Annotated[
+        Path | None, typer.Option(help="Or one a line; or .json with class -> text, or several texts.")
+    ] = None,
+    ontology_branch: Annotated[
+        str | None, typer.Option(help="All cell types below this one are candidates, e.g. leukocyte.")
+    ] = None,
+    leaves_only: Annotated[bool, typer.Option("--leaves-only", help="Of the branch only types without subtypes.")] = (
+        False
+    ),
+    in_corpus: Annotated[
+        Path | None, typer.Option(help="Of the branch only types that a tokenized corpus has training cells of.")
+    ] = None,
+    ontology: Annotated[
+        str, typer.Option(help="blood (comes with cellglot), a release's date such as 2024-04-05, or a file.")
+    ] = "blood",
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text of a type, of {name}, {definition}, {synonyms}, {parents}, {id}; several are averaged."
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Weight of similarity; the rest is that of matching.")] = 0.1,
+    shortlist: Annotated[
+        int | None, typer.Option(help="Match a cell only with so many types, those of the highest similarity.")
+    ] = None,
+    smooth: Annotated[
+        int | None, typer.Option(help="Average scores over a cell and so many neighbours by embedding.")
+    ] = None,
+    back_off_below: Annotated[
+        float | None, typer.Option(help="Predict a parent type where the best gathers a smaller share, e.g. 0.5.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Column of obs with labels of some cells, by which scores are calibrated.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write a table: .csv, .tsv or .parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 16,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    min_coverage: MinCoverage = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Annotate cells with cell types that the model was not trained on, by their descriptions."""
+    from cellglot.evaluation.annotate_file import annotate_file
+    from cellglot.tokenization.cell_type_candidates import make_candidates, read_candidates, split_candidates
+    from cellglot.training.cell_types import open_ontology
+
+    if candidates and candidates_file:
+        raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
+    terms = open_ontology(ontology)
+    given: Any = [name for text in candidates or [] for name in split_candidates(text, terms)]
+    options: dict[str, Any] = {"template": template} if template else {}
+    if in_corpus is not None:
+        options["among"] = _corpus_types(in_corpus, terms)
+    chosen = make_candidates(
+        read_candidates(candidates_file) if candidates_file else given,
+        terms,
+        branch=ontology_branch,
+        leaves_only=leaves_only,
+        **options,
+    )
+    report = annotate_file(
+        _model(model),
+        cells,
+        output,
+        chosen,
+        table=table,
+        plot=plot,
+        alpha=alpha,
+        shortlist=shortlist,
+        smooth=smooth,
+        back_off_below=back_off_below,
+        labels=labels,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+        dtype=_dtype(dtype),
+        device=device,
+    )
+    typer.echo(report)
+
+
+@app.command()
+def query(
+    model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model.")],
+    cells: Annotated[Path, typer.Argument(help="Embeddings that cellglot embed or annotate wrote, or cells.")],
+    text: Annotated[str, typer.Argument(help="Sentence that describes the cells to find.")],
+    top: Annotated[int, typer.Option(help="Cells to show.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the cells with all scores in obs: .h5ad.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the best cells: .csv, .tsv or .parquet.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    min_coverage: MinCoverage = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Find the cells that a sentence describes best."""
+    from cellglot.evaluation.query_file import query_file
+
+    report = query_file(
+        _model(model),
+        cells,
+        text,
+        top=top,
+        output=output,
+        table=table,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+        dtype=_dtype(dtype),
+        device=device,
+    )
+    typer.echo(report)
+
+
+def _dtype(name: str | None) -> str | None:
+    if name not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype {name!r}: it is float32, bfloat16 or float16")
+    return name
+
+
+def _corpus_types(folder: Path, ontology: Any) -> list[str]:
+    from cellglot.tokenization.corpus import Corpus
+    from cellglot.training.cell_types import cell_types_of
+
+    tables = cell_types_of(Corpus.open(folder), ontology).tables
+    return [] if tables is None else tables.cell_types
 
 
 @app.command()
@@ -347,7 +495,7 @@ def main() -> None:
     """Run the command line; errors in what was given are one message, not a trace."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app()
+        app(prog_name="cellglot")
     except (ValueError, OSError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.secho(f"error: {message}", fg="red", err=True)
