@@ -133,7 +133,13 @@ class ScCelloConfig(PreTrainedConfig):
         return [rows[name] for name in wanted]
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together, cell types that stand twice and conventions that do not exist."""
+        """Refuse sizes that do not fit together, cell types that stand twice and conventions that do not exist.
+
+        Raises
+        ------
+        ValueError
+            Names the fields.
+        """
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}"

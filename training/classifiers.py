@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
+from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification
 from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
@@ -74,7 +75,7 @@ def _rank_value_collators(
         tokenizer,
         mask_fraction=0.0,
         seed=seed,
-        max_length=model_config.max_position_embeddings,
+        max_length=getattr(model_config, "cell_config", model_config).max_position_embeddings,
         labels=labels.label2id,
         label_column=labels.column,
     )
@@ -85,6 +86,7 @@ CLASSIFIERS = {
     "exceiver": ClassifierKind(
         ExceiverForSequenceClassification, ExceiverTokenizer, ["mask_fraction"], _exceiver_collators
     ),
+    "langcell": ClassifierKind(LangCellForSequenceClassification, RankValueTokenizer, [], _rank_value_collators),
     "sccello": ClassifierKind(ScCelloForSequenceClassification, RankValueTokenizer, [], _rank_value_collators),
 }
 

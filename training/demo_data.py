@@ -43,6 +43,8 @@ class DemoData:
         Of everything drawn.
     console
         Where to print.
+    started
+        `time.monotonic` at the start of the demo.
     """
 
     source: Path

@@ -12,13 +12,21 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
-from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.training.classifiers import ClassifierKind, Labels, classifier_kind
 from cellglot.training.collators import class_name
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.data import CellDataset
 from cellglot.training.metrics import ClassificationMetrics
-from cellglot.training.run import check_held_out, check_vocabulary, end, run_trainer, save_run, say, training_arguments
+from cellglot.training.run import (
+    check_held_out,
+    check_same_vocabulary,
+    check_vocabulary,
+    end,
+    run_trainer,
+    save_run,
+    say,
+    training_arguments,
+)
 from cellglot.training.trainer import CellTrainer, count_parameters
 
 
@@ -68,10 +76,7 @@ def finetune(
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     kind = classifier_kind(model)
     tokenizer = kind.tokenizer_class.from_pretrained(model)
-    if not _same_vocabulary(tokenizer.vocabulary, corpus.tokenizer().vocabulary):
-        raise ValueError(
-            f"{corpus.folder} was tokenized with another vocabulary than {model}: tokenize with --vocabulary {model}"
-        )
+    check_same_vocabulary(tokenizer, corpus, model)
     arguments = training_arguments(config, output)
     set_seed(arguments.seed)
     train_labels = _labels(corpus, "train", label_column)
@@ -118,12 +123,6 @@ def finetune(
     metrics = trainer.evaluate() if held_out is not None else {}
     save_run(trainer, output, config, corpus, metrics, {"base_model": str(model)} | facts)
     return metrics
-
-
-def _same_vocabulary(a: GeneVocabulary, b: GeneVocabulary) -> bool:
-    """Say whether genes have the same ids, medians, means and standard deviations."""
-    statistics = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
-    return a.token_ids == b.token_ids and all(np.array_equal(x, y) for x, y in statistics)
 
 
 def _load(kind: ClassifierKind, config: TrainingConfig, model: str | Path, classes: list[str]) -> PreTrainedModel:

@@ -16,7 +16,9 @@ MOST_CELLS = 20_000
 MOST_DEVIATIONS = 10.0  # as Exceiver's tokenizer clips
 
 
-def co_expression_vectors(corpus: Corpus, size: int, seed: int = 0, most_cells: int = MOST_CELLS) -> np.ndarray:
+def co_expression_vectors(
+    corpus: Corpus, size: int, seed: int = 0, most_cells: int = MOST_CELLS, keep: np.ndarray | None = None
+) -> np.ndarray:
     """Give genes that are expressed together similar vectors, by a truncated SVD of standardised expression.
 
     The matrix of cells x genes is that of the tokens, with each gene's background where it has no counts; it is never
@@ -32,6 +34,8 @@ def co_expression_vectors(corpus: Corpus, size: int, seed: int = 0, most_cells: 
         Of the sample of cells and of the decomposition's start.
     most_cells
         Training cells to use at the most.
+    keep
+        Whether each training cell may be used, shape (training cells,); by default all may.
 
     Returns
     -------
@@ -43,7 +47,7 @@ def co_expression_vectors(corpus: Corpus, size: int, seed: int = 0, most_cells: 
     ValueError
         If the corpus holds no expression values, or there are fewer cells or genes than entries.
     """
-    values = _sample(corpus, seed, most_cells)
+    values = _sample(corpus, seed, most_cells, keep)
     n_cells, n_genes = values.shape
     if min(n_cells, n_genes) <= size:
         raise ValueError(
@@ -80,14 +84,14 @@ def _standardize(values: csr_matrix, tokenizer: GeneExpressionTokenizer) -> tupl
     return expressed, -means / deviations
 
 
-def _sample(corpus: Corpus, seed: int, most_cells: int) -> csr_matrix:
+def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None) -> csr_matrix:
     """Read the expression values of some training cells, shape (cells, genes), genes in the order of token ids."""
     vocabulary = corpus.tokenizer().vocabulary
     columns = np.full(vocabulary.vocab_size, -1, dtype=np.int64)
     columns[vocabulary.gene_token_ids] = np.arange(len(vocabulary.genes))
-    share = min(1.0, most_cells / corpus.n_cells("train"))
+    share = min(1.0, most_cells / max(1, corpus.n_cells("train") if keep is None else int(keep.sum())))
     random = np.random.default_rng([seed, 1])
-    parts = []
+    parts, first = [], 0
     for shard in corpus.shards("train"):
         file = pq.ParquetFile(shard)
         if "expression_values" not in file.schema_arrow.names:
@@ -96,7 +100,9 @@ def _sample(corpus: Corpus, seed: int, most_cells: int) -> csr_matrix:
                 "--option return_expression_values=true, or set data.initialize_gene_embeddings=false"
             )
         for batch in file.iter_batches(batch_size=2048, columns=["input_ids", "expression_values"]):
-            chosen = np.flatnonzero(random.random(len(batch)) < share)
+            drawn = random.random(len(batch)) < share
+            chosen = np.flatnonzero(drawn if keep is None else drawn & keep[first : first + len(batch)])
+            first += len(batch)
             if len(chosen):
                 parts.append(_matrix(*(batch.column(c).take(chosen) for c in (0, 1)), columns))
     return vstack(parts, format="csr")
@@ -113,7 +119,9 @@ def _matrix(ids: pa.ListArray, values: pa.ListArray, columns: np.ndarray) -> csr
     return csr_matrix((data, genes[kept], ends), shape=(len(ids), int((columns >= 0).sum())))
 
 
-def initialize_gene_embeddings(embedding: torch.nn.Embedding, corpus: Corpus, seed: int = 0) -> None:
+def initialize_gene_embeddings(
+    embedding: torch.nn.Embedding, corpus: Corpus, seed: int = 0, keep: np.ndarray | None = None
+) -> None:
     """Start the rows of an embedding from `co_expression_vectors`; special tokens stay as they are.
 
     Parameters
@@ -122,10 +130,10 @@ def initialize_gene_embeddings(embedding: torch.nn.Embedding, corpus: Corpus, se
         Gene embedding of a model for the corpus's vocabulary.
     corpus
         The corpus.
-    seed
+    seed, keep
         As for `co_expression_vectors`.
     """
-    vectors = co_expression_vectors(corpus, embedding.embedding_dim, seed)
+    vectors = co_expression_vectors(corpus, embedding.embedding_dim, seed, keep=keep)
     ids = torch.from_numpy(corpus.tokenizer().vocabulary.gene_token_ids)
     with torch.no_grad():
         embedding.weight[ids] = torch.from_numpy(vectors).to(embedding.weight)

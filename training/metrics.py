@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from cellglot.tokenization.corpus import Corpus
 
@@ -70,6 +71,33 @@ class ClassificationMetrics:
             "accuracy": float(accuracy_score(labels, predicted)),
             "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         }
+
+
+def masked_gene_rows(logits: torch.Tensor | None, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum up the masked genes of each cell.
+
+    Parameters
+    ----------
+    logits
+        Scores at masked positions, shape (masked positions, vocabulary), None where there is no such objective.
+    labels
+        Ids of masked genes, -100 elsewhere, shape (cells, tokens).
+
+    Returns
+    -------
+    predictions
+        Summed cross entropy of masked genes, and how many have the highest score; shape (cells, 2).
+    numbers
+        Masked genes, shape (cells, 1).
+    """
+    predictions = torch.zeros(len(labels), 2, device=labels.device)
+    masked = labels != -100
+    if logits is None:
+        return predictions, torch.zeros(len(labels), 1, device=labels.device)
+    cell, wanted, scores = masked.nonzero()[:, 0], labels[masked], logits.float()
+    predictions[:, 0].index_add_(0, cell, torch.nn.functional.cross_entropy(scores, wanted, reduction="none"))
+    predictions[:, 1].index_add_(0, cell, (scores.argmax(dim=-1) == wanted).float())
+    return predictions, masked.sum(dim=1, keepdim=True).float()
 
 
 def expressed_gene_mean_scores(corpus: Corpus) -> dict[str, float]:

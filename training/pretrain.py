@@ -10,13 +10,18 @@ from transformers import set_seed
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.config import TrainingConfig, load_config
 from cellglot.training.pretrain_exceiver import exceiver_recipe
+from cellglot.training.pretrain_langcell import langcell_recipe
 from cellglot.training.pretrain_sccello import sccello_recipe
 from cellglot.training.recipe import Recipe
 from cellglot.training.run import check_held_out, check_vocabulary, end, run_trainer, save_run, say, training_arguments
 from cellglot.training.trainer import CellTrainer
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"exceiver": exceiver_recipe, "sccello": sccello_recipe}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "exceiver": exceiver_recipe,
+    "langcell": langcell_recipe,
+    "sccello": sccello_recipe,
+}
 
 
 def pretrain(

@@ -3,19 +3,26 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_sccello import ScCelloConfig
 from cellglot.modeling.modeling_sccello import ScCelloForPreTraining
 from cellglot.tokenization.corpus import Corpus
-from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 from cellglot.training.cell_types import LABEL_COLUMNS, cell_types_of, open_ontology
 from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
 from cellglot.training.gene_embeddings import initialize_gene_embeddings
+from cellglot.training.metrics import masked_gene_rows
 from cellglot.training.rank_value_collator import rank_value_collator
-from cellglot.training.recipe import Recipe, check_tokenizer, mask_fraction, new_configuration
+from cellglot.training.recipe import (
+    Recipe,
+    mask_fraction,
+    new_configuration,
+    rank_value_tokenizer_of,
+    rank_value_tokenizer_of_model,
+)
 from cellglot.training.trainer import count_parameters
 
 
@@ -35,13 +42,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
         If configuration, corpus and model do not fit together.
     """
     check_keys(config.data, list(DATA_KEYS), "data")
-    tokenizer: Any = corpus.tokenizer()
-    check_tokenizer(tokenizer, RankValueTokenizer, corpus, "scCello", "rank-value --option add_cls_token=true")
-    if not tokenizer.add_cls_token:
-        raise ValueError(
-            f"cells of {corpus.folder} do not begin with <cls>, scCello's cell embedding: tokenize with "
-            "--option add_cls_token=true"
-        )
+    tokenizer = rank_value_tokenizer_of(corpus, "scCello")
     ontology = open_ontology(config.data.get("ontology", "blood"))
     found = cell_types_of(corpus, ontology, config.data.get("label_columns", LABEL_COLUMNS))
     types = [] if found.tables is None else found.tables.cell_types
@@ -64,7 +65,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
     cut = int((train.lengths > longest).sum())
     return Recipe(
         model=model,
-        processing_class=_tokenizer_of_model(tokenizer, longest),
+        processing_class=rank_value_tokenizer_of_model(tokenizer, longest),
         train=train,
         held_out=held_out,
         collator=collator,
@@ -91,17 +92,6 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
     )
 
 
-def _tokenizer_of_model(tokenizer: RankValueTokenizer, longest: int) -> RankValueTokenizer:
-    """Give the tokenizer that is saved with the model: no longer cells than it reads, and nothing but its inputs."""
-    return RankValueTokenizer.from_vocabulary(
-        tokenizer.vocabulary,
-        add_cls_token=True,
-        total=tokenizer.total,
-        target_sum=tokenizer.target_sum,
-        model_max_length=min(longest, tokenizer.model_max_length),
-    )
-
-
 def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum up a batch of held-out cells, one row a cell.
 
@@ -115,19 +105,9 @@ def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple
     """
     cell_types = inputs["cell_type_ids"]
     known = cell_types != IGNORED
-    predictions = torch.zeros(len(cell_types), 3, device=known.device)
-    labels = torch.zeros(len(cell_types), 2, device=known.device)
-    masked = inputs["labels"] != IGNORED
-    if outputs.logits is not None:
-        cell = masked.nonzero()[:, 0]
-        wanted = inputs["labels"][masked]
-        logits = outputs.logits.float()
-        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-        predictions[:, 0].index_add_(0, cell, losses)
-        predictions[:, 1].index_add_(0, cell, (logits.argmax(dim=-1) == wanted).float())
-        labels[:, 0] = masked.sum(dim=1)
+    predictions, labels = (nn.functional.pad(t, (0, 1)) for t in masked_gene_rows(outputs.logits, inputs["labels"]))
     if model.config.num_cell_types:
-        prototypes = torch.nn.functional.normalize(model.prototypes.weight.float(), dim=-1)
+        prototypes = nn.functional.normalize(model.prototypes.weight.float(), dim=-1)
         nearest = (outputs.cell_representation.float() @ prototypes.T).argmax(dim=-1)
         predictions[:, 2] = ((nearest == cell_types) & known).float()
         labels[:, 1] = known.float()

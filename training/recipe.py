@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
 
@@ -63,6 +64,43 @@ def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Co
         )
 
 
+def rank_value_tokenizer_of(corpus: Corpus, model: str) -> RankValueTokenizer:
+    """Give the tokenizer of a corpus of rank-value tokens whose cells begin with ``<cls>``.
+
+    Raises
+    ------
+    ValueError
+        If it is another tokenizer, or cells begin otherwise.
+    """
+    tokenizer: Any = corpus.tokenizer()
+    check_tokenizer(tokenizer, RankValueTokenizer, corpus, model, "rank-value --option add_cls_token=true")
+    if not tokenizer.add_cls_token:
+        raise ValueError(
+            f"cells of {corpus.folder} do not begin with <cls>, {model}'s cell embedding: tokenize with "
+            "--option add_cls_token=true"
+        )
+    return tokenizer
+
+
+def rank_value_tokenizer_of_model(tokenizer: RankValueTokenizer, longest: int) -> RankValueTokenizer:
+    """Give the tokenizer that is saved with a model: no longer cells than it reads, and nothing but its inputs.
+
+    Parameters
+    ----------
+    tokenizer
+        Of the corpus.
+    longest
+        Tokens of a cell at the most.
+    """
+    return RankValueTokenizer.from_vocabulary(
+        tokenizer.vocabulary,
+        add_cls_token=True,
+        total=tokenizer.total,
+        target_sum=tokenizer.target_sum,
+        model_max_length=min(longest, tokenizer.model_max_length),
+    )
+
+
 def new_configuration(config_class: Any, config: TrainingConfig, tokenizer: Any, **given: Any) -> Any:
     """Make a model's configuration from the section ``model``, the vocabulary's size filled in.
 
@@ -108,4 +146,11 @@ def mask_fraction(config: TrainingConfig, default: float) -> float:
     return fraction
 
 
-__all__ = ["Recipe", "check_tokenizer", "mask_fraction", "new_configuration"]
+__all__ = [
+    "Recipe",
+    "check_tokenizer",
+    "mask_fraction",
+    "new_configuration",
+    "rank_value_tokenizer_of",
+    "rank_value_tokenizer_of_model",
+]

@@ -6,12 +6,14 @@ import platform
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import transformers
 from transformers import TrainingArguments
 
 import cellglot
 from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
 from cellglot.training.trainer import CellTrainer, last_checkpoint
@@ -32,6 +34,22 @@ def check_vocabulary(model: Any, corpus: Corpus) -> None:
         raise ValueError(
             f"{corpus.folder} has token ids up to {corpus.manifest['vocab_size'] - 1:,}, but the model's vocab_size "
             f"is {model.config.vocab_size:,}: tokenize with the model's own vocabulary (--vocabulary MODEL)"
+        )
+
+
+def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, model: str | Path) -> None:
+    """Refuse a corpus whose genes have other ids, medians, means or standard deviations than a model's.
+
+    Raises
+    ------
+    ValueError
+        If it is so; says how to tokenize.
+    """
+    a, b = tokenizer.vocabulary, corpus.tokenizer().vocabulary
+    statistics = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
+    if a.token_ids != b.token_ids or not all(np.array_equal(x, y) for x, y in statistics):
+        raise ValueError(
+            f"{corpus.folder} was tokenized with another vocabulary than {model}: tokenize with --vocabulary {model}"
         )
 
 

@@ -19,9 +19,13 @@ def tokenizer(model_name, vocabulary, tiny_config):
     """The tokenizer that is registered for the model, on the genes of the blood cells."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
-    registered = TOKENIZER_MAPPING[type(tiny_config())]
+    config = tiny_config()
+    registered = TOKENIZER_MAPPING[type(config)]
     kinds = registered if isinstance(registered, tuple) else (registered,)
-    return next(kind for kind in kinds if kind is not None).from_vocabulary(vocabulary)
+    cells = getattr(config, "cell_config", config)
+    longest = getattr(cells, "max_position_embeddings", None)
+    options = {} if longest is None else {"model_max_length": longest}
+    return next(kind for kind in kinds if kind is not None).from_vocabulary(vocabulary, **options)
 
 
 @pytest.fixture
