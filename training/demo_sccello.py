@@ -17,7 +17,7 @@ from cellglot.training.pretrain import pretrain
 from cellglot.training.run import RUN_FILE
 
 
-PRETRAINING_CELLS, FINETUNING_CELLS = 9_000, 6_000  # cells seen in all, over epochs
+PRETRAINING_CELLS, FINETUNING_CELLS = 9_000, 12_000  # cells seen in all, over epochs
 LENGTH = 128  # highest-ranked genes of a cell that the demo reads
 WITHOUT = ("coherence_weight", "regularization_weight", "relational_alignment_weight")
 

@@ -79,7 +79,7 @@ def finetune(
     check_same_vocabulary(tokenizer, corpus, model)
     arguments = training_arguments(config, output)
     set_seed(arguments.seed)
-    train_labels = _labels(corpus, "train", label_column)
+    train_labels = labels_of(corpus, "train", label_column)
     classes = sorted({label for label in train_labels if label is not None})
     if len(classes) < 2:
         raise ValueError(
@@ -92,7 +92,7 @@ def finetune(
     check_vocabulary(classifier, corpus)
     train = _dataset(corpus, "train", label_column, label2id)
     held_out = None
-    if any(label in label2id for label in _labels(corpus, "validation", label_column)):
+    if any(label in label2id for label in labels_of(corpus, "validation", label_column)):
         held_out = _dataset(corpus, "validation", label_column, label2id)
     check_held_out(arguments, held_out, corpus)
     facts = _facts(corpus, label_column, label2id, train, held_out)
@@ -148,7 +148,14 @@ def _load(kind: ClassifierKind, config: TrainingConfig, model: str | Path, class
     return classifier
 
 
-def _labels(corpus: Corpus, split: str, column: str) -> list[str | None]:
+def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
+    """Read the labels of a split's cells, None for cells without one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column; names those that there are.
+    """
     import pyarrow.parquet as pq
 
     labels: list[str | None] = []
@@ -162,14 +169,14 @@ def _labels(corpus: Corpus, split: str, column: str) -> list[str | None]:
 
 
 def _dataset(corpus: Corpus, split: str, column: str, label2id: dict[str, int]) -> CellDataset:
-    keep = np.array([label in label2id for label in _labels(corpus, split, column)])
+    keep = np.array([label in label2id for label in labels_of(corpus, split, column)])
     return CellDataset(corpus, split, columns=[column], least_tokens=1, keep=keep)
 
 
 def _facts(
     corpus: Corpus, column: str, label2id: dict[str, int], train: CellDataset, held_out: CellDataset | None
 ) -> dict[str, Any]:
-    train_labels, other_labels = _labels(corpus, "train", column), _labels(corpus, "validation", column)
+    train_labels, other_labels = labels_of(corpus, "train", column), labels_of(corpus, "validation", column)
     unknown = Counter(label for label in other_labels if label is not None and label not in label2id)
     return {
         "label_column": column,

@@ -238,7 +238,7 @@ def _started_from(
 def _text_tower_anew(
     model: LangCellForPreTraining, folder: str, checkpoint: str
 ) -> tuple[LangCellForPreTraining, Any, str]:
-    """Give a model of stage 1 the text tower of a checkpoint, which stage 1 does not change where it has it already."""
+    """Give a model of stage 1 the text tower of a checkpoint; one that it had already is as it was."""
     anew = _from_checkpoint(model.config, checkpoint, folder)
     anew.gene_head.load_state_dict(model.gene_head.state_dict())
     return anew, AutoTokenizer.from_pretrained(checkpoint), f"{checkpoint}; cells are those of {folder}"
