@@ -5,6 +5,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCHMARKS ?= rank_tokens h5ad_to_parquet tokenize_memory exceiver_embedding exceiver_training cell_ontology sccello langcell
 # Where PyTorch's builds for the CPU are, a tenth of the size of those for CUDA; not asked where there is a GPU.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
@@ -26,7 +27,8 @@ lint: $(VENV)/.linters
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package cellglot
 
 benchmark: $(VENV)/.benchmarks
-	for script in benchmarks/[!m]*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/write_docs.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output
