@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 
 def classification_scores(
-    true: Sequence[str], predicted: Sequence[str], draws: int = 1000, seed: int = 0
+    true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np.ndarray, draws: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
     """Score predictions.
 

@@ -166,7 +166,7 @@ def save_converted(model: ScCelloForPreTraining, output: str | Path) -> None:
     The tokenizer is written by the caller: this package does not import tokenizers.
     """
     model.save_pretrained(output)
-    named = sum(name is not None for name in model.config.cell_types)
+    named = sum(name is not None for name in model.config.cell_types or ())
     if named == model.config.num_cell_types:
         types = "`config.cell_types` names the Cell Ontology ids of all prototypes."
     else:

@@ -560,6 +560,9 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     losses are those of all processes' cells (`config.gather_cells`); `cell_losses.join_losses` says how they scale.
     """
 
+    similarity_levels: torch.Tensor
+    ancestor_mask: torch.Tensor
+
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
         number = config.num_cell_types
@@ -572,6 +575,11 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         self.register_buffer("ancestor_mask", torch.zeros(number, number, dtype=torch.bool))
         self._checked_ontology: tuple[int, int] | None = None
         self.post_init()
+
+    @property
+    def num_cell_types(self) -> int:
+        """Prototypes."""
+        return self.config.num_cell_types or 0
 
     # ---------------------------------------------------------------- the ontology
 
@@ -596,7 +604,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             If a table is not of the model's number of types, has a negative level or a type that is not its own
             ancestor.
         """
-        number = self.config.num_cell_types
+        number = self.num_cell_types
         levels, ancestors = _check_tables(similarity_levels, ancestor_mask, number)
         if cell_types is not None:
             if len(cell_types) != number:
@@ -626,10 +634,10 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         """
         config, added = self.config, list(cell_types)
         names = [name for name in [*(config.cell_types or ()), *added] if name is not None]
-        twice = sorted({name for name in added if names.count(name) > 1})
+        twice = sorted({name for name in added if name is not None and names.count(name) > 1})
         if twice:
             raise ValueError(f"the model already has {', '.join(twice[:10])}, or they are given more than once")
-        before, after = config.num_cell_types, config.num_cell_types + len(added)
+        before, after = self.num_cell_types, self.num_cell_types + len(added)
         levels, ancestors = _check_tables(similarity_levels, ancestor_mask, after)
         old = self.prototypes.weight
         grown = nn.Embedding(after, config.hidden_size, device=old.device, dtype=old.dtype)
@@ -647,7 +655,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         config.num_cell_types, config.cell_types = after, [*(config.cell_types or ()), *added]
 
     def _check_cell_types(self, cell_type_ids: torch.Tensor) -> None:
-        number = self.config.num_cell_types
+        number = self.num_cell_types
         check_labels(
             "cell_type_ids",
             cell_type_ids,
@@ -673,13 +681,14 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
 
     def _aligns(self, cell_type_ids: torch.Tensor | None) -> bool:
         config = self.config
-        return cell_type_ids is not None and config.num_cell_types > 0 and config.relational_alignment_weight != 0
+        return cell_type_ids is not None and self.num_cell_types > 0 and config.relational_alignment_weight != 0
 
     def _cell_terms(
         self, cells: torch.Tensor, noised: torch.Tensor | None, cell_type_ids: torch.Tensor | None, joined: bool
     ) -> dict[str, LossTerms]:
         """Give the terms of the objectives on cells that are switched on."""
-        config, parts = self.config, {}
+        config = self.config
+        parts: dict[str, LossTerms] = {}
         if cell_type_ids is None or not config.num_cell_types:
             return parts
         if self._aligns(cell_type_ids):

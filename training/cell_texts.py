@@ -131,7 +131,7 @@ def texts_of(
     frame = pd.DataFrame(combinations, columns=columns, dtype=object)
     labels = [_first(values[: len(labelled)]) for values in combinations]
     if set(labelled) - set(LABEL_COLUMNS):
-        frame = frame.drop(columns=labelled).assign(cell_type=labels)
+        frame = frame.drop(columns=labelled).assign(cell_type=np.array(labels, dtype=object))
     described = describe_cells(frame, ontology, aspects=aspects, **options)
     text_of = dict(zip(combinations, described.text_ids.tolist(), strict=True))
     left_out = _left_out(combinations, labels, ontology, leave_out)

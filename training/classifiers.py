@@ -91,8 +91,8 @@ CLASSIFIERS = {
 }
 
 
-def classifier_kind(model: str | Path) -> ClassifierKind:
-    """Find out what classifies cells with a pretrained model.
+def model_type(model: str | Path) -> str:
+    """Give the type of a model that can be fine-tuned.
 
     Parameters
     ----------
@@ -104,12 +104,21 @@ def classifier_kind(model: str | Path) -> ClassifierKind:
     ValueError
         If the model is none of ours.
     """
-    model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-    if model_type not in CLASSIFIERS:
-        raise ValueError(
-            f"{model} is of the type {model_type!r}: the models to fine-tune are {', '.join(CLASSIFIERS)}"
-        )
-    return CLASSIFIERS[model_type]
+    found = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    if found not in CLASSIFIERS:
+        raise ValueError(f"{model} is of the type {found!r}: the models to fine-tune are {', '.join(CLASSIFIERS)}")
+    return found
 
 
-__all__ = ["CLASSIFIERS", "ClassifierKind", "Labels", "classifier_kind"]
+def classifier_kind(model: str | Path) -> ClassifierKind:
+    """Find out what classifies cells with a pretrained model.
+
+    Parameters
+    ----------
+    model
+        Folder or repository; one that is none of ours is refused, as by `model_type`.
+    """
+    return CLASSIFIERS[model_type(model)]
+
+
+__all__ = ["CLASSIFIERS", "ClassifierKind", "Labels", "classifier_kind", "model_type"]

@@ -18,6 +18,7 @@ from cellglot.evaluation.embedding import default_device, run_model
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.training.demo_data import DemoData, prepare
 from cellglot.training.demo_exceiver import ExceiverDemo
+from cellglot.training.demo_langcell import LangCellDemo
 from cellglot.training.demo_sccello import ScCelloDemo
 
 
@@ -68,7 +69,7 @@ class Demo:
             self.data.step("audit: are these raw counts, and where")
             console.print(cells.summary())
             self.data.step("vocabularies and tokens")
-            self.parts = [ExceiverDemo(self.data), ScCelloDemo(self.data)]
+            self.parts: list[Any] = [ExceiverDemo(self.data), ScCelloDemo(self.data), LangCellDemo(self.data)]
             self.predictions = {f"{part.name}, pretrained and fine-tuned": part.run() for part in self.parts}
             self.data.step("baselines")
             self._baselines(cells)

@@ -20,7 +20,7 @@ from cellglot.tokenization.cell_descriptions import ANNOTATION_TEMPLATE
 from cellglot.tokenization.cell_type_candidates import Candidates, make_candidates
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.cell_types import open_ontology
-from cellglot.training.classifiers import classifier_kind
+from cellglot.training.classifiers import model_type
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.data import CellDataset
 from cellglot.training.finetune import corpus_for, labels_of
@@ -188,8 +188,8 @@ def few_shot(
 
     As released: see `FewShotObjective`; Adam at 1e-5, batch 12, 10 epochs stand in ``langcell_few_shot.yaml``. Labels
     that mean one cell type are one class; a label that the ontology does not know is its own text. The draw of cells,
-    among training cells, depends on ``trainer.seed``. Held-out cells are for evaluation, before (``zero_shot_...``) and
-    after.
+    among training cells, depends on ``trainer.seed``. Held-out cells are for evaluation, before (``zero_shot_...``)
+    and after.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def few_shot(
         label_column=label_column,
     )
     trainer = CellTrainer(
-        model=objective,  # type: ignore[arg-type]
+        model=objective,
         args=arguments,
         train_dataset=train,
         eval_dataset=held_out,
@@ -315,7 +315,7 @@ class _Classes:
 
 def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
     """Load a LangCell that knows texts, with its processor."""
-    if classifier_kind(model).model_class.config_class.model_type != "langcell":
+    if model_type(model) != "langcell":
         raise ValueError(f"{model} knows no texts: few-shot learning by texts takes a LangCell model")
     loaded, info = LangCellModel.from_pretrained(model, output_loading_info=True)
     if info["missing_keys"]:

@@ -104,7 +104,7 @@ def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None)
             chosen = np.flatnonzero(drawn if keep is None else drawn & keep[first : first + len(batch)])
             first += len(batch)
             if len(chosen):
-                parts.append(_matrix(*(batch.column(c).take(chosen) for c in (0, 1)), columns))
+                parts.append(_matrix(batch.column(0).take(chosen), batch.column(1).take(chosen), columns))
     return vstack(parts, format="csr")
 
 

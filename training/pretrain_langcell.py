@@ -48,7 +48,7 @@ DATA_KEYS = (
     "freeze",
     "leave_out",
 )
-TOWERS = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
+TOWERS: dict[str, Any] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
 FROZEN = ("cell", "text", "none")
 
 
@@ -204,7 +204,7 @@ def _from_checkpoint(
         model = from_text_checkpoint(checkpoint, cells, LangCellForPreTraining, **options)
     except CheckpointError as error:
         raise ValueError(f"data.text_checkpoint: {error}") from error
-    return model  # type: ignore[return-value]
+    return model
 
 
 def _started_from(
@@ -331,7 +331,7 @@ class LangCellMetrics:
             return {}
         loss, found, right, genes, cells = self._sums.tolist()
         self._begin()
-        metrics = {}
+        metrics: dict[str, float] = {}
         if genes:
             metrics |= {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes}
         if cells:

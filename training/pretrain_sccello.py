@@ -133,7 +133,7 @@ class ScCelloMetrics:
             return {}
         loss, found, right, genes, cells = self._sums.tolist()
         self._sums = torch.zeros(5, dtype=torch.float64)
-        metrics = {}
+        metrics: dict[str, float] = {}
         if genes:
             metrics |= {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes}
         if cells:

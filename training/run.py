@@ -46,7 +46,7 @@ def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, mo
         If it is so; says how to tokenize.
     """
     a, b = tokenizer.vocabulary, corpus.tokenizer().vocabulary
-    statistics = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
+    statistics: tuple[tuple[Any, Any], ...] = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
     if a.token_ids != b.token_ids or not all(np.array_equal(x, y) for x, y in statistics):
         raise ValueError(
             f"{corpus.folder} was tokenized with another vocabulary than {model}: tokenize with --vocabulary {model}"

@@ -116,22 +116,33 @@ def finetune(
     cells: Annotated[list[Path] | None, typer.Option(help="File of labelled cells.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Or a corpus tokenized with the model's vocabulary.")] = None,
     labels: Annotated[str, typer.Option(help="Column that holds the classes.")] = "cell_type",
-    config: Annotated[Path, typer.Option(help="YAML file; those that come with cellglot are found by name.")] = Path(
-        "exceiver_finetune.yaml"
-    ),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file, or the name of one that comes with cellglot; by default the one of the model."),
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(help="LangCell: learn from so many cells of each class, by the texts of the classes."),
+    ] = None,
     set_: Set = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
 ) -> None:
-    """Fine-tune all weights of a model to classify cells."""
+    """Fine-tune all weights of a model to classify cells; or a LangCell on few cells, by texts."""
+    from cellglot.training.classifiers import model_type
     from cellglot.training.config import load_config
+    from cellglot.training.few_shot import few_shot as learn
     from cellglot.training.finetune import corpus_for
     from cellglot.training.finetune import finetune as run
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
     model = _model(model)
+    kind = "few_shot" if few_shot is not None else "finetune"
+    settings = load_config(config or f"{model_type(model)}_{kind}.yaml", set_ or [])
     tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
-    settings = load_config(config, set_ or [])
+    if few_shot is not None:
+        _print_metrics(learn(settings, model, tokens, output, few_shot, label_column=labels))
+        return
     _print_metrics(run(settings, model, tokens, output, label_column=labels, resume=resume))
 
 

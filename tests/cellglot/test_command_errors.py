@@ -34,7 +34,10 @@ ERRORS = {
     "no cells to tune": ("finetune folder -o new", "pass labelled cells by --cells, or their tokens by --corpus"),
     "unknown configuration": ("pretrain --config none.yaml --corpus folder -o new", "no configuration none.yaml"),
     "no corpus": ("pretrain --config exceiver_tiny.yaml --corpus folder -o new", "folder holds no corpus"),
-    "unknown system": ("convert word2vec none.ckpt -o new", "system 'word2vec': exceiver, sccello and langcell are what can be converted"),
+    "unknown system": (
+        "convert word2vec none.ckpt -o new",
+        "'word2vec': exceiver, sccello and langcell are what can be",
+    ),
     "missing checkpoint": ("convert exceiver none.ckpt -o new", "none.ckpt does not exist"),
     "no labels named": ("demo --cells good.h5ad -o new", "--labels COLUMN"),
     "unknown labels": ("demo --cells good.h5ad --labels weather -o new", "no column 'weather' in obs"),
