@@ -1252,7 +1252,14 @@ class LangCellForPreTraining(LangCellModel):
     def _match_pairs(
         self, states: torch.Tensor, key_mask: torch.Tensor, tokens: torch.Tensor, pairs: MatchedPairs
     ) -> torch.Tensor:
-        """Give the matching head's output for pairs of own cells with all processes' texts, shape (pairs, 2)."""
+        """Give the matching head's output for pairs of own cells with all processes' texts, shape (pairs, 2).
+
+        Without pairs one is made up and dropped, so that all weights stay part of the graph.
+        """
+        if not len(pairs.cells):
+            zero = pairs.cells.new_zeros(1)
+            one = MatchedPairs(zero, zero, zero)
+            return self._match_pairs(states, torch.ones_like(key_mask), tokens[:1].clamp(min=0), one)[:0]
         rows = tokens[pairs.texts]
         outputs = self.text_model(rows.clamp(min=0), rows >= 0, states, key_mask, pairs.cells)
         return self.matching_head(outputs.last_hidden_state[:, 0])
