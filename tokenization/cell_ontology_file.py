@@ -27,6 +27,11 @@ FORMAT_VERSION = 1  # of the cache; raised when what is read from an ontology ch
 _GZIP = b"\x1f\x8b"
 _RELEASE_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
+# What fastobo and the XML parser raise.
+UNREADABLE = (
+    AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
 
 @dataclass
 class OntologyFile:
@@ -146,7 +151,7 @@ def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
         warnings.simplefilter("ignore", ProntoWarning)  # thousands about annotations that are not read here
         try:
             OpenParser(ontology).parse_from(io.BytesIO(content))
-        except Exception as error:  # fastobo and the XML parser raise many types
+        except UNREADABLE as error:
             raise CellOntologyError(f"{path} cannot be read as an ontology: {error}") from error
     return ontology, parents
 

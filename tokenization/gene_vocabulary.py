@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .gene_report import RULES, GeneReport
@@ -267,7 +268,7 @@ class GeneVocabulary:
         if statistics_file is not None and os.path.exists(statistics_file):
             try:
                 arrays = load_file(statistics_file)
-            except Exception as error:  # safetensors raises a type of its own that it does not export
+            except (OSError, SafetensorError) as error:
                 raise ValueError(f"{statistics_file} is no readable safetensors file ({error})") from error
         return cls(
             token_ids,
@@ -505,6 +506,13 @@ def _replace(path: str | os.PathLike, write: Any) -> None:
 # -------------------------------------------------------------------- released pickles
 
 
+# What damaged pickles raise.
+UNREADABLE = (
+    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
 class _PickledDtype:
     """Stands for ``numpy.dtype`` while unpickling: keeps the type code, runs no NumPy code."""
 
@@ -559,7 +567,7 @@ def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
     content = Path(source).read_bytes()
     try:
         dictionary = _PlainUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # damaged pickles raise almost anything
+    except UNREADABLE as error:
         raise ValueError(
             f"{source} is not read: {error}. Only pickles of plain dictionaries of strings and numbers are."
         ) from error
