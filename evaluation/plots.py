@@ -91,8 +91,9 @@ def confusion_plot(true: Sequence[str], predicted: Sequence[str], title: str) ->
     for a, b in zip(true, predicted, strict=True):
         counts[place[str(a)], place[str(b)]] += 1
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.42 * len(names)
-    figure, axes = _figure(side + 1.6, side)
+    side, label = 1.2 + 0.42 * len(names), 0.075 * max(map(len, names), default=0)
+    figure, axes = _figure(side + label + 0.8, side + 0.7 * label + 0.6)
+    figure.suptitle(title, color=INK, fontsize=11, x=0.02, ha="left")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(counts), strict=True):
         axes.text(
@@ -108,7 +109,6 @@ def confusion_plot(true: Sequence[str], predicted: Sequence[str], title: str) ->
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_xlabel("predicted", color=INK, fontsize=9)
     axes.set_ylabel("true", color=INK, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=11, loc="left")
     return figure
 
 

@@ -172,7 +172,8 @@ class Demo:
             "Intervals are from 1,000 bootstrap samples of these cells."
         )
         if behind:
-            paragraph += f" {' and '.join(behind)} {'do' if len(behind) > 1 else 'does'} not beat logistic regression."
+            listed = " and ".join([", ".join(behind[:-1]), behind[-1]] if len(behind) > 1 else behind)
+            paragraph += f" {listed} {'do' if len(behind) > 1 else 'does'} not beat logistic regression."
         header = ["method", "accuracy", "95% interval", "macro F1", "95% interval"]
         rows = [[name, *_score_columns(score)] for name, score in self.scores.items()]
         return Section("Classification of held-out cells", [paragraph], table=Table(header, rows), figures=figures)
