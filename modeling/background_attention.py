@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 
 # Where less than this share of the background's sum is left, with the true terms, differences of sums have lost
@@ -83,7 +84,8 @@ def background_attention(
     With sums Z and numerators N of exponentials over all background genes (a), the background of a cell's expressed
     genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are kept as
     logarithms or as shares of Z_a: stable whatever the logits. A cell whose own genes hold nearly all of Z_a, so that
-    the difference would lose digits, is computed over all genes instead. Float32 throughout.
+    the difference would lose digits, is computed over all genes instead, and so is a cell alone, for which sums save
+    nothing. Float32 throughout.
 
     Parameters
     ----------
@@ -112,6 +114,9 @@ def background_attention(
     """
     query, key, value = query.float(), key.float(), value.float()
     background_key, background_value = background_key.float(), background_value.float()
+    if len(key) == 1 and not torch.compiler.is_compiling():
+        everything = (background_key, background_value, None)
+        return _over_all_genes(query, everything, (key, value, key_mask), genes, 0, scaling, bias)
     own_key, own_value = _rows(background_key, genes), _rows(background_value, genes)
     everything = (background_key, background_value, None)
     own, true = (own_key, own_value, key_mask), (key, value, key_mask)
@@ -180,7 +185,7 @@ def _over_all_genes(
     keys = background_key.index_copy(2, expressed, key[cell : cell + 1, :, present])
     values = background_value.index_copy(2, expressed, value[cell : cell + 1, :, present])
     biases = torch.full_like(keys[0, 0, :, 0], bias).index_fill(0, expressed, 0.0)
-    return torch.softmax(query @ keys.transpose(-1, -2) * scaling + biases, dim=-1) @ values
+    return nn.functional.scaled_dot_product_attention(query, keys, values, biases[None, None, None], scale=scaling)
 
 
 class _CpuAttention(torch.autograd.Function):
@@ -243,7 +248,7 @@ def _rows(states: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
     """
     heads, size = states.shape[1], states.shape[3]
     table = states[0].transpose(0, 1).flatten(1)
-    return torch.nn.functional.embedding(genes, table).unflatten(-1, (heads, size)).transpose(1, 2)
+    return nn.functional.embedding(genes, table).unflatten(-1, (heads, size)).transpose(1, 2)
 
 
 __all__ = ["attend_with_sink", "background_attention", "has_cpu_kernel"]

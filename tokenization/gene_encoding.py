@@ -11,7 +11,7 @@ from .gene_vocabulary import GeneMatch
 
 
 # Values sorted at once: two float64 arrays of this length stay in the second-level cache.
-BLOCK_VALUES = 1 << 16
+BLOCK_VALUES = 1 << 17
 _HIGH_WORD = 1 if np.little_endian else 0
 
 
