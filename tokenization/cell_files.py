@@ -14,6 +14,7 @@ from anndata.io import read_elem
 
 from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
+from cellglot.tokenization.deflated_array import fast_array
 from cellglot.tokenization.stored_matrix import (
     CellFileError,
     StoredDense,
@@ -183,7 +184,7 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     missing = [name for name in ("data", "indices", "indptr") if name not in element]
     if missing or shape is None:
         raise CellFileError(f"the sparse matrix {element.name} lacks {', '.join(missing) or 'its shape'}")
-    arrays = element["data"], element["indices"], element["indptr"]
+    arrays = fast_array(element["data"]), fast_array(element["indices"]), element["indptr"]
     if encoding.startswith("csc"):
         return columns_to_rows(*arrays, shape=(int(shape[0]), int(shape[1])), folder=folder)
     return StoredRows(*arrays, shape=(int(shape[0]), int(shape[1])))
@@ -232,7 +233,8 @@ def _open_10x_by_genome(file: h5py.File) -> CellFile:
 def _from_10x(group: h5py.Group, table: dict[str, list[str]], types: list[str] | None, format_name: str) -> CellFile:
     n_genes, n_cells = (int(n) for n in group["shape"][:])
     column_map, kept, notes = _gene_expression_only(types, n_genes)
-    matrix = StoredRows(group["data"], group["indices"], group["indptr"], (n_cells, n_genes), column_map)
+    data, indices = fast_array(group["data"]), fast_array(group["indices"])
+    matrix = StoredRows(data, indices, group["indptr"], (n_cells, n_genes), column_map)
     places = _one_place(matrix, table, kept)
     obs = FrameTable(pd.DataFrame(index=_strings(group["barcodes"])))
     return CellFile(format_name, places, obs, notes)

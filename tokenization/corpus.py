@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
+from cellglot.tokenization.background import Helpers
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
     FileOptions,
@@ -44,6 +44,7 @@ TOKENIZERS: dict[str, type[GeneExpressionTokenizer]] = {
     "rank-value": RankValueTokenizer,
 }
 CHECKPOINT_SECONDS = 30.0
+UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth it
 
 
 class CorpusError(ValueError):
@@ -336,7 +337,7 @@ class _Run:
         self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
         self.plan: Plan
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
-        self._pool: ProcessPoolExecutor | None = None
+        self._helpers: Helpers | None = None
 
     # ---------------------------------------------------------------- planning and going on
 
@@ -404,8 +405,9 @@ class _Run:
         with self._bars() as bars, self._processes():
             if not (self.output / "tokenizer").exists():
                 self._make_tokenizer(bars)
-            records = self._write_tokens(bars)
-        manifest = self._manifest(records)
+            tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+            records = self._write_tokens(bars, tokenizer)
+            manifest = self._manifest(records, tokenizer)
         write_whole(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         shutil.rmtree(self.work, ignore_errors=True)
         return Corpus(self.output, manifest)
@@ -468,7 +470,7 @@ class _Run:
         job = self._job(self.work / "catalogue", None)
         saved = time.monotonic()
         pieces = [("statistics", (unit,)) for unit in self.plan.units[done:]]
-        for unit, state in enumerate(self._in_order(job, pieces), start=done):
+        for unit, state in enumerate(self._in_order(job, pieces, histogram=merged), start=done):
             merged.merge(state)
             bar.advance(self.plan.units[unit])
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -481,8 +483,7 @@ class _Run:
                 saved = time.monotonic()
         return merged
 
-    def _write_tokens(self, bars: Progress) -> list[dict[str, Any]]:
-        tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+    def _write_tokens(self, bars: Progress, tokenizer: GeneExpressionTokenizer) -> list[dict[str, Any]]:
         self._check_coverage(tokenizer)
         records = {n: r for n in range(len(self.plan.units)) if (r := self._earlier_record(n)) is not None}
         bar = _Bar(bars, "tokens", self.plan.units, 0)
@@ -491,7 +492,7 @@ class _Run:
         job = self._job(self.output / "tokenizer", self.tokenizer_class)
         missing = [n for n in range(len(self.plan.units)) if n not in records]
         pieces = [("tokens", (self.plan.units[n], n)) for n in missing]
-        for number, record in zip(missing, self._in_order(job, pieces), strict=True):
+        for number, record in zip(missing, self._in_order(job, pieces, tokenizer), strict=True):
             records[number] = record
             bar.advance(self.plan.units[number])
         return [json.loads(json.dumps(records[n])) for n in sorted(records)]
@@ -542,40 +543,53 @@ class _Run:
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
-        """Keep processes for both passes, where there is work for several; they start, and import, right away."""
-        processes = min(self.processes, len(self.plan.units))
-        if processes <= 1:
+        """Keep helping processes for both passes, where there is enough work; they start right away."""
+        helpers = min(self.processes - 1, len(self.plan.units) // UNITS_FOR_A_HELPER)
+        if helpers < 1:
             yield
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context) as self._pool:
-            for _ in range(processes):
-                self._pool.submit(os.getpid)
+        with ProcessPoolExecutor(helpers, context) as pool:
+            self._helpers = Helpers(pool, helpers)
             try:
                 yield
             finally:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-                self._pool = None
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._helpers = None
 
-    def _in_order(self, job: Job, pieces: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[Any]:
-        """Do pieces of work, several at once where there are processes, and give their results in order."""
-        if self._pool is None:
-            worker = Worker(job)
-            for method, arguments in pieces:
-                yield getattr(worker, method)(*arguments)
-            return
-        waiting: deque[Future] = deque()
-        for piece in pieces:
-            waiting.append(self._pool.submit(work_on, job, *piece))
-            if len(waiting) >= 2 * self.processes:
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
+    def _in_order(
+        self,
+        job: Job,
+        pieces: Sequence[tuple[str, tuple[Any, ...]]],
+        tokenizer: GeneExpressionTokenizer | None = None,
+        histogram: CorpusStatistics | None = None,
+    ) -> Iterator[Any]:
+        """Do pieces of work, several at once where there are processes, and give their results in order.
+
+        Alone, this process counts into the histogram of all; with others it may be ahead of what is merged.
+        """
+        worker = Worker(job, tokenizer, histogram if self._helpers is None else None)
+
+        def here(piece: tuple[str, tuple[Any, ...]]) -> Any:
+            method, arguments = piece
+            return getattr(worker, method)(*arguments)
+
+        try:
+            if self._helpers is None:
+                yield from map(here, pieces)
+            else:
+                yield from self._helpers.map(here, lambda piece: (work_on, job, *piece), pieces)
+        except BrokenProcessPool as error:
+            raise CorpusError(
+                "a process was killed, perhaps for want of memory: run again with fewer processes; it goes on where "
+                "it was"
+            ) from error
+        finally:
+            worker.close()
 
     # ---------------------------------------------------------------- the manifest
 
-    def _manifest(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+    def _manifest(self, records: list[dict[str, Any]], tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
         plan = self.plan.to_dict()
         files = []
         for number, file in enumerate(self.plan.files):
@@ -641,15 +655,6 @@ class _Bar:
         self.fresh += n
         rate = self.fresh / max(time.monotonic() - self.start, 1e-9)
         self.bars.update(self.task, advance=n, rate=f"{rate:,.0f} cells/s")
-
-
-def _result(future: Future) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise CorpusError(
-            "a process was killed, perhaps for want of memory: run again with fewer processes; it goes on where it was"
-        ) from error
 
 
 def _weighted_median(lengths: Mapping[int, int]) -> float:

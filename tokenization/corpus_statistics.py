@@ -5,6 +5,7 @@ memory is fixed, merging is addition. It gives the same medians to the last bit 
 processes, which sketches that sample (KLL) or cluster (t-digest) do not.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cellglot.tokenization.gene_encoding import row_sums
 TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
+_VALUES_AT_ONCE = 1 << 16  # stay in the processor's cache
 
 
 class CorpusStatistics:
@@ -27,6 +29,8 @@ class CorpusStatistics:
     ----------
     n_genes
         Genes.
+    histogram
+        That of other statistics, which takes the values of these; it is then none of their `state`.
 
     Attributes
     ----------
@@ -40,14 +44,15 @@ class CorpusStatistics:
         Cells by gene and bucket, shape (genes, buckets).
     """
 
-    def __init__(self, n_genes: int):
+    def __init__(self, n_genes: int, histogram: np.ndarray | None = None):
         self.n_genes = n_genes
         self.bits = _resolution(n_genes)
         self.n_cells = 0
         self.detected = np.zeros(n_genes, dtype=np.int64)
         self.mean = np.zeros(n_genes)
         self.squares = np.zeros(n_genes)
-        self.histogram = np.zeros((n_genes, _OCTAVES << self.bits), dtype=np.uint32)
+        self.own_histogram = histogram is None
+        self.histogram = np.zeros((n_genes, _OCTAVES << self.bits), np.uint32) if histogram is None else histogram
 
     def update(self, counts: np.ndarray, genes: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> None:
         """Add cells.
@@ -64,22 +69,35 @@ class CorpusStatistics:
         n_cells = len(indptr) - 1
         if n_cells == 0:
             return
-        lengths, genes = np.diff(indptr), genes.astype(np.intp)
-        self._count_buckets(counts * np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1.0), lengths), genes)
+        detected: np.ndarray = np.zeros(self.n_genes, dtype=np.int64)
+        shift = self.mean if self.n_cells else None
+        sums, squares = np.zeros(self.n_genes), np.zeros(self.n_genes)  # of distances from the shift, for precision
         own = row_sums(counts, indptr)
-        logs = np.log1p(counts * np.repeat(TARGET_SUM / np.where(own > 0, own, 1.0), lengths))
-        detected = np.bincount(genes, minlength=self.n_genes)
-        mean = np.bincount(genes, weights=logs, minlength=self.n_genes) / n_cells
-        logs -= mean[genes]
-        logs *= logs
-        squares = np.bincount(genes, weights=logs, minlength=self.n_genes) + (n_cells - detected) * mean**2
-        self._merge_moments(n_cells, mean, squares)
+        for start, stop in _runs(indptr):
+            values = slice(indptr[start], indptr[stop])
+            lengths, at = np.diff(indptr[start : stop + 1]), genes[values].astype(np.intp)
+            part = counts[values].astype(np.float64)
+            self._count_buckets(part * _scale(totals[start:stop], lengths), at)
+            part *= _scale(own[start:stop], lengths)
+            np.log1p(part, out=part)
+            if shift is None:
+                shift = np.bincount(at, weights=part, minlength=self.n_genes) / (stop - start)
+            part -= shift.take(at)
+            detected += np.bincount(at, minlength=self.n_genes)
+            sums += np.bincount(at, weights=part, minlength=self.n_genes)
+            part *= part
+            squares += np.bincount(at, weights=part, minlength=self.n_genes)
+        assert shift is not None
+        sums -= (n_cells - detected) * shift
+        squares += (n_cells - detected) * shift**2
+        distance = sums / n_cells
+        self._merge_moments(n_cells, shift + distance, np.maximum(squares - distance * sums, 0.0))
         self.detected += detected
 
     def _count_buckets(self, scaled: np.ndarray, genes: np.ndarray) -> None:
         width = self.histogram.shape[1]
         bucket = scaled.astype(np.float32).view(np.uint32) >> np.uint32(23 - self.bits)
-        keys = bucket.astype(np.int64)
+        keys = bucket.astype(np.intp)
         keys -= (127 + _LOWEST_OCTAVE) << self.bits
         np.clip(keys, 0, width - 1, out=keys)
         keys += genes * width
@@ -105,13 +123,14 @@ class CorpusStatistics:
     def clear(self) -> None:
         """Forget all cells."""
         self.n_cells = 0
-        for array in (self.detected, self.mean, self.squares, self.histogram):
+        for array in (self.detected, self.mean, self.squares, *([self.histogram] if self.own_histogram else [])):
             array[...] = 0
 
     def state(self) -> dict[str, np.ndarray]:
         """Give everything as arrays, the histogram sparse."""
         flat = self.histogram.reshape(-1)
-        keys = np.flatnonzero(flat != 0)  # by truth values: several times as fast
+        # by truth values: several times as fast
+        keys = np.flatnonzero(flat != 0) if self.own_histogram else np.empty(0, dtype=np.intp)
         return {
             "n_cells": np.array(self.n_cells),
             "detected": self.detected,
@@ -167,6 +186,20 @@ class CorpusStatistics:
         """Give the lower end of buckets."""
         leading = bucket.astype(np.int64) + ((127 + _LOWEST_OCTAVE) << self.bits)
         return (leading << (23 - self.bits)).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def _runs(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut cells into runs of about `_VALUES_AT_ONCE` values."""
+    start, n_cells = 0, len(indptr) - 1
+    while start < n_cells:
+        stop = int(np.searchsorted(indptr, indptr[start] + _VALUES_AT_ONCE, side="right")) - 1
+        stop = min(max(stop, start + 1), n_cells)
+        yield start, stop
+        start = stop
+
+
+def _scale(totals: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1.0), lengths)
 
 
 def _resolution(n_genes: int) -> int:

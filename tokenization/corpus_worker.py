@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cellglot.tokenization.background import Behind, ahead
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
@@ -85,23 +86,38 @@ class Worker:
     ----------
     job
         The job.
+    tokenizer
+        The job's tokenizer, where it is at hand.
+    histogram
+        Statistics whose histogram takes the values of all units in place; by default each unit gives its own.
     """
 
-    def __init__(self, job: Job):
+    def __init__(
+        self,
+        job: Job,
+        tokenizer: GeneExpressionTokenizer | None = None,
+        histogram: CorpusStatistics | None = None,
+    ):
         self.job = job
         self._number = -1
         self._cells: Cells | None = None
         self._columns: GeneColumns | None = None
         self._statistics: CorpusStatistics | None = None
+        self._histogram = None if histogram is None else histogram.histogram
         if job.tokenizer_class is None:
             self.catalogue = GeneVocabulary.load(job.vocabulary)
         else:
-            self.tokenizer = job.tokenizer_class.from_pretrained(job.vocabulary)
+            self.tokenizer = tokenizer or job.tokenizer_class.from_pretrained(job.vocabulary)
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._cells is not None:
+            self._cells.close()
+        self._cells, self._number = None, -1
 
     def _open(self, number: int) -> tuple[Cells, GeneColumns]:
         if number != self._number or self._cells is None or self._columns is None:
-            if self._cells is not None:
-                self._cells.close()
+            self.close()
             file = self.job.files[number]
             folder = conversion_folder(Path(self.job.work), file.path)
             try:
@@ -136,10 +152,10 @@ class Worker:
         """Give the statistics of a unit's training cells."""
         number, start, stop = unit
         if self._statistics is None:
-            self._statistics = CorpusStatistics(len(self.catalogue.genes))
+            self._statistics = CorpusStatistics(len(self.catalogue.genes), self._histogram)
         statistics = self._statistics
-        for _, rows, metadata in self._read(number, start, stop):
-            _, columns = self._open(number)
+        _, columns = self._open(number)
+        for _, rows, metadata in ahead(self._read(number, start, stop)):
             splits, _ = self._splits(number, metadata)
             rows = columns.sum_duplicates(_only(rows, splits == "train"))
             totals = row_sums(rows.data, rows.indptr)
@@ -165,14 +181,14 @@ class Worker:
         report = columns.match.report()
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
         shards = _ShardWriter(Path(self.job.output) / "data", unit_number)
-        with shards:
-            for first, rows, metadata in self._read(number, start, stop):
+        with shards, Behind() as behind:
+            for first, rows, metadata in ahead(self._read(number, start, stop)):
                 splits, datasets = self._splits(number, metadata)
                 encoded = join(list(self.tokenizer.encode_rows(rows, columns)))
                 self.tokenizer.count_cells(report, encoded)
                 carried = {"cell_index": pa.array(np.arange(first, first + len(encoded)))}
                 carried |= self._metadata(metadata, datasets, splits)
-                shards.add(_record_batch(encoded, carried), splits)
+                behind(shards.add, _record_batch(encoded, carried), splits)
                 for split in SPLITS:
                     counted = np.bincount(np.diff(encoded.indptr)[splits == split], minlength=1)
                     lengths[split] = _add(lengths[split], counted)
@@ -245,23 +261,28 @@ def _record_batch(encoded: Any, metadata: dict[str, pa.Array]) -> pa.RecordBatch
     }
     if encoded.values is not None:
         columns["expression_values"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.values))
+        columns["expression_total"] = pa.array(encoded.totals)
+    if encoded.clipped_counts is not None:
+        clipped = pa.array(encoded.clipped_counts.astype(np.int64))
+        columns["clipped_counts"] = pa.ListArray.from_arrays(
+            pa.array(encoded.clipped_indptr.astype(np.int32)), clipped
+        )
     return pa.RecordBatch.from_pydict(columns | metadata)
 
 
 def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a shard; expression values are stored byte by byte, which compresses better and faster.
+    """Open a shard; token ids and expression values are stored byte by byte, which compresses better and faster.
 
-    Token ids are not: not all readers know that encoding for whole numbers.
+    Readers of Parquet know that encoding for whole numbers since its format 2.11 (PyArrow 15, DuckDB 1.2).
     """
     lists = [name for name in ("input_ids", "expression_values") if name in schema.names]
-    values = [name for name in lists if name == "expression_values"]
     return pq.ParquetWriter(
         path,
         schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=[name for name in schema.names if name not in (*lists, "length", "cell_id", "cell_index")],
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in values},
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
     )
 
 
@@ -280,11 +301,11 @@ class _ShardWriter:
         for split in SPLITS:
             mask = splits == split
             if mask.any():
-                part = batch if mask.all() else batch.filter(pa.array(mask))
+                part = batch if mask.all() else batch.take(pa.array(np.flatnonzero(mask)))
                 self.waiting[split].append(part)
                 self.cells[split] += len(part)
                 self.tokens[split] += int(np.sum(part.column("length").to_numpy()))
-                if sum(len(b) for b in self.waiting[split]) >= 2 * ROW_GROUP_CELLS:
+                if sum(len(b) for b in self.waiting[split]) >= ROW_GROUP_CELLS:
                     self._flush(split, everything=False)
 
     def _path(self, split: str) -> Path:

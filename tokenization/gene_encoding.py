@@ -1,6 +1,6 @@
 """Counts -> ranked or standardised gene tokens, on compressed sparse rows: no dense copy, no loop over genes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,12 +29,21 @@ class TokenRows:
         Where each cell begins, shape (cells + 1,).
     tokens_cut
         Tokens that each cell lost to the length limit, shape (cells,).
+    totals
+        Counts of each cell that its values were scaled by, shape (cells,); None where there are no values.
+    clipped_counts
+        Counts of the tokens whose values were clipped, in their order; None where none are clipped ever.
+    clipped_indptr
+        Where each cell begins in `clipped_counts`, shape (cells + 1,).
     """
 
     tokens: np.ndarray
     values: np.ndarray | None
     indptr: np.ndarray
     tokens_cut: np.ndarray
+    totals: np.ndarray | None = None
+    clipped_counts: np.ndarray | None = None
+    clipped_indptr: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Give the number of cells."""
@@ -142,14 +151,28 @@ def join(parts: list[TokenRows]) -> TokenRows:
     """Put the tokens of consecutive runs of cells (at least one) together."""
     if len(parts) == 1:
         return parts[0]
-    ends = np.cumsum([0] + [len(part.tokens) for part in parts])
-    values = [part.values for part in parts if part.values is not None]
+    clipped = _joined([part.clipped_counts for part in parts])
     return TokenRows(
         np.concatenate([part.tokens for part in parts]),
-        np.concatenate(values) if values else None,
-        np.concatenate([[0], *(part.indptr[1:] + end for part, end in zip(parts, ends, strict=False))]),
+        _joined([part.values for part in parts]),
+        _joined_bounds([part.indptr for part in parts]),
         np.concatenate([part.tokens_cut for part in parts]),
+        _joined([part.totals for part in parts]),
+        clipped,
+        None if clipped is None else _joined_bounds([part.clipped_indptr for part in parts]),
     )
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
+
+
+def _joined_bounds(parts: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Put bounds within consecutive parts together, each counted from its part's beginning."""
+    present = [part for part in parts if part is not None]
+    ends = np.cumsum([0] + [int(part[-1]) for part in present])
+    return np.concatenate([[0], *(part[1:] + end for part, end in zip(present, ends, strict=False))])
 
 
 # -------------------------------------------------------------------- rank-value encoding
@@ -190,31 +213,35 @@ def rank_tokens(
     columns.see(counts, at, lost_at)
     genes = np.diff(rows.indptr - np.searchsorted(lost_at, rows.indptr))
     tokens = columns.token_ids.take(at, mode="clip")
-    order = _descending_order(weighted, rows.indptr, tokens, columns.bits_below_weights)
-    tokens = tokens.take(order, mode="clip")
-    values = None
-    if target_sum is not None:
-        totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
-        scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(rows.indptr))
-        values = np.log1p(counts.take(order) * scale)
+    places = _descending_places(weighted, rows.indptr, tokens, columns.bits_below_weights)
     kept = genes if max_genes is None else np.minimum(genes, max_genes)
     special = 0 if cls_token_id is None else 1
     indptr = np.concatenate([[0], np.cumsum(kept + special)])
-    moves = list(zip(rows.indptr.tolist(), (indptr[:-1] + special).tolist(), kept.tolist(), strict=False))
     placed = np.empty(int(indptr[-1]), dtype=np.int32)
     if cls_token_id is not None:
         placed[indptr[:-1]] = cls_token_id
-    for source, target, n in moves:
-        placed[target : target + n] = tokens[source : source + n]
-    if values is not None:
-        spaced = np.zeros(len(placed), dtype=np.float32)
-        for source, target, n in moves:
-            spaced[target : target + n] = values[source : source + n]
-        values = spaced
-    return TokenRows(placed, values, indptr, genes - kept)
+    first = indptr[:-1] + special
+    _gather(tokens, rows.indptr, places, placed, first, kept)
+    values = totals = None
+    if target_sum is not None:
+        totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
+        placed_counts = np.zeros(len(placed))
+        _gather(counts, rows.indptr, places, placed_counts, first, kept)
+        scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
+        values = np.log1p(placed_counts * scale).astype(np.float32)
+    return TokenRows(placed, values, indptr, genes - kept, totals)
 
 
-def _descending_order(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray, lowest_bits: int) -> np.ndarray:
+def _gather(
+    values: np.ndarray, indptr: np.ndarray, places: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray
+) -> None:
+    """Write the values at the leading places of each cell one after the other, from the cell's first place on."""
+    bounds = indptr.tolist()
+    for low, stop, start, n in zip(bounds, bounds[1:], first.tolist(), kept.tolist(), strict=False):
+        values[low:stop].take(places[low : low + n], out=into[start : start + n], mode="clip")
+
+
+def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray, lowest_bits: int) -> np.ndarray:
     """Order the values within each cell exactly, zeros last, by sorting 32-bit keys.
 
     A key holds the leading bits of the value, inverted, above the value's place in its cell: the order of positive
@@ -235,11 +262,11 @@ def _descending_order(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray
     Returns
     -------
     numpy.ndarray
-        Places in `values`, int64, shape (values,).
+        Places within each cell, shape (values,).
     """
     n = len(values)
     if n == 0:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.intp)
     lengths = np.diff(indptr)
     place_bits = max(int(lengths.max()) - 1, 1).bit_length()
     zero = np.uint32(lowest_bits)
@@ -249,41 +276,52 @@ def _descending_order(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray
     np.subtract(largest, key, out=key)
     key >>= excess
     key <<= np.uint32(place_bits)
-    begin = np.repeat(indptr[:-1].astype(np.uint32), lengths)
-    key |= np.arange(n, dtype=np.uint32) - begin
+    scratch = np.repeat(indptr[:-1].astype(np.uint32), lengths)
+    np.subtract(np.arange(n, dtype=np.uint32), scratch, out=scratch)
+    key |= scratch
     bounds = indptr.tolist()
     for low, stop in zip(bounds, bounds[1:], strict=False):
         key[low:stop].sort()
     place_mask = np.uint32((1 << place_bits) - 1)
-    tied = np.flatnonzero((key[1:] ^ key[:-1]) <= place_mask)
+    np.bitwise_xor(key[1:], key[:-1], out=scratch[1:])
+    tied = np.flatnonzero(scratch[1:] <= place_mask)
     if len(tied):
         zero_key = (largest - zero) >> excess << np.uint32(place_bits)
-        tied = tied[(key[tied + 1] < zero_key) & (begin[tied] == begin[tied + 1])]
+        tied = tied[key.take(tied + 1) < zero_key]
     key &= place_mask
-    key += begin
-    order = key.astype(np.int64)
+    places = key.astype(np.intp)
     if len(tied):
-        _order_exactly(order, tied, values, tokens)
-    return order
+        begin = indptr.take(np.searchsorted(indptr, tied + 1, side="right") - 1)
+        same_cell = begin <= tied
+        _order_exactly(places, tied[same_cell], begin[same_cell], values, tokens)
+    return places
 
 
-def _order_exactly(order: np.ndarray, tied: np.ndarray, values: np.ndarray, tokens: np.ndarray) -> None:
-    """Order runs of `tied` places (each tied with the next) by exact value, then token id, in place."""
-    first = np.flatnonzero(np.diff(tied, prepend=-2) != 1)
-    lengths = np.diff(first, append=len(tied)) + 1
-    pairs = tied[first[lengths == 2]]
-    one, other = order[pairs], order[pairs + 1]
-    difference = values[one] - values[other]
-    swapped = (difference < 0) | ((difference == 0) & (tokens[one] > tokens[other]))
-    order[pairs[swapped]], order[pairs[swapped] + 1] = other[swapped], one[swapped]
-    if len(pairs) == len(first):
+def _order_exactly(
+    places: np.ndarray, tied: np.ndarray, begin: np.ndarray, values: np.ndarray, tokens: np.ndarray
+) -> None:
+    """Order runs of `tied` places (each tied with the next; `begin` of their cell) by exact value, then token."""
+    continues = np.zeros(len(tied) + 1, dtype=bool)
+    np.equal(tied[1:], tied[:-1] + 1, out=continues[1:-1])
+    alone = np.flatnonzero(~(continues[1:] | continues[:-1]))
+    pairs, start = tied.take(alone), begin.take(alone)
+    one, other = places.take(pairs), places.take(pairs + 1)
+    difference = values.take(start + one) - values.take(start + other)
+    swapped = difference < 0
+    equal = np.flatnonzero(difference == 0)
+    swapped[equal] = tokens.take((start + one)[equal]) > tokens.take((start + other)[equal])
+    places[pairs] = np.where(swapped, other, one)
+    places[pairs + 1] = np.where(swapped, one, other)
+    if len(alone) == len(tied):
         return
-    first, lengths = first[lengths > 2], lengths[lengths > 2]
+    first = np.flatnonzero(~continues[:-1] & continues[1:])
+    lengths = np.flatnonzero(continues[:-1] & ~continues[1:]) - first + 2
     run = np.repeat(np.arange(len(first)), lengths)
     within = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    members = tied[first][run] + within
-    at = order[members]
-    order[members] = at[np.lexsort((tokens[at], -values[at], run))]
+    members, start = tied[first][run] + within, begin[first][run]
+    own = places[members]
+    at = start + own
+    places[members] = own[np.lexsort((tokens[at], -values[at], run))]
 
 
 # -------------------------------------------------------------------- standardised expression
@@ -324,8 +362,18 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     tokens = columns.token_ids.take(at)
     order = _ascending_order(tokens, indptr)
     if order is not None:
-        tokens, values = tokens[order], values[order]
-    return TokenRows(tokens, values.astype(np.float32), indptr, np.zeros(len(lengths), dtype=np.int64))
+        tokens, values, counts = tokens[order], values[order], counts[order]
+    values = values.astype(np.float32)
+    clipped_at = np.flatnonzero(values >= np.float32(clip + 1.0))
+    return TokenRows(
+        tokens,
+        values,
+        indptr,
+        np.zeros(len(lengths), dtype=np.int64),
+        totals,
+        counts.take(clipped_at),
+        np.searchsorted(clipped_at, indptr),
+    )
 
 
 def _ascending_order(tokens: np.ndarray, indptr: np.ndarray) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from .count_matrix import CountMatrix, CountRows, open_counts
 from .gene_encoding import GeneColumns, TokenRows, blocks
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
+from .token_batches import batches_of_similar_length
 
 
 logger = logging.get_logger(__name__)
@@ -240,6 +241,54 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             f"the vocabulary covers {covered}: {lost} are not in it. {hint}"
             "Name the column that holds the genes by gene_column=..., or pass a smaller min_coverage if this is meant."
         )
+
+    @staticmethod
+    def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | None = None) -> CountMatrix:
+        """Find the raw counts in cells; the result can be passed as cells.
+
+        Parameters
+        ----------
+        cells, genes, layer
+            As for a call.
+        """
+        return open_counts(cells, genes, layer)
+
+    def batches(
+        self,
+        cells: Any,
+        batch_size: int = 64,
+        report: GeneReport | None = None,
+        *,
+        genes: Sequence[str] | None = None,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        min_coverage: float | None = None,
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Tokenize cells into padded batches of similar length, in bounded memory; `last_report` is of all of them.
+
+        Parameters
+        ----------
+        cells, genes, layer, gene_column, min_coverage
+            As for a call.
+        batch_size
+            Cells in a batch.
+        report
+            Counts what was matched and lost.
+
+        Yields
+        ------
+        cells : numpy.ndarray
+            Numbers of the batch's cells.
+        batch : dict
+            Inputs of the model, PyTorch tensors.
+        """
+        counts = open_counts(cells, genes, layer)
+        columns = self.gene_columns(counts, gene_column)
+        report = GeneReport() if report is None else report
+        report.__dict__.update(columns.match.report().__dict__)
+        self.last_report = report
+        yield from batches_of_similar_length(self.iterate(counts, columns, report), batch_size, self._padded)
+        self.check_coverage(report, min_coverage)
 
     def __call__(
         self,

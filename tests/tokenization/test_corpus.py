@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 
 import anndata as ad
@@ -18,6 +19,7 @@ import scipy.sparse as sp
 from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
+from cellglot.tokenization.corpus_worker import Worker
 
 
 QUIET = {"processes": 1, "progress": False}
@@ -198,8 +200,24 @@ def small_units(monkeypatch=None):
 def test_two_processes_give_the_bytes_of_one(files, tmp_path, monkeypatch):
     small_units(monkeypatch)
     one = tokenize_corpus(files, tmp_path / "one", processes=1, progress=False)
+    done_here = {"statistics": 0, "tokens": 0}
+
+    def slowly(method):
+        work = getattr(Worker, method)
+
+        def work_here(self, *arguments):
+            done_here[method] += 1
+            time.sleep(0.2)  # so that the other process, which has to start first, takes its part
+            return work(self, *arguments)
+
+        monkeypatch.setattr(Worker, method, work_here)
+
+    slowly("statistics")
+    slowly("tokens")
     two = tokenize_corpus(files, tmp_path / "two", processes=2, progress=False)
-    assert len(one.manifest["shards"]) > 10
+    units = len(one.manifest["plan"]["units"])
+    assert units > 10
+    assert all(0 < done < units for done in done_here.values()), (done_here, units)
     assert content(one.folder) == content(two.folder)
 
 
@@ -236,8 +254,6 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
         Corpus.open(output)
     left = {"statistics": "statistics-000005.npz", "tokens": "units/000006.json"}[method]
     assert (output / ".work" / left).exists()
-    from cellglot.tokenization.corpus_worker import Worker
-
     done, calls = getattr(Worker, method), []
     monkeypatch.setattr(Worker, method, lambda self, *a: (calls.append(a), done(self, *a))[1])
     resumed = tokenize_corpus(files, output, **QUIET)
@@ -246,8 +262,6 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
 
 
 def test_a_finished_corpus_is_not_made_again(corpus, blood_file, monkeypatch):
-    from cellglot.tokenization.corpus_worker import Worker
-
     monkeypatch.setattr(Worker, "tokens", None)
     again = tokenize_corpus([blood_file], corpus.folder, validation_fraction=0.2, **QUIET)
     assert again.manifest == corpus.manifest

@@ -1,0 +1,94 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cellglot.tokenization.background import Behind, Helpers, ahead
+
+
+def test_reading_ahead_keeps_the_order_and_the_error():
+    def items():
+        yield from range(5)
+        raise ValueError("the file ends here")
+
+    seen = []
+    with pytest.raises(ValueError, match="the file ends here"):
+        seen.extend(ahead(items()))
+    assert seen == [] or seen == list(range(5))
+    assert list(ahead(iter([3, 1, 2]))) == [3, 1, 2]
+
+
+def test_the_next_item_is_made_while_this_one_is_worked_on():
+    made = []
+
+    def items():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    reading = ahead(items())
+    assert next(reading) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert made == [0, 1]
+    reading.close()
+    assert made == [0, 1]
+
+
+def test_calls_behind_run_in_order_and_give_their_errors():
+    written = []
+    with Behind() as behind:
+        for i in range(20):
+            behind(written.append, i)
+    assert written == list(range(20))
+
+    def fail(number):
+        raise OSError(f"no room for {number}")
+
+    with pytest.raises(OSError, match="no room for 1"), Behind() as behind:
+        behind(fail, 1)
+        behind(written.append, 20)
+    assert 20 not in written
+    with pytest.raises(OSError, match="no room for 2"), Behind() as behind:
+        behind(fail, 2)
+
+
+def test_helpers_and_this_process_share_the_work_and_results_stay_in_order():
+    here, there = [], []
+
+    def work(number):
+        (here if threading.current_thread() is threading.main_thread() else there).append(number)
+        time.sleep(0.002)
+        return number**2
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(Helpers(pool, 2).map(work, lambda number: (work, number), range(40)))
+    assert results == [n**2 for n in range(40)]
+    assert here and there
+    assert sorted(here + there) == list(range(40))
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_an_error_ends_the_work(where):
+    done = []
+
+    def work(number):
+        is_here = threading.current_thread() is threading.main_thread()
+        if is_here == (where == "here") and number >= 3:
+            raise ValueError(f"piece {number} is broken")
+        time.sleep(0.005)
+        done.append(number)
+        return number
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="is broken"):
+        list(Helpers(pool, 1).map(work, lambda number: (work, number), range(50)))
+    assert len(done) < 50
+
+
+def test_processes_that_are_gone_are_an_error():
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        list(Helpers(pool, 1).map(str, lambda number: (str, number), range(3)))

@@ -1,0 +1,119 @@
+"""Reading ahead, writing behind and working side by side: the order of results stays what it was."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+
+Item = TypeVar("Item")
+_END: Any = object()
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Give items in order, making the next one in a thread while the caller works on this one."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, iterator, _END)
+        while (item := waiting.result()) is not _END:
+            waiting = thread.submit(next, iterator, _END)
+            yield item
+
+
+class Behind:
+    """Does calls one after the other in a thread; at most one waits or runs while the caller goes on.
+
+    An error of a call is raised by the next one, or at the end of the ``with`` block.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future | None = None
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Do a call as soon as the last one is done."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._thread.submit(function, *arguments)
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None and self._last is not None:
+            self._last.result()
+
+
+class Helpers:
+    """Processes that work beside this one: each has one piece of work at a time, and so has this process.
+
+    Parameters
+    ----------
+    pool
+        The processes; they may still be starting, this process does not wait for them.
+    number
+        How many they are.
+    """
+
+    def __init__(self, pool: Executor, number: int):
+        self._pool, self._number = pool, number
+
+    def map(
+        self,
+        here: Callable[[Any], Any],
+        there: Callable[[Any], tuple[Any, ...]],
+        pieces: Sequence[Any],
+    ) -> Iterator[Any]:
+        """Do pieces of work and give their results in order.
+
+        Parameters
+        ----------
+        here
+            Does a piece in this process.
+        there
+            Piece -> function and arguments with which another process does it.
+        pieces
+            The pieces.
+        """
+        results: list[Future] = [Future() for _ in pieces]
+        numbers, lock, left_alone = iter(range(len(pieces))), threading.Lock(), threading.Event()
+
+        def take() -> int | None:
+            with lock:
+                return None if left_alone.is_set() else next(numbers, None)
+
+        def hand_out(_: Any = None) -> None:
+            if (number := take()) is not None:
+                try:
+                    task = self._pool.submit(*there(pieces[number]))
+                except RuntimeError as error:  # the processes are gone
+                    results[number].set_exception(error)
+                    return
+                task.add_done_callback(lambda done, n=number: _pass_on(done, results[n]))
+                task.add_done_callback(hand_out)
+
+        try:
+            for _ in range(self._number):
+                hand_out()
+            given = 0
+            while given < len(pieces):
+                if not results[given].done() and (number := take()) is not None:
+                    results[number].set_result(here(pieces[number]))
+                    continue
+                yield results[given].result()
+                given += 1
+        finally:
+            left_alone.set()
+
+
+def _pass_on(done: Future, result: Future) -> None:
+    if done.cancelled():
+        result.cancel()
+    elif (error := done.exception()) is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(done.result())
+
+
+__all__ = ["Behind", "Helpers", "ahead"]
