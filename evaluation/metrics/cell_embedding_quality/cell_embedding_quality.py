@@ -1,0 +1,371 @@
+"""How well an embedding of cells keeps cell types apart (AvgBIO) and batches together (AvgBatch)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.neighbors import NearestNeighbors
+
+
+DESCRIPTION = """\
+Scores of an embedding of cells, as scCello's evaluation takes them (Yuan et al. 2024, arXiv 2408.12373). Cell types:
+NMI and ARI of given clusters, silhouette width rescaled to [0, 1] (asw_label), and their mean (avg_bio). Batches:
+silhouette width of batches (asw_batch), connectivity of cell types in the graph of nearest neighbours, and their mean
+(avg_batch). Cells without a label are left out of all scores, cells without a batch out of asw_batch. A score that is
+not defined is None, with the reason.
+"""
+
+INPUTS = """\
+Args:
+    predictions: embedding of each cell.
+    references: cell type of each cell; None, NaN or '' where it is not known.
+    batches (optional): batch of each cell; None, NaN or '' where it is not known.
+    clusters (optional): cluster of each cell; for nmi, ari and avg_bio.
+    n_neighbors (optional): neighbours of a cell in the graph, itself among them; 15.
+Returns:
+    nmi, ari, asw_label, avg_bio, asw_batch, graph_connectivity, avg_batch: floats, or None where undefined.
+    cells, cell_types, batches, cells_without_label, cells_without_batch: numbers.
+    undefined: score that is None -> the reason.
+"""
+
+CELLS_AT_ONCE = 2048  # distances of so many cells to as many others are held at once: 34 MB
+
+
+def texts(values: Iterable[Any]) -> list[str]:
+    """Give labels as text, '' where one is None, NaN or blank."""
+    given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
+    return [v if v.strip() else "" for v in given]
+
+
+def group_codes(values: Iterable[Any]) -> np.ndarray:
+    """Give numbers to groups, by their sorted names: int64, shape (cells,), -1 for cells in no group."""
+    names = np.array(texts(values), dtype=str)
+    known, codes = np.unique(names, return_inverse=True)
+    return codes.astype(np.int64) - 1 if len(known) and known[0] == "" else codes.astype(np.int64)
+
+
+def silhouette_widths(embedding: np.ndarray, groupings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Give the silhouette widths of cells in one or several groupings, by Euclidean distance (Rousseeuw 1987).
+
+    Every distance is computed once, in blocks; memory grows with cells x groups. As in scikit-learn, a cell alone in
+    its group has width 0.
+
+    Parameters
+    ----------
+    embedding
+        Shape (cells, size).
+    groupings
+        Group of each cell, counted from 0, -1 for cells that are left out; each of shape (cells,).
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each grouping the widths in [-1, 1], NaN for cells that are left out or where there is but one group;
+        float64, shape (cells,).
+    """
+    x = np.asarray(embedding, dtype=np.float64)
+    x = x - x.mean(axis=0)
+    sizes = [np.bincount(g[g >= 0]) for g in groupings]
+    ends = np.cumsum([len(s) for s in sizes])
+    sums = _distances_to_groups(x, groupings, [len(s) for s in sizes])
+    return [
+        _widths(sums[:, end - len(size) : end], grouping, size)
+        for grouping, size, end in zip(groupings, sizes, ends, strict=True)
+    ]
+
+
+def _distances_to_groups(x: np.ndarray, groupings: Sequence[np.ndarray], numbers: list[int]) -> np.ndarray:
+    """Sum the distances of each cell to the cells of each group, shape (cells, groups of all groupings)."""
+    squares = np.einsum("ij,ij->i", x, x)
+    blocks = [slice(i, min(i + CELLS_AT_ONCE, len(x))) for i in range(0, len(x), CELLS_AT_ONCE)]
+    sums = np.zeros((len(x), sum(numbers)))
+
+    def members(block: slice) -> np.ndarray:
+        # Row -1, for cells that are left out, is zero in all columns that are kept.
+        pairs = zip(groupings, numbers, strict=True)
+        return np.concatenate([np.eye(n + 1)[g[block], :n] for g, n in pairs], axis=1)
+
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            distances = x[rows] @ x[columns].T
+            distances *= -2
+            distances += squares[rows, None]
+            distances += squares[columns]
+            np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
+            if rows == columns:
+                np.fill_diagonal(distances, 0)
+            else:
+                sums[columns] += distances.T @ members(rows)
+            sums[rows] += distances @ members(columns)
+    return sums
+
+
+def _widths(sums: np.ndarray, grouping: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    widths = np.full(len(grouping), np.nan)
+    if (sizes > 0).sum() < 2:
+        return widths
+    cells = np.flatnonzero(grouping >= 0)
+    own = grouping[cells]
+    means = np.where(sizes > 0, sums[cells] / np.maximum(sizes, 1), np.inf)
+    within = sums[cells, own] / np.maximum(sizes[own] - 1, 1)
+    means[np.arange(len(cells)), own] = np.inf
+    between = means.min(axis=1)
+    larger = np.maximum(within, between)
+    widths[cells] = np.where(sizes[own] > 1, (between - within) / np.where(larger > 0, larger, 1), 0)
+    return widths
+
+
+def batch_silhouette(widths: np.ndarray, batches: np.ndarray) -> float:
+    """Give asw_batch: (1 + mean over batches of (1 - mean absolute width of the batch's cells)) / 2.
+
+    As scCello's release computes it, over all cells and hence in [0.5, 1]; scib takes 1 - the mean absolute width
+    within each cell type.
+
+    Parameters
+    ----------
+    widths
+        Silhouette widths of the batches, shape (cells,).
+    batches
+        Batch of each cell, counted from 0, -1 for cells that are left out, shape (cells,).
+    """
+    means = [1 - np.abs(widths[batches == b]).mean() for b in np.unique(batches[batches >= 0])]
+    return float((1 + np.mean(means)) / 2)
+
+
+def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest cells of each by Euclidean distance, exactly, in bounded memory.
+
+    Parameters
+    ----------
+    embedding
+        Shape (cells, size).
+    n_neighbors
+        Neighbours of a cell, itself among them (as scanpy counts).
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Numbers of the neighbours, int64, and their distances, float64, both of shape (cells, n_neighbors), the cell
+        itself first.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer cells than neighbours, or `n_neighbors` is below 2.
+    """
+    n_cells = len(embedding)
+    if n_neighbors < 2:
+        raise ValueError(f"{n_neighbors} neighbours, the cell itself among them: a graph needs at least 2")
+    if n_cells < n_neighbors:
+        raise ValueError(
+            f"{n_cells:,} cells are fewer than the {n_neighbors} neighbours of the graph: pass more cells or "
+            f"n_neighbors of at most {n_cells}"
+        )
+    search = NearestNeighbors(n_neighbors=n_neighbors - 1, algorithm="brute").fit(np.asarray(embedding))
+    distances, numbers = search.kneighbors()
+    own = np.arange(n_cells)[:, None]
+    return np.hstack([own, numbers]), np.hstack([np.zeros((n_cells, 1)), distances])
+
+
+def neighbor_graph(numbers: np.ndarray) -> csr_matrix:
+    """Give the undirected graph that joins each cell to its neighbours, shape (cells, cells).
+
+    Parameters
+    ----------
+    numbers
+        Neighbours of each cell, the cell itself first, shape (cells, n_neighbors).
+    """
+    others = numbers[:, 1:]
+    rows = np.repeat(np.arange(len(others)), others.shape[1])
+    graph = coo_matrix((np.ones(rows.size, dtype=bool), (rows, others.ravel())), (len(others),) * 2).tocsr()
+    return (graph + graph.T).astype(bool)
+
+
+def graph_connectivity(graph: csr_matrix, labels: np.ndarray) -> float:
+    """Give the share of a cell type's cells that lie in its largest connected part, averaged over cell types.
+
+    Edges have no direction, as in scib; scib-metrics follows them one way.
+
+    Parameters
+    ----------
+    graph
+        Edges between cells, shape (cells, cells).
+    labels
+        Cell type of each cell, counted from 0, -1 for cells that are left out, shape (cells,).
+
+    Raises
+    ------
+    ValueError
+        If no cell has a type.
+    """
+    if not (labels >= 0).any():
+        raise ValueError("no cell has a type: there are no parts of the graph to look at")
+    edges = graph.tocoo()
+    inside = labels[edges.row] == labels[edges.col]
+    kept = (np.ones(int(inside.sum()), dtype=bool), (edges.row[inside], edges.col[inside]))
+    _, parts = connected_components(coo_matrix(kept, shape=graph.shape), directed=False)
+    sizes = np.bincount(parts)
+    shares = [sizes[parts[labels == t]].max() / (labels == t).sum() for t in np.unique(labels[labels >= 0])]
+    return float(np.mean(shares))
+
+
+def embedding_scores(
+    embedding: np.ndarray,
+    labels: Iterable[Any] | None = None,
+    batches: Iterable[Any] | None = None,
+    clusters: Iterable[Any] | None = None,
+    n_neighbors: int = 15,
+    neighbors: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Score an embedding.
+
+    Parameters
+    ----------
+    embedding
+        Shape (cells, size).
+    labels
+        Cell type of each cell; cells where it is None, NaN or blank are left out of everything.
+    batches
+        Batch of each cell; cells where it is None, NaN or blank are left out of asw_batch.
+    clusters
+        Cluster of each cell.
+    n_neighbors
+        Neighbours of a cell in the graph, itself among them.
+    neighbors
+        What `nearest_neighbors` gives for these cells, where it is there already and every cell has a type.
+
+    Returns
+    -------
+    dict
+        As the metric's description says; plain types.
+
+    Raises
+    ------
+    ValueError
+        If labels, batches or clusters are not one for each cell, labels are given and no cell has one, a cell has no
+        cluster, an embedding is not finite, or there are fewer cells than neighbours.
+    """
+    x = np.asarray(embedding)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"an embedding has the shape (cells, size), not {x.shape}")
+    types = _codes(labels, "labels", len(x))
+    of_batches = _codes(batches, "batches", len(x))
+    of_clusters = _codes(clusters, "clusters", len(x))
+    kept = np.ones(len(x), dtype=bool) if types is None else types >= 0
+    if not kept.any():
+        raise ValueError(f"none of {len(x):,} cells has a label: leave labels out where there are none")
+    if not np.isfinite(x[kept]).all():
+        raise ValueError(f"the embeddings of {int((~np.isfinite(x[kept]).all(axis=1)).sum()):,} cells are not finite")
+    if of_clusters is not None and (of_clusters[kept] < 0).any():
+        raise ValueError(f"{int((of_clusters[kept] < 0).sum()):,} cells have no cluster")
+    if neighbors is None and types is not None:
+        neighbors = nearest_neighbors(x[kept], n_neighbors)[0]
+    types, of_batches, of_clusters = (None if g is None else g[kept] for g in (types, of_batches, of_clusters))
+    scores, undefined = _scores(x[kept], types, of_batches, of_clusters, neighbors)
+    names = ("nmi", "ari", "asw_label", "avg_bio", "asw_batch", "graph_connectivity", "avg_batch")
+    numbers = {
+        "cells": int(kept.sum()),
+        "cell_types": _number(types),
+        "batches": _number(of_batches),
+        "cells_without_label": int((~kept).sum()),
+        "cells_without_batch": 0 if of_batches is None else int((of_batches < 0).sum()),
+    }
+    return {name: scores.get(name) for name in names} | numbers | {"undefined": undefined}
+
+
+def _codes(values: Iterable[Any] | None, what: str, n_cells: int) -> np.ndarray | None:
+    codes = None if values is None else group_codes(values)
+    if codes is not None and len(codes) != n_cells:
+        raise ValueError(f"{what} of {len(codes):,} cells for embeddings of {n_cells:,}")
+    return codes
+
+
+def _number(codes: np.ndarray | None) -> int:
+    return 0 if codes is None else len(np.unique(codes[codes >= 0]))
+
+
+def _scores(
+    x: np.ndarray,
+    types: np.ndarray | None,
+    batches: np.ndarray | None,
+    clusters: np.ndarray | None,
+    neighbors: np.ndarray | None,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Give the scores that are defined, and the reasons of the others."""
+    no_types = _cannot_compare(types, "cell type", "cell types")
+    no_batches = _cannot_compare(batches, "batch", "batches")
+    wanted = {
+        n: g for n, g, no in (("t", types, no_types), ("b", batches, no_batches)) if g is not None and no is None
+    }
+    widths = dict(zip(wanted, silhouette_widths(x, list(wanted.values())), strict=True)) if wanted else {}
+    scores: dict[str, float] = {}
+    undefined: dict[str, str] = {}
+    agreement = no_types or ("no clusters were given" if clusters is None else None)
+    if agreement is None:
+        scores["nmi"] = float(normalized_mutual_info_score(types, clusters))
+        scores["ari"] = float(adjusted_rand_score(types, clusters))
+    else:
+        undefined |= dict.fromkeys(("nmi", "ari"), agreement)
+    if "t" in widths:
+        scores["asw_label"] = float((np.nanmean(widths["t"]) + 1) / 2)
+    else:
+        undefined["asw_label"] = str(no_types)
+    if "b" in widths and batches is not None:
+        scores["asw_batch"] = batch_silhouette(widths["b"], batches)
+    else:
+        undefined["asw_batch"] = str(no_batches)
+    if types is None or neighbors is None:
+        undefined["graph_connectivity"] = "no cell types were given"
+    else:
+        scores["graph_connectivity"] = graph_connectivity(neighbor_graph(neighbors), types)
+    parts = {"avg_bio": ("nmi", "ari", "asw_label"), "avg_batch": ("asw_batch", "graph_connectivity")}
+    for name, of in parts.items():
+        without = [n for n in of if n not in scores]
+        if without:
+            undefined[name] = f"{', '.join(without)} undefined: {undefined[without[0]]}"
+        else:
+            scores[name] = float(np.mean([scores[n] for n in of]))
+    return scores, undefined
+
+
+def _cannot_compare(codes: np.ndarray | None, one: str, several: str) -> str | None:
+    """Say why groups cannot be told apart, None where they can."""
+    if codes is None:
+        return f"no {several} were given"
+    sizes = np.bincount(codes[codes >= 0])
+    sizes = sizes[sizes > 0]
+    if len(sizes) < 2:
+        return f"the cells are of {len(sizes)} {one if len(sizes) else several}: there is nothing to tell apart"
+    if sizes.max() == 1:
+        return f"every {one} has a single cell"
+    return None
+
+
+class CellEmbeddingQuality(evaluate.Metric):
+    """The scores as a module of `evaluate`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Value("string"),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/2408.12373"],
+        )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add cells; labels may be of any type."""
+        super().add_batch(predictions=predictions, references=texts(references), **kwargs)
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return embedding_scores(np.asarray(predictions, dtype=np.float64), references, **kwargs)
