@@ -1,6 +1,6 @@
 """LangCell's zero-shot annotation at its published size, against running every (cell, text) pair from scratch.
 
-    python benchmarks/langcell.py [--quick]
+    python benchmarks/langcell.py [few] [many] [same] [memory] [--quick]
 
 12 layers of 512 for cells and 12 of 768 for texts, cells of 1,024 gene tokens, texts of 60 tokens, random weights. The
 straightforward way (`straightforward_langcell.py`) does what the released notebook does: cells once, texts in text
@@ -8,9 +8,11 @@ mode once, then every pair through the text encoder from scratch, with explicit 
 PyTorch's fused attention on the straightforward side, too. All sides of a row run in turn, after a small run of each;
 with many classes, where the straightforward way takes minutes, there is one round. That float32 gives the same scores
 is checked. How many cells get the same class in bfloat16 is asked of weights three times as large as at the start of
-training, so that classes differ. Memory is what a process takes beyond its size before.
+training, so that classes differ. Memory is what a process takes beyond its size before. Each part writes a file of
+results of its own as soon as it is done.
 """
 
+import argparse
 import functools
 import sys
 import time
@@ -146,17 +148,45 @@ def memory(table: Table, genes: int, numbers: tuple[int, ...]) -> None:
     table.targets.append((work, 1.1, growth, growth <= 1.1))
 
 
+def few(given: argparse.Namespace) -> Table:
+    table = Table(given.quick)
+    few_classes(table, make_model(), *((256, 1) if given.quick else (GENES, given.repeats)))
+    return table
+
+
+def many(given: argparse.Namespace) -> Table:
+    table = Table(given.quick)
+    many_classes(table, make_model(), make_model().to(torch.bfloat16), *((256, 20) if given.quick else (GENES, 160)))
+    return table
+
+
+def same(given: argparse.Namespace) -> Table:
+    table = Table(given.quick)
+    same_in_bfloat16(table, 16 if given.quick else 100)
+    return table
+
+
+def flat(given: argparse.Namespace) -> Table:
+    table = Table(given.quick)
+    memory(table, *((256, (64, 128)) if given.quick else (GENES, (64, 160, 320))))
+    return table
+
+
+PARTS = {"few": few, "many": many, "same": same, "memory": flat}
+
+
 def main() -> None:
-    options = parser(__doc__, repeats=3).parse_args()
-    genes = 256 if options.quick else GENES
-    table, model, half = Table(options.quick), make_model(), make_model().to(torch.bfloat16)
-    few_classes(table, model, genes, 1 if options.quick else options.repeats)
-    many_classes(table, model, half, genes, 20 if options.quick else 160)
-    del model, half
-    same_in_bfloat16(table, 16 if options.quick else 100)
-    memory(table, genes, (64, 128) if options.quick else (64, 160, 320))
-    columns = list(dict.fromkeys(name for row in table.rows for name in row))
-    report(options, [{name: row.get(name, "") for name in columns} for row in table.rows], table.targets)
+    options = parser(__doc__, repeats=3)
+    options.add_argument("parts", nargs="*", default=[], help=f"of {', '.join(PARTS)} (default all)")
+    given = options.parse_args()
+    unknown = set(given.parts) - set(PARTS)
+    if unknown:
+        options.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    whole = given.output
+    for name in given.parts or PARTS:
+        table = PARTS[name](given)
+        given.output = whole.with_name(f"{whole.stem}_{name}.json")
+        report(given, table.rows, table.targets)
 
 
 if __name__ == "__main__":
