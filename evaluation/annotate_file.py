@@ -9,8 +9,9 @@ from cellglot.evaluation import plots
 from cellglot.evaluation.annotated_file import check_output, write_annotated
 from cellglot.evaluation.annotation import KEY, annotate_cells, write_table
 from cellglot.evaluation.cell_text_model import load_cell_text_model
+from cellglot.evaluation.classified_cells import classify_cells, load_classifier
 from cellglot.tokenization.cell_type_candidates import Candidates
-from cellglot.tokenization.cells import read_cells
+from cellglot.tokenization.cells import Cells, read_cells
 
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -20,33 +21,37 @@ def annotate_file(
     model: str | Path,
     cells: Path,
     output: Path,
-    candidates: Candidates,
+    candidates: Candidates | None = None,
     *,
+    adapter: str | Path | None = None,
     table: Path | None = None,
     plot: Path | None = None,
     layer: str | None = None,
     dtype: str | None = None,
     **options: Any,
 ) -> str:
-    """Annotate the cells of a file.
+    """Annotate the cells of a file: with candidates by their texts, without by the classes of a trained head.
 
     Parameters
     ----------
     model
-        Folder or repository of a LangCell model with its processor.
+        Folder or repository of a LangCell model with its processor; of a classifier, or of an adapter; or of the base
+        model of `adapter`.
     cells
         File of cells.
     output
-        ``.h5ad``: the cells with what `CellAnnotation.write_to` lists; ``obsm["X_cellglot_umap"]`` where a picture is
-        drawn.
+        ``.h5ad``: the cells with what `CellAnnotation.write_to` or `ClassifiedCells` lists;
+        ``obsm["X_cellglot_umap"]`` where a picture is drawn.
     candidates
-        The classes.
+        The classes, where the model annotates by texts.
+    adapter
+        Folder or repository of an adapter that was trained on `model`.
     table
         ``.csv``, ``.tsv`` or ``.parquet`` with a row for each cell.
     plot
         Where to draw a UMAP, coloured by prediction.
     layer, **options
-        As for `cellglot.evaluation.annotation.annotate_cells`.
+        As for `cellglot.evaluation.annotation.annotate_cells`, or `classify_cells`.
     dtype
         Of the weights: ``"bfloat16"``; by default as they are stored.
 
@@ -58,8 +63,8 @@ def annotate_file(
     Raises
     ------
     ValueError
-        If an ending is not known, there are too few cells for a UMAP, or the model knows no texts; as
-        `annotate_cells` does.
+        If an ending is not known, there are too few cells for a UMAP, the model knows no texts or has no classes; as
+        `annotate_cells` and `load_classifier` do.
     """
     if table is not None and table.suffix not in TABLES:
         raise ValueError(f"{table}: tables are written as {', '.join(TABLES)}")
@@ -67,21 +72,33 @@ def annotate_file(
     with read_cells(cells, layer=layer) as opened:
         if plot is not None and len(opened) < 4:
             raise ValueError(f"{len(opened):,} cells are too few for a UMAP: it takes four or more")
-        network, processor = load_cell_text_model(model, dtype)
-        annotation = annotate_cells(network, processor, opened, candidates, layer=layer, **options)
-        matrices = annotation.matrices()
-        if plot is not None:
-            coordinates = plots.umap_coordinates(np.nan_to_num(annotation.embedding))
-            matrices[f"X_{KEY}_umap"] = coordinates
-            title = f"{opened.name}, predicted cell types ({annotation.score_name.removeprefix('score_')})"
-            plots.save_figure(annotation.plot(coordinates, title), str(plot))
-        columns = {f"{KEY}_{name}": values for name, values in annotation.columns().items()}
-        facts = annotation.facts() | {"model": str(model)}
-        write_annotated(opened, cells, output, obs=columns, obsm=matrices, uns={KEY: facts})
-        if table is not None:
-            write_table(annotation.table(), table)
+        found: Any
+        if candidates is None:
+            found = classify_cells(*load_classifier(model, adapter, dtype), opened, **options)
+        else:
+            network, processor = load_cell_text_model(model, dtype)
+            found = annotate_cells(network, processor, opened, candidates, layer=layer, **options)
+        facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
+        _write(found, opened, cells, output, table, plot, facts)
         written = [str(p) for p in (output, table, plot) if p is not None]
-        return "\n".join([opened.summary(), annotation.summary(), *written])
+        return "\n".join([opened.summary(), found.summary(), *written])
+
+
+def _write(
+    found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, plot: Path | None, facts: dict[str, Any]
+) -> None:
+    """Write annotated cells, their table and their picture."""
+    matrices, columns = found.matrices(), found.columns()
+    if plot is not None:
+        coordinates = plots.umap_coordinates(np.nan_to_num(found.embedding))
+        matrices[f"X_{KEY}_umap"] = coordinates
+        kind = next(name for name in columns if name.startswith("score_")).removeprefix("score_")
+        title = f"{opened.name}, predicted cell types ({kind})"
+        plots.save_figure(found.plot(coordinates, title), str(plot))
+    named = {f"{KEY}_{name}": values for name, values in columns.items()}
+    write_annotated(opened, cells, output, obs=named, obsm=matrices, uns={KEY: found.facts() | facts})
+    if table is not None:
+        write_table(found.table(), table)
 
 
 __all__ = ["annotate_file"]

@@ -69,13 +69,19 @@ def embed_file(
         if plot is not None and coordinates is not None:
             values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
             title = f"{opened.name}" + (f", by {column}" if column else "")
-            plots.save_figure(plots.embedding_plot(coordinates, [str(v) for v in values], title), str(plot))
+            plots.save_figure(plots.embedding_plot(coordinates, [_label(v) for v in values], title), str(plot))
         lines = [
             opened.summary(),
             report.summary(),
             f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}",
         ]
     return "\n".join(lines + ([] if plot is None else [str(plot)]))
+
+
+def _label(value: Any) -> str | None:
+    """Give a value of obs as text, None where it is missing."""
+    missing = value is None or value != value or not str(value).strip()
+    return None if missing else str(value)
 
 
 def _write(cells: Cells, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path) -> None:

@@ -1,6 +1,6 @@
 """Cells to embeddings, streamed in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cellglot.tokenization.count_matrix import open_counts
-from cellglot.tokenization.gene_encoding import TokenRows
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
@@ -38,45 +37,12 @@ def batches(
     **options
         ``genes``, ``layer``, ``gene_column``, ``min_coverage`` as for the tokenizer.
 
-    Yields
-    ------
-    cells : numpy.ndarray
-        Numbers of the batch's cells.
-    batch : dict
-        Inputs of the model.
+    Returns
+    -------
+    Iterator
+        (numbers of the batch's cells, inputs of the model).
     """
-    counts = open_counts(cells, options.get("genes"), options.get("layer"))
-    columns = tokenizer.gene_columns(counts, options.get("gene_column"))
-    report = columns.match.report() if report is None else report
-    report.__dict__.update(columns.match.report().__dict__)
-    first = 0
-    for encoded in _runs(tokenizer.iterate(counts, columns, report), 16 * batch_size):
-        order = np.argsort(-np.concatenate([np.diff(rows.indptr) for rows in encoded]), kind="stable")
-        rows = [_one(part, cell) for part in encoded for cell in range(len(part))]
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = max(1, max(len(rows[i].tokens) for i in chosen))
-            arrays = tokenizer._padded([rows[i] for i in chosen], width)
-            yield first + chosen, {name: torch.from_numpy(array) for name, array in arrays.items()}
-        first += len(order)
-    tokenizer.check_coverage(report, options.get("min_coverage"))
-
-
-def _runs(parts: Iterator[TokenRows], n_cells: int) -> Iterator[list[TokenRows]]:
-    waiting: list[TokenRows] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(len(p) for p in waiting) >= n_cells:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
-
-
-def _one(rows: TokenRows, cell: int) -> TokenRows:
-    low, stop = rows.indptr[cell], rows.indptr[cell + 1]
-    values = None if rows.values is None else rows.values[low:stop]
-    return TokenRows(rows.tokens[low:stop], values, np.array([0, stop - low]), rows.tokens_cut[cell : cell + 1])
+    return tokenizer.batches(cells, batch_size, report, **options)
 
 
 def run_model(
@@ -84,11 +50,6 @@ def run_model(
     tokenizer: GeneExpressionTokenizer,
     cells: Any,
     output: str,
-    *,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    report: GeneReport | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Give one field of a model's output for every cell, in the order of the cells.
@@ -101,6 +62,40 @@ def run_model(
         Whatever the tokenizer takes; files are opened by `cellglot.tokenization.read_cells`.
     output
         The field: ``"pooler_output"``, ``"logits"``.
+    **options
+        As for `run_batches`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (cells, ...), float32.
+    """
+    return run_batches(model, tokenizer, cells, lambda batch: {output: model(**batch)[output]}, **options)[output]
+
+
+def run_batches(
+    model: Any,
+    tokenizer: GeneExpressionTokenizer,
+    cells: Any,
+    compute: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    report: GeneReport | None = None,
+    word: str = "embedding ",
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """Compute something of every cell with a model, batch by batch; what is held is the result.
+
+    Parameters
+    ----------
+    model, tokenizer
+        Belonging together.
+    cells
+        Whatever the tokenizer takes; files are opened by `cellglot.tokenization.read_cells`.
+    compute
+        Inputs of the model for some cells -> name -> tensor with a row a cell.
     batch_size
         Cells at once.
     device
@@ -109,13 +104,15 @@ def run_model(
         Show a bar.
     report
         Counts what was matched and lost.
+    word
+        Beside the bar.
     **options
         As for `batches`.
 
     Returns
     -------
-    numpy.ndarray
-        Shape (cells, ...), float32.
+    dict
+        Name -> array in the order of the cells, shape (cells, ...), float32.
 
     Raises
     ------
@@ -128,12 +125,12 @@ def run_model(
             f"{model.config.vocab_size:,}: they do not belong together"
         )
     device = torch.device(device) if device is not None else default_device()
-    n_cells = open_counts(cells, options.get("genes"), options.get("layer")).n_cells
+    counts = open_counts(cells, options.get("genes"), options.get("layer"))
     training, home = model.training, next(model.parameters()).device
     model.to(device).eval()
-    result: np.ndarray | None = None
+    results: dict[str, np.ndarray] = {}
     bars = Progress(
-        TextColumn("embedding "),
+        TextColumn(word),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("cells"),
@@ -142,17 +139,17 @@ def run_model(
     )
     try:
         with bars, torch.inference_mode():
-            task = bars.add_task("embedding", total=n_cells)
-            for numbers, batch in batches(tokenizer, cells, batch_size, report, **options):
-                values = model(**{k: v.to(device) for k, v in batch.items()})[output].float().cpu().numpy()
-                if result is None:
-                    result = np.zeros((n_cells, *values.shape[1:]), dtype=np.float32)
-                result[numbers] = values
+            task = bars.add_task(word, total=counts.n_cells)
+            for numbers, batch in batches(tokenizer, counts, batch_size, report, **options):
+                for name, tensor in compute({k: v.to(device) for k, v in batch.items()}).items():
+                    values = tensor.float().cpu().numpy()
+                    if name not in results:
+                        results[name] = np.zeros((counts.n_cells, *values.shape[1:]), dtype=np.float32)
+                    results[name][numbers] = values
                 bars.advance(task, len(numbers))
     finally:
         model.to(home).train(training)
-    assert result is not None
-    return result
+    return results
 
 
 def embed_cells(model: Any, tokenizer: GeneExpressionTokenizer, cells: Any, **options: Any) -> np.ndarray:
@@ -160,4 +157,4 @@ def embed_cells(model: Any, tokenizer: GeneExpressionTokenizer, cells: Any, **op
     return run_model(model, tokenizer, cells, "pooler_output", **options)
 
 
-__all__ = ["batches", "default_device", "embed_cells", "run_model"]
+__all__ = ["batches", "default_device", "embed_cells", "run_batches", "run_model"]

@@ -13,6 +13,7 @@ from cellglot.evaluation.ontology_geometry import OntologyGeometry
 
 
 INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
+MISSING = "#c9ced6"
 # Distinct for up to 20 classes; further classes repeat them.
 COLOURS = [
     "#2364aa", "#d1495b", "#3da35d", "#edae49", "#7b4fa3", "#00798c", "#c77dff", "#8d6b4f", "#6c757d", "#f28482",
@@ -47,27 +48,39 @@ def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
     return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
 
 
-def embedding_plot(coordinates: np.ndarray, labels: Sequence[str], title: str, held_out: Any = None) -> Figure:
-    """Draw cells in two dimensions, coloured by label; held-out cells are ringed.
+def embedding_plot(
+    coordinates: np.ndarray,
+    labels: Sequence[str | None],
+    title: str,
+    held_out: Any = None,
+    missing: str = "missing",
+) -> Figure:
+    """Draw cells in two dimensions, coloured by label; held-out cells are ringed, cells without a label grey.
 
     Parameters
     ----------
     coordinates
         Shape (cells, 2).
     labels
-        One a cell; the legend lists them by number of cells.
+        One a cell, None (or not a number) where it has none; the legend lists them by number of cells.
     title
         Above the plot.
     held_out
         Whether each cell was held out, shape (cells,).
+    missing
+        Name of the cells without a label.
     """
-    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
-    names = names[np.argsort(-counts, kind="stable")]
+    unlabelled = np.array([label is None or label != label for label in labels], dtype=bool)
+    given = np.asarray(labels, dtype=str)
+    names, counts = np.unique(given[~unlabelled], return_counts=True)
+    groups = [(str(name), given == name) for name in names[np.argsort(-counts, kind="stable")]]
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(groups))]
+    if unlabelled.any():
+        groups = [*((name, mine & ~unlabelled) for name, mine in groups), (missing, unlabelled)]
+        colours.append(MISSING)
     figure, axes = _figure(8.6, 5.4)
     size = float(np.clip(12_000 / max(len(coordinates), 1), 1.5, 22))
-    for number, name in enumerate(names):
-        mine = np.asarray(labels, dtype=str) == name
-        colour = COLOURS[number % len(COLOURS)]
+    for (name, mine), colour in zip(groups, colours, strict=True):
         axes.scatter(
             *coordinates[mine].T, s=size, c=colour, label=f"{name} ({mine.sum():,})", linewidths=0, alpha=0.85
         )

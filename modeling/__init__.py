@@ -5,6 +5,9 @@ from typing import Any
 
 
 _PUBLIC = {
+    "AutoModelForCells": "cell_pipeline",
+    "CellEmbeddingPipeline": "pipeline_cell_embedding",
+    "CellTypeAnnotationPipeline": "pipeline_cell_type_annotation",
     "ExceiverConfig": "configuration_exceiver",
     "ExceiverForMaskedExpression": "modeling_exceiver",
     "ExceiverForMaskedExpressionOutput": "modeling_exceiver",
@@ -20,6 +23,7 @@ _PUBLIC = {
     "LangCellForPreTraining": "modeling_langcell",
     "LangCellForPreTrainingOutput": "modeling_langcell",
     "LangCellForSequenceClassification": "modeling_langcell",
+    "LangCellForTokenClassification": "modeling_langcell",
     "LangCellModel": "modeling_langcell",
     "LangCellModelOutput": "modeling_langcell",
     "LangCellPreTrainedModel": "modeling_langcell",

@@ -136,7 +136,7 @@ def masked_gene_loss(states: torch.Tensor, genes: torch.Tensor, labels: torch.Te
 
 
 @full_precision
-def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor) -> LossTerms:
+def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> LossTerms:
     """Cross entropy of logits, label -100 left out.
 
     Parameters
@@ -145,9 +145,12 @@ def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor) -> LossTerms
         Shape (items, classes).
     labels
         Shape (items,).
+    weights
+        By which each item's term is multiplied, shape (items,); the number of terms stays that of items.
     """
-    total = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return LossTerms(total, (labels != IGNORED).sum())
+    reduction = "sum" if weights is None else "none"
+    terms = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction=reduction)
+    return LossTerms(terms if weights is None else (terms * weights).sum(), (labels != IGNORED).sum())
 
 
 # -------------------------------------------------------------------- cell types

@@ -6,9 +6,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .model_pipelines import ModelPipelines
+
 
 @strict
-class ExceiverConfig(PreTrainedConfig):
+class ExceiverConfig(ModelPipelines, PreTrainedConfig):
     """Sizes and conventions of Exceiver, a Perceiver IO over sparse expression (Connell et al. 2022).
 
     Defaults are those of the published pretrained model.
@@ -46,6 +48,10 @@ class ExceiverConfig(PreTrainedConfig):
     gene_order_known
         Whether row i of the gene embedding is known to be gene i of the tokenizer. The order of the published
         checkpoints' genes was never published.
+    label_cl_ids
+        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+    target_mean, target_std
+        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
     pad_token_id, cls_token_id
         Ids after the last gene: ``vocab_size - 2`` and ``vocab_size - 1``.
     """
@@ -67,6 +73,9 @@ class ExceiverConfig(PreTrainedConfig):
     unexpressed_genes: str = "exclude"
     pooling: str = "flatten"
     gene_order_known: bool = True
+    label_cl_ids: dict[str, str] | None = None
+    target_mean: float | int | None = None
+    target_std: float | int | None = None
     pad_token_id: int | None = None
     cls_token_id: int | None = None
     auto_map: dict[str, Any] | None = field(

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .model_pipelines import ModelPipelines
+
 
 # Text encoders whose network is BERT's: checkpoints from which a text tower can start.
 BERT_LIKE = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
@@ -17,7 +19,7 @@ OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
 
 @strict
-class LangCellCellConfig(PreTrainedConfig):
+class LangCellCellConfig(ModelPipelines, PreTrainedConfig):
     """Sizes of LangCell's cell encoder, a BERT over rank-value gene tokens.
 
     Defaults are those of the published model (Geneformer's 12 layers), but for the dropout of attention weights.
@@ -104,7 +106,7 @@ class LangCellCellConfig(PreTrainedConfig):
 
 
 @strict
-class LangCellTextConfig(PreTrainedConfig):
+class LangCellTextConfig(ModelPipelines, PreTrainedConfig):
     """Sizes of LangCell's text encoder, a BERT with a block of cross attention onto cells in every layer.
 
     Defaults are those of the published model, PubMedBERT with the two tokens ``[DEC]`` and ``[ENC]`` added. Names are
@@ -205,7 +207,7 @@ class LangCellTextConfig(PreTrainedConfig):
 
 
 @strict
-class LangCellConfig(PreTrainedConfig):
+class LangCellConfig(ModelPipelines, PreTrainedConfig):
     """LangCell: a cell encoder and a text encoder in one space, and a matcher (Zhao et al. 2024, arXiv 2405.06708).
 
     Parameters
@@ -229,6 +231,10 @@ class LangCellConfig(PreTrainedConfig):
         Whether the objectives are those of all processes' cells together where gradients are computed on several.
     initializer_range
         Standard deviation of the heads' weights at the start.
+    label_cl_ids
+        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+    target_mean, target_std
+        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
 
     Notes
     -----
@@ -253,12 +259,16 @@ class LangCellConfig(PreTrainedConfig):
     stage: int = 2
     gather_cells: bool = True
     initializer_range: float | int = 0.02
+    label_cl_ids: dict[str, str] | None = None
+    target_mean: float | int | None = None
+    target_std: float | int | None = None
     auto_map: dict[str, Any] | None = field(
         default_factory=lambda: {
             "AutoConfig": "configuration_langcell.LangCellConfig",
             "AutoModel": "modeling_langcell.LangCellModel",
             "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
             "AutoModelForSequenceClassification": "modeling_langcell.LangCellForSequenceClassification",
+            "AutoModelForTokenClassification": "modeling_langcell.LangCellForTokenClassification",
         }
     )
 

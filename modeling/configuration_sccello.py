@@ -7,9 +7,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .model_pipelines import ModelPipelines
+
 
 @strict
-class ScCelloConfig(PreTrainedConfig):
+class ScCelloConfig(ModelPipelines, PreTrainedConfig):
     """Sizes, objectives and cell types of scCello, a BERT encoder over rank-value gene tokens (Yuan et al. 2024).
 
     Defaults are those of the published pretrained model, but for the dropout of attention weights.
@@ -52,6 +54,10 @@ class ScCelloConfig(PreTrainedConfig):
     pooling
         Cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the ``"mean"`` over genes, special
         tokens and padding left out.
+    label_cl_ids
+        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+    target_mean, target_std
+        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
     pad_token_id, mask_token_id, cls_token_id
         Ids of the special tokens; ``<cls>`` is the last, ``vocab_size - 1``.
     """
@@ -78,6 +84,9 @@ class ScCelloConfig(PreTrainedConfig):
     relational_alignment_weight: float | int = 1.0
     gather_cells: bool = True
     pooling: str = "cls"
+    label_cl_ids: dict[str, str] | None = None
+    target_mean: float | int | None = None
+    target_std: float | int | None = None
     pad_token_id: int | None = 0
     mask_token_id: int | None = 1
     cls_token_id: int | None = None

@@ -16,8 +16,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapter_folders import AdapterFolders
 from .background_attention import background_attention, has_cpu_kernel
 from .configuration_exceiver import ExceiverConfig
+from .label_losses import in_units, label_terms
 from .wide_feed_forward import pays, wide_feed_forward
 
 
@@ -76,9 +78,11 @@ class ExceiverForSequenceClassificationOutput(ModelOutput):
     loss
         Sum of the losses below that could be computed.
     logits
-        Scores of the classes, shape (cells, classes).
+        Scores of the classes, shape (cells, classes), or the value in its unit, shape (cells, 1).
     classification_loss
-        Cross entropy, where labels are given.
+        Cross entropy, where labels are classes.
+    regression_loss
+        Mean squared error of the standardised value, where labels are values.
     expression_loss
         Mean squared error of predicted expression, where expression labels are given.
     predicted_expression
@@ -92,6 +96,7 @@ class ExceiverForSequenceClassificationOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     classification_loss: torch.Tensor | None = None
+    regression_loss: torch.Tensor | None = None
     expression_loss: torch.Tensor | None = None
     predicted_expression: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
@@ -352,7 +357,7 @@ class ExceiverLayer(GradientCheckpointingLayer):
         return self.norm_feed_forward(hidden_states + self.dropout(self.feed_forward(hidden_states)))
 
 
-class ExceiverPreTrainedModel(PreTrainedModel):
+class ExceiverPreTrainedModel(AdapterFolders, PreTrainedModel):
     """Base of the Exceiver models: initialisation and what the library has to know.
 
     Weights start as PyTorch's own layers do (the released code sets nothing else): embeddings and latents from a
@@ -674,12 +679,13 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
 
 
 class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
-    """Classifies cells by a learned class query, and predicts masked expression beside it.
+    """Classifies cells, or predicts a value of theirs, by a learned class query, and masked expression beside it.
 
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes.
+        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
+        value.
     """
 
     def __init__(self, config: ExceiverConfig):
@@ -699,13 +705,14 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         masked_genes: torch.Tensor | None = None,
         query_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         expression_labels: torch.FloatTensor | None = None,
         background_values: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ExceiverForSequenceClassificationOutput:
-        """Classify cells.
+        """Classify cells, or predict their value.
 
         Parameters
         ----------
@@ -714,9 +721,11 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         query_ids
             Genes whose expression to predict, too, shape (cells, queries), padded by ``<pad>``.
         labels
-            Classes, shape (cells,); -100 is ignored.
+            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
         expression_labels
             Standardised expression + 1 at the queries, shape (cells, queries).
+        label_weights
+            Weight of each cell in the loss of classes, shape (cells,).
         num_items_in_batch
             Cells of the whole batch, over accumulation steps and processes: losses are then sums over this call's
             cells divided by this number.
@@ -738,22 +747,23 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         queries = self.exceiver.gene_embedding(torch.cat([query_ids, class_query], dim=1))
         decoded = self.decoder(queries, outputs.last_hidden_state)
         predicted = self.expression_head(decoded[:, :-1]).squeeze(-1) if query_ids.shape[1] else None
-        logits = self.classifier(decoded[:, -1])
-        class_loss = gene_loss = None
+        logits = in_units(self.config, self.classifier(decoded[:, -1]))
+        label_loss = gene_loss = None
+        regression = self.config.problem_type == "regression"
         if labels is not None:
-            self._check_labels(labels)
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            class_loss = nn.functional.cross_entropy(logits.float(), labels, reduction=reduction)
-            if num_items_in_batch is not None:
-                class_loss = class_loss / num_items_in_batch
+            if not regression:
+                self._check_labels(labels)
+            terms = label_terms(self.config, logits, labels, label_weights)
+            label_loss = terms.mean() if num_items_in_batch is None else terms.total / num_items_in_batch
         if expression_labels is not None:
             valid = query_ids != self.config.pad_token_id
             gene_loss = expression_loss(predicted, expression_labels, valid, num_items_in_batch)
-        losses = [part for part in (class_loss, gene_loss) if part is not None]
+        losses = [part for part in (label_loss, gene_loss) if part is not None]
         return ExceiverForSequenceClassificationOutput(
             loss=torch.stack(losses).sum() if losses else None,
             logits=logits,
-            classification_loss=class_loss,
+            classification_loss=None if regression else label_loss,
+            regression_loss=label_loss if regression else None,
             expression_loss=gene_loss,
             predicted_expression=predicted,
             last_hidden_state=outputs.last_hidden_state,

@@ -10,13 +10,18 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapter_folders import AdapterFolders
 from .cell_losses import (
     IGNORED,
     GatheredCells,
@@ -38,6 +43,7 @@ from .cell_text_losses import (
     pairs_to_match,
 )
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from .label_losses import in_units, label_terms
 from .modeling_sccello import ScCelloEmbeddings, ScCelloModel, check_labels, count_cells, eager_attention_forward
 from .packed_texts import CellKeys, DistinctTexts, PackedTexts, distinct_texts, pack_texts, trim_cells
 
@@ -414,7 +420,7 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         return self.feed_forward(hidden_states)
 
 
-class LangCellPreTrainedModel(PreTrainedModel):
+class LangCellPreTrainedModel(AdapterFolders, PreTrainedModel):
     """Base of the LangCell models: initialisation as BERT's, and what the library has to know."""
 
     config: LangCellConfig
@@ -1281,12 +1287,13 @@ def _say_shared_text(text_ids: torch.Tensor) -> None:
 
 
 class LangCellForSequenceClassification(LangCellPreTrainedModel):
-    """LangCell-CE: classifies cells by the cell encoder with BERT's classification head.
+    """LangCell-CE: classifies cells, or predicts a value, by the cell encoder with BERT's classification head.
 
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes. The text encoder is not part of the model.
+        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
+        value. The text encoder is not part of the model.
 
     Notes
     -----
@@ -1325,25 +1332,111 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Classify cells.
+        """Classify cells, or predict their value.
 
         Parameters
         ----------
         input_ids, attention_mask
             As for `LangCellCellModel`.
         labels
-            Classes, shape (cells,); -100 is left out.
+            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
+        label_weights
+            Weight of each cell in the loss of classes, shape (cells,).
         num_items_in_batch
             As for `LangCellForPreTraining`.
 
         Returns
         -------
         SequenceClassifierOutput
-            ``loss``, where there are labels, and ``logits`` of shape (cells, classes).
+            ``loss``, where there are labels, and ``logits`` of shape (cells, classes), or the value in its unit, shape
+            (cells, 1).
+
+        Raises
+        ------
+        ValueError
+            If a label is no class.
+        """
+        if labels is not None and self.config.problem_type != "regression":
+            check_labels("labels", labels, self.num_labels, "classes")
+        outputs = self.cell_model(input_ids, attention_mask, **kwargs)
+        logits = in_units(self.config, self.classifier(self.dropout(torch.tanh(self.pooler(outputs.pooler_output)))))
+        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        return SequenceClassifierOutput(
+            loss=_joined(self, terms, input_ids, attention_mask, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class LangCellForTokenClassification(LangCellPreTrainedModel):
+    """Classifies genes in their cells by a linear layer on the cell encoder's hidden states.
+
+    Parameters
+    ----------
+    config
+        The configuration; ``num_labels`` or ``id2label`` give the classes. The text encoder is not part of the model.
+    """
+
+    _supports_flash_attn = True
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^matching_head\.",
+        r"^gene_head\.",
+        r"^pooler\.",
+        r"^cell_model\.projection\.",
+    ]
+
+    def __init__(self, config: LangCellConfig):
+        super().__init__(config)
+        cell = config.cell_config
+        self.num_labels = config.num_labels
+        self.cell_model = LangCellCellModel(cell, add_projection=False)
+        self.dropout = nn.Dropout(cell.hidden_dropout_prob)
+        self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the embeddings of genes."""
+        return self.cell_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of genes."""
+        self.cell_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        label_weights: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Classify genes.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `LangCellCellModel`.
+        labels
+            Class of each token, -100 for those to leave out; of the shape of `input_ids`.
+        label_weights
+            Weight of each token in the loss, of the same shape.
+        num_items_in_batch
+            As for `LangCellForPreTraining`.
+
+        Returns
+        -------
+        TokenClassifierOutput
+            ``loss``, where there are labels: the mean over labelled tokens; and ``logits`` of shape (cells, tokens,
+            classes).
 
         Raises
         ------
@@ -1353,17 +1446,29 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         if labels is not None:
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.cell_model(input_ids, attention_mask, **kwargs)
-        logits = self.classifier(self.dropout(torch.tanh(self.pooler(outputs.pooler_output))))
-        loss = None
-        if labels is not None:
-            number = count_cells(input_ids, attention_mask, None, self.config.pad_token_id)
-            joined = self.config.gather_cells and torch.is_grad_enabled()
-            loss = join_losses({"loss": cross_entropy_terms(logits, labels)}, number, num_items_in_batch, joined)[
-                "loss"
-            ]
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        return TokenClassifierOutput(
+            loss=_joined(self, terms, input_ids, attention_mask, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+
+def _joined(
+    model: LangCellPreTrainedModel,
+    terms: LossTerms | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    num_items_in_batch: Any,
+) -> torch.Tensor | None:
+    """Give the loss of a head, of all processes' cells as the objectives of pretraining are."""
+    if terms is None:
+        return None
+    number = count_cells(input_ids, attention_mask, None, model.config.pad_token_id)
+    joined = model.config.gather_cells and torch.is_grad_enabled()
+    return join_losses({"loss": terms}, number, num_items_in_batch, joined)["loss"]
 
 
 LangCellModel.register_for_auto_class("AutoModel")
@@ -1371,6 +1476,7 @@ LangCellTextModel.register_for_auto_class("AutoModel")
 LangCellCellModel.register_for_auto_class("AutoModel")
 LangCellForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 LangCellForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+LangCellForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 
 __all__ = [
     "LangCellAnnotation",
@@ -1378,6 +1484,7 @@ __all__ = [
     "LangCellForPreTraining",
     "LangCellForPreTrainingOutput",
     "LangCellForSequenceClassification",
+    "LangCellForTokenClassification",
     "LangCellModel",
     "LangCellModelOutput",
     "LangCellPreTrainedModel",

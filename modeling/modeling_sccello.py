@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapter_folders import AdapterFolders
 from .cell_losses import (
     IGNORED,
     GatheredCells,
@@ -36,6 +37,7 @@ from .cell_losses import (
     scale_representations,
 )
 from .configuration_sccello import ScCelloConfig
+from .label_losses import in_units, label_terms
 
 
 logger = logging.get_logger(__name__)
@@ -243,7 +245,7 @@ class ScCelloHead(nn.Module):
         return self.fc2(self.activation(self.norm(self.fc1(states))))
 
 
-class ScCelloPreTrainedModel(PreTrainedModel):
+class ScCelloPreTrainedModel(AdapterFolders, PreTrainedModel):
     """Base of the scCello models: initialisation as BERT's, and what the library has to know."""
 
     config: ScCelloConfig
@@ -898,12 +900,13 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
 
 
 class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
-    """Classifies cells by a linear layer on their embeddings.
+    """Classifies cells, or predicts a value of theirs, by a linear layer on their embeddings.
 
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes.
+        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
+        value.
     """
 
     def __init__(self, config: ScCelloConfig):
@@ -919,37 +922,41 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
+        label_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Classify cells.
+        """Classify cells, or predict their value.
 
         Parameters
         ----------
         input_ids, attention_mask, position_ids
             As for `ScCelloModel`.
         labels
-            Classes, shape (cells,); -100 is left out.
+            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
+        label_weights
+            Weight of each cell in the loss of classes, shape (cells,).
         num_items_in_batch
             As for `ScCelloForPreTraining`.
 
         Returns
         -------
         SequenceClassifierOutput
-            ``loss``, where there are labels, and ``logits`` of shape (cells, classes).
+            ``loss``, where there are labels, and ``logits`` of shape (cells, classes), or the value in its unit, shape
+            (cells, 1).
 
         Raises
         ------
         ValueError
             If a label is no class.
         """
-        if labels is not None:
+        if labels is not None and self.config.problem_type != "regression":
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        terms = None if labels is None else cross_entropy_terms(logits, labels)
+        logits = in_units(self.config, self.classifier(self.dropout(outputs.pooler_output)))
+        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
         return SequenceClassifierOutput(
             loss=_joined(self, terms, input_ids, attention_mask, position_ids, num_items_in_batch),
             logits=logits,
@@ -982,6 +989,7 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
+        label_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
@@ -993,6 +1001,8 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
             As for `ScCelloModel`.
         labels
             Class of each token, -100 for those to leave out; of the shape of `input_ids`.
+        label_weights
+            Weight of each token in the loss, of the same shape.
         num_items_in_batch
             As for `ScCelloForPreTraining`.
 
@@ -1011,7 +1021,7 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        terms = None if labels is None else cross_entropy_terms(logits.flatten(0, 1), labels.flatten())
+        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
         return TokenClassifierOutput(
             loss=_joined(self, terms, input_ids, attention_mask, position_ids, num_items_in_batch),
             logits=logits,

@@ -199,3 +199,38 @@ def cell_text_folder(vocabulary, tmp_path_factory) -> Path:
     LangCellModel(config).save_pretrained(folder / "model")
     LangCellProcessor(genes, texts).save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def gene_classifiers(vocabulary, tmp_path_factory) -> dict[str, Path]:
+    """A tiny scCello with random weights: alone, with a head of four classes, and an adapter of three on the first."""
+    from cellglot.modeling import ScCelloConfig, ScCelloForSequenceClassification, ScCelloModel
+    from cellglot.tokenization import RankValueTokenizer
+    from cellglot.training.adapters import put_adapter, save_adapter
+
+    def config(*names, **changes):
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        made = ScCelloConfig(vocab_size=tokenizer.vocab_size, initializer_range=0.3, **sizes, **changes)
+        if names:
+            made.id2label, made.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        return made
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary)
+    folders = {name: folder / name for name in ("base", "classifier", "adapter")}
+    torch.manual_seed(0)
+    ScCelloModel(config()).save_pretrained(folders["base"])
+    types = {"B cell": "CL:0000236", "T cell": "CL:0000084"}
+    classifier = config("B cell", "T cell", "monocyte", "odd", label_cl_ids=types)
+    ScCelloForSequenceClassification(classifier).save_pretrained(folders["classifier"])
+    for name in ("base", "classifier"):
+        tokenizer.save_pretrained(folders[name])
+    adapted = ScCelloForSequenceClassification.from_pretrained(
+        folders["base"], config=config("T cell", "NK", "other", label_cl_ids=types)
+    )
+    with_adapter = put_adapter(adapted, "lora", ("classifier",))
+    for name, weights in with_adapter.named_parameters():
+        if weights.requires_grad and "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.3)
+    save_adapter(with_adapter, folders["adapter"])
+    return folders

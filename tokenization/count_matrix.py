@@ -145,6 +145,8 @@ class CountMatrix:
         """Cut the cells from `start` to `stop` into ranges of at most so many cells and stored values."""
         stop = self.n_cells if stop is None else stop
         indptr = getattr(self.matrix, "indptr", None)
+        if indptr is None and hasattr(self.matrix, "group"):  # backed AnnData: where its rows lie in the file
+            indptr = self.matrix.group["indptr"]
         while start < stop:
             end = min(start + max_cells, stop)
             if indptr is not None:

@@ -21,6 +21,9 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MIN_COVERAGE = 0.5
 
+# Counts that are held at once, 8 bytes each, beside the batches that a model takes.
+VALUES_READ_AHEAD = 1 << 20
+
 
 class GeneCoverageError(ValueError):
     """Too few of the counts, or none of the genes, are in the vocabulary."""
@@ -195,10 +198,15 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         raise TypeError(f"{type(self).__name__} does not say how counts become tokens")
 
     def iterate(
-        self, counts: CountMatrix, columns: GeneColumns, report: GeneReport, max_length: int | None = None
+        self,
+        counts: CountMatrix,
+        columns: GeneColumns,
+        report: GeneReport,
+        max_length: int | None = None,
+        max_values: int = 1 << 22,
     ) -> Iterator[TokenRows]:
-        """Tokenize an opened matrix chunk by chunk, in bounded memory, adding to `report`."""
-        for _, rows in counts.chunks():
+        """Tokenize an opened matrix chunk by chunk, each of at most `max_values` counts, adding to `report`."""
+        for _, rows in counts.chunks(max_values):
             for encoded in self.encode_rows(rows, columns, max_length):
                 self.count_cells(report, encoded)
                 yield encoded
@@ -287,7 +295,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report = GeneReport() if report is None else report
         report.__dict__.update(columns.match.report().__dict__)
         self.last_report = report
-        yield from batches_of_similar_length(self.iterate(counts, columns, report), batch_size, self._padded)
+        parts = self.iterate(counts, columns, report, max_values=VALUES_READ_AHEAD)
+        yield from batches_of_similar_length(parts, batch_size, self._padded)
         self.check_coverage(report, min_coverage)
 
     def __call__(

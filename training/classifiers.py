@@ -1,4 +1,4 @@
-"""The models that classify cells, each with the tokenizer and the collators of its fine-tuning."""
+"""The models that can be fine-tuned, each with its classes for tasks, its heads, tokenizer and collators."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
-from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification
-from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification
+from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification, LangCellForTokenClassification
+from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification, ScCelloForTokenClassification
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
@@ -19,75 +19,129 @@ from cellglot.training.collators import ExceiverCollator
 from cellglot.training.config import TrainingConfig
 from cellglot.training.rank_value_collator import rank_value_collator
 from cellglot.training.recipe import mask_fraction
+from cellglot.training.thinning import THINNING_KEYS, thinning_of
 
 
-@dataclass
-class Labels:
-    """Classes of a corpus.
-
-    Parameters
-    ----------
-    label2id
-        Class name -> number.
-    column
-        Column of class names.
-    """
-
-    label2id: Mapping[str, int]
-    column: str
+TASKS = ("cell-type", "gene", "regression")
 
 
 @dataclass
 class ClassifierKind:
-    """How a model classifies cells.
+    """How a model is fine-tuned.
 
     Parameters
     ----------
-    model_class
-        With a head for classes.
+    model_classes
+        Task -> class with a head for it.
+    heads
+        Class -> its modules that are new, or belong to the head: all that a linear probe trains.
+    encoder, head_reads
+        Name of the module that makes cell embeddings, and the field of its output that heads for cells read.
     tokenizer_class
         Its tokenizer.
     data_keys
         Keys of the configuration's section ``data``.
     collators
-        (tokenizer, model's configuration, training's configuration, corpus, seed, labels) -> collators for training
-        and for evaluation.
+        (tokenizer, model's configuration, training's configuration, corpus, seed) -> collators for training and for
+        evaluation, without labels.
     """
 
-    model_class: type[PreTrainedModel]
+    model_classes: Mapping[str, type[PreTrainedModel]]
+    heads: Mapping[type[PreTrainedModel], tuple[str, ...]]
+    encoder: str
+    head_reads: str
     tokenizer_class: type[GeneExpressionTokenizer]
     data_keys: Sequence[str]
     collators: Callable[..., tuple[Any, Any]]
 
+    def model_class(self, task: str) -> type[PreTrainedModel]:
+        """Give the class for a task.
+
+        Parameters
+        ----------
+        task
+            ``"cell-type"``, ``"gene"`` or ``"regression"``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, or the model has no head for it.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task {task!r}: the tasks are {', '.join(TASKS)}")
+        if task not in self.model_classes:
+            name = next(iter(self.model_classes.values())).config_class.model_type
+            raise ValueError(f"{name} has no head for the task {task!r}: {', '.join(self.model_classes)} it can do")
+        return self.model_classes[task]
+
 
 def _exceiver_collators(
-    tokenizer: Any, model_config: Any, config: TrainingConfig, corpus: Corpus, seed: int, labels: Labels
+    tokenizer: Any, model_config: Any, config: TrainingConfig, corpus: Corpus, seed: int
 ) -> tuple[Any, Any]:
     num_masked = int(mask_fraction(config, 0.0) * corpus.manifest["median_length"])
-    collator = ExceiverCollator(tokenizer.pad_token_id, num_masked, seed, labels.label2id, labels.column)
-    return collator, dataclasses.replace(collator, num_masked=0)
+    thinning = thinning_of(config.data, tokenizer, corpus, seed)
+    collator = ExceiverCollator(tokenizer.pad_token_id, num_masked, seed, labels={}, thinning=thinning)
+    return collator, dataclasses.replace(collator, num_masked=0, thinning=None)
 
 
 def _rank_value_collators(
-    tokenizer: Any, model_config: Any, config: TrainingConfig, corpus: Corpus, seed: int, labels: Labels
+    tokenizer: Any, model_config: Any, config: TrainingConfig, corpus: Corpus, seed: int
 ) -> tuple[Any, Any]:
     collator = rank_value_collator(
         tokenizer,
         mask_fraction=0.0,
         seed=seed,
         max_length=getattr(model_config, "cell_config", model_config).max_position_embeddings,
-        labels=labels.label2id,
-        label_column=labels.column,
+        thinning=thinning_of(config.data, tokenizer, corpus, seed),
     )
-    return collator, collator
+    return collator, dataclasses.replace(collator, thinning=None)
 
 
 CLASSIFIERS = {
     "exceiver": ClassifierKind(
-        ExceiverForSequenceClassification, ExceiverTokenizer, ["mask_fraction"], _exceiver_collators
+        model_classes={
+            "cell-type": ExceiverForSequenceClassification,
+            "regression": ExceiverForSequenceClassification,
+        },
+        heads={ExceiverForSequenceClassification: ("decoder", "classifier")},
+        encoder="exceiver",
+        head_reads="last_hidden_state",
+        tokenizer_class=ExceiverTokenizer,
+        data_keys=["mask_fraction", *THINNING_KEYS],
+        collators=_exceiver_collators,
     ),
-    "langcell": ClassifierKind(LangCellForSequenceClassification, RankValueTokenizer, [], _rank_value_collators),
-    "sccello": ClassifierKind(ScCelloForSequenceClassification, RankValueTokenizer, [], _rank_value_collators),
+    "langcell": ClassifierKind(
+        model_classes={
+            "cell-type": LangCellForSequenceClassification,
+            "gene": LangCellForTokenClassification,
+            "regression": LangCellForSequenceClassification,
+        },
+        heads={
+            LangCellForSequenceClassification: ("pooler", "classifier"),
+            LangCellForTokenClassification: ("classifier",),
+        },
+        encoder="cell_model",
+        head_reads="pooler_output",
+        tokenizer_class=RankValueTokenizer,
+        data_keys=THINNING_KEYS,
+        collators=_rank_value_collators,
+    ),
+    "sccello": ClassifierKind(
+        model_classes={
+            "cell-type": ScCelloForSequenceClassification,
+            "gene": ScCelloForTokenClassification,
+            "regression": ScCelloForSequenceClassification,
+        },
+        heads={
+            ScCelloForSequenceClassification: ("classifier",),
+            ScCelloForTokenClassification: ("classifier",),
+        },
+        encoder="sccello",
+        head_reads="pooler_output",
+        tokenizer_class=RankValueTokenizer,
+        data_keys=THINNING_KEYS,
+        collators=_rank_value_collators,
+    ),
 }
 
 
@@ -111,7 +165,7 @@ def model_type(model: str | Path) -> str:
 
 
 def classifier_kind(model: str | Path) -> ClassifierKind:
-    """Find out what classifies cells with a pretrained model.
+    """Find out how a pretrained model is fine-tuned.
 
     Parameters
     ----------
@@ -121,4 +175,4 @@ def classifier_kind(model: str | Path) -> ClassifierKind:
     return CLASSIFIERS[model_type(model)]
 
 
-__all__ = ["CLASSIFIERS", "ClassifierKind", "Labels", "classifier_kind", "model_type"]
+__all__ = ["CLASSIFIERS", "TASKS", "ClassifierKind", "classifier_kind", "model_type"]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellglot.training.thinning import Thinning
+
 
 @dataclass
 class ExceiverCollator:
@@ -29,6 +31,8 @@ class ExceiverCollator:
         Class name -> number, for classification by the column `label_column`.
     label_column
         Column of class names.
+    thinning
+        Takes counts and genes from training cells, before anything else is done with them.
     """
 
     pad_token_id: int
@@ -36,6 +40,7 @@ class ExceiverCollator:
     seed: int = 0
     labels: Mapping[str, int] | None = None
     label_column: str | None = None
+    thinning: Thinning | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -59,6 +64,8 @@ class ExceiverCollator:
         """
         if not examples:
             raise ValueError("no cells to make a batch of")
+        if self.thinning is not None:
+            examples = [self.thinning(example) for example in examples]
         n_cells = len(examples)
         width = max(1, *(len(e["input_ids"]) for e in examples))
         input_ids = np.full((n_cells, width), self.pad_token_id, dtype=np.int64)

@@ -26,12 +26,15 @@ class TrainingConfig:
         ``name`` (``adamw``, or ``adam`` with weight decay added to gradients, as published for Exceiver).
     trainer
         Fields of `transformers.TrainingArguments`.
+    finetuning
+        For fine-tuning: how cells are divided, weights of classes, early stopping, sizes of adapters.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    finetuning: dict[str, Any] = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,6 +10,10 @@ from torch.utils.data import Dataset, Sampler
 from cellglot.tokenization.corpus import Corpus
 
 
+# What the tokenizer wrote of a cell, as far as it did.
+TOKEN_COLUMNS = ("input_ids", "expression_values", "expression_total", "clipped_counts")
+
+
 class CellDataset(Dataset):
     """Cells of a split of a corpus, read from disk when asked for.
 
@@ -21,39 +25,41 @@ class CellDataset(Dataset):
     corpus
         The corpus.
     split
-        ``"train"``, ``"validation"`` or ``"test"``.
+        ``"train"``, ``"validation"`` or ``"test"``, or several of them, one after the other.
     columns
         Columns to read beside the tokens.
     least_tokens
         Cells with fewer tokens are left out; `left_out` counts them.
     keep
-        Whether to keep each cell of the split, shape (cells of the split,); those not kept are not counted.
+        Whether to keep each cell of the splits, shape (cells,); those not kept are not counted.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        split: str,
+        split: str | Sequence[str],
         columns: Sequence[str] = (),
         least_tokens: int = 0,
         keep: np.ndarray | None = None,
     ):
-        shards = corpus.shards(split)
+        splits = [split] if isinstance(split, str) else list(split)
+        name = "_".join(splits)
+        shards = [shard for part in splits for shard in corpus.shards(part)]
         if not shards:
-            raise ValueError(f"{corpus.folder} has no {split} cells")
-        table = _read_shards(shards, split)
+            raise ValueError(f"{corpus.folder} has no {' and '.join(splits)} cells")
+        table = _read_shards(shards, name)
         lengths = table.with_format("numpy", columns=["length"])[:]["length"]
         kept = np.ones(len(lengths), dtype=bool) if keep is None else keep
         long_enough = lengths >= least_tokens
         self.left_out = int((kept & ~long_enough).sum())
         self.rows = np.flatnonzero(kept & long_enough)
         self.lengths = lengths[self.rows].astype(np.int64)
-        tokens = [c for c in ("input_ids", "expression_values") if c in table.column_names]
+        tokens = [c for c in TOKEN_COLUMNS if c in table.column_names]
         self.columns = list(columns)
         self.table = table.select_columns(tokens + self.columns).with_format("arrow")
         self.token_columns = tokens
         if not len(self.rows):
-            raise ValueError(f"no {split} cell of {corpus.folder} has {least_tokens:,} tokens or more")
+            raise ValueError(f"no {' or '.join(splits)} cell of {corpus.folder} has {least_tokens:,} tokens or more")
 
     def __len__(self) -> int:
         """Give the number of cells."""

@@ -20,6 +20,7 @@ from cellglot.training.demo_data import DemoData, prepare
 from cellglot.training.demo_exceiver import ExceiverDemo
 from cellglot.training.demo_langcell import LangCellDemo
 from cellglot.training.demo_sccello import ScCelloDemo
+from cellglot.training.demo_sharing import AdapterDemo, Publisher, SharingDemo
 
 
 CLEAN_CELLS = 16
@@ -42,6 +43,8 @@ class Demo:
         A tenth of the training, to see that everything works.
     seed
         Of everything drawn.
+    publisher
+        Publishes the pretrained models to folders; None publishes nothing.
     """
 
     cells: Path | None
@@ -49,6 +52,7 @@ class Demo:
     output: Path
     quick: bool = False
     seed: int = 0
+    publisher: Publisher | None = None
 
     def run(self) -> Path:
         """Run every step; give the path of the report.
@@ -71,10 +75,16 @@ class Demo:
             self.data.step("vocabularies and tokens")
             self.parts: list[Any] = [ExceiverDemo(self.data), ScCelloDemo(self.data), LangCellDemo(self.data)]
             self.predictions = {f"{part.name}, pretrained and fine-tuned": part.run() for part in self.parts}
+            tuned = self.parts[1]
+            self.adapter = AdapterDemo(self.data, tuned.name, tuned.folder, tuned.corpus)
+            self.predictions[self.adapter.name] = self.adapter.run()
             self.data.step("baselines")
             self._baselines(cells)
             self.data.step("loading the saved folders in clean processes, without cellglot")
             self.clean = self._clean_process(cells)
+            models = {part.name: part.folder for part in self.parts}
+            self.sharing = SharingDemo(self.data, models, self.publisher)
+            self.sharing.run()
         self.data.step("report")
         report = self._report()
         console.print(f"[bold]{report}[/] after {time.monotonic() - self.started:.0f} seconds")
@@ -127,7 +137,8 @@ class Demo:
             cards += part.cards()
         cards += [
             (f"{score['accuracy'][0]:.1%}", f"accuracy: {method.split(',')[0]}")
-            for method, score in list(self.scores.items())[:-1]
+            for method, score in self.scores.items()
+            if not method.startswith(("most frequent", self.adapter.name))
         ]
         sections = [self._audit(report)]
         for part in self.parts:
@@ -139,7 +150,13 @@ class Demo:
             f"{time.monotonic() - self.started:.0f} seconds on {default_device()}. Every number on this page was "
             f"computed by this run of `{command}`.",
             cards,
-            [*sections, self._classification(), self._strangers()],
+            [
+                *sections,
+                self.adapter.section(),
+                self._classification(),
+                *self.sharing.sections(),
+                self._strangers(),
+            ],
             f"cellglot {cellglot.__version__}, seed {self.seed}; made by `{command}`"
             + (" --quick (a tenth of the training)." if self.quick else "."),
         )

@@ -23,7 +23,8 @@ from cellglot.training.cell_types import open_ontology
 from cellglot.training.classifiers import model_type
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.data import CellDataset
-from cellglot.training.finetune import corpus_for, labels_of
+from cellglot.training.finetune import corpus_for
+from cellglot.training.labels import labels_of
 from cellglot.training.metrics import ClassificationMetrics
 from cellglot.training.rank_value_collator import rank_value_collator
 from cellglot.training.run import (
@@ -223,6 +224,7 @@ def few_shot(
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     check_keys(config.data, list(DATA_KEYS), "data")
     check_keys(config.model, [], "model")
+    check_keys(config.finetuning, [], "finetuning")
     arguments = training_arguments(config, output)
     set_seed(arguments.seed)
     loaded, processor = _load(model, corpus)

@@ -1,22 +1,27 @@
-"""Fine-tuning for cell classification: ``python -m cellglot.training.finetune --config ... --model ... ...``."""
+"""Fine-tuning on labels of cells or genes: ``python -m cellglot.training.finetune --config ... --model ... ...``."""
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel, set_seed
+from torch import nn
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from cellglot.modeling.adapters import is_adapter, weights_fingerprint
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
-from cellglot.training.classifiers import ClassifierKind, Labels, classifier_kind
-from cellglot.training.collators import class_name
+from cellglot.training.adapters import ADAPTERS, put_adapter
+from cellglot.training.cell_type_task import cell_type_task
+from cellglot.training.classifiers import CLASSIFIERS, TASKS, ClassifierKind, classifier_kind
 from cellglot.training.config import TrainingConfig, check_keys, load_config
-from cellglot.training.data import CellDataset
-from cellglot.training.metrics import ClassificationMetrics
+from cellglot.training.encoder_memory import EncoderMemory
+from cellglot.training.finetuner import FineTuner
+from cellglot.training.gene_task import gene_task
+from cellglot.training.new_model import corpus_of_new_model, new_model
+from cellglot.training.recipe import with_expression_values
 from cellglot.training.run import (
     check_held_out,
     check_same_vocabulary,
@@ -27,37 +32,63 @@ from cellglot.training.run import (
     say,
     training_arguments,
 )
-from cellglot.training.trainer import CellTrainer, count_parameters
+from cellglot.training.tasks import Task
+from cellglot.training.trainer import count_parameters
+from cellglot.training.value_task import value_task
+
+
+METHODS = ("full", "probe", *ADAPTERS)
+SETTINGS = {
+    "every run": ["split", "patience"],
+    "cell-type": ["class_weights", "ontology"],
+    "gene": ["class_weights", "held_out_genes"],
+    "regression": [],
+    "lora": ["rank", "alpha", "dropout"],
+    "dora": ["rank", "alpha", "dropout"],
+}
 
 
 def finetune(
     config: TrainingConfig,
-    model: str | Path,
+    model: str | Path | None,
     corpus: str | Path | Corpus,
     output: str | Path,
     *,
+    task: str = "cell-type",
+    method: str = "full",
     label_column: str = "cell_type",
+    gene_labels: str | Path | Mapping[str, str] | None = None,
     resume: bool = True,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
-    """Fine-tune all weights of a model to classify cells.
+    """Fine-tune a model on labels.
 
-    Cells held out by the corpus (whole donors where the metadata has them) are for evaluation. Classes are those of
-    the training cells; cells without a label are left out, held-out cells of other classes are left out of the
-    metrics, and both are counted.
+    Held-out cells (whole donors or data sets where the metadata has them) are for evaluation. Classes are those of
+    the training cells; cells without a label are left out, held-out cells of other classes count as errors, and both
+    are counted.
 
     Parameters
     ----------
     config
-        The configuration; its section ``model`` changes fields of the model's own.
+        The configuration. Its section ``model`` changes fields of the model's own; keys of ``finetuning`` are
+        ``split`` (``corpus`` or ``stratified``), ``patience`` (evaluations without improvement after which training
+        stops; the best state is kept), ``class_weights`` (``balanced``), ``ontology``, ``held_out_genes``, and
+        ``rank``, ``alpha`` and ``dropout`` of LoRA and DoRA.
     model
-        Folder or repository of a pretrained model.
+        Folder or repository of a pretrained model. None for a new one of the section ``model``.
     corpus
         Cells tokenized with the model's vocabulary.
     output
-        Folder for the classifier, ready for the Hub.
+        Folder for the result: a model ready for the Hub, or an adapter.
+    task
+        ``"cell-type"`` (or any class of cells), ``"gene"`` or ``"regression"``.
+    method
+        ``"full"``: all weights learn. ``"probe"``: the head alone. ``"lora"``, ``"dora"``, ``"ia3"``: the head and an
+        adapter.
     label_column
-        Column of the corpus that holds the classes.
+        Column of the corpus that holds classes or values.
+    gene_labels
+        For genes: gene -> class, or a file that `cellglot.training.labels.read_gene_labels` reads.
     resume
         Go on from the last checkpoint in `output`, if there is one.
     callbacks
@@ -66,132 +97,231 @@ def finetune(
     Returns
     -------
     dict
-        ``eval_accuracy`` and ``eval_macro_f1`` of the held-out cells; empty without such cells.
+        Metrics of the held-out cells, ``eval_accuracy`` and ``eval_macro_f1`` or ``eval_mse``, ``eval_r2`` and
+        ``eval_pearson``; those of test cells begin with ``test``. Empty without such cells.
 
     Raises
     ------
     ValueError
-        If there are fewer than two classes, no such column, or corpus and model do not fit together.
+        If there are fewer than two classes, no such column, or corpus, model, task and method do not fit together.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    kind = classifier_kind(model)
-    tokenizer = kind.tokenizer_class.from_pretrained(model)
-    check_same_vocabulary(tokenizer, corpus, model)
-    arguments = training_arguments(config, output)
+    kind = _kind(config, model, method)
+    model_class = kind.model_class(task)
+    settings = _settings(config, task, method)
+    arguments = training_arguments(_with_early_stopping(config, settings, task), output)
     set_seed(arguments.seed)
-    train_labels = labels_of(corpus, "train", label_column)
-    classes = sorted({label for label in train_labels if label is not None})
-    if len(classes) < 2:
-        raise ValueError(
-            f"{label_column!r} has {len(classes)} classes among the training cells ({', '.join(classes) or 'none'}): "
-            "classification needs two"
-        )
-    label2id = {label: i for i, label in enumerate(classes)}
-    check_keys(config.data, list(kind.data_keys), "data")
-    classifier = _load(kind, config, model, classes)
-    check_vocabulary(classifier, corpus)
-    train = _dataset(corpus, "train", label_column, label2id)
-    held_out = None
-    if any(label in label2id for label in labels_of(corpus, "validation", label_column)):
-        held_out = _dataset(corpus, "validation", label_column, label2id)
-    check_held_out(arguments, held_out, corpus)
-    facts = _facts(corpus, label_column, label2id, train, held_out)
-    collator, eval_collator = kind.collators(
-        tokenizer, classifier.config, config, corpus, arguments.seed, Labels(label2id, label_column)
-    )
-    trainer = CellTrainer(
-        model=classifier,
+    tokenizer = None if model is None else kind.tokenizer_class.from_pretrained(model)
+    if tokenizer is not None:
+        check_same_vocabulary(tokenizer, corpus, str(model))
+    vocabulary = corpus.tokenizer().vocabulary
+    prepared = _task(task, corpus, vocabulary, label_column, gene_labels, settings, arguments.seed)
+    check_held_out(arguments, prepared.held_out, corpus)
+    keys = [*kind.data_keys, *(["initialize_gene_embeddings"] if model is None else [])]
+    check_keys(config.data, keys, "data")
+    if model is None:
+        made, tokenizer = new_model(model_class, config, corpus, arguments.seed, **prepared.fields)
+    else:
+        made = _load(model_class, config, model, prepared.fields)
+    check_vocabulary(made, corpus)
+    heads = kind.heads[model_class]
+    tuned, frozen = _prepare(made, method, heads, settings)
+    collator, eval_collator = kind.collators(tokenizer, made.config, config, corpus, arguments.seed)
+    memory = None
+    if method == "probe" and task != "gene" and _gives_the_same_every_epoch(collator):
+        memory = EncoderMemory(getattr(made, kind.encoder), kind.head_reads)
+    trainer = FineTuner(
+        model=tuned,
         args=arguments,
-        train_dataset=train,
-        eval_dataset=held_out,
-        data_collator=collator,
-        processing_class=tokenizer,
-        compute_metrics=ClassificationMetrics(),
+        train_dataset=prepared.train,
+        eval_dataset=prepared.held_out,
+        data_collator=prepared.collator(collator, True),
+        processing_class=None if method in ADAPTERS else tokenizer,
+        compute_metrics=prepared.metrics,
         description="fine-tuning",
         optimizer_name=config.optimizer.get("name", "adamw"),
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *_early_stopping(settings)],
+        frozen=frozen,
+        memory=memory,
     )
-    trainer.eval_data_collator = eval_collator
+    trainer.eval_data_collator = prepared.collator(eval_collator, False)
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     say(
         trainer,
-        f"{count_parameters(classifier):,} parameters, {len(classes)} classes; {facts['training_cells']:,} cells for "
-        f"training, {facts['held_out_cells']:,} held out by {corpus.manifest['split']['by']}; left out: "
-        f"{facts['cells_without_label']:,} without label, {facts['held_out_cells_of_other_classes']:,} held-out cells "
-        "of classes without training cells",
+        f"{count_parameters(tuned):,} parameters, {trained:,} of them learn ({method}); {prepared.summary}",
     )
     run_trainer(trainer, output, resume)
-    metrics = trainer.evaluate() if held_out is not None else {}
-    save_run(trainer, output, config, corpus, metrics, {"base_model": str(model)} | facts)
+    metrics = _evaluate(trainer, prepared)
+    facts = {
+        "task": task,
+        "method": method,
+        **({} if model is None else _base_facts(made, model)),
+        "trained_parameters": trained,
+        "adapter": {k: settings[k] for k in SETTINGS.get(method, []) if k in settings},
+        **_stopped(trainer, settings),
+        **prepared.facts,
+    }
+    save_run(trainer, output, config, corpus, metrics, facts)
+    if memory is not None:
+        memory.release()
     return metrics
 
 
-def _load(kind: ClassifierKind, config: TrainingConfig, model: str | Path, classes: list[str]) -> PreTrainedModel:
+# -------------------------------------------------------------------- what is asked for
+
+
+def _kind(config: TrainingConfig, model: str | Path | None, method: str) -> ClassifierKind:
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: it is one of {', '.join(METHODS)}")
+    if model is not None:
+        if is_adapter(model):
+            raise ValueError(
+                f"{model} is an adapter: fine-tune its base model, or merge it first by "
+                "cellglot.modeling.adapters.merge_adapter"
+            )
+        return classifier_kind(model)
+    if method != "full":
+        raise ValueError(f"method {method!r} needs a pretrained model: pass one, or train a new one in full")
+    return CLASSIFIERS[_new_type(config)]
+
+
+def _new_type(config: TrainingConfig) -> str:
+    found = config.model.get("type")
+    if found not in CLASSIFIERS:
+        raise ValueError(f"model.type {found!r}: without a pretrained model it is one of {', '.join(CLASSIFIERS)}")
+    return found
+
+
+def _settings(config: TrainingConfig, task: str, method: str) -> dict[str, Any]:
+    known = [*SETTINGS["every run"], *SETTINGS[task], *SETTINGS.get(method, [])]
+    check_keys(config.finetuning, known, f"finetuning ({task}, {method}): setting")
+    patience = config.finetuning.get("patience")
+    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
+        raise ValueError(f"finetuning.patience {patience!r}: it is a whole number of evaluations from 1 on")
+    return dict(config.finetuning)
+
+
+def _with_early_stopping(config: TrainingConfig, settings: Mapping[str, Any], task: str) -> TrainingConfig:
+    """Let the trainer keep the best state where training is to stop early."""
+    if settings.get("patience") is None:
+        return config
+    if config.trainer.get("eval_strategy", "no") in ("no", False):
+        raise ValueError("finetuning.patience counts evaluations: set trainer.eval_strategy to epoch or steps")
+    best = "eval_mse" if task == "regression" else "eval_macro_f1"
+    added = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": best,
+        "greater_is_better": task != "regression",
+    }
+    return dataclasses.replace(config, trainer=added | config.trainer)
+
+
+def _early_stopping(settings: Mapping[str, Any]) -> list[Any]:
+    patience = settings.get("patience")
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def _task(
+    task: str,
+    corpus: Corpus,
+    vocabulary: Any,
+    column: str,
+    gene_labels: str | Path | Mapping[str, str] | None,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> Task:
+    if task == "gene":
+        if gene_labels is None:
+            raise ValueError("the task 'gene' needs a table of genes and their classes: --gene-labels")
+        return gene_task(corpus, vocabulary, gene_labels, settings, seed)
+    if gene_labels is not None:
+        raise ValueError(f"a table of gene labels is for the task 'gene', not for {task!r}")
+    return (value_task if task == "regression" else cell_type_task)(corpus, column, settings, seed)
+
+
+# -------------------------------------------------------------------- the model
+
+
+def _load(
+    model_class: type[PreTrainedModel], config: TrainingConfig, model: str | Path, fields: dict[str, Any]
+) -> PreTrainedModel:
     changes = {k: v for k, v in config.model.items() if k != "type"}
-    check_keys(changes, list(kind.model_class.config_class.__dataclass_fields__), "model")
+    check_keys(changes, list(model_class.config_class.__dataclass_fields__), "model")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of weights that are new; said in one line instead
     try:
-        classifier, info = kind.model_class.from_pretrained(
-            model,
-            id2label=dict(enumerate(classes)),
-            label2id={label: i for i, label in enumerate(classes)},
-            output_loading_info=True,
-            **changes,
+        made, info = model_class.from_pretrained(
+            model, output_loading_info=True, ignore_mismatched_sizes=True, **fields, **changes
         )
-        classifier.config.validate()
+        made.config.validate()
     except StrictDataclassError as error:
         raise ValueError(f"model: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
-    new = sorted({name.split(".")[0] for name in info["missing_keys"]})
+    other = {name for name, *_ in info["mismatched_keys"]}
+    new = sorted({name.split(".")[0] for name in {*info["missing_keys"], *other}})
     print(f"{model}: all weights loaded" + (f", new are those of {', '.join(new)}" if new else ""), flush=True)
-    return classifier
+    return made
 
 
-def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
-    """Read the labels of a split's cells, None for cells without one.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column; names those that there are.
-    """
-    import pyarrow.parquet as pq
-
-    labels: list[str | None] = []
-    for shard in corpus.shards(split):
-        names = pq.read_schema(shard).names
-        if column not in names:
-            others = [n for n in names if n not in ("input_ids", "expression_values", "length", "split")]
-            raise ValueError(f"no column {column!r} in {corpus.folder}; there are {', '.join(others)}")
-        labels += [class_name(value) for value in pq.read_table(shard, columns=[column])[column].to_pylist()]
-    return labels
+def _prepare(
+    model: PreTrainedModel, method: str, heads: tuple[str, ...], settings: Mapping[str, Any]
+) -> tuple[Any, list[nn.Module]]:
+    """Give the model that learns, and the modules of it that are frozen and run as in evaluation."""
+    if method in ADAPTERS:
+        sizes = {k: settings[k] for k in SETTINGS.get(method, []) if k in settings}
+        return put_adapter(model, method, heads, sizes), []
+    if method == "full":
+        return model, []
+    model.requires_grad_(False)
+    for name in heads:
+        model.get_submodule(name).requires_grad_(True)
+    frozen = [m for name, m in model.named_children() if name not in heads and any(True for _ in m.parameters())]
+    return model, frozen
 
 
-def _dataset(corpus: Corpus, split: str, column: str, label2id: dict[str, int]) -> CellDataset:
-    keep = np.array([label in label2id for label in labels_of(corpus, split, column)])
-    return CellDataset(corpus, split, columns=[column], least_tokens=1, keep=keep)
+def _gives_the_same_every_epoch(collator: Any) -> bool:
+    return collator.thinning is None and not getattr(collator, "num_masked", 0)
 
 
-def _facts(
-    corpus: Corpus, column: str, label2id: dict[str, int], train: CellDataset, held_out: CellDataset | None
-) -> dict[str, Any]:
-    train_labels, other_labels = labels_of(corpus, "train", column), labels_of(corpus, "validation", column)
-    unknown = Counter(label for label in other_labels if label is not None and label not in label2id)
+# -------------------------------------------------------------------- results
+
+
+def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
+    metrics = trainer.evaluate() if task.held_out is not None else {}
+    if task.test is not None:
+        metrics |= trainer.evaluate(task.test, metric_key_prefix="test")
+    undefined = [
+        f"{part}_{name}"
+        for part, cells in (("eval", task.held_out), ("test", task.test))
+        for name in task.metric_names
+        if cells is not None and f"{part}_{name}" not in metrics
+    ]
+    if undefined:
+        say(trainer, f"undefined for these cells, and left out: {', '.join(undefined)}")
+        task.facts["undefined_metrics"] = undefined
+    return metrics
+
+
+def _base_facts(model: PreTrainedModel, base: str | Path) -> dict[str, Any]:
+    revision = getattr(model.config, "_commit_hash", None)
     return {
-        "label_column": column,
-        "classes": list(label2id),
-        "training_cells": len(train),
-        "held_out_cells": 0 if held_out is None else len(held_out),
-        "cells_without_label": train_labels.count(None) + other_labels.count(None),
-        "cells_without_genes": train.left_out + (0 if held_out is None else held_out.left_out),
-        "held_out_cells_of_other_classes": sum(unknown.values()),
-        "other_classes": dict(unknown),
+        "base_model": str(base),
+        "base_model_revision": revision,
+        "base_model_fingerprint": weights_fingerprint(base, revision),
     }
 
 
+def _stopped(trainer: FineTuner, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which step's weights were kept."""
+    if settings.get("patience") is None:
+        return {}
+    state = trainer.state
+    return {"best_step": state.best_global_step, "best_metric": state.best_metric, "steps": state.global_step}
+
+
 def corpus_for(
-    model: str | Path, cells: Sequence[str | Path], output: str | Path, label_column: str, **options: Any
+    model: str | Path, cells: Sequence[str | Path], output: str | Path, label_column: str | None, **options: Any
 ) -> Corpus:
     """Tokenize cells with a model's own tokenizer, as training data beside the model to be.
 
@@ -204,14 +334,44 @@ def corpus_for(
     output
         Folder of the model to be; tokens go into its folder ``corpus``.
     label_column
-        Column of obs that holds the classes.
+        Column of obs that holds classes or values, None for none.
     **options
         Of `tokenize_corpus`.
     """
     tokenizer = classifier_kind(model).tokenizer_class.from_pretrained(model)
-    schema = "cell_type" if label_column == "cell_type" else None
-    extra = [] if schema else [label_column]
+    extra = [] if label_column in (None, "cell_type") else [label_column]
+    tokenizer = with_expression_values(tokenizer)
     return tokenize_corpus(cells, Path(output) / "corpus", tokenizer=tokenizer, obs_columns=extra, **options)
+
+
+def divide_as_fits(config: TrainingConfig, corpus: Corpus) -> TrainingConfig:
+    """Let cells be divided by class where the corpus, made for this fine-tuning, knows no donors or data sets.
+
+    Not for a new model, whose gene statistics are those of the corpus's own training cells.
+
+    Parameters
+    ----------
+    config
+        The configuration; what it says itself counts.
+    corpus
+        From `corpus_for`.
+    """
+    if corpus.manifest["split"]["by"] != "cell":
+        return config
+    return dataclasses.replace(config, finetuning={"split": "stratified"} | config.finetuning)
+
+
+def config_name(model_type: str, method: str) -> str:
+    """Give the configuration that comes with the package for a model and a method.
+
+    Parameters
+    ----------
+    model_type
+        ``"exceiver"``, ``"langcell"`` or ``"sccello"``.
+    method
+        As for `finetune`.
+    """
+    return f"{model_type}_finetune.yaml" if method == "full" else f"{model_type}_finetune_adapter.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -220,25 +380,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
     )
-    parser.add_argument("--model", required=True, help="folder or repository of a pretrained model")
+    parser.add_argument("--model", help="folder or repository of a pretrained model; without it a new one is made")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--cells", nargs="+", help="files of cells")
     data.add_argument("--corpus", help="folder that cellglot tokenize made with the model's vocabulary")
-    parser.add_argument("--labels", default="cell_type", help="column that holds the classes")
-    parser.add_argument("--output", required=True, help="folder for the classifier and its checkpoints")
+    parser.add_argument("--task", choices=TASKS, default="cell-type", help="what to predict (default %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="full", help="what learns (default %(default)s)")
+    parser.add_argument("--labels", default="cell_type", help="column that holds the classes or values")
+    parser.add_argument("--gene-labels", help="table of genes and classes, for --task gene")
+    parser.add_argument("--output", required=True, help="folder for the model or adapter and its checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
     parser.add_argument("--no-resume", action="store_true", help="start anew even if there is a checkpoint")
     given = parser.parse_args(arguments)
     try:
-        config = load_config(given.config, given.set)
-        corpus = given.corpus or corpus_for(given.model, given.cells, given.output, given.labels)
-        metrics = finetune(
-            config, given.model, corpus, given.output, label_column=given.labels, resume=not given.no_resume
+        metrics = finetune_on(
+            load_config(given.config, given.set),
+            given.model,
+            given.cells,
+            given.corpus,
+            given.output,
+            task=given.task,
+            method=given.method,
+            label_column=given.labels,
+            gene_labels=given.gene_labels,
+            resume=not given.no_resume,
         )
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     end(metrics)
 
 
+def finetune_on(
+    config: TrainingConfig,
+    model: str | Path | None,
+    cells: Sequence[str | Path] | None,
+    corpus: str | Path | Corpus | None,
+    output: str | Path,
+    **options: Any,
+) -> dict[str, float]:
+    """Fine-tune on files of cells, which are tokenized first, or on a corpus.
+
+    Parameters
+    ----------
+    config, model, corpus, output, **options
+        As for `finetune`.
+    cells
+        Files of cells, where there is no corpus.
+
+    Raises
+    ------
+    ValueError
+        If there are neither cells nor a corpus.
+    """
+    if corpus is None:
+        if not cells:
+            raise ValueError("pass labelled cells, or their tokens as a corpus")
+        column = None if options.get("task") == "gene" else options.get("label_column", "cell_type")
+        if model is None:
+            extra = [] if column in (None, "cell_type") else [column]
+            corpus = corpus_of_new_model(_new_type(config), cells, output, extra)
+        else:
+            corpus = corpus_for(model, cells, output, column)
+            config = divide_as_fits(config, corpus)
+    return finetune(config, model, corpus, output, **options)
+
+
 if __name__ == "__main__":
     main()
+
+
+__all__ = ["METHODS", "config_name", "corpus_for", "divide_as_fits", "finetune", "finetune_on"]

@@ -10,6 +10,9 @@ import torch
 from cellglot.tokenization.corpus import Corpus
 
 
+IGNORED = -100
+
+
 class MaskedExpressionMetrics:
     """Mean squared error and explained variance of masked expression.
 
@@ -48,7 +51,10 @@ class MaskedExpressionMetrics:
 
 
 class ClassificationMetrics:
-    """Accuracy and macro F1 over the classes that occur among labels or predictions."""
+    """Accuracy and macro F1 over the classes that occur among labels or predictions; label -100 is left out.
+
+    Labels beyond the model's classes can never be predicted: they count as errors, and as classes with an F1 of 0.
+    """
 
     def __init__(self) -> None:
         self._reset()
@@ -59,18 +65,109 @@ class ClassificationMetrics:
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         """Add a batch; give the metrics at the last one."""
-        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1))
-        self.labels.append(_numpy(prediction.label_ids))
+        labels = _numpy(prediction.label_ids).astype(np.int64)
+        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1)[labels != IGNORED])
+        self.labels.append(labels[labels != IGNORED])
         if not compute_result:
             return {}
-        from sklearn.metrics import accuracy_score, f1_score
-
         predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
         self._reset()
-        return {
-            "accuracy": float(accuracy_score(labels, predicted)),
-            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-        }
+        return _class_scores(labels, predicted)
+
+
+class GeneClassMetrics:
+    """Accuracy and macro F1 of genes, each with the class of the highest mean probability over the cells it is in.
+
+    ``token_accuracy`` and ``token_macro_f1`` are those of every gene in every cell on its own.
+
+    Parameters
+    ----------
+    number
+        Classes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[int, np.ndarray] = {}
+        self.classes: dict[int, int] = {}
+        self.table = np.zeros((self.number, self.number), dtype=np.int64)
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; give the metrics at the last one.
+
+        Predictions are scores, shape (cells, tokens, classes); labels are classes and token ids, shape (cells, tokens,
+        2), -100 where there is none.
+        """
+        given = _numpy(prediction.label_ids).astype(np.int64)
+        kept = given[..., 0] != IGNORED
+        labels, genes = given[kept].T
+        scores = torch.from_numpy(_numpy(prediction.predictions)[kept])
+        probabilities = scores.softmax(dim=-1).numpy()
+        np.add.at(self.table, (labels, probabilities.argmax(axis=-1)), 1)
+        different, rows = np.unique(genes, return_inverse=True)
+        sums = np.zeros((len(different), self.number))
+        np.add.at(sums, rows, probabilities)
+        for gene, total in zip(different.tolist(), sums, strict=True):
+            self.sums[gene] = self.sums.get(gene, 0) + total
+        self.classes.update(zip(genes.tolist(), labels.tolist(), strict=True))
+        return self._compute() if compute_result else {}
+
+    def _compute(self) -> dict[str, float]:
+        genes = list(self.sums)
+        predicted = np.array([int(self.sums[g].argmax()) for g in genes], dtype=np.int64)
+        of_genes = _class_scores(np.array([self.classes[g] for g in genes], dtype=np.int64), predicted)
+        rows, columns = self.table.nonzero()
+        of_tokens = _class_scores(rows, columns, self.table[rows, columns])
+        self._reset()
+        return of_genes | {f"token_{name}": value for name, value in of_tokens.items()}
+
+
+class ValueMetrics:
+    """Mean squared error, in the value's unit, R2 and Pearson correlation of a predicted value; NaN is left out.
+
+    R2 and Pearson's are there only where they are defined: for values that differ, and predictions that do.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.predicted: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; give the metrics at the last one."""
+        values = _numpy(prediction.label_ids).astype(np.float64).ravel()
+        known = ~np.isnan(values)
+        self.values.append(values[known])
+        self.predicted.append(_numpy(prediction.predictions).astype(np.float64).reshape(len(values))[known])
+        if not compute_result:
+            return {}
+        predicted, values = np.concatenate(self.predicted), np.concatenate(self.values)
+        self._reset()
+        if not len(values):
+            return {}
+        scores = {"mse": float(np.mean((values - predicted) ** 2))}
+        if values.std() > 0:
+            scores["r2"] = 1 - scores["mse"] / float(values.var())
+            if predicted.std() > 0:
+                scores["pearson"] = float(np.corrcoef(values, predicted)[0, 1])
+        return scores
+
+
+def _class_scores(labels: np.ndarray, predicted: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, float]:
+    """Score predicted classes, each standing for some number of items; nothing where there are no items."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    if not len(labels):
+        return {}
+    return {
+        "accuracy": float(accuracy_score(labels, predicted, sample_weight=numbers)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", sample_weight=numbers, zero_division=0)),
+    }
 
 
 def masked_gene_rows(logits: torch.Tensor | None, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +188,7 @@ def masked_gene_rows(logits: torch.Tensor | None, labels: torch.Tensor) -> tuple
         Masked genes, shape (cells, 1).
     """
     predictions = torch.zeros(len(labels), 2, device=labels.device)
-    masked = labels != -100
+    masked = labels != IGNORED
     if logits is None:
         return predictions, torch.zeros(len(labels), 1, device=labels.device)
     cell, wanted, scores = masked.nonzero()[:, 0], labels[masked], logits.float()
@@ -136,4 +233,4 @@ def _numpy(values: Any) -> np.ndarray:
     return values.float().cpu().numpy() if hasattr(values, "cpu") else np.asarray(values)
 
 
-__all__ = ["ClassificationMetrics", "MaskedExpressionMetrics"]
+__all__ = ["ClassificationMetrics", "GeneClassMetrics", "MaskedExpressionMetrics", "ValueMetrics"]

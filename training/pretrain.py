@@ -8,7 +8,7 @@ from typing import Any
 from transformers import set_seed
 
 from cellglot.tokenization.corpus import Corpus
-from cellglot.training.config import TrainingConfig, load_config
+from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.pretrain_exceiver import exceiver_recipe
 from cellglot.training.pretrain_langcell import langcell_recipe
 from cellglot.training.pretrain_sccello import sccello_recipe
@@ -62,6 +62,7 @@ def pretrain(
     kind = config.model.get("type")
     if kind not in RECIPES:
         raise ValueError(f"model.type {kind!r}: the models to pretrain are {', '.join(RECIPES)}")
+    check_keys(config.finetuning, [], "finetuning")
     arguments = training_arguments(config, output)
     set_seed(arguments.seed)
     recipe = RECIPES[kind](config, corpus, arguments)

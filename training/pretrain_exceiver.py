@@ -14,14 +14,16 @@ from cellglot.training.data import CellDataset
 from cellglot.training.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.metrics import MaskedExpressionMetrics
 from cellglot.training.recipe import Recipe, check_tokenizer, mask_fraction, new_configuration
+from cellglot.training.thinning import THINNING_KEYS, thinning_of
 from cellglot.training.trainer import count_parameters
 
 
 def exceiver_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
     """Prepare the pretraining of Exceiver.
 
-    Keys of the section ``data``: ``mask_fraction`` and ``initialize_gene_embeddings``. As released, the number of
-    masked genes is a share of the median cell's, and cells with fewer than twice as many genes are left out.
+    Keys of the section ``data``: ``mask_fraction``, ``initialize_gene_embeddings`` and those of `thinning_of`. As
+    released, the number of masked genes is a share of the median cell's, and cells with fewer than twice as many genes
+    are left out.
 
     Raises
     ------
@@ -44,7 +46,12 @@ def exceiver_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
         processing_class=tokenizer,
         train=train,
         held_out=held_out,
-        collator=ExceiverCollator(tokenizer.pad_token_id, num_masked, seed=arguments.seed),
+        collator=ExceiverCollator(
+            tokenizer.pad_token_id,
+            num_masked,
+            seed=arguments.seed,
+            thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
+        ),
         metrics=MaskedExpressionMetrics(),
         summary=f"{count_parameters(model):,} parameters; {len(train):,} cells for training and "
         f"{0 if held_out is None else len(held_out):,} held out; {num_masked:,} genes masked in each; left out for "
@@ -55,7 +62,7 @@ def exceiver_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
 
 
 def _num_masked(config: TrainingConfig, corpus: Corpus) -> int:
-    check_keys(config.data, ["mask_fraction", "initialize_gene_embeddings"], "data")
+    check_keys(config.data, ["mask_fraction", "initialize_gene_embeddings", *THINNING_KEYS], "data")
     fraction = mask_fraction(config, 0.15)
     num_masked = int(fraction * corpus.manifest["median_length"])
     if num_masked < 1:

@@ -33,6 +33,7 @@ from cellglot.training.recipe import (
     rank_value_tokenizer_of_model,
 )
 from cellglot.training.run import check_same_vocabulary
+from cellglot.training.thinning import THINNING_KEYS, thinning_of
 from cellglot.training.trainer import count_parameters
 
 
@@ -47,6 +48,7 @@ DATA_KEYS = (
     "start_from",
     "freeze",
     "leave_out",
+    *THINNING_KEYS,
 )
 TOWERS: dict[str, Any] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
 FROZEN = ("cell", "text", "none")
@@ -58,7 +60,8 @@ def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
     The section ``model`` has fields of `LangCellConfig` (``stage``, weights of the objectives, ...), those of the
     towers under ``cell_config`` and ``text_config``. Keys of the section ``data``:
 
-    - ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology`` and ``label_columns`` as for scCello;
+    - ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology``, ``label_columns`` and those of `thinning_of` as
+      for scCello;
     - ``aspects`` and ``template`` of the texts, as for `describe_cells`;
     - ``text_checkpoint``: folder or repository of a BERT from which the text tower starts, with its tokenizer. Without
       one the tower is new, and its tokenizer is made of the words of the texts and of the ontology (our choice);
@@ -88,7 +91,13 @@ def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
     processor = LangCellProcessor(rank_value_tokenizer_of_model(tokenizer, longest), text_tokenizer)
     train, held_out = _datasets(corpus, texts, model.config.stage)
     fraction = mask_fraction(config, 0.15)
-    cells = rank_value_collator(tokenizer, mask_fraction=fraction, seed=arguments.seed, max_length=longest)
+    cells = rank_value_collator(
+        tokenizer,
+        mask_fraction=fraction,
+        seed=arguments.seed,
+        max_length=longest,
+        thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
+    )
     collator: Any = cells
     tokens: list[list[int]] = []
     if model.config.stage == 2:

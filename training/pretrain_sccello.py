@@ -23,17 +23,18 @@ from cellglot.training.recipe import (
     rank_value_tokenizer_of,
     rank_value_tokenizer_of_model,
 )
+from cellglot.training.thinning import THINNING_KEYS, thinning_of
 from cellglot.training.trainer import count_parameters
 
 
-DATA_KEYS = ("mask_fraction", "initialize_gene_embeddings", "ontology", "label_columns")
+DATA_KEYS = ("mask_fraction", "initialize_gene_embeddings", "ontology", "label_columns", *THINNING_KEYS)
 
 
 def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
     """Prepare the pretraining of scCello.
 
     Keys of the section ``data``: ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology`` (``blood``, a
-    release's date, an OBO or OWL file) and ``label_columns``. Prototypes are those of the cell types of
+    release's date, an OBO or OWL file), ``label_columns``, and those of `thinning_of`. Prototypes are those of the cell types of
     training cells. Cells whose label stands for no cell type are counted and train masked gene prediction alone.
 
     Raises
@@ -61,6 +62,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
         max_length=longest,
         cell_types=found.rows,
         cell_type_columns=found.columns,
+        thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
     )
     cut = int((train.lengths > longest).sum())
     return Recipe(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cellglot.training.collators import class_name
+from cellglot.training.thinning import Thinning
 
 
 IGNORED = -100
@@ -41,6 +42,8 @@ class RankValueCollator:
         Class name -> number, for classification by the column `label_column`.
     label_column
         Column of class names.
+    thinning
+        Takes counts and genes from training cells, before anything else is done with them.
     """
 
     pad_token_id: int
@@ -54,6 +57,7 @@ class RankValueCollator:
     cell_type_columns: Sequence[str] = ()
     labels: Mapping[str, int] | None = None
     label_column: str | None = None
+    thinning: Thinning | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -77,6 +81,8 @@ class RankValueCollator:
         """
         if not examples:
             raise ValueError("no cells to make a batch of")
+        if self.thinning is not None:
+            examples = [self.thinning(example) for example in examples]
         cells = [np.asarray(e["input_ids"], dtype=np.int64)[: self.max_length] for e in examples]
         width = max(1, *map(len, cells))
         input_ids = np.full((len(cells), width), self.pad_token_id, dtype=np.int64)

@@ -14,6 +14,9 @@ from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
 
 
+WHOLE_CELL = 2048  # tokens, as in the published models
+
+
 @dataclass
 class Recipe:
     """A model with what its pretraining takes.
@@ -101,6 +104,26 @@ def rank_value_tokenizer_of_model(tokenizer: RankValueTokenizer, longest: int) -
     )
 
 
+def with_expression_values(tokenizer: Any) -> Any:
+    """Give the same tokenizer for training data: with expression values, and no shorter than whole cells mostly are.
+
+    Parameters
+    ----------
+    tokenizer
+        Of a model; Exceiver's is as it should be already.
+    """
+    if not isinstance(tokenizer, RankValueTokenizer):
+        return tokenizer
+    return RankValueTokenizer.from_vocabulary(
+        tokenizer.vocabulary,
+        add_cls_token=tokenizer.add_cls_token,
+        total=tokenizer.total,
+        target_sum=tokenizer.target_sum,
+        return_expression_values=True,
+        model_max_length=max(tokenizer.model_max_length, WHOLE_CELL),
+    )
+
+
 def new_configuration(config_class: Any, config: TrainingConfig, tokenizer: Any, **given: Any) -> Any:
     """Make a model's configuration from the section ``model``, the vocabulary's size filled in.
 
@@ -153,4 +176,5 @@ __all__ = [
     "new_configuration",
     "rank_value_tokenizer_of",
     "rank_value_tokenizer_of_model",
+    "with_expression_values",
 ]

@@ -13,7 +13,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CellEmbeddingPipeline": "modeling",
     "CellOntology": "tokenization",
+    "CellTypeAnnotationPipeline": "modeling",
     "ExceiverConfig": "modeling",
     "ExceiverForMaskedExpression": "modeling",
     "ExceiverForSequenceClassification": "modeling",
@@ -25,6 +27,7 @@ _PUBLIC = {
     "LangCellConfig": "modeling",
     "LangCellForPreTraining": "modeling",
     "LangCellForSequenceClassification": "modeling",
+    "LangCellForTokenClassification": "modeling",
     "LangCellModel": "modeling",
     "LangCellProcessor": "tokenization",
     "LangCellTextModel": "modeling",
@@ -52,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 def register_auto_classes() -> None:
-    """Register configurations, models and tokenizers with the Auto classes."""
+    """Register configurations, models and tokenizers with the Auto classes, and pipelines with their tasks."""
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -64,6 +67,7 @@ def register_auto_classes() -> None:
         AutoTokenizer,
     )
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from cellglot import modeling, tokenization
 
@@ -93,10 +97,18 @@ def register_auto_classes() -> None:
     AutoModel.register(modeling.LangCellTextConfig, modeling.LangCellTextModel, exist_ok=True)
     AutoModelForPreTraining.register(config, modeling.LangCellForPreTraining, exist_ok=True)
     AutoModelForSequenceClassification.register(config, modeling.LangCellForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(config, modeling.LangCellForTokenClassification, exist_ok=True)
     AutoProcessor.register(config, tokenization.LangCellProcessor, exist_ok=True)
     AutoTokenizer.register(config, slow_tokenizer_class=tokenization.RankValueTokenizer, exist_ok=True)
 
     REGISTERED_TOKENIZER_CLASSES["RankValueTokenizer"] = tokenization.RankValueTokenizer
+
+    for task, pipeline_class in (
+        ("cell-embedding", modeling.CellEmbeddingPipeline),
+        ("cell-type-annotation", modeling.CellTypeAnnotationPipeline),
+    ):
+        if task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=modeling.AutoModelForCells)
 
 
 def _loads_models_by_itself() -> bool:

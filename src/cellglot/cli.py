@@ -111,14 +111,27 @@ def pretrain(
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Argument(help="Folder or repository of a pretrained model.")],
     output: Output,
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or repository of a pretrained model; a new one by default.")
+    ] = None,
     cells: Annotated[list[Path] | None, typer.Option(help="File of labelled cells.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Or a corpus tokenized with the model's vocabulary.")] = None,
-    labels: Annotated[str, typer.Option(help="Column that holds the classes.")] = "cell_type",
+    task: Annotated[
+        str, typer.Option(help="cell-type (any class of cells), gene (classes of genes) or regression (a value).")
+    ] = "cell-type",
+    method: Annotated[
+        str, typer.Option(help="full (all weights learn), probe (the head alone), or an adapter: lora, dora, ia3.")
+    ] = "full",
+    labels: Annotated[str, typer.Option(help="Column that holds the classes or values.")] = "cell_type",
+    gene_labels: Annotated[
+        Path | None, typer.Option(help="For genes: table with genes in the first column, classes in the second.")
+    ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file, or the name of one that comes with cellglot; by default the one of the model."),
+        typer.Option(
+            help="YAML file, or the name of one that comes with cellglot; by default that of model and method."
+        ),
     ] = None,
     few_shot: Annotated[
         int | None,
@@ -127,23 +140,29 @@ def finetune(
     set_: Set = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
 ) -> None:
-    """Fine-tune all weights of a model to classify cells; or a LangCell on few cells, by texts."""
+    """Fine-tune a model, or train an adapter, on labels of cells or genes; or a LangCell on few cells, by texts."""
     from cellglot.training.classifiers import model_type
     from cellglot.training.config import load_config
     from cellglot.training.few_shot import few_shot as learn
-    from cellglot.training.finetune import corpus_for
-    from cellglot.training.finetune import finetune as run
+    from cellglot.training.finetune import config_name, corpus_for, finetune_on
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
-    model = _model(model)
-    kind = "few_shot" if few_shot is not None else "finetune"
-    settings = load_config(config or f"{model_type(model)}_{kind}.yaml", set_ or [])
-    tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
-    if few_shot is not None:
+    if model is None and (config is None or few_shot is not None):
+        raise ValueError("name a pretrained model, or the --config of a new one")
+    model = None if model is None else _model(model)
+    if few_shot is not None and model is not None:
+        if (task, method, gene_labels) != ("cell-type", "full", None):
+            raise ValueError(
+                "--few-shot trains both encoders on cell types: leave --task, --method, --gene-labels out"
+            )
+        settings = load_config(config or "langcell_few_shot.yaml", set_ or [])
+        tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
         _print_metrics(learn(settings, model, tokens, output, few_shot, label_column=labels))
         return
-    _print_metrics(run(settings, model, tokens, output, label_column=labels, resume=resume))
+    settings = load_config(config or config_name(model_type(str(model)), method), set_ or [])
+    options = {"task": task, "method": method, "label_column": labels, "gene_labels": gene_labels, "resume": resume}
+    _print_metrics(finetune_on(settings, model, cells, corpus, output, **options))
 
 
 @app.command()
@@ -181,9 +200,12 @@ def embed(
 
 @app.command()
 def annotate(
-    model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model.")],
+    model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model, classifier or adapter.")],
     cells: Annotated[Path, typer.Argument(help="File of cells.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the annotated cells: .h5ad.")],
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder or repository of an adapter that was trained on the model.")
+    ] = None,
     candidates: Annotated[
         list[str] | None,
         typer.Option(help="Cell types by name, id or synonym, between commas; others stand for themselves."),
@@ -224,52 +246,78 @@ def annotate(
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Also write a table: .csv, .tsv or .parquet.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Cells at once; 16 with texts, 64 with classes by default.")
+    ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Annotate cells with cell types that the model was not trained on, by their descriptions."""
+    """Annotate cells: by the classes of a trained head, or of an adapter; or by texts of types never trained on."""
     from cellglot.evaluation.annotate_file import annotate_file
-    from cellglot.tokenization.cell_type_candidates import make_candidates, read_candidates, split_candidates
-    from cellglot.training.cell_types import open_ontology
+    from cellglot.evaluation.classified_cells import has_classes, reads_texts
 
-    if candidates and candidates_file:
-        raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
-    terms = open_ontology(ontology)
-    given: Any = [name for text in candidates or [] for name in split_candidates(text, terms)]
-    options: dict[str, Any] = {"template": template} if template else {}
-    if in_corpus is not None:
-        options["among"] = _corpus_types(in_corpus, terms)
-    chosen = make_candidates(
-        read_candidates(candidates_file) if candidates_file else given,
-        terms,
-        branch=ontology_branch,
-        leaves_only=leaves_only,
-        **options,
-    )
+    asked = {
+        "--candidates": candidates, "--candidates-file": candidates_file, "--ontology-branch": ontology_branch,
+        "--leaves-only": leaves_only, "--in-corpus": in_corpus, "--template": template, "--alpha": alpha != 0.1,
+        "--shortlist": shortlist, "--smooth": smooth, "--back-off-below": back_off_below, "--labels": labels,
+    }  # fmt: skip
+    given, options = [name for name, value in asked.items() if value], {}
+    with_classes = adapter is not None or has_classes(_model(model))
+    if with_classes and given:
+        raise ValueError(
+            f"{adapter or model} predicts its own classes: {', '.join(given)} are for LangCell models and texts"
+        )
+    chosen = None
+    if not with_classes and (given or reads_texts(model)):
+        chosen = _candidates(
+            candidates or [], candidates_file, ontology_branch, leaves_only, in_corpus, ontology, template
+        )
+        options = {
+            "alpha": alpha, "shortlist": shortlist, "smooth": smooth, "back_off_below": back_off_below,
+            "labels": labels,
+        }  # fmt: skip
     report = annotate_file(
         _model(model),
         cells,
         output,
         chosen,
+        adapter=adapter,
         table=table,
         plot=plot,
-        alpha=alpha,
-        shortlist=shortlist,
-        smooth=smooth,
-        back_off_below=back_off_below,
-        labels=labels,
-        batch_size=batch_size,
+        batch_size=batch_size or (64 if chosen is None else 16),
         layer=layer,
         gene_column=gene_column,
         min_coverage=min_coverage,
         dtype=_dtype(dtype),
         device=device,
+        **options,
     )
     typer.echo(report)
+
+
+def _candidates(
+    names: list[str],
+    file: Path | None,
+    branch: str | None,
+    leaves_only: bool,
+    in_corpus: Path | None,
+    ontology: str,
+    template: list[str] | None,
+) -> Any:
+    from cellglot.tokenization.cell_type_candidates import make_candidates, read_candidates, split_candidates
+    from cellglot.training.cell_types import open_ontology
+
+    if names and file:
+        raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
+    terms = open_ontology(ontology)
+    options: dict[str, Any] = {"template": template} if template else {}
+    if in_corpus is not None:
+        options["among"] = _corpus_types(in_corpus, terms)
+    given: Any = read_candidates(file) if file else [name for text in names for name in split_candidates(text, terms)]
+    return make_candidates(given, terms, branch=branch, leaves_only=leaves_only, **options)
 
 
 @app.command()
@@ -307,6 +355,79 @@ def query(
         device=device,
     )
     typer.echo(report)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")
+    ],
+    cells: Annotated[Path, typer.Option(help="File of cells.")],
+    output: Output,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Of clustering,integration,annotation,novel,markers; by default all that can be done."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
+    batches: Annotated[str | None, typer.Option(help="Column of obs with batches.")] = None,
+    donors: Annotated[
+        str | None, typer.Option(help="Column of obs with donors or data sets that are not split.")
+    ] = None,
+    markers: Annotated[Path | None, typer.Option(help="Table of marker genes: .tsv, .csv or .gmt.")] = None,
+    marker_type: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=TYPE", help="Which cell type of the table a label is.")
+    ] = None,
+    ontology: Annotated[
+        str, typer.Option(help="blood (comes with cellglot), a release's date such as 2024-04-05, or a file.")
+    ] = "blood",
+    baselines: Annotated[bool, typer.Option(help="Put plain baselines in the same table.")] = True,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    test_fraction: Annotated[float, typer.Option(help="Share of cells (donors) to score annotation on.")] = 0.25,
+    shots: Annotated[int, typer.Option(help="Cells of each class for few-shot annotation.")] = 10,
+    marker_cells: Annotated[int, typer.Option(help="Cells whose genes are masked one at a time.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    min_coverage: MinCoverage = None,
+    device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is finished.")] = False,
+) -> None:
+    """Evaluate models beside plain baselines: one JSON, one table, pictures. Goes on where it was stopped."""
+    from cellglot.evaluation.benchmark import evaluate_models
+    from cellglot.training.cell_types import open_ontology
+
+    done = evaluate_models(
+        _named_models(models),
+        cells,
+        None if tasks is None else tasks.split(","),
+        labels=labels,
+        batches=batches,
+        donors=donors,
+        markers=markers,
+        marker_types=_pairs(marker_type, "--marker-type"),
+        ontology=open_ontology(ontology),
+        with_baselines=baselines,
+        output=output,
+        overwrite=overwrite,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+        seed=seed,
+        test_fraction=test_fraction,
+        shots=shots,
+        marker_cells=marker_cells,
+        batch_size=batch_size,
+        device=device,
+    )
+    typer.echo(f"{done.table()}\n\n{done.record.summary()}\n\n{output}")
+
+
+def _named_models(given: list[str]) -> Any:
+    """Give models by the names that are given before ``=``; without any, as a list that names itself."""
+    pairs = [(text.split("=", 1) if "=" in text and not Path(text).exists() else ["", text]) for text in given]
+    if not any(name for name, _ in pairs):
+        return given
+    return {name or Path(source).name: source for name, source in pairs}
 
 
 def _dtype(name: str | None) -> str | None:
@@ -447,6 +568,58 @@ def _convert_langcell(
 
 
 @app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Of a model, an adapter, token data or a metric.")],
+    repo: Annotated[str | None, typer.Argument(help="Repository on the Hub, owner/name.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a folder, to look at.")] = None,
+    license: Annotated[str | None, typer.Option(help="The Hub's identifier, such as apache-2.0.")] = None,
+    training_data: Annotated[str | None, typer.Option(help="Where the cells come from, in a sentence.")] = None,
+    training_data_license: Annotated[str | None, typer.Option(help="Terms of the cells.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub that the cells come from.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Repository of the model that was fine-tuned.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder of an adapter's base model; by default the one that it names.")
+    ] = None,
+    ontology_release: Annotated[str | None, typer.Option(help="Of the Cell Ontology, if it is not recorded.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the card.")] = None,
+    card: Annotated[Path | None, typer.Option(help="YAML with more; by default card.yaml in the folder.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="JSON of cellglot evaluate.")] = None,
+    cells: Annotated[Path | None, typer.Option(help="File of cells for the examples; blood by default.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files, no more.")] = False,
+) -> None:
+    """Publish with a card, after a process without cellglot gave the same numbers. Private by default."""
+    from cellglot.model_cards.details import read_details
+    from cellglot.model_cards.publish import publish as run
+
+    details = read_details(
+        folder,
+        card,
+        license=license,
+        training_data=training_data,
+        training_data_license=training_data_license,
+        datasets=dataset,
+        base_model=base_model,
+        ontology_release=ontology_release,
+        title=title,
+    )
+    done = run(
+        folder,
+        repo,
+        output=output,
+        details=details,
+        evaluation=evaluation,
+        cells=cells,
+        base=base,
+        private=not public,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    typer.echo(done.summary())
+
+
+@app.command()
 def demo(
     cells: Annotated[Path | None, typer.Option(help="File of cells; by default 700 blood cells from scanpy.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs that holds the classes.")] = None,
@@ -454,12 +627,16 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
 ) -> None:
-    """Go the whole way on real cells: audit, tokens, pretraining, embeddings, classification, report."""
+    """Go the whole way on real cells: audit, tokens, pretraining, fine-tuning, evaluation, cards, report."""
+    import functools
+
+    from cellglot.model_cards.demo import publish_demo_model
     from cellglot.training.demo import Demo
 
     if cells is not None and labels is None:
         raise ValueError("name the column of obs that holds the classes: --labels COLUMN")
-    Demo(cells, labels or "bulk_labels", output, quick, seed).run()
+    publisher = functools.partial(publish_demo_model, source=None if cells is None else cells.name)
+    Demo(cells, labels or "bulk_labels", output, quick, seed, publisher).run()
 
 
 def _model(name: str) -> str:

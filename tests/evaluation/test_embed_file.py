@@ -68,3 +68,25 @@ def test_what_cannot_be_written(model_folders, cells, tmp_path, output, options,
     with pytest.raises(ValueError, match=message):
         embed_file(model_folders["model"], cells, tmp_path / output, **options, **QUIET)
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_labels_are_one_grey_group(model_folders, blood, tmp_path, monkeypatch):
+    from cellglot.evaluation import plots
+
+    cells, drawn = blood[:20].copy(), []
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    cells.obs.loc[cells.obs_names[[2, 5]], "cell_type"] = None
+    cells.obs["dose"] = np.where(np.arange(20) % 4 == 1, np.nan, 2.0)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    for column, number in (("cell_type", 2), ("dose", 5)):
+        output = tmp_path / f"{column}.npy"
+        embed_file(
+            model_folders["model"], tmp_path / "cells.h5ad", output, plot=tmp_path / "p.png", color=column, **QUIET
+        )
+        legend = drawn.pop().axes[0].get_legend()
+        names = [text.get_text() for text in legend.get_texts()]
+        assert names[-1] == f"missing ({number})"
+        assert not any(name.split(" (")[0].lower() in ("none", "nan") for name in names)
+        colour = legend.legend_handles[-1].get_facecolor()[0][:3]
+        assert np.ptp(colour) < 0.1  # grey

@@ -12,6 +12,7 @@ from cellglot.modeling import (
     LangCellConfig,
     LangCellForPreTraining,
     LangCellForSequenceClassification,
+    LangCellForTokenClassification,
     LangCellModel,
     LangCellTextModel,
 )
@@ -24,6 +25,7 @@ CLASSES = (
     LangCellTextModel,
     LangCellForPreTraining,
     LangCellForSequenceClassification,
+    LangCellForTokenClassification,
 )
 OF_A_ROW = ("last_hidden_state", "pooler_output", "text_last_hidden_state", "text_features")
 FIELDS = (*OF_A_ROW, "logits", "loss", "masked_gene_loss", "cell_cell_loss", "cell_text_loss", "matching_loss")
@@ -78,6 +80,8 @@ def make_batch(model, cells=(13, 7, 10), texts=(9, 4, 6), seed=0):
         batch |= {"input_ids": input_ids.masked_fill(masked, 1), "labels": input_ids.masked_fill(~masked, -100)}
     if isinstance(model, LangCellForSequenceClassification):
         batch["labels"] = torch.arange(len(cells)) % 3
+    if isinstance(model, LangCellForTokenClassification):
+        batch["labels"] = (input_ids % 3).masked_fill(mask == 0, -100)
     return batch
 
 
@@ -152,6 +156,8 @@ def test_padded_is_unpadded(model):
     for name in ("last_hidden_state", "text_last_hidden_state"):
         if name in given:
             given[name] = given[name][:, :-6]
+    if isinstance(model, LangCellForTokenClassification):
+        given["logits"] = given["logits"][:, :-6]
     assert_same(outputs(model, batch), given)
 
 
@@ -206,6 +212,7 @@ def test_loaded_without_cellglot_is_loaded_with_it(langcell_config, tmp_path):
         LangCellTextModel: "AutoModel",
         LangCellForPreTraining: "AutoModelForPreTraining",
         LangCellForSequenceClassification: "AutoModelForSequenceClassification",
+        LangCellForTokenClassification: "AutoModelForTokenClassification",
     }
     for model_class in CLASSES:
         model = make_model(model_class, langcell_config)
@@ -280,6 +287,8 @@ def test_every_class_loads_from_a_pretrained_folder(langcell_config, tmp_path):
     classifier, info = LangCellForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooler", "classifier"}
     assert torch.equal(classifier.cell_model.layers[0].fc1.weight, whole.cell_model.layers[0].fc1.weight)
+    of_genes, info = LangCellForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"} and not info["unexpected_keys"]
 
 
 # -------------------------------------------------------------------- modes, pooling, requested outputs

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cellglot.tokenization.corpus import tokenize_corpus
 from cellglot.training.config import TrainingConfig
-from cellglot.training.finetune import corpus_for, finetune
+from cellglot.training.finetune import corpus_for, divide_as_fits, finetune
 from cellglot.training.pretrain import pretrain
 from cellglot.training.run import RUN_FILE
 
@@ -115,7 +115,7 @@ def test_cells_without_label_are_left_out_and_counted(pretrained, labelled, shor
     assert facts["cells_without_label"] == 12
     others = facts["held_out_cells_of_other_classes"]
     assert others == sum(facts["other_classes"].values())
-    assert facts["training_cells"] + facts["held_out_cells"] + others == 108
+    assert facts["training_cells"] + facts["held_out_cells"] == 108
     assert "12 without label" in capsys.readouterr().out
 
 
@@ -142,29 +142,43 @@ def test_columns_that_give_no_classes(pretrained, labelled, short, tmp_path, col
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_held_out_cells_of_unknown_classes_alone(pretrained, blood, short, tmp_path):
-    """Two donors of other classes each: none of the held-out cells has a class of the training cells."""
+@pytest.fixture(scope="module")
+def two_donors(pretrained, blood, tmp_path_factory):
+    """Ninety cells of two donors: the second is held out, and half of its cells are of a class of its own."""
     cells = blood[:90].copy()
     donor = np.where(np.arange(90) < 70, "donor a", "donor b")
-    kinds = [f"{d} {i % 2}" for i, d in enumerate(donor)]
-    cells.obs = pd.DataFrame({"cell_type": kinds, "donor_id": donor}, index=cells.obs_names)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    corpus = corpus_for(
-        pretrained,
-        [tmp_path / "cells.h5ad"],
-        tmp_path,
-        "cell_type",
-        validation_fraction=0.2,
-        processes=1,
-        progress=False,
-    )
-    assert corpus.n_cells("validation") == 20
-    assert finetune(short(), pretrained, corpus, tmp_path / "model") == {}
+    kinds = np.where(np.arange(90) % 2, "of both", np.where(donor == "donor a", "of a", "of b"))
+    cells.obs = pd.DataFrame({"cell_type": kinds, "donor_id": donor, "its donor": donor}, index=cells.obs_names)
+    folder = tmp_path_factory.mktemp("donors")
+    cells.write_h5ad(folder / "cells.h5ad")
+    few = {"validation_fraction": 0.2, "processes": 1, "progress": False}
+    return corpus_for(pretrained, [folder / "cells.h5ad"], folder, "its donor", **few)
+
+
+def test_held_out_classes_without_training_cells_count_as_errors(pretrained, two_donors, short, tmp_path, capsys):
+    assert two_donors.n_cells("validation") == 20
+    changes = ("trainer.max_steps=12", "trainer.learning_rate=1e-2")
+    metrics = finetune(short(*changes), pretrained, two_donors, tmp_path / "model")
     facts = record(tmp_path / "model")
-    assert facts["held_out_cells"] == 0
-    assert facts["other_classes"] == {"donor b 0": 10, "donor b 1": 10}
-    with pytest.raises(ValueError, match="no held-out cells to evaluate on"):
-        finetune(short("trainer.eval_strategy=epoch"), pretrained, corpus, tmp_path / "other")
+    assert facts["held_out_cells"] == 20 and facts["divided_by"] == "donor_id"
+    assert facts["other_classes"] == {"of b": 10} and facts["held_out_cells_of_other_classes"] == 10
+    assert "which count as errors: of b (10)" in capsys.readouterr().out
+    assert metrics["eval_accuracy"] <= 0.5
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert set(model.config.id2label.values()) == {"of a", "of both"}
+
+
+def test_held_out_cells_of_unknown_classes_alone(pretrained, two_donors, short, tmp_path):
+    with pytest.raises(ValueError, match=r"'its donor' has 1 classes among the training cells \(donor a\)"):
+        finetune(short(), pretrained, two_donors, tmp_path / "model", label_column="its donor")
+
+
+def test_one_donor_is_never_on_both_sides(pretrained, two_donors, short, tmp_path):
+    config = short()
+    config.finetuning = {"split": "stratified"}
+    with pytest.raises(ValueError, match=r"holds cells out by donor_id; finetuning.split=stratified would put"):
+        finetune(config, pretrained, two_donors, tmp_path / "model")
+    assert divide_as_fits(short(), two_donors).finetuning == {}
 
 
 def test_a_corpus_with_statistics_of_its_own_is_refused(pretrained, blood, short, tmp_path):

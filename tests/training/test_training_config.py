@@ -38,7 +38,8 @@ def test_overrides_are_yaml():
 
 def test_empty_sections_and_files_leave_everything_out(tmp_path):
     path = written(tmp_path, "model:\ntrainer:\n")
-    assert dataclasses.asdict(load_config(path)) == {"model": {}, "data": {}, "optimizer": {}, "trainer": {}}
+    sections = ("model", "data", "optimizer", "trainer", "finetuning")
+    assert dataclasses.asdict(load_config(path)) == {name: {} for name in sections}
     assert load_config(path, ["model.type=exceiver"]).model == {"type": "exceiver"}
     assert load_config(written(tmp_path, "")).trainer == {}
 

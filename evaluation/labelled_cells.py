@@ -1,0 +1,183 @@
+"""Cells to evaluate on: counts, labels, batches, donors, and a checksum of all of it."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy.sparse import csr_matrix, vstack
+
+from cellglot.tokenization.cells import Cells, read_cells
+
+
+MISSING = ("", "nan", "none", "<na>", "na", "n/a", "unknown")
+GROUPS = ("donor_id", "dataset_id")
+
+
+@dataclass
+class LabelledCells:
+    """Opened cells with what they are scored by.
+
+    Parameters
+    ----------
+    cells
+        The opened file.
+    source
+        Where they came from.
+    checksum
+        SHA-256 of the file, or of the counts of an AnnData.
+    label_column, batch_column, group_column
+        Columns of obs that labels, batches and donors (or data sets) were read from, None where there is none.
+    labels, batches, groups
+        One a cell, None where it is missing; shape (cells,). None where there is no column.
+    options
+        ``gene_column``, ``min_coverage``, as the tokenizers take them.
+    """
+
+    cells: Cells
+    source: str
+    checksum: str
+    label_column: str | None = None
+    batch_column: str | None = None
+    group_column: str | None = None
+    labels: np.ndarray | None = None
+    batches: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Give the number of cells."""
+        return len(self.cells)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether each cell has a label, shape (cells,)."""
+        if self.labels is None:
+            return np.zeros(len(self), dtype=bool)
+        return np.array([label is not None for label in self.labels])
+
+    def classes(self) -> list[str]:
+        """Give the different labels, sorted."""
+        return [] if self.labels is None else sorted({label for label in self.labels if label is not None})
+
+    def subset(self, numbers: Iterable[int] | np.ndarray) -> AnnData:
+        """Read the counts of some cells, in their order, as an AnnData; the others are streamed past."""
+        wanted = np.asarray(numbers)
+        order = np.argsort(wanted, kind="stable")
+        parts, first = [], 0
+        for chunk in self.cells.chunks():
+            inside = wanted[order][(wanted[order] >= first) & (wanted[order] < first + chunk.shape[0])]
+            parts.append(chunk[inside - first])
+            first += chunk.shape[0]
+        matrix = csr_matrix((0, self.cells.n_genes)) if not parts else vstack(parts, format="csr")
+        return AnnData(matrix[np.argsort(order, kind="stable")], var=self.cells.var)
+
+    def facts(self) -> dict[str, Any]:
+        """Give what they are as plain types, for JSON."""
+        counts = Counter(label for label in self.labels if label is not None) if self.labels is not None else {}
+        return {
+            "source": self.source,
+            "sha256": self.checksum,
+            "cells": len(self),
+            "genes": self.cells.n_genes,
+            "counts_in": self.cells.counts.described_location,
+            "label_column": self.label_column,
+            "cells_of_label": dict(sorted(counts.items())),
+            "cells_without_label": int((~self.labelled).sum()),
+            "batch_column": self.batch_column,
+            "batches": None if self.batches is None else len({b for b in self.batches if b is not None}),
+            "donor_column": self.group_column,
+            "donors": None if self.groups is None else len({g for g in self.groups if g is not None}),
+        }
+
+
+def open_labelled_cells(
+    source: "str | os.PathLike | AnnData",
+    *,
+    labels: str | None = None,
+    batches: str | None = None,
+    donors: str | None = None,
+    layer: str | None = None,
+    **options: Any,
+) -> LabelledCells:
+    """Open cells and read their labels.
+
+    Parameters
+    ----------
+    source
+        File of any format that `cellglot.tokenization.read_cells` takes, or an AnnData.
+    labels
+        Column of cell types; by default the one that is carried as ``cell_type``, where there is one. Missing, empty
+        and unknown ones are None.
+    batches
+        Column of batches; none by default.
+    donors
+        Column of donors or data sets that are not split; by default that of ``donor_id``, else of ``dataset_id``.
+    layer
+        Where the counts are.
+    **options
+        ``gene_column``, ``min_coverage`` as the tokenizers take them.
+
+    Raises
+    ------
+    ValueError
+        If a column does not exist, or no cell has a label.
+    """
+    cells = read_cells(source, layer=layer)
+    known = cells.metadata_columns
+    columns = {
+        "label": labels or known.get("cell_type"),
+        "batch": batches,
+        "group": donors or next((known[name] for name in GROUPS if name in known), None),
+    }
+    values = {name: None if column is None else _column(cells, column) for name, column in columns.items()}
+    if labels is not None and values["label"] is not None and not any(x is not None for x in values["label"]):
+        raise ValueError(f"column {labels!r} of {cells.name}: none of {len(cells):,} cells has a label")
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    return LabelledCells(
+        cells,
+        source=str(source) if path is not None else f"AnnData of {len(cells):,} cells",
+        checksum=_checksum(cells) if path is None else file_checksum(path),
+        label_column=columns["label"],
+        batch_column=columns["batch"],
+        group_column=columns["group"],
+        labels=values["label"],
+        batches=values["batch"],
+        groups=values["group"],
+        options={name: value for name, value in options.items() if value is not None},
+    )
+
+
+def _column(cells: Cells, name: str) -> np.ndarray:
+    if name not in cells.obs.names:
+        raise ValueError(f"no column {name!r} in obs of {cells.name}; it has {', '.join(cells.obs.names) or 'none'}")
+    values = [str(value).strip() for value in cells.obs.column(name, 0, len(cells))]
+    return np.array([None if value.lower() in MISSING else value for value in values], dtype=object)
+
+
+def file_checksum(path: Path) -> str:
+    """Give the SHA-256 of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if file != path:
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _checksum(cells: Cells) -> str:
+    digest = hashlib.sha256("\n".join(map(str, cells.counts.index)).encode())
+    for chunk in cells.chunks():
+        for part in (chunk.indptr.astype(np.int64), chunk.indices.astype(np.int64), chunk.data.astype(np.float64)):
+            digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["LabelledCells", "file_checksum", "open_labelled_cells"]

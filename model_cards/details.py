@@ -1,0 +1,196 @@
+"""What only people know about a model or a data set: licences, origin of the data, names on the Hub."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cellglot.training.config import check_keys
+
+
+CARD_FILE = "card.yaml"
+
+# Identifiers that the Hub knows; a card with another one is refused there.
+LICENSES = (
+    "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "cc", "cc0-1.0", "cc-by-2.0",
+    "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "odc-by", "odbl", "pddl",
+    "openrail", "openrail++", "bigscience-openrail-m", "bigcode-openrail-m", "creativeml-openrail-m", "afl-3.0",
+    "agpl-3.0", "artistic-2.0", "bsl-1.0", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
+    "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lppl-1.3c", "mpl-2.0", "ms-pl",
+    "ncsa", "ofl-1.1", "osl-3.0", "postgresql", "unlicense", "wtfpl", "zlib", "other",
+)  # fmt: skip
+
+
+class CardError(ValueError):
+    """A card lacks what nobody can guess, or says what cannot be."""
+
+
+@dataclass
+class CardDetails:
+    """What a person adds to what the files say; every field can stand in a ``card.yaml`` beside the model.
+
+    Parameters
+    ----------
+    license
+        The Hub's identifier, such as ``apache-2.0``; ``other`` needs `license_name` and `license_link`.
+    license_name, license_link
+        Of another licence.
+    training_data
+        Where the cells come from: a sentence or several.
+    training_data_license
+        Terms of the cells.
+    datasets
+        Data sets on the Hub that the cells come from.
+    base_model
+        Repository of the model that was fine-tuned.
+    base_model_relation
+        ``finetune``, or ``merge`` where an adapter was merged into the base model.
+    ontology_release
+        Release of the Cell Ontology, where the training record has none.
+    title
+        Heading; by default made from the name of the repository.
+    summary
+        One or two sentences on top.
+    authors
+        Who trained the model or made the data set.
+    uses, limits
+        Further lines of what it is for, and of what to watch out for.
+    tags
+        Further tags.
+    citation
+        BibTeX of your own, beside that of the paper.
+    """
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    training_data: str | None = None
+    training_data_license: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    base_model: str | None = None
+    base_model_relation: str = "finetune"
+    ontology_release: str | None = None
+    title: str | None = None
+    summary: str | None = None
+    authors: str | None = None
+    uses: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    citation: str | None = None
+
+    def check(self) -> None:
+        """Refuse a licence or a relation to the base model that the Hub does not know.
+
+        Raises
+        ------
+        CardError
+            If it is none, or ``other`` stands without name and link.
+        """
+        if self.base_model_relation not in ("finetune", "merge"):
+            raise CardError(f"base_model_relation {self.base_model_relation!r}: it is finetune or merge")
+        if self.license is None:
+            return
+        if self.license not in LICENSES:
+            close = difflib.get_close_matches(self.license.lower().replace(" ", "-"), LICENSES, n=1, cutoff=0.5)
+            meant = f"is {close[0]!r} meant? Otherwise" if close else "for a licence of its own"
+            raise CardError(
+                f"license {self.license!r} is none of the Hub's identifiers: {meant} pass 'other', with license_name "
+                f"and license_link in {CARD_FILE}"
+            )
+        if self.license == "other" and not (self.license_name and self.license_link):
+            raise CardError(f"license 'other' needs license_name and license_link in {CARD_FILE}")
+
+
+def read_details(folder: str | Path, file: str | Path | None = None, **given: Any) -> CardDetails:
+    """Read what a person adds: from ``card.yaml``, and from options, which go first.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model; its ``card.yaml`` is read where no other file is given.
+    file
+        Another YAML file.
+    **given
+        Fields of `CardDetails`; None and empty ones do not count.
+
+    Raises
+    ------
+    CardError
+        If the file is no mapping of the known fields, or a field has another type than it should.
+    FileNotFoundError
+        If `file` does not exist.
+    """
+    path = Path(folder, CARD_FILE) if file is None else Path(file)
+    if file is not None and not path.is_file():
+        raise FileNotFoundError(f"no file {path} with the details of the card")
+    content: Any = {}
+    if path.is_file():
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise CardError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CardError(f"{path} is no mapping of fields, such as license: apache-2.0")
+    check_keys(content, [f.name for f in dataclasses.fields(CardDetails)], f"{path}: field")
+    merged = {name: _typed(path, name, value) for name, value in content.items() if value is not None}
+    merged |= {name: value for name, value in given.items() if value}
+    details = CardDetails(**merged)
+    details.check()
+    return details
+
+
+def _typed(path: Path, name: str, value: Any) -> Any:
+    wanted = {f.name: f.type for f in dataclasses.fields(CardDetails)}[name]
+    if wanted == list[str]:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+            raise CardError(f"{path}: {name} is a list of texts, not {value!r}")
+        return values
+    if not isinstance(value, str | int | float):
+        # YAML reads 2024-04-05 as a date.
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise CardError(f"{path}: {name} is a text, not {value!r}")
+    return str(value).strip()
+
+
+HOW_TO_GIVE = {
+    "license": ("--license", "the Hub's identifier, such as apache-2.0"),
+    "training_data": ("--training-data", "where the cells come from"),
+    "training_data_license": ("--training-data-license", "the terms of the cells, such as 'CC BY 4.0'"),
+    "base_model": ("--base-model", "the repository of the model that was fine-tuned, owner/name"),
+    "ontology_release": ("--ontology-release", "the release of the Cell Ontology, such as 2024-04-05"),
+}
+
+
+def check_complete(values: dict[str, Any], mandatory: Sequence[str]) -> None:
+    """Refuse a card with mandatory fields left empty.
+
+    Parameters
+    ----------
+    values
+        Field -> value.
+    mandatory
+        Fields that cannot be empty.
+
+    Raises
+    ------
+    CardError
+        Names every empty field and how to give it.
+    """
+    empty = [name for name in mandatory if not values.get(name)]
+    if empty:
+        ways = {name: HOW_TO_GIVE[name] for name in empty}
+        said = "; ".join(
+            f"{name}, {what} ({option}, or {name} in {CARD_FILE})" for name, (option, what) in ways.items()
+        )
+        raise CardError(f"the card is not complete, nothing was published. Missing: {said}")
+
+
+__all__ = ["CARD_FILE", "CardDetails", "CardError", "HOW_TO_GIVE", "check_complete", "read_details"]

@@ -1,0 +1,90 @@
+"""Puts a folder on the Hub in one commit."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+KEPT_ON_THE_HUB = (".gitattributes",)
+
+
+class RepositoryExistsError(ValueError):
+    """A repository is there already and was not to be replaced."""
+
+
+def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> bool:
+    """Say whether a repository exists; refuse it where it does and is not to be replaced.
+
+    Parameters
+    ----------
+    api
+        Client of the Hub.
+    repo
+        ``owner/name``.
+    repo_type
+        ``model``, ``dataset`` or ``space``.
+    overwrite
+        Whether its files may be replaced.
+
+    Raises
+    ------
+    RepositoryExistsError
+        If it exists and `overwrite` is not set.
+    ValueError
+        If the name is none of a repository.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no name of a repository: {error}") from error
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} is no name of a repository: write owner/name")
+    exists = api.repo_exists(repo, repo_type=repo_type)
+    if exists and not overwrite:
+        raise RepositoryExistsError(
+            f"the {repo_type} repository {repo} exists: choose another name, or replace its files by --overwrite"
+        )
+    return exists
+
+
+def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private: bool, overwrite: bool) -> str:
+    """Make the repository and put the folder's files into it, in one commit that also deletes what is not among them.
+
+    Parameters
+    ----------
+    api
+        Client of the Hub.
+    folder
+        What to publish.
+    repo
+        ``owner/name``.
+    repo_type
+        ``model``, ``dataset`` or ``space``.
+    private
+        Whether only its owner sees it; a repository that exists stays as it is.
+    overwrite
+        Whether files of a repository that exists may be replaced.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+    """
+    exists = check_repository(api, repo, repo_type, overwrite)
+    more: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}
+    if not exists:
+        api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=False, **more)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    there = api.list_repo_files(repo, repo_type=repo_type) if exists else []
+    operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    operations += [CommitOperationDelete(n) for n in there if n not in files and n not in KEPT_ON_THE_HUB]
+    commit = api.create_commit(
+        repo, operations, commit_message=f"Publish {repo.split('/')[1]} with cellglot", repo_type=repo_type
+    )
+    return commit.commit_url
+
+
+__all__ = ["RepositoryExistsError", "check_repository", "upload"]

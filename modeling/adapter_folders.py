@@ -1,0 +1,261 @@
+"""Adapters: a small folder of weights that belongs to a base model, loaded onto that base."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file, is_peft_available, logging
+
+
+RUN_FILE = "training_run.json"
+
+
+# Fields that have to be the same for an adapter to fit a base.
+SIZES = (
+    "vocab_size", "gene_embedding_size", "hidden_size", "num_latents", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size",
+)  # fmt: skip
+
+
+class AdapterFolders:
+    """Part of a model class: its `from_pretrained` takes the folder of an adapter, too.
+
+    Such a folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted
+    model, but no weights of a whole model: these come from the base that ``adapter_config.json`` names.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a model; an adapter together with its base.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            Folder or repository of a model, or folder of an adapter.
+        *model_args, **kwargs
+            As for other models.
+        """
+        name = pretrained_model_name_or_path
+        if name is None or not Path(name, "adapter_config.json").exists() or weight_files(name):
+            return super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]
+        settings, base = adapter_settings(name), base_of(name)
+        config = kwargs.pop("config", None) or cls.config_class.from_pretrained(name)  # type: ignore[attr-defined]
+        trained_on = _check_base(name, settings, base, PreTrainedConfig.get_config_dict(base)[0], config)
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision")}
+        with only_errors():
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                base, *model_args, config=config, revision=settings.get("revision"), **kwargs, **_NEW_HEAD
+            )
+        _put(model, name, info, trained_on)
+        return (model, info) if with_info else model
+
+
+# A base may have a head for classes of its own, which the adapter's replaces.
+_NEW_HEAD = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+
+
+def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
+    """Make the adapted classifier of a base model and an adapter; the base stays as it is.
+
+    Parameters
+    ----------
+    model
+        The base, whichever head it has.
+    adapter
+        Folder or repository of the adapter.
+
+    Raises
+    ------
+    ValueError
+        If there is no adapter, or it was trained on another base, by type, sizes or weights; both are named.
+    ImportError
+        If PEFT is missing.
+    """
+    settings = adapter_settings(adapter)
+    recorded = type(model.config).get_config_dict(str(adapter))[0]
+    if "model_type" not in recorded:
+        raise ValueError(f"{adapter} holds no config.json, which says the classes of the adapter")
+    base = model.config.name_or_path or type(model).__name__
+    trained_on = _check_base(adapter, settings, base, model.config.to_dict(), recorded)
+    config = type(model.config).from_pretrained(adapter)
+    names = [*(config.architectures or []), config.auto_map["AutoModelForSequenceClassification"].split(".")[-1]]
+    kind = next(name for name in names if name.endswith("ForSequenceClassification"))
+    with only_errors():
+        adapted, info = getattr(sys.modules[type(model).__module__], kind).from_pretrained(
+            None, config=config, state_dict=model.state_dict(), **_NEW_HEAD
+        )
+    _put(adapted, adapter, info, trained_on)
+    return adapted.to(model.device)
+
+
+def _check_base(adapter: Any, settings: Mapping[str, Any], base: str, given: Mapping[str, Any], config: Any) -> str:
+    """Refuse another base than the adapter was trained on; gives the words that name both."""
+    wanted = config if isinstance(config, Mapping) else config.to_dict()
+    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')} ({wanted['model_type']}), not on"
+    trained_on += f" {base}" if given.get("model_type") == wanted["model_type"] else f" {base} ({given['model_type']})"
+    if given.get("model_type") != wanted["model_type"]:
+        raise ValueError(f"{trained_on}: they are models of different types")
+    theirs, ours = (of.get("cell_config", of) for of in (wanted, given))
+    sizes = [name for name in SIZES if name in theirs and theirs[name] != ours.get(name)]
+    if sizes:
+        raise ValueError(
+            f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
+        )
+    file = _file(adapter, RUN_FILE)
+    recorded = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
+    if recorded and Path(base).is_dir() and weight_files(base):
+        found = weights_fingerprint(base)
+        if found != recorded:
+            raise ValueError(
+                f"{trained_on}: their weights ({recorded[:12]} and {found[:12]}) differ, it would predict nonsense"
+            )
+    return trained_on
+
+
+def _put(model: Any, adapter: Any, info: Mapping[str, Any], trained_on: str) -> None:
+    """Load an adapter onto a base that has a new head."""
+    encoders = {model.base_model_prefix, "cell_model"}  # heads that the adapter does not bring are not asked
+    lacking = sorted(key for key in info["missing_keys"] if key.split(".")[0] in encoders)
+    if lacking:
+        raise ValueError(f"{trained_on}, which lacks {', '.join(lacking[:3])}")
+    if not is_peft_available():
+        raise ImportError(f"{adapter} is an adapter: using it takes PEFT, pip install peft")
+    with only_errors():
+        lost = model.load_adapter(str(adapter))
+    left = sorted([*lost.missing_keys, *lost.unexpected_keys])
+    if left:
+        raise ValueError(
+            f"{len(left):,} weights of the adapter {adapter} do not fit {type(model).__name__}, such as {left[0]}"
+        )
+    model.eval().config.name_or_path = str(adapter)
+
+
+def weight_files(model: str | os.PathLike, revision: str | None = None) -> list[str]:
+    """Give the safetensors of a model; none where it has none.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+    revision
+        Of the repository.
+    """
+    whole, index = (_file(model, f"model.safetensors{end}", revision) for end in ("", ".index.json"))
+    if whole is not None or index is None:
+        return [] if whole is None else [whole]
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [file for name in names if (file := _file(model, name, revision)) is not None]
+
+
+def weights_fingerprint(model: str | os.PathLike, revision: str | None = None) -> str:
+    """Hash the weights of a model: the same for the same tensors, however they are spread over files.
+
+    Parameters
+    ----------
+    model
+        Folder or repository with safetensors.
+    revision
+        Of the repository.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If there are no safetensors.
+    """
+    files = weight_files(model, revision)
+    if not files:
+        raise ValueError(f"{model} holds no model.safetensors: it is no model, or one without weights")
+    digest = hashlib.blake2b(digest_size=16)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        places = {name: part for part in opened for name in sorted(part.keys())}
+        for name in sorted(places):
+            tensor = places[name].get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _file(name: str | os.PathLike, file: str, revision: str | None = None) -> str | None:
+    """Give the path of a file of a folder or repository, None where there is none."""
+    if Path(name).is_dir():
+        return str(Path(name, file)) if Path(name, file).exists() else None
+    return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+
+def adapter_settings(adapter: str | os.PathLike) -> dict[str, Any]:
+    """Read an adapter's ``adapter_config.json``.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    file = _file(adapter, "adapter_config.json")
+    if file is None:
+        raise ValueError(f"{adapter} is no adapter: it holds no adapter_config.json")
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def base_of(adapter: str | os.PathLike) -> str:
+    """Give folder or repository of an adapter's base; a relative folder may stand beside the adapter.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository.
+
+    Raises
+    ------
+    ValueError
+        If the adapter names none.
+    """
+    base = adapter_settings(adapter).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{adapter} does not name its base model: pass it, model=BASE, adapter={str(adapter)!r}")
+    beside = Path(adapter, base)
+    return str(beside) if not Path(base).exists() and beside.exists() else base
+
+
+@contextmanager
+def only_errors() -> Any:
+    """Keep transformers quiet for a while: its table of new weights says what an adapter is about to replace."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+__all__ = [
+    "AdapterFolders",
+    "adapter_settings",
+    "base_of",
+    "only_errors",
+    "weight_files",
+    "weights_fingerprint",
+    "with_adapter",
+]

@@ -1,0 +1,358 @@
+"""Adapters (LoRA, DoRA, IA3) of our models: put on their base model, swapped, merged into a plain one."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, logging
+
+import cellglot.modeling
+from cellglot.modeling.adapter_folders import weights_fingerprint
+
+
+RUN_FILE = "training_run.json"
+ADAPTER_FILE = "adapter_config.json"
+
+# What a task says of a model; everything else in a configuration is the network's.
+TASK_FIELDS = ("id2label", "label2id", "problem_type", "label_cl_ids", "target_mean", "target_std")
+_NOT_OF_THE_NETWORK = {*TASK_FIELDS, "architectures", "dtype", "transformers_version", "_name_or_path", "auto_map"}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "gene_embedding_size",
+    "num_latents",
+    "num_cross_attention_heads",
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder or repository, read.
+
+    Parameters
+    ----------
+    name
+        Folder or repository.
+    method
+        ``"lora"``, ``"dora"`` or ``"ia3"``.
+    base, revision
+        Folder or repository of the model that it was trained on, and the revision of a repository.
+    fingerprint
+        `weights_fingerprint` of that model, None where it was not recorded.
+    model_class
+        Class of the model with its head.
+    config
+        Its configuration: classes, their Cell Ontology ids, kind of problem.
+    peft_config
+        What PEFT knows of it.
+    """
+
+    name: str
+    method: str
+    base: str
+    revision: str | None
+    fingerprint: str | None
+    model_class: type[PreTrainedModel]
+    config: Any
+    peft_config: PeftConfig
+
+    @property
+    def base_name(self) -> str:
+        """The base model as messages name it."""
+        revision = f" at revision {self.revision[:12]}" if self.revision else ""
+        weights = f", weights {self.fingerprint[:12]}" if self.fingerprint else ""
+        return f"{self.base} ({self.config.model_type}{revision}{weights})"
+
+
+def is_adapter(name: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder or repository holds an adapter.
+
+    Parameters
+    ----------
+    name
+        Folder or repository.
+    revision
+        Of the repository.
+    """
+    return _file(name, ADAPTER_FILE, revision) is not None
+
+
+def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
+    """Read what an adapter is and what it was trained on, without weights.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository of an adapter.
+    revision
+        Of the repository.
+
+    Raises
+    ------
+    ValueError
+        If there is no adapter, or none of our models'.
+    """
+    if not is_adapter(adapter, revision):
+        raise ValueError(f"{adapter} holds no {ADAPTER_FILE}: it is no adapter")
+    config_file = _file(adapter, "config.json", revision)
+    if config_file is None:
+        raise ValueError(f"{adapter} holds no config.json, which names its classes and the model's class")
+    given = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    architecture = (given.get("architectures") or [""])[0]
+    if architecture not in cellglot.modeling.__all__:
+        raise ValueError(f"{adapter} is for {architecture or 'a model without a name'}, which is none of cellglot's")
+    model_class = getattr(cellglot.modeling, architecture)
+    run_file = _file(adapter, RUN_FILE, revision)
+    record = json.loads(Path(run_file).read_text(encoding="utf-8")) if run_file else {}
+    peft_config = PeftConfig.from_pretrained(str(adapter), **_revision(revision))
+    method = str(peft_config.peft_type.value).lower()
+    return Adapter(
+        name=str(adapter),
+        method="dora" if getattr(peft_config, "use_dora", False) else method,
+        base=str(peft_config.base_model_name_or_path),
+        revision=peft_config.revision,
+        fingerprint=record.get("base_model_fingerprint"),
+        model_class=model_class,
+        config=model_class.config_class.from_pretrained(adapter, **_revision(revision)),
+        peft_config=peft_config,
+    )
+
+
+def _file(name: str | Path, file: str, revision: str | None) -> str | None:
+    """Give the path of a file of a folder or repository, None where there is none."""
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return str(path) if path.exists() else None
+    return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+
+def _revision(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+# -------------------------------------------------------------------- the base model
+
+
+def _check_base(adapter: Adapter, base: str, revision: str | None) -> None:
+    """Refuse another base model than the adapter's; the message names both."""
+    given = PreTrainedConfig.get_config_dict(base, **_revision(revision))[0]
+    trained_on = f"{adapter.name} was trained on {adapter.base_name}, not on {base}"
+    if given.get("model_type") != adapter.config.model_type:
+        raise ValueError(f"{trained_on}, which is of the type {given.get('model_type')!r}")
+    config = type(adapter.config).from_pretrained(base, **_revision(revision))
+    found, wanted = (_sizes(c) for c in (config, adapter.config))
+    differing = [f"{name}={found[name]} instead of {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    if differing:
+        raise ValueError(f"{trained_on}, which has {', '.join(differing)}")
+    if adapter.fingerprint:
+        weights = weights_fingerprint(base, revision)
+        if weights != adapter.fingerprint:
+            raise ValueError(f"{trained_on}, whose weights ({weights[:12]}) are others: it would predict nonsense")
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    of_cells = getattr(config, "cell_config", config)
+    return {name: getattr(of_cells, name) for name in _SIZES if hasattr(of_cells, name)}
+
+
+def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreTrainedModel:
+    """Load the base model with a new head for the adapter's task."""
+    name = adapter.base if base is None else str(base)
+    revision = adapter.revision if name == adapter.base and not Path(name).is_dir() else None
+    looks_local = name.count("/") != 1 or name.startswith((".", "/", "~"))
+    if looks_local and not Path(name).is_dir():
+        raise ValueError(f"{adapter.name} was trained on {adapter.base_name}; there is no {name}: pass it as base")
+    _check_base(adapter, name, revision)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head is new until the adapter brings it
+    try:
+        model, info = adapter.model_class.from_pretrained(
+            name,
+            config=type(adapter.config).from_dict(adapter.config.to_dict()),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_revision(revision),
+            **kwargs,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    heads = tuple(adapter.peft_config.modules_to_save or ())
+    lacking = sorted(k for k in info["missing_keys"] if k.split(".")[0] not in heads)
+    if lacking:
+        raise ValueError(f"{name} lacks {', '.join(lacking[:3])} and so on, on which {adapter.name} was trained")
+    return model
+
+
+# -------------------------------------------------------------------- use
+
+
+def load_with_adapter(
+    adapter: str | Path,
+    base: str | Path | None = None,
+    *,
+    name: str = "default",
+    revision: str | None = None,
+    **kwargs: Any,
+) -> PeftModel:
+    """Load a base model with an adapter and its head, ready to use.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository of the adapter.
+    base
+        Folder or repository of the base model; by default the one that the adapter names, at its revision.
+    name
+        By which the adapter can be swapped (`add_adapter`, `use_adapter`).
+    revision
+        Of the adapter's repository.
+    **kwargs
+        Of ``from_pretrained`` of the base model, such as ``dtype``.
+
+    Returns
+    -------
+    peft.PeftModel
+        In evaluation mode; takes what the model takes, ``.config`` has the classes.
+
+    Raises
+    ------
+    ValueError
+        If the base model is another one than the adapter's, by type, sizes or weights; both are named.
+    """
+    read = read_adapter(adapter, revision)
+    model = PeftModel.from_pretrained(
+        _load_base(read, base, **kwargs), str(adapter), adapter_name=name, **_revision(revision)
+    )
+    model.adapters = {name: read}
+    return model.eval()
+
+
+def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str | None = None) -> None:
+    """Put a further adapter on a model of `load_with_adapter`; its classes can be others. `use_adapter` swaps them.
+
+    Parameters
+    ----------
+    model
+        Changed in place; goes on with the adapter that it used.
+    adapter
+        Folder or repository of the further adapter.
+    name
+        A new name.
+    revision
+        Of the adapter's repository.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, the adapter was trained on another base model, or it needs another network.
+    """
+    read, first = read_adapter(adapter, revision), next(iter(model.adapters.values()))
+    if name in model.adapters:
+        raise ValueError(f"the model has an adapter {name!r} already: {', '.join(model.adapters)}")
+    if (read.fingerprint or read.base) != (first.fingerprint or first.base):
+        raise ValueError(
+            f"{read.name} was trained on {read.base_name}, but {first.name} on {first.base_name}: load them apart"
+        )
+    differing = _differences(read, first)
+    if differing:
+        raise ValueError(f"{read.name} and {first.name} cannot share a model: they differ in {', '.join(differing)}")
+    model.add_adapter(name, copy.deepcopy(read.peft_config))
+    _fit_heads(model, read, name)
+    set_peft_model_state_dict(model, load_peft_weights(str(adapter), **_revision(revision)), adapter_name=name)
+    model.adapters[name] = read
+    use_adapter(model, str(model.active_adapter))
+    model.eval()
+
+
+def _differences(a: Adapter, b: Adapter) -> list[str]:
+    """Name what two adapters' models differ in beside their tasks."""
+    if a.model_class is not b.model_class:
+        return [f"class ({a.model_class.__name__}, {b.model_class.__name__})"]
+    if a.peft_config.peft_type != b.peft_config.peft_type:
+        return [f"method ({a.method}, {b.method})"]
+    first, second = a.config.to_dict(), b.config.to_dict()
+    return sorted(
+        key for key in first.keys() | second.keys()
+        if key not in _NOT_OF_THE_NETWORK and first.get(key) != second.get(key)
+    )  # fmt: skip
+
+
+def _fit_heads(model: PeftModel, adapter: Adapter, name: str) -> None:
+    """Give an adapter heads for as many classes as it has: PEFT copies those of the first adapter."""
+    with torch.device("meta"):
+        fresh = adapter.model_class(adapter.config)
+    for path, module in model.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            old = next(module.modules_to_save[name].parameters())
+            head = fresh.get_submodule(path).to_empty(device=old.device).to(old.dtype)
+            module.modules_to_save[name] = head.requires_grad_(False)
+
+
+def use_adapter(model: PeftModel, name: str) -> None:
+    """Swap to another adapter of a model, with its head and its classes.
+
+    Parameters
+    ----------
+    model
+        Of `load_with_adapter`; changed in place.
+    name
+        Of the adapter.
+
+    Raises
+    ------
+    ValueError
+        If there is no such adapter.
+    """
+    if name not in model.adapters:
+        raise ValueError(f"the model has no adapter {name!r}: {', '.join(model.adapters)}")
+    model.set_adapter(name, inference_mode=True)
+    base, config = model.get_base_model(), model.adapters[name].config
+    for field in TASK_FIELDS:
+        setattr(base.config, field, getattr(config, field))
+    base.num_labels = config.num_labels
+
+
+def merge_adapter(adapter: str | Path | PeftModel, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Merge an adapter into its base model: a plain model with the same predictions, saved and loaded as any other.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository of the adapter, or a model of `load_with_adapter`, which is used up.
+    base, **kwargs
+        As for `load_with_adapter`.
+    """
+    model = adapter if isinstance(adapter, PeftModel) else load_with_adapter(adapter, base, **kwargs)
+    _unwrap_heads(model)
+    return model.merge_and_unload().eval()
+
+
+def _unwrap_heads(model: PeftModel) -> None:
+    """Put the active adapter's heads in place of their wrappers, which PEFT's IA3 does for single layers alone."""
+    base = model.get_base_model()
+    for path, module in list(base.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, name = path.rpartition(".")
+            setattr(base.get_submodule(parent), name, module.modules_to_save[model.active_adapter])
+
+
+__all__ = [
+    "Adapter",
+    "add_adapter",
+    "is_adapter",
+    "load_with_adapter",
+    "merge_adapter",
+    "read_adapter",
+    "use_adapter",
+    "weights_fingerprint",
+]

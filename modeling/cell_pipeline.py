@@ -1,0 +1,270 @@
+"""What the pipelines over cells share: cells in any form, in batches of similar length, results in their order."""
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, Pipeline
+from transformers.utils import logging
+
+from .adapter_folders import base_of
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_BATCH_SIZE = 64
+
+# From so many cells on a bar is shown.
+MANY_CELLS = 1000
+
+READING = ("genes", "layer", "gene_column", "min_coverage", "progress")
+
+
+class AutoModelForCells:
+    """Loads a folder's model by the Auto class that the configuration gives for the task of a pipeline."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
+        """Load a model, as `transformers.pipeline` does.
+
+        Parameters
+        ----------
+        name
+            Folder or repository.
+        **kwargs
+            As for Auto classes; ``_from_pipeline`` is the task.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such pipeline.
+        """
+        task = kwargs["_from_pipeline"]
+        hub = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "local_files_only") if k in kwargs}
+        config = AutoConfig.from_pretrained(name, **hub)
+        found = config.pipelines() if hasattr(config, "pipelines") else {}
+        if task not in found:
+            raise ValueError(f"{name} is a model of type {config.model_type!r}, which has no pipeline {task!r}")
+        return getattr(transformers, found[task]["pt"][0]).from_pretrained(name, **kwargs)
+
+
+class CellPipeline(Pipeline):
+    """Base of the pipelines over cells.
+
+    Cells are an AnnData (in memory or backed), the path of an ``.h5ad`` (read by anndata, which has to be installed),
+    ``{gene: count}`` or a list of such, a matrix with ``genes=``, or cells opened by cellglot: raw counts, audited and
+    matched as the tokenizer does; ``pipeline.last_report`` says what was matched and lost.
+
+    Parameters
+    ----------
+    model
+        The model.
+    tokenizer
+        Its gene tokenizer; by default that of `processor`, or of the model's folder.
+    **kwargs
+        As for other pipelines: ``device``, ``batch_size``, and defaults of a call's options.
+    """
+
+    _load_tokenizer = None
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    options_of_model: tuple[str, ...] = ()
+    options_of_result: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
+        if tokenizer is None:
+            tokenizer = getattr(kwargs.get("processor"), "tokenizer", None) or self._tokenizer_of(model)
+        super().__init__(model, tokenizer=tokenizer, **kwargs)
+        self.model.eval()
+        if self.model.config.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.vocab_size:,} ids, but the model's vocab_size is "
+                f"{self.model.config.vocab_size:,}: they do not belong together"
+            )
+
+    @property
+    def last_report(self) -> Any:
+        """Genes and cells that the last call matched, lost and cut."""
+        return self.tokenizer.last_report
+
+    def loading_options(self, model: Any) -> dict[str, Any]:
+        """Say whether code of the model's folder may run: it does already where the model came with it."""
+        return {"trust_remote_code": type(model).__module__.split(".")[0] == "transformers_modules"}
+
+    def _tokenizer_of(self, model: Any) -> Any:
+        name = model.config.name_or_path
+        if not name:
+            raise ValueError("the model comes from no folder: pass its tokenizer, tokenizer=...")
+        if os.path.exists(os.path.join(name, "adapter_config.json")):
+            name = base_of(name)
+        return AutoTokenizer.from_pretrained(name, **self.loading_options(model))
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        sorted_out = [
+            {name: given.pop(name) for name in names if name in given}
+            for names in (READING, self.options_of_model, self.options_of_result)
+        ]
+        if given:
+            raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(given))}")
+        return sorted_out[0], sorted_out[1], sorted_out[2]
+
+    def __call__(self, cells: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+        """Run the model over cells.
+
+        Parameters
+        ----------
+        cells
+            As the class says.
+        batch_size
+            Cells at once; 64 by default.
+        **options
+            ``genes``, ``layer``, ``gene_column``, ``min_coverage`` as for the tokenizer; ``progress``: whether to show
+            a bar, by default from 1,000 cells on; and those of the pipeline.
+
+        Returns
+        -------
+        Any
+            What the pipeline gives for each cell, in the order of the cells; for one ``{gene: count}`` its own.
+
+        Raises
+        ------
+        ValueError
+            If there are no cells.
+        """
+        if isinstance(cells, list | tuple) and not cells:
+            raise ValueError("no cells: the list is empty")
+        new = self._sanitize_parameters(**options)
+        own = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        reading, of_model, of_result = ({**a, **b} for a, b in zip(own, new, strict=True))
+        of_model = self.prepare(**of_model)
+        batch_size = self._batch_size if batch_size is None else batch_size
+        with opened_cells(cells) as source:
+            batches = self.preprocess(source, DEFAULT_BATCH_SIZE if batch_size is None else batch_size, **reading)
+            values: np.ndarray | None = None
+            for n_cells, numbers, batch in batches:
+                outputs = self.forward(batch, **of_model)["values"].float().numpy()
+                if values is None:
+                    values = np.zeros((n_cells, *outputs.shape[1:]), dtype=np.float32)
+                values[numbers] = outputs
+        report = self.last_report
+        if report.cells_cut or report.cells_without_genes:
+            logger.warning_once(report.summary())
+        results = self.postprocess(values, **of_result)
+        return results[0] if isinstance(cells, Mapping) else results
+
+    def prepare(self, **of_model: Any) -> dict[str, Any]:
+        """Make what all batches share.
+
+        Parameters
+        ----------
+        **of_model
+            Options of the call that concern the model.
+        """
+        return of_model
+
+    def preprocess(
+        self, cells: Any, batch_size: int = DEFAULT_BATCH_SIZE, progress: bool | None = None, **reading: Any
+    ) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
+        """Tokenize cells batch by batch.
+
+        Parameters
+        ----------
+        cells
+            Opened cells.
+        batch_size
+            Cells at once.
+        progress
+            Whether to show a bar.
+        **reading
+            As for the tokenizer.
+
+        Yields
+        ------
+        n_cells : int
+            Cells in all.
+        numbers : numpy.ndarray
+            Numbers of the batch's cells.
+        batch : dict
+            Inputs of the model.
+        """
+        counts = self.tokenizer.open_counts(cells, reading.pop("genes", None), reading.pop("layer", None))
+        shown = counts.n_cells >= MANY_CELLS if progress is None else progress
+        with logging.tqdm(total=counts.n_cells, unit=" cells", disable=not shown) as bar:
+            for numbers, batch in self.tokenizer.batches(counts, batch_size, **reading):
+                yield counts.n_cells, numbers, batch
+                bar.update(len(numbers))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, tokenizer and, where there is one, processor; the pipelines' code comes with the model.
+
+        Parameters
+        ----------
+        save_directory
+            The folder.
+        **kwargs
+            As for models.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        (self.tokenizer if self.processor is None else self.processor).save_pretrained(save_directory)
+
+
+@contextmanager
+def opened_cells(cells: Any) -> Iterator[Any]:
+    """Open cells that are given by a path; anything else is left as it is.
+
+    Parameters
+    ----------
+    cells
+        Path of an ``.h5ad``, or cells.
+
+    Raises
+    ------
+    ValueError
+        If the path is no ``.h5ad``.
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If anndata is missing.
+    """
+    if not isinstance(cells, str | os.PathLike):
+        yield cells
+        return
+    path = os.fspath(cells)
+    if not path.endswith(".h5ad"):
+        raise ValueError(f"{path}: pipelines open .h5ad; open other files by cellglot.tokenization.read_cells")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        anndata = importlib.import_module("anndata")  # no requirement of a model's folder
+    except ImportError as error:
+        raise ImportError(f"reading {path} takes anndata: pip install anndata, or pass counts") from error
+    opened = anndata.read_h5ad(path, backed="r")
+    try:
+        yield opened
+    finally:
+        opened.file.close()
+
+
+def cells_with_genes(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:
+    """Tell which cells have a token that is a gene's, shape (cells,).
+
+    Parameters
+    ----------
+    batch
+        Inputs of a model.
+    tokenizer
+        That made them.
+    """
+    special = torch.tensor([i for i in tokenizer.all_special_ids if i is not None], device=batch["input_ids"].device)
+    return (batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)).any(dim=1)
+
+
+__all__ = ["DEFAULT_BATCH_SIZE", "AutoModelForCells", "CellPipeline", "cells_with_genes", "opened_cells"]

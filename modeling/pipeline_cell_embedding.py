@@ -1,0 +1,44 @@
+"""``pipeline("cell-embedding", ...)``: cells to embeddings."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cell_pipeline import CellPipeline
+
+
+class CellEmbeddingPipeline(CellPipeline):
+    """Cells to the embeddings of any of the models, whichever head it has: the encoder's ``pooler_output``.
+
+    Parameters
+    ----------
+    model, tokenizer, **kwargs
+        As for `CellPipeline`, which says what cells can be.
+
+    Examples
+    --------
+    >>> embed = pipeline("cell-embedding", model=folder, trust_remote_code=True)
+    >>> embed(adata).shape
+    (700, 256)
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
+        super().__init__(model, tokenizer, **kwargs)
+
+    def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
+        encoder = getattr(self.model, "cell_model", self.model.base_model)
+        return {"values": encoder(**batch).pooler_output}
+
+    def postprocess(self, values: np.ndarray, **of_result: Any) -> np.ndarray:
+        """Give the embeddings as they are.
+
+        Parameters
+        ----------
+        values
+            Shape (cells, size), float32.
+        """
+        return values
+
+
+__all__ = ["CellEmbeddingPipeline"]

@@ -1,0 +1,126 @@
+"""Fine-tuning for classes of cells."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cellglot.tokenization.corpus import Corpus
+from cellglot.training.cell_types import open_ontology
+from cellglot.training.label_collators import CellClassCollator, balanced_weights
+from cellglot.training.labels import labels_of
+from cellglot.training.metrics import ClassificationMetrics
+from cellglot.training.splits import Part, divide
+from cellglot.training.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells, listed
+
+
+def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
+    """Prepare the classification of cells.
+
+    Classes are those of the training cells. Cells without a label are left out; held-out cells of other classes count
+    as errors. Both are counted.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    column
+        Column of classes.
+    settings
+        Section ``finetuning`` of the configuration.
+    seed
+        Of the division of cells.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes, or no such column.
+    """
+    how = settings.get("split", "corpus")
+    every = [name for split in BOTH for name in labels_of(corpus, split, column)]
+    division = divide(corpus, how, every, seed)
+    names = {id(part): _names(corpus, part, column) for part in division.parts()}
+    of_train = _chosen(division.train, names)
+    counts = Counter(name for name in of_train if name is not None)
+    classes = sorted(counts)
+    if len(classes) < 2:
+        raise ValueError(
+            f"{column!r} has {len(classes)} classes among the training cells ({', '.join(classes) or 'none'}): "
+            "classification needs two"
+        )
+    numbers = {name: i for i, name in enumerate(classes)}
+    for part in division.parts():
+        for name in _chosen(part, names):
+            if name is not None:
+                numbers.setdefault(name, len(numbers))
+
+    def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given = np.array([-1 if name is None else numbers.get(name, -1) for name in names[id(part)]], dtype=np.int64)
+        return given, given >= 0
+
+    train, held_out, test = labelled_cells(corpus, division, labels)
+    other = Counter(
+        name for part in division.parts()[1:] for name in _chosen(part, names)
+        if name is not None and name not in counts
+    )  # fmt: skip
+    without = sum(_chosen(part, names).count(None) for part in division.parts())
+    ids = class_ids(classes, settings)
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if check_class_weights(settings) else None
+    unknown = f"; held-out cells of classes without training cells, which count as errors: {listed(other)}"
+    return Task(
+        fields={
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: i for i, name in enumerate(classes)},
+            "problem_type": "single_label_classification",
+            "label_cl_ids": ids or None,
+            "target_mean": None,
+            "target_std": None,
+        },
+        division=division,
+        train=train,
+        held_out=held_out,
+        test=test,
+        collator=lambda cells, training: CellClassCollator(cells, len(classes), weights if training else None),
+        metrics=ClassificationMetrics(),
+        metric_names=("accuracy", "macro_f1"),
+        facts={
+            "label_column": column,
+            "classes": classes,
+            "cells_of_each_class": {name: counts[name] for name in classes},
+            "label_cl_ids": ids,
+            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            "cells_without_label": without,
+            "held_out_cells_of_other_classes": sum(other.values()),
+            "other_classes": dict(other.most_common()),
+        },
+        summary=f"{len(classes):,} classes, {len(ids):,} of them cell types of the ontology; {len(train):,} cells for "
+        f"training, {0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} "
+        "without label" + (unknown if other else ""),
+    )
+
+
+def _names(corpus: Corpus, part: Part, column: str) -> list[str | None]:
+    return [name for split in part.splits for name in labels_of(corpus, split, column)]
+
+
+def _chosen(part: Part, names: Mapping[int, list[str | None]]) -> list[str | None]:
+    return [name for name, chosen in zip(names[id(part)], part.chosen, strict=True) if chosen]
+
+
+def class_ids(classes: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Find Cell Ontology ids of classes: class -> id, for those that stand for a cell type.
+
+    Parameters
+    ----------
+    classes
+        Names of classes.
+    settings
+        Section ``finetuning`` of the configuration; ``ontology`` says where to look, by default the blood lineage that
+        comes with the package.
+    """
+    found = open_ontology(settings.get("ontology", "blood")).resolve(classes)
+    return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
+
+
+__all__ = ["cell_type_task", "class_ids"]
