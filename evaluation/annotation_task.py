@@ -54,7 +54,8 @@ def score_classes(
     true = np.asarray(true, dtype=str)
     known = np.isfinite(scores).all(axis=1)
     best = np.where(known, np.nan_to_num(scores, nan=-np.inf).argmax(axis=1), 0)
-    predicted = np.where(known, np.asarray(classes, dtype=object)[best], None)
+    predicted = np.asarray(classes, dtype=object)[best]
+    predicted[~known] = None
     found = classification_scores(true, predicted, scores, classes)
     drawn = bootstrap_scores(_weighted_scores(true, predicted, scores, classes), len(true), draws, seed)
     metrics = {
@@ -136,9 +137,9 @@ def probe(
         Of the bootstrap.
     """
     assert data.labels is not None
-    classes = np.unique(data.labels[split.train].astype(str))
-    if len(classes) < 2:
-        return undefined_annotation(_one_class(classes), split)
+    present = np.unique(data.labels[split.train].astype(str))
+    if len(present) < 2:
+        return undefined_annotation(_one_class(present), split)
     classes, scores = fit_probe(embedding, data.labels, split.train, split.test)
     true = data.labels[split.test]
     return score_classes(true, scores, classes, draws=draws, seed=seed, details={"split": split.facts()})
@@ -323,11 +324,11 @@ def match_classes(
     types = dict(zip(classes, ontology.resolve(classes).cell_types, strict=True)) | class_types
     result = []
     for name in classes:
-        cell_type = types.get(name)
+        cell_type = types.get(name) or ""
         above = ontology.ancestors(cell_type) if cell_type in ontology else set()
         general = sorted(above & set(by_type), key=lambda t: (-len(ontology.ancestors(t)), t))
         wider = by_type[general[0]] if general else name
-        result.append(by_name.get(name.casefold()) or by_type.get(cell_type or "") or wider)
+        result.append(by_name.get(name.casefold()) or by_type.get(cell_type) or wider)
     return result
 
 

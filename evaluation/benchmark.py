@@ -171,7 +171,8 @@ def _evaluate_model(
     record: EvaluationRecord,
     console: Console,
 ) -> None:
-    facts, cache = dict(model.facts), []
+    facts = dict(model.facts)
+    cache: list[np.ndarray] = []
 
     def embedding() -> np.ndarray:
         if not cache:

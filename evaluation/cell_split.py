@@ -95,7 +95,8 @@ def _by_group(
 ) -> CellSplit:
     assert data.groups is not None
     sizes = {name: int((known & (data.groups == name)).sum()) for name in names}
-    total, held, held_out = sum(sizes.values()), 0, []
+    total, held = sum(sizes.values()), 0
+    held_out: list[str] = []
     wanted = fraction * total
     for name in [names[i] for i in random.permutation(len(names))]:
         nearer = abs(held + sizes[name] - wanted) < abs(held - wanted)

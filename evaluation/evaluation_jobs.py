@@ -164,15 +164,16 @@ class JobMaker:
             return {}
         rows: Rows = {}
         test, cells = self.test_cells
-        options = {"ontology": self.ontology, "seed": self.settings.seed, "draws": self.settings.draws}
+        options: dict[str, Any] = {
+            "ontology": self.ontology,
+            "seed": self.settings.seed,
+            "draws": self.settings.draws,
+            "progress": self.settings.progress,
+        }
         if model.classes:
-            rows[FINE_TUNED] = annotation_task.fine_tuned(
-                model, self.data, test, cells, progress=self.settings.progress, **options
-            )
+            rows[FINE_TUNED] = annotation_task.fine_tuned(model, self.data, test, cells, **options)
         if model.processor is not None:
-            rows[ZERO_SHOT] = annotation_task.zero_shot(
-                model, self.data, test, cells, progress=self.settings.progress, **options
-            )
+            rows[ZERO_SHOT] = annotation_task.zero_shot(model, self.data, test, cells, **options)
         return rows
 
     def _model_scores(self, model: EvaluatedModel) -> Callable[[], tuple[list[np.ndarray], list[np.ndarray]]]:

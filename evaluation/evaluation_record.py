@@ -165,14 +165,14 @@ class EvaluationRecord:
         unseen = self._unseen()
         if unseen:
             lines.append(f"Classes that training never saw, counted as errors: {unseen}.")
-        sampled = next((r["details"] for r in self.content["results"].get("markers", {}).values()), {})
+        sampled: dict[str, Any] = next((r["details"] for r in self.content["results"].get("markers", {}).values()), {})
         if sampled.get("sampled_cells"):
             without = ", ".join(sampled["labels_without_markers"]) or "no type"
             lines.append(
                 f"Marker genes: {sampled['sampled_cells']:,} cells of {sampled['cells_with_markers_in_table']:,} "
                 f"whose type has markers; without markers: {without}."
             )
-        novel = next((r["details"] for r in self.content["results"].get("novel", {}).values()), {})
+        novel: dict[str, Any] = next((r["details"] for r in self.content["results"].get("novel", {}).values()), {})
         if novel.get("chance"):
             lines.append(
                 f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "

@@ -318,10 +318,10 @@ def cosine_distances(whole: np.ndarray, copies: np.ndarray) -> np.ndarray:
         Float64, shape (copies,); 1 where a vector is zero.
     """
     first, others = np.asarray(whole, dtype=np.float64), np.asarray(copies, dtype=np.float64)
-    lengths = np.linalg.norm(others, axis=1), np.linalg.norm(first)
-    apart = others / np.maximum(lengths[0], 1e-300)[:, None] - first / max(lengths[1], 1e-300)
+    lengths, length = np.linalg.norm(others, axis=1), float(np.linalg.norm(first))
+    apart = others / np.maximum(lengths, 1e-300)[:, None] - first / max(length, 1e-300)
     distances = 0.5 * (apart**2).sum(axis=1)
-    return np.where((lengths[0] > 0) & (lengths[1] > 0), distances, 1.0)
+    return np.where((lengths > 0) & (length > 0), distances, 1.0)
 
 
 __all__ = [

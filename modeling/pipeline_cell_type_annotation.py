@@ -46,6 +46,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
     {'label': 'B cell', 'score': 0.98, 'cell_type_ontology_term_id': 'CL:0000236'}
     """
 
+    processor: Any
     options_of_model = ("candidate_labels", "template", "alpha", "shortlist")
     options_of_result = ("top_k",)
 

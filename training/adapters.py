@@ -43,8 +43,8 @@ def _of_layers(layers: str) -> AdapterPreset:
 
 
 # Heads are trained whole (the decoder of Exceiver's classifier is part of its head), so they are not among the layers.
-# Exceiver's feed-forward blocks are left out of LoRA: its published latents have size 4, at which low-rank matrices hold
-# more weights than the layers, and its blocks are computed faster than layer by layer (wide_feed_forward).
+# LoRA leaves Exceiver's feed-forward blocks out: its published latents have size 4, at which low-rank matrices hold
+# more weights than the layers, and whole blocks are computed faster than layer by layer (wide_feed_forward).
 PRESETS = {
     "exceiver": AdapterPreset(
         low_rank=r"exceiver\.(encoder\.cross_attn|layers\.\d+\.self_attn)\.[qkvo]_proj",

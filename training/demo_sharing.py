@@ -106,7 +106,7 @@ class SharingDemo:
         chosen.obs["cell_type"] = data.truth
         chosen.write_h5ad(held_out)
         self.evaluation: Evaluation = evaluate_models(
-            {name: str(folder) for name, folder in self.models.items()},
+            {folder.name: str(folder) for folder in self.models.values()},
             held_out,
             TASKS,
             labels="cell_type",

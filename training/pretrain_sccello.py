@@ -34,8 +34,9 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
     """Prepare the pretraining of scCello.
 
     Keys of the section ``data``: ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology`` (``blood``, a
-    release's date, an OBO or OWL file), ``label_columns``, and those of `thinning_of`. Prototypes are those of the cell types of
-    training cells. Cells whose label stands for no cell type are counted and train masked gene prediction alone.
+    release's date, an OBO or OWL file), ``label_columns``, and those of `thinning_of`. Prototypes are those of the
+    types of training cells. Cells whose label stands for no cell type are counted and train masked gene prediction
+    alone.
 
     Raises
     ------

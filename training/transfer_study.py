@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
@@ -191,10 +192,7 @@ def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
     thinned
         Keep 30% of counts and 40% of genes, both drawn at random.
     """
-    import pyarrow.parquet as pq
-
-    index = np.concatenate([pq.read_table(s, columns=["cell_index"])["cell_index"] for s in corpus.shards("validation")])
-    cells = read_cells(data / TRAIN_FILE).to_anndata()[index].copy()
+    cells = _cells_of(corpus, "validation", data)
     if thinned:
         random = np.random.default_rng(0)
         counts = csr_matrix(cells.X)
@@ -204,6 +202,11 @@ def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
         cells = cells[:, random.random(cells.n_vars) < 0.4].copy()
     labels = cells.obs[TRAIN_COLUMN].astype(str).to_numpy(dtype=object)
     return Labelled("held out, thinned" if thinned else "held out", cells, labels, [(label,) for label in labels])
+
+
+def _cells_of(corpus: Corpus, split: str, data: Path) -> AnnData:
+    shards = [pq.read_table(s, columns=["cell_index"])["cell_index"].to_numpy() for s in corpus.shards(split)]
+    return read_cells(data / TRAIN_FILE).to_anndata()[np.sort(np.concatenate(shards))].copy()
 
 
 def counts_on(vocabulary: GeneVocabulary, cells: Cells) -> csr_matrix:
@@ -260,11 +263,8 @@ def _counted(values: np.ndarray) -> dict[str, int]:
 
 def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> dict[str, dict[str, Any]]:
     """Score the most frequent class, and logistic regression on log counts of the training file's genes."""
-    import pyarrow.parquet as pq
-
     vocabulary = corpus.tokenizer().vocabulary
-    index = np.concatenate([pq.read_table(s, columns=["cell_index"])["cell_index"] for s in corpus.shards("train")])
-    train = read_cells(data / TRAIN_FILE).to_anndata()[np.sort(index)].copy()
+    train = _cells_of(corpus, "train", data)
     labels = train.obs[TRAIN_COLUMN].astype(str).to_numpy(dtype=object)
     parts = [_log(vocabulary, train), *(_log(vocabulary, test.cells) for test in tests)]
     features = vstack(parts, format="csr")
@@ -376,7 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vocabulary = corpus_of("exceiver").tokenizer().vocabulary
         train = read_cells(given.data / TRAIN_FILE)
         for test in tests:
-            print(f"{test.name}: {identical_cells(vocabulary, train, read_cells(test.cells))} cells of the training file")
+            same = identical_cells(vocabulary, train, read_cells(test.cells))
+            print(f"{test.name}: {same} of {len(test.labels):,} cells are cells of the training file")
         for row, found in baseline_scores(corpus_of("exceiver"), given.data, every("exceiver")).items():
             note(row, {"tests": found})
     for name in given.settings:

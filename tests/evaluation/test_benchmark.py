@@ -256,3 +256,20 @@ def test_the_command(folders, cells_file, tmp_path, capsys, monkeypatch):
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["arguments"]["tasks"] == ["clustering", "markers"]
     assert content["results"]["markers"]["small"]["details"]["markers_found_as"]["CD34+"] == ["B cell"]
+
+
+def test_an_adapter_is_scored_by_its_predictions_and_its_encoder(folders, cells, tmp_path):
+    from cellglot.modeling import ScCelloForSequenceClassification
+    from cellglot.training.adapters import put_adapter, save_adapter
+
+    names = sorted({str(label) for label in cells.obs["cell_type"] if label is not None})
+    config = ScCelloForSequenceClassification.config_class.from_pretrained(folders["sccello"])
+    config.id2label, config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    torch.manual_seed(1)
+    network = ScCelloForSequenceClassification.from_pretrained(folders["sccello"], config=config)
+    save_adapter(put_adapter(network, "lora", ("classifier",), str(folders["sccello"])), tmp_path / "adapter")
+    model = load_evaluated_model(tmp_path / "adapter", device="cpu")
+    assert model.classes == names and model.facts["base_model"] == str(folders["sccello"])
+    found = evaluate_models([model], cells, ["annotation", "markers"], markers=MARKERS, with_baselines=False, **SMALL)
+    assert set(found.results["annotation: fine-tuned"]["adapter"].metrics) >= {"accuracy", "macro_f1", "auroc"}
+    assert found.results["markers"]["adapter"].metrics["auroc"].value > 0

@@ -25,6 +25,10 @@ def pattern_of(card):
     card = re.sub(r"- label: .*\n    score: .*", "- label: <class>\n    score: <number>", card)
     card = re.sub(r"(\.\.\.` \| ).*( \|\n)", r"\1<output>\2", card)
     card = re.sub(r"(Computed with|It gives, with|, with) .*", r"\1 <versions>", card)
+    # Which layers an adapter changes is for the presets of training to say.
+    card = re.sub(
+        r"(\*\*Adapted modules\*\* \| `).+(` \|\n\| \*\*Weights\*\* \| )[\d,]+", r"\1<modules>\2<number>", card
+    )
     card = re.sub(r"[\d.,]+ (bytes|kB|MB)", "<size>", card)
     card = re.sub(r"(num_bytes|download_size|dataset_size): \d+", r"\1: <size>", card)
     return re.sub(r"(?<![\w./:-])-?\d+\.\d{3,}", "<number>", card)

@@ -198,7 +198,10 @@ def test_a_corpus_without_totals_is_refused(corpora, tmp_path):
         ({"thin_counts": 0}, "data.thin_counts 0: it is a share from above 0 to 1, or a pair of them"),
         ({"thin_counts": [0.5, 1.5]}, "data.thin_counts"),
         ({"thin_counts": True}, "data.thin_counts"),
-        ({"thin_to_median": [0.8, 0.2]}, "data.thin_to_median .0.8, 0.2.: it is a multiple above 0 of the median cell"),
+        (
+            {"thin_to_median": [0.8, 0.2]},
+            "data.thin_to_median .0.8, 0.2.: it is a multiple above 0 of the median cell",
+        ),
         ({"thin_to_median": "many"}, "data.thin_to_median 'many'"),
         ({"drop_tokens": 1.0}, "data.drop_tokens 1.0: it is a share from 0 to below 1"),
         ({"drop_tokens": [0.1, 0.2, 0.3]}, "data.drop_tokens"),
