@@ -30,7 +30,7 @@ class CellEmbeddingPipeline(CellPipeline):
         encoder = getattr(self.model, "cell_model", self.model.base_model)
         return {"values": encoder(**batch).pooler_output}
 
-    def postprocess(self, values: np.ndarray, **of_result: Any) -> np.ndarray:
+    def postprocess(self, values: np.ndarray) -> np.ndarray:
         """Give the embeddings as they are.
 
         Parameters

@@ -124,7 +124,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
         known = cells_with_genes(batch, self.tokenizer)
         return {"values": scores.masked_fill(~known[:, None], float("nan"))}
 
-    def postprocess(self, values: np.ndarray, top_k: int | None = None, **of_result: Any) -> list[Any]:
+    def postprocess(self, values: np.ndarray, top_k: int | None = None) -> list[Any]:
         """Name the best classes of each cell.
 
         Parameters

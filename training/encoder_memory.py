@@ -35,7 +35,7 @@ class EncoderMemory:
         self.known: dict[tuple[int, ...], torch.Tensor] = {}
         self.bytes = self.computed = 0
         self._encoder, self._forward = encoder, encoder.forward
-        encoder.forward = self._remember  # type: ignore[method-assign]
+        encoder.forward = self._remember
 
     def _remember(self, *args: Any, **kwargs: Any) -> Any:
         keys = [tuple(key) for key in self.cells.tolist()]

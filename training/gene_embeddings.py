@@ -120,9 +120,16 @@ def _matrix(ids: pa.ListArray, values: pa.ListArray, columns: np.ndarray) -> csr
 
 
 def initialize_gene_embeddings(
-    embedding: torch.nn.Embedding, corpus: Corpus, seed: int = 0, keep: np.ndarray | None = None
+    embedding: torch.nn.Embedding,
+    corpus: Corpus,
+    seed: int = 0,
+    keep: np.ndarray | None = None,
+    deviation: float = 1.0,
 ) -> None:
     """Start the rows of an embedding from `co_expression_vectors`; special tokens stay as they are.
+
+    Where embeddings of ranks are added to those of genes, `deviation` has to be that of the ranks: genes of a larger
+    scale drown the ranks in the normalisation that follows, and with them all that the model knows of expression.
 
     Parameters
     ----------
@@ -132,8 +139,10 @@ def initialize_gene_embeddings(
         The corpus.
     seed, keep
         As for `co_expression_vectors`.
+    deviation
+        Standard deviation of the vectors.
     """
-    vectors = co_expression_vectors(corpus, embedding.embedding_dim, seed, keep=keep)
+    vectors = deviation * co_expression_vectors(corpus, embedding.embedding_dim, seed, keep=keep)
     ids = torch.from_numpy(corpus.tokenizer().vocabulary.gene_token_ids)
     with torch.no_grad():
         embedding.weight[ids] = torch.from_numpy(vectors).to(embedding.weight)

@@ -90,7 +90,9 @@ def new_model(
         longest = getattr(built, "cell_config", built).max_position_embeddings
         tokenizer = rank_value_tokenizer_of_model(tokenizer, longest)
     if config.data.get("initialize_gene_embeddings", False):
-        initialize_gene_embeddings(model.get_input_embeddings(), corpus, seed)
+        ranks = None if config_class.model_type == "exceiver" else getattr(built, "cell_config", built)
+        deviation = 1.0 if ranks is None else ranks.initializer_range
+        initialize_gene_embeddings(model.get_input_embeddings(), corpus, seed, deviation=deviation)
     return model, tokenizer
 
 

@@ -200,13 +200,14 @@ def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
         counts.eliminate_zeros()
         cells.X = counts
         cells = cells[:, random.random(cells.n_vars) < 0.4].copy()
-    labels = cells.obs[TRAIN_COLUMN].astype(str).to_numpy(dtype=object)
+    labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
     return Labelled("held out, thinned" if thinned else "held out", cells, labels, [(label,) for label in labels])
 
 
 def _cells_of(corpus: Corpus, split: str, data: Path) -> AnnData:
     shards = [pq.read_table(s, columns=["cell_index"])["cell_index"].to_numpy() for s in corpus.shards(split)]
-    return read_cells(data / TRAIN_FILE).to_anndata()[np.sort(np.concatenate(shards))].copy()
+    cells = read_cells(data / TRAIN_FILE, rename={TRAIN_COLUMN: "cell_type"}).to_anndata()
+    return cells[np.sort(np.concatenate(shards))].copy()
 
 
 def counts_on(vocabulary: GeneVocabulary, cells: Cells) -> csr_matrix:
@@ -265,7 +266,7 @@ def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> di
     """Score the most frequent class, and logistic regression on log counts of the training file's genes."""
     vocabulary = corpus.tokenizer().vocabulary
     train = _cells_of(corpus, "train", data)
-    labels = train.obs[TRAIN_COLUMN].astype(str).to_numpy(dtype=object)
+    labels = train.obs["cell_type"].astype(str).to_numpy(dtype=object)
     parts = [_log(vocabulary, train), *(_log(vocabulary, test.cells) for test in tests)]
     features = vstack(parts, format="csr")
     is_train = np.arange(features.shape[0]) < len(labels)

@@ -267,7 +267,7 @@ def test_an_adapter_is_scored_by_its_predictions_and_its_encoder(folders, cells,
     config.id2label, config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     torch.manual_seed(1)
     network = ScCelloForSequenceClassification.from_pretrained(folders["sccello"], config=config)
-    save_adapter(put_adapter(network, "lora", ("classifier",), str(folders["sccello"])), tmp_path / "adapter")
+    save_adapter(put_adapter(network, "lora", ("classifier",)), tmp_path / "adapter")
     model = load_evaluated_model(tmp_path / "adapter", device="cpu")
     assert model.classes == names and model.facts["base_model"] == str(folders["sccello"])
     found = evaluate_models([model], cells, ["annotation", "markers"], markers=MARKERS, with_baselines=False, **SMALL)

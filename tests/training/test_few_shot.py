@@ -84,7 +84,7 @@ def test_the_folder_is_a_langcell(learned):
 def test_the_command_draws_as_the_function_does(learned, few_corpus, cell_text_folder, tmp_path):
     from cellglot.cli import finetune
 
-    finetune(str(cell_text_folder), tmp_path, corpus=few_corpus.folder, few_shot=5, set_=SETTINGS)
+    finetune(output=tmp_path, model=str(cell_text_folder), corpus=few_corpus.folder, few_shot=5, set_=SETTINGS)
     a, b = (load_file(f / "model.safetensors") for f in (learned[0], tmp_path))
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
 

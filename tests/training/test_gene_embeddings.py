@@ -58,3 +58,5 @@ def test_special_tokens_stay_as_they_are(corpus):
     assert torch.equal(embedding.weight[: size - 2], vectors)
     assert torch.equal(embedding.weight[size - 2 :], before[size - 2 :])
     assert embedding.weight.requires_grad
+    initialize_gene_embeddings(embedding, corpus, seed=1, deviation=0.02)
+    assert torch.allclose(embedding.weight[: size - 2], 0.02 * vectors)
