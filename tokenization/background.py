@@ -1,5 +1,6 @@
 """Reading ahead, writing behind and working side by side: the order of results stays what it was."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -90,7 +91,7 @@ class Helpers:
                 except RuntimeError as error:  # the processes are gone
                     results[number].set_exception(error)
                     return
-                task.add_done_callback(lambda done, n=number: _pass_on(done, results[n]))
+                task.add_done_callback(functools.partial(_pass_on, result=results[number]))
                 task.add_done_callback(hand_out)
 
         try:

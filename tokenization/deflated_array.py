@@ -4,7 +4,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 
 class DeflatedArray:
@@ -63,7 +63,7 @@ class DeflatedArray:
         n_bytes = self.length * self.dtype.itemsize
         try:
             plain = isal_zlib.decompress(stored, 15, n_bytes)
-        except isal_zlib.error as error:
+        except igzip_lib.IsalError as error:  # type: ignore[misc]
             raise OSError(f"{self.dataset.name}: the chunk at {first:,} cannot be inflated: {error}") from error
         if len(plain) != n_bytes:
             raise OSError(f"{self.dataset.name}: the chunk at {first:,} has {len(plain):,} bytes, not {n_bytes:,}")

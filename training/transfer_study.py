@@ -223,8 +223,8 @@ def counts_on(vocabulary: GeneVocabulary, cells: Cells) -> csr_matrix:
 
 def identical_cells(vocabulary: GeneVocabulary, one: Cells, other: Cells) -> int:
     """Count the cells of `other` whose counts on all genes that both measured are those of a cell of `one`."""
-    measured = [np.unique(v.token_ids[v.known]) for v in (_match(vocabulary, cells) for cells in (one, other))]
-    both = np.isin(vocabulary.gene_token_ids, np.intersect1d(*measured))
+    first, second = (match.token_ids[match.known] for match in (_match(vocabulary, cells) for cells in (one, other)))
+    both = np.isin(vocabulary.gene_token_ids, np.intersect1d(first, second))
     rows = [_digests(counts_on(vocabulary, cells)[:, both]) for cells in (one, other)]
     return sum(row in set(rows[0]) for row in rows[1])
 
