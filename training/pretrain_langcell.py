@@ -85,8 +85,7 @@ def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
     model, text_tokenizer, origin = _model(config, corpus, tokenizer, ontology, texts)
     keep = texts.keep(corpus, "train")
     if config.data.get("initialize_gene_embeddings", False) and not config.data.get("start_from"):
-        deviation = model.config.cell_config.initializer_range
-        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed, keep, deviation)
+        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed, keep)
     _freeze(model, config)
     longest = model.config.cell_config.max_position_embeddings
     processor = LangCellProcessor(rank_value_tokenizer_of_model(tokenizer, longest), text_tokenizer)

@@ -52,8 +52,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
     if found.tables is not None:
         model.set_ontology(found.tables.levels, found.tables.ancestor_mask)
     if config.data.get("initialize_gene_embeddings", False):
-        deviation = model.config.initializer_range
-        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed, deviation=deviation)
+        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed)
     train = CellDataset(corpus, "train", columns=found.columns)
     held_out = CellDataset(corpus, "validation", columns=found.columns) if corpus.n_cells("validation") else None
     fraction, longest = mask_fraction(config, 0.15), model.config.max_position_embeddings
