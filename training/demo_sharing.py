@@ -71,7 +71,7 @@ class AdapterDemo:
                 f"The adapter of rank {rank}, head included, takes {adapter:.2f} MB beside the {base:.2f} MB of its "
                 "base model, which stays as it is. Its accuracy stands in the table below."
             ],
-            f"cellglot annotate --adapter {self.folder} cells.h5ad -o annotated.h5ad",
+            f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad",
         )
 
 
