@@ -20,9 +20,16 @@ RUN_FILE = "training_run.json"
 
 # Fields that have to be the same for an adapter to fit a base.
 SIZES = (
-    "vocab_size", "gene_embedding_size", "hidden_size", "num_latents", "num_hidden_layers", "num_attention_heads",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
     "intermediate_size",
-)  # fmt: skip
+    "max_position_embeddings",
+    "gene_embedding_size",
+    "num_latents",
+    "num_cross_attention_heads",
+)
 
 
 class AdapterFolders:

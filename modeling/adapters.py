@@ -13,26 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 import cellglot.modeling
-from cellglot.modeling.adapter_folders import weights_fingerprint
+from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, weights_fingerprint
 
 
-RUN_FILE = "training_run.json"
 ADAPTER_FILE = "adapter_config.json"
 
 # What a task says of a model; everything else in a configuration is the network's.
 TASK_FIELDS = ("id2label", "label2id", "problem_type", "label_cl_ids", "target_mean", "target_std")
 _NOT_OF_THE_NETWORK = {*TASK_FIELDS, "architectures", "dtype", "transformers_version", "_name_or_path", "auto_map"}
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "gene_embedding_size",
-    "num_latents",
-    "num_cross_attention_heads",
-)
 
 
 @dataclass(frozen=True)
@@ -162,7 +150,7 @@ def _check_base(adapter: Adapter, base: str, revision: str | None) -> None:
 
 def _sizes(config: Any) -> dict[str, Any]:
     of_cells = getattr(config, "cell_config", config)
-    return {name: getattr(of_cells, name) for name in _SIZES if hasattr(of_cells, name)}
+    return {name: getattr(of_cells, name) for name in SIZES if hasattr(of_cells, name)}
 
 
 def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreTrainedModel:
