@@ -53,6 +53,9 @@ logger = logging.get_logger(__name__)
 # Pairs of a cell and a text whose hidden states are held at once, by default.
 PAIRS_ON_CPU, PAIRS_ON_ACCELERATOR = 32, 512
 
+# Tokens that go through a feed-forward block at once on the CPU where there are no gradients.
+TOKENS_AT_ONCE = 512
+
 # Cells whose keys and values are held at once where texts come in several parts.
 CELLS_WITH_KEYS = 4
 
@@ -388,6 +391,16 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         processed = self.fc2(self.activation(self.fc1(hidden_states)))
         return self.norm_feed_forward(hidden_states + self.dropout(processed))
 
+    def feed_forward_in_parts(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the feed-forward block; on the CPU without gradients to some tokens at a time, for its wide states."""
+        if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+            return self.feed_forward(hidden_states)
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        result = torch.empty_like(tokens)
+        for part, into in zip(tokens.split(TOKENS_AT_ONCE), result.split(TOKENS_AT_ONCE), strict=True):
+            into.copy_(self.feed_forward(part))
+        return result.view_as(hidden_states)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -636,7 +649,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
                 states = layer.read_text(states, texts, first_only=number == last)
             if cells is not None:
                 states = layer.read_cell(states, cells.of_layer(number), mask)
-            states = layer.feed_forward(states)
+            states = layer.feed_forward_in_parts(states)
         return states
 
     def encode_texts(self, input_ids: torch.Tensor, key_mask: torch.Tensor, texts_at_once: int) -> torch.Tensor:
