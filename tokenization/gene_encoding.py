@@ -221,24 +221,22 @@ def rank_tokens(
     if cls_token_id is not None:
         placed[indptr[:-1]] = cls_token_id
     first = indptr[:-1] + special
-    _gather(tokens, rows.indptr, places, placed, first, kept)
+    _lead(tokens.take(places), rows.indptr, placed, first, kept)
     values = totals = None
     if target_sum is not None:
         totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
         placed_counts = np.zeros(len(placed))
-        _gather(counts, rows.indptr, places, placed_counts, first, kept)
+        _lead(counts.take(places), rows.indptr, placed_counts, first, kept)
         scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
         values = np.log1p(placed_counts * scale).astype(np.float32)
     return TokenRows(placed, values, indptr, genes - kept, totals)
 
 
-def _gather(
-    values: np.ndarray, indptr: np.ndarray, places: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray
-) -> None:
-    """Write the values at the leading places of each cell one after the other, from the cell's first place on."""
+def _lead(values: np.ndarray, indptr: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray) -> None:
+    """Write the leading values of each cell one after the other, from the cell's first place on."""
     bounds = indptr.tolist()
-    for low, stop, start, n in zip(bounds, bounds[1:], first.tolist(), kept.tolist(), strict=False):
-        values[low:stop].take(places[low : low + n], out=into[start : start + n], mode="clip")
+    for low, start, n in zip(bounds, first.tolist(), kept.tolist(), strict=False):
+        into[start : start + n] = values[low : low + n]
 
 
 def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray, lowest_bits: int) -> np.ndarray:
@@ -262,7 +260,7 @@ def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarra
     Returns
     -------
     numpy.ndarray
-        Places within each cell, shape (values,).
+        Places among all values, cell by cell, shape (values,).
     """
     n = len(values)
     if n == 0:
@@ -276,8 +274,9 @@ def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarra
     np.subtract(largest, key, out=key)
     key >>= excess
     key <<= np.uint32(place_bits)
-    scratch = np.repeat(indptr[:-1].astype(np.uint32), lengths)
-    np.subtract(np.arange(n, dtype=np.uint32), scratch, out=scratch)
+    begin = np.repeat(indptr[:-1].astype(np.uint32), lengths)
+    scratch = np.arange(n, dtype=np.uint32)
+    scratch -= begin
     key |= scratch
     bounds = indptr.tolist()
     for low, stop in zip(bounds, bounds[1:], strict=False):
@@ -287,29 +286,26 @@ def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarra
     tied = np.flatnonzero(scratch[1:] <= place_mask)
     if len(tied):
         zero_key = (largest - zero) >> excess << np.uint32(place_bits)
-        tied = tied[key.take(tied + 1) < zero_key]
+        tied = tied[(key.take(tied) < zero_key) & (begin.take(tied) == begin.take(tied + 1))]
     key &= place_mask
+    key += begin
     places = key.astype(np.intp)
     if len(tied):
-        begin = indptr.take(np.searchsorted(indptr, tied + 1, side="right") - 1)
-        same_cell = begin <= tied
-        _order_exactly(places, tied[same_cell], begin[same_cell], values, tokens)
+        _order_exactly(places, tied, values, tokens)
     return places
 
 
-def _order_exactly(
-    places: np.ndarray, tied: np.ndarray, begin: np.ndarray, values: np.ndarray, tokens: np.ndarray
-) -> None:
-    """Order runs of `tied` places (each tied with the next; `begin` of their cell) by exact value, then token."""
+def _order_exactly(places: np.ndarray, tied: np.ndarray, values: np.ndarray, tokens: np.ndarray) -> None:
+    """Order runs of `tied` places (each tied with the next) by exact value, then token."""
     continues = np.zeros(len(tied) + 1, dtype=bool)
     np.equal(tied[1:], tied[:-1] + 1, out=continues[1:-1])
     alone = np.flatnonzero(~(continues[1:] | continues[:-1]))
-    pairs, start = tied.take(alone), begin.take(alone)
+    pairs = tied.take(alone)
     one, other = places.take(pairs), places.take(pairs + 1)
-    difference = values.take(start + one) - values.take(start + other)
+    difference = values.take(one) - values.take(other)
     swapped = difference < 0
     equal = np.flatnonzero(difference == 0)
-    swapped[equal] = tokens.take((start + one)[equal]) > tokens.take((start + other)[equal])
+    swapped[equal] = tokens.take(one[equal]) > tokens.take(other[equal])
     places[pairs] = np.where(swapped, other, one)
     places[pairs + 1] = np.where(swapped, one, other)
     if len(alone) == len(tied):
@@ -318,10 +314,9 @@ def _order_exactly(
     lengths = np.flatnonzero(continues[:-1] & ~continues[1:]) - first + 2
     run = np.repeat(np.arange(len(first)), lengths)
     within = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    members, start = tied[first][run] + within, begin[first][run]
+    members = tied[first][run] + within
     own = places[members]
-    at = start + own
-    places[members] = own[np.lexsort((tokens[at], -values[at], run))]
+    places[members] = own[np.lexsort((tokens[own], -values[own], run))]
 
 
 # -------------------------------------------------------------------- standardised expression
