@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .adapter_folders import AdapterFolders
 from .background_attention import background_attention, has_cpu_kernel
 from .configuration_exceiver import ExceiverConfig
+from .dropout import Dropout
 from .label_losses import in_units, label_terms
 from .wide_feed_forward import pays, wide_feed_forward
 
@@ -341,7 +342,7 @@ class ExceiverLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, size)
         self.norm_feed_forward = nn.LayerNorm(size, eps=eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def feed_forward(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the feed-forward block, shape (cells, latents, hidden size)."""

@@ -43,6 +43,7 @@ from .cell_text_losses import (
     pairs_to_match,
 )
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from .dropout import Dropout
 from .label_losses import in_units, label_terms
 from .modeling_sccello import ScCelloEmbeddings, ScCelloModel, check_labels, count_cells, eager_attention_forward
 from .packed_texts import CellKeys, DistinctTexts, PackedTexts, distinct_texts, pack_texts, trim_cells
@@ -370,7 +371,7 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, size)
         self.norm_feed_forward = nn.LayerNorm(size, eps=eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def read_text(self, hidden_states: torch.Tensor, texts: PackedTexts, first_only: bool = False) -> torch.Tensor:
         """Attend from packed tokens to their texts; the block of self-attention."""
@@ -1328,7 +1329,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
         self.pooler = nn.Linear(cell.hidden_size, cell.hidden_size)
-        self.dropout = nn.Dropout(cell.hidden_dropout_prob)
+        self.dropout = Dropout(cell.hidden_dropout_prob)
         self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
         self.post_init()
 
@@ -1410,7 +1411,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         cell = config.cell_config
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
-        self.dropout = nn.Dropout(cell.hidden_dropout_prob)
+        self.dropout = Dropout(cell.hidden_dropout_prob)
         self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
         self.post_init()
 

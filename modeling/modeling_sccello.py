@@ -37,6 +37,7 @@ from .cell_losses import (
     scale_representations,
 )
 from .configuration_sccello import ScCelloConfig
+from .dropout import Dropout
 from .label_losses import in_units, label_terms
 
 
@@ -121,7 +122,7 @@ class ScCelloEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Embed tokens, shape (cells, tokens); a token's position is its place where no positions are given."""
@@ -206,7 +207,7 @@ class ScCelloLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm_feed_forward = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -913,7 +914,7 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.sccello = ScCelloModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -978,7 +979,7 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.sccello = ScCelloModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
