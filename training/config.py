@@ -54,7 +54,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     path
         YAML file with the sections of `TrainingConfig`, or the name of one that comes with the package.
     overrides
-        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``.
+        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``. Where a key holds a mapping, a dot goes into
+        it: ``model.cell_config.pooling=mean``.
 
     Raises
     ------
@@ -85,8 +86,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         if not separator or not field_name:
             raise ValueError(f"override {override!r}: write section.key=value, e.g. trainer.max_steps=100")
         check_keys({name: None}, names, f"override {override!r}: section")
-        sections[name][field_name] = _yaml(value, f"override {override!r}")
+        _set(sections[name], field_name.split("."), _yaml(value, f"override {override!r}"), override)
     return TrainingConfig(**sections)
+
+
+def _set(section: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
+    """Set what a chain of keys leads to."""
+    *outer, last = keys
+    for depth, key in enumerate(outer):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"override {override!r}: {'.'.join(outer[: depth + 1])} holds {section!r}, no mapping")
+    section[last] = value
 
 
 def _yaml(text: str, what: str) -> Any:

@@ -45,7 +45,7 @@ def test_gene_embeddings_start_from_co_expression_on_the_scale_of_ranks(kind, bl
     assert torch.allclose(weight[ids], deviation * expected, atol=1e-6)
     assert tokenizer.vocabulary.genes == corpus.tokenizer().vocabulary.genes
     if kind != "exceiver":
-        assert not tokenizer.return_expression_values and tokenizer.model_max_length == 256
+        assert not tokenizer.return_expression_values and tokenizer.model_max_length == 512
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(corpus):

@@ -36,6 +36,14 @@ def test_overrides_are_yaml():
     assert config.model["pooling"] == "mean" and config.model["hidden_size"] == 8
 
 
+def test_an_override_reaches_into_a_mapping():
+    name = "langcell_small_finetune.yaml"
+    given = load_config(name).model["cell_config"]
+    changed = load_config(name, ["model.cell_config.pooling=cls", "model.text_config.hidden_size=12"]).model
+    assert changed["cell_config"] == given | {"pooling": "cls"} != given
+    assert changed["text_config"] == {"hidden_size": 12}
+
+
 def test_empty_sections_and_files_leave_everything_out(tmp_path):
     path = written(tmp_path, "model:\ntrainer:\n")
     sections = ("model", "data", "optimizer", "trainer", "finetuning")
@@ -67,6 +75,7 @@ def test_a_bare_no_is_a_strategy(tmp_path):
         ("trainer.max_steps", "write section.key=value"),
         ("training.max_steps=3", "section 'training' does not exist; is 'trainer' meant"),
         ("trainer.=3", "write section.key=value"),
+        ("trainer.max_steps.of=3", "trainer.max_steps.of=3': max_steps holds .*, no mapping"),
         ("trainer.max_steps=[3", r"override 'trainer.max_steps=\[3' is no YAML"),
     ],
 )
