@@ -54,8 +54,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     path
         YAML file with the sections of `TrainingConfig`, or the name of one that comes with the package.
     overrides
-        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``. Where a key holds a mapping, a dot goes into
-        it: ``model.cell_config.pooling=mean``.
+        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``. Where a key holds a mapping, a dot goes
+        into it: ``model.cell_config.pooling=mean``.
 
     Raises
     ------

@@ -287,15 +287,28 @@ def _log(vocabulary: GeneVocabulary, cells: AnnData) -> csr_matrix:
     return log_counts(read_cells(AnnData(counts)))
 
 
+def some_cells(tests: Sequence[Labelled], most: int) -> list[Labelled]:
+    """Draw at most so many cells of each set, the same ones every time."""
+    random = np.random.default_rng(0)
+    drawn = []
+    for test in tests:
+        n = len(test.labels)
+        at = np.sort(random.choice(n, min(most, n), replace=False))
+        drawn.append(Labelled(test.name, test.cells[at].copy(), test.labels[at], [test.right[i] for i in at]))
+    return drawn
+
+
 def model_scores(
-    model_type: str, name: str, seed: int, corpus: Corpus, tests: Sequence[Labelled], output: Path
+    model_type: str, changes: Sequence[str], seed: int, corpus: Corpus, tests: Sequence[Labelled], output: Path
 ) -> dict[str, Any]:
     """Train a new model by the configuration that comes with the package, with some changes, and score it.
 
     Parameters
     ----------
-    model_type, name
+    model_type
         As for `settings_of`.
+    changes
+        Of that configuration, ``section.key=value``.
     seed
         Of everything drawn.
     corpus
@@ -305,7 +318,7 @@ def model_scores(
     output
         Folder for the model.
     """
-    changes = [*settings_of(model_type, name), f"trainer.seed={seed}", "trainer.save_strategy=no"]
+    changes = [*changes, f"trainer.seed={seed}", "trainer.save_strategy=no"]
     config = load_config(f"{model_type}_small_finetune.yaml", [*changes, "trainer.eval_strategy=no"])
     started = time.monotonic()
     finetune(config, None, corpus, output, label_column=TRAIN_COLUMN, resume=False)
@@ -346,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for models and transfer_study.json")
     parser.add_argument("--models", nargs="*", default=sorted(CLASSIFIERS), choices=sorted(CLASSIFIERS))
     parser.add_argument("--settings", nargs="*", default=["default"], help=f"of plain, <cls>, {', '.join(SETTINGS)}")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="changes beside these")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--most", type=int, help="score at most so many cells of each set")
     parser.add_argument("--baselines", action="store_true", help="also score the baselines, and count identical cells")
     given = parser.parse_args(arguments)
     for name in given.settings:
@@ -366,7 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return corpora[name]
 
     def every(kind: str) -> list[Labelled]:
-        return [held_out_cells(corpus_of(kind), given.data, thinned) for thinned in (False, True)] + tests
+        sets = [held_out_cells(corpus_of(kind), given.data, thinned) for thinned in (False, True)] + tests
+        return sets if given.most is None else some_cells(sets, given.most)
 
     def note(row: str, found: dict[str, Any]) -> None:
         results[row] = found
@@ -384,10 +400,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.settings:
         for kind in given.models:
             for seed in given.seeds:
-                row = f"{kind}, {name}, seed {seed}"
+                row = ", ".join([kind, name, *given.set, f"seed {seed}"])
                 if row not in results:
-                    folder = given.output / "model"
-                    note(row, model_scores(kind, name, seed, corpus_of(kind), every(kind), folder))
+                    changes = [*settings_of(kind, name), *given.set]
+                    note(row, model_scores(kind, changes, seed, corpus_of(kind), every(kind), given.output / "model"))
     print(table({row: found["tests"] for row, found in results.items()}))
 
 

@@ -75,7 +75,7 @@ def test_a_bare_no_is_a_strategy(tmp_path):
         ("trainer.max_steps", "write section.key=value"),
         ("training.max_steps=3", "section 'training' does not exist; is 'trainer' meant"),
         ("trainer.=3", "write section.key=value"),
-        ("trainer.max_steps.of=3", "trainer.max_steps.of=3': max_steps holds .*, no mapping"),
+        ("trainer.learning_rate.of=3", "learning_rate holds .*, no mapping"),
         ("trainer.max_steps=[3", r"override 'trainer.max_steps=\[3' is no YAML"),
     ],
 )
