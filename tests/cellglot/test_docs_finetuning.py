@@ -62,7 +62,7 @@ def test_the_page_runs(folder, blood, cellglot_command, monkeypatch):
         for line in text.replace("\\\n", " ").splitlines():
             run(shlex.split(line, comments=True), cellglot_command)
             commands += 1
-    assert commands == 6 and len(names["labels"]) == 10
+    assert commands == 7 and len(names["labels"]) == 10
     assert set(names["labels"]) <= set(blood.obs["cell_type"])
     with torch.no_grad():
         batch = names["tokenizer"](names["adata"], return_tensors="pt")
