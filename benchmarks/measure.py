@@ -36,8 +36,8 @@ def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
     return options
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Time functions in turn, so that all see the same noise, after one untimed round.
+def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, untimed: int = 1) -> dict[str, list[float]]:
+    """Time functions in turn, so that all see the same noise, after an untimed round.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
         Name -> function without arguments.
     repeats
         Timed rounds; each starts with another side.
+    untimed
+        Rounds before them; none where both sides have run already.
 
     Returns
     -------
@@ -53,7 +55,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for turn in range(-1, repeats):
+    for turn in range(-untimed, repeats):
         first = max(turn, 0) % len(names)
         for name in names[first:] + names[:first]:
             start = time.perf_counter()

@@ -238,8 +238,8 @@ class LangCellCellModel(ScCelloModel):
 
 @full_precision
 def normalized(states: torch.Tensor) -> torch.Tensor:
-    """Normalise states, shape (..., size), in float32."""
-    return nn.functional.normalize(states, dim=-1)
+    """Normalise states, shape (..., size), in float32 where they are of lower precision."""
+    return nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
 
 
 # -------------------------------------------------------------------- the text encoder
@@ -967,9 +967,16 @@ class LangCellModel(LangCellPreTrainedModel):
                         if not len(picked):
                             continue
                         asked, (some, begun) = rows[picked], model.select_texts(part, read, picked.tolist())
-                    logits = head(model.finish(begun, some, of_cells))
-                    result[cells[:, None], asked] = logits.float().softmax(dim=-1)[..., 1]
+                    logits = _in_float32(head, model.finish(begun, some, of_cells))
+                    result[cells[:, None], asked] = logits.softmax(dim=-1)[..., 1]
         return result
+
+
+def _in_float32(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """Apply a layer in float32: in bfloat16 classes that are close would come out the same."""
+    if type(layer) is not nn.Linear:  # an adapter is on it
+        return layer(states).float()
+    return nn.functional.linear(states.float(), layer.weight.float(), layer.bias.float())
 
 
 def _check_classes(given: torch.Tensor | None, number: int, device: torch.device) -> torch.Tensor:
