@@ -8,6 +8,8 @@ import numpy as np
 
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.cell_types import open_ontology
+from cellglot.training.corpus_expression import CorpusExpression
+from cellglot.training.label_check import LabelCheck, check_labels
 from cellglot.training.label_collators import CellClassCollator, balanced_weights
 from cellglot.training.labels import labels_of
 from cellglot.training.metrics import ClassificationMetrics
@@ -15,11 +17,14 @@ from cellglot.training.splits import Part, divide
 from cellglot.training.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells, listed
 
 
+UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
+
+
 def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
     """Prepare the classification of cells.
 
     Classes are those of the training cells. Cells without a label are left out; held-out cells of other classes count
-    as errors. Both are counted.
+    as errors; training cells that look like another class than theirs are left out if asked. All are counted.
 
     Parameters
     ----------
@@ -59,7 +64,19 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
         given = np.array([-1 if name is None else numbers.get(name, -1) for name in names[id(part)]], dtype=np.int64)
         return given, given >= 0
 
-    train, held_out, test = labelled_cells(corpus, division, labels)
+    check = _checked(corpus, division.train, labels(division.train)[0], settings, seed)
+    left_out = settings.get("unlikely_labels") == "leave_out"
+
+    def labels_to_use(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given, keep = labels(part)
+        if part is division.train and check is not None and left_out:
+            keep = keep & ~check.unlikely
+        return given, keep
+
+    train, held_out, test = labelled_cells(corpus, division, labels_to_use)
+    pairs = {} if check is None else check.pairs(labels(division.train)[0], classes)
+    if left_out:
+        counts.subtract({name: sum(others.values()) for name, others in pairs.items()})
     other = Counter(
         name for part in division.parts()[1:] for name in _chosen(part, names)
         if name is not None and name not in counts
@@ -91,13 +108,42 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
             "label_cl_ids": ids,
             **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
             "cells_without_label": without,
+            "unlikely_labels": None if check is None else {"left_out": left_out, "looks_like": pairs},
             "held_out_cells_of_other_classes": sum(other.values()),
             "other_classes": dict(other.most_common()),
         },
         summary=f"{len(classes):,} classes, {len(ids):,} of them cell types of the ontology; {len(train):,} cells for "
         f"training, {0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} "
-        "without label" + (unknown if other else ""),
+        f"without label{_said(pairs, left_out)}" + (unknown if other else ""),
     )
+
+
+def _checked(
+    corpus: Corpus, part: Part, labels: np.ndarray, settings: Mapping[str, Any], seed: int
+) -> LabelCheck | None:
+    """Check the labels of training cells; None where that is not asked for, or there are no values to do it by."""
+    how = settings.get("unlikely_labels", "keep")
+    if how not in UNLIKELY_LABELS:
+        raise ValueError(f"finetuning.unlikely_labels {how!r}: it is one of {', '.join(UNLIKELY_LABELS)}")
+    if how == "unchecked" or (how == "keep" and not CorpusExpression.held_by(corpus)):
+        return None
+    expression = CorpusExpression(
+        corpus,
+        part.splits,
+        wanted_for="labels are checked by",
+        otherwise=", or set finetuning.unlikely_labels=unchecked",
+    )
+    return check_labels(expression, np.where(part.chosen, labels, -1), seed)
+
+
+def _said(pairs: Mapping[str, Mapping[str, int]], left_out: bool) -> str:
+    """Name training cells with unlikely labels in a summary."""
+    if not pairs:
+        return ""
+    found = {f"{given} like {other}": n for given, others in pairs.items() for other, n in others.items()}
+    found = dict(sorted(found.items(), key=lambda pair: -pair[1]))
+    number = f"{sum(found.values()):,} training cells that look like another class: {listed(found)}"
+    return f", and {number}" if left_out else f"; kept: {number}; finetuning.unlikely_labels=leave_out leaves them out"
 
 
 def _names(corpus: Corpus, part: Part, column: str) -> list[str | None]:

@@ -40,7 +40,7 @@ from cellglot.training.value_task import value_task
 METHODS = ("full", "probe", *ADAPTERS)
 SETTINGS = {
     "every run": ["split", "patience"],
-    "cell-type": ["class_weights", "ontology"],
+    "cell-type": ["class_weights", "ontology", "unlikely_labels"],
     "gene": ["class_weights", "held_out_genes"],
     "regression": [],
     "lora": ["rank", "alpha", "dropout"],
@@ -72,8 +72,9 @@ def finetune(
     config
         The configuration. Its section ``model`` changes fields of the model's own; keys of ``finetuning`` are
         ``split`` (``corpus`` or ``stratified``), ``patience`` (evaluations without improvement after which training
-        stops; the best state is kept), ``class_weights`` (``balanced``), ``ontology``, ``held_out_genes``, and
-        ``rank``, ``alpha`` and ``dropout`` of LoRA and DoRA.
+        stops; the best state is kept), ``class_weights`` (``balanced``), ``ontology``, ``unlikely_labels`` (training
+        cells that look like another class: ``keep``, ``leave_out``, ``unchecked``), ``held_out_genes``, and ``rank``,
+        ``alpha`` and ``dropout`` of LoRA and DoRA.
     model
         Folder or repository of a pretrained model. None for a new one of the section ``model``.
     corpus

@@ -1,8 +1,6 @@
 """Gene embeddings that start from the co-expression of a corpus."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.linalg import LinearOperator, svds
@@ -10,6 +8,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.training.corpus_expression import CorpusExpression
 
 
 MOST_CELLS = 20_000
@@ -86,37 +85,15 @@ def _standardize(values: csr_matrix, tokenizer: GeneExpressionTokenizer) -> tupl
 
 def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None) -> csr_matrix:
     """Read the expression values of some training cells, shape (cells, genes), genes in the order of token ids."""
-    vocabulary = corpus.tokenizer().vocabulary
-    columns = np.full(vocabulary.vocab_size, -1, dtype=np.int64)
-    columns[vocabulary.gene_token_ids] = np.arange(len(vocabulary.genes))
-    share = min(1.0, most_cells / max(1, corpus.n_cells("train") if keep is None else int(keep.sum())))
-    random = np.random.default_rng([seed, 1])
-    parts, first = [], 0
-    for shard in corpus.shards("train"):
-        file = pq.ParquetFile(shard)
-        if "expression_values" not in file.schema_arrow.names:
-            raise ValueError(
-                f"{corpus.folder} holds no expression values, from which gene embeddings could start: tokenize with "
-                "--option return_expression_values=true, or set data.initialize_gene_embeddings=false"
-            )
-        for batch in file.iter_batches(batch_size=2048, columns=["input_ids", "expression_values"]):
-            drawn = random.random(len(batch)) < share
-            chosen = np.flatnonzero(drawn if keep is None else drawn & keep[first : first + len(batch)])
-            first += len(batch)
-            if len(chosen):
-                parts.append(_matrix(batch.column(0).take(chosen), batch.column(1).take(chosen), columns))
-    return vstack(parts, format="csr")
-
-
-def _matrix(ids: pa.ListArray, values: pa.ListArray, columns: np.ndarray) -> csr_matrix:
-    """Put the tokens of some cells into their genes' columns; special tokens have none."""
-    indptr = ids.offsets.to_numpy()
-    part = slice(indptr[0], indptr[-1])
-    genes = columns[ids.values.to_numpy()[part]]
-    kept = genes >= 0
-    ends = np.concatenate([[0], np.cumsum(kept)])[indptr - indptr[0]]
-    data = values.values.to_numpy()[part].astype(np.float64)[kept]
-    return csr_matrix((data, genes[kept], ends), shape=(len(ids), int((columns >= 0).sum())))
+    n_cells = corpus.n_cells("train")
+    share = min(1.0, most_cells / max(1, n_cells if keep is None else int(keep.sum())))
+    drawn = np.random.default_rng([seed, 1]).random(n_cells) < share
+    expression = CorpusExpression(
+        corpus,
+        wanted_for="gene embeddings start from",
+        otherwise=", or set data.initialize_gene_embeddings=false",
+    )
+    return vstack(list(expression.values(drawn if keep is None else drawn & keep)), format="csr")
 
 
 def initialize_gene_embeddings(
