@@ -4,106 +4,40 @@ The tables of docs/experiments.md come from here.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from anndata import AnnData
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import vstack
 
-from cellglot.evaluation.baselines import log_counts, logistic_regression, majority
+from cellglot.evaluation.baselines import logistic_regression, majority
 from cellglot.evaluation.embedding import run_model
-from cellglot.tokenization.cells import Cells, read_cells
+from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.corpus import Corpus
-from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.training.classifiers import CLASSIFIERS
 from cellglot.training.config import load_config
+from cellglot.training.corpus_expression import CorpusExpression
 from cellglot.training.finetune import finetune
+from cellglot.training.label_check import check_labels
 from cellglot.training.new_model import corpus_of_new_model
+from cellglot.training.transfer_sets import (
+    MARKER_SETS,
+    TEST_SETS,
+    TRAIN_COLUMN,
+    TRAIN_FILE,
+    Labelled,
+    cells_of,
+    held_out_cells,
+    identical_cells,
+    log_counts_on,
+    open_marker_set,
+    open_test_set,
+    some_cells,
+)
 
-
-TRAIN_FILE, TRAIN_COLUMN = "cells/pbmc_facs.h5ad", "subpop"
-B, MONOCYTE, STEM, NK, T = ("B cell",), ("CD14+",), ("CD34+",), ("NK cell",), ("T cell",)
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Cells that no model is trained on.
-
-    Parameters
-    ----------
-    name
-        What the tables call it.
-    file
-        In the folder of data.
-    column
-        Column of labels.
-    classes
-        Label -> classes of the training cells that are right for it; cells of other labels are left out.
-    """
-
-    name: str
-    file: str
-    column: str
-    classes: Mapping[str, tuple[str, ...]]
-
-
-TEST_SETS = [
-    TestSet(
-        "3 chemistries",
-        "cells/pbmc_3tech.h5ad",
-        "cell_type",
-        {"T/NK cells": T + NK, "Monocytes": MONOCYTE, "B cells": B},
-    ),
-    TestSet(
-        "sorted",
-        "cells/pbmc_sorted_all_genes.h5ad",
-        "cell_type",
-        {"B cells": B, "CD4 T cells": T, "CD8 T cells": T},
-    ),
-    TestSet(
-        "765 genes",
-        "cells/pbmc68k_reduced_counts.h5ad",
-        "cell_type",
-        {
-            "CD14+ Monocyte": MONOCYTE,
-            "CD19+ B": B,
-            "CD34+": STEM,
-            "CD56+ NK": NK,
-            "CD4+/CD25 T Reg": T,
-            "CD4+/CD45RA+/CD25- Naive T": T,
-            "CD4+/CD45RO+ Memory": T,
-            "CD8+ Cytotoxic T": T,
-            "CD8+/CD45RA+ Naive Cytotoxic": T,
-        },
-    ),
-    TestSet(
-        "liver",
-        "corpus/liver_heorgan_curatedatlas.h5ad",
-        "cell_type",
-        {
-            "B Cell Liver": B,
-            "Monocyte Liver": MONOCYTE,
-            "NK/T Cell Liver": T + NK,
-            "CD8 T Cell GZMK_high Liver": T,
-            "CD8 T Cell TRBV4-2_high Liver": T,
-            "T Cell LTB_high Liver": T,
-            "T Cell MT1E_high Liver": T,
-        },
-    ),
-    TestSet(
-        "T cells, COVID",
-        "corpus/tcell_covid_trex.h5ad",
-        "cell_type",
-        {"T cell (CD3+ sorted, as the package documentation states)": T},
-    ),
-]
 
 PLAIN = [
     "data.initialize_gene_embeddings=false",
@@ -119,6 +53,7 @@ SETTINGS: dict[str, list[str]] = {
     "no dropout of tokens": ["data.drop_tokens=null"],
     "a share of each cell's counts": ["data.thin_to_median=null", "data.thin_counts=[0.2, 1.0]"],
     "random gene embeddings": ["data.initialize_gene_embeddings=false"],
+    "unlikely labels kept": ["finetuning.unlikely_labels=keep"],
     "rate 1e-3": ["trainer.learning_rate=1e-3"],
 }
 
@@ -147,101 +82,6 @@ def settings_of(model_type: str, name: str) -> list[str]:
     return SETTINGS[name]
 
 
-# -------------------------------------------------------------------- cells
-
-
-@dataclass
-class Labelled:
-    """Cells with what is right for each.
-
-    Parameters
-    ----------
-    name
-        Of the set.
-    cells
-        Raw counts of the cells that have a label.
-    labels
-        Label of each cell.
-    right
-        Classes that are right for each cell.
-    """
-
-    name: str
-    cells: AnnData
-    labels: np.ndarray
-    right: list[tuple[str, ...]]
-
-
-def open_test_set(test: TestSet, data: Path) -> Labelled:
-    """Read the cells of a test set that have one of its labels."""
-    cells = read_cells(data / test.file).to_anndata()
-    labels = cells.obs[test.column].astype(str).to_numpy(dtype=object)
-    kept = np.isin(labels, list(test.classes))
-    return Labelled(test.name, cells[kept].copy(), labels[kept], [test.classes[label] for label in labels[kept]])
-
-
-def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
-    """Give the cells of the training file that the corpus holds out, or the same with fewer counts and genes.
-
-    Parameters
-    ----------
-    corpus
-        Of the training file.
-    data
-        Folder of data.
-    thinned
-        Keep 30% of counts and 40% of genes, both drawn at random.
-    """
-    cells = _cells_of(corpus, "validation", data)
-    if thinned:
-        random = np.random.default_rng(0)
-        counts = csr_matrix(cells.X)
-        counts.data = random.binomial(counts.data.astype(np.int64), 0.3).astype(np.float32)
-        counts.eliminate_zeros()
-        cells.X = counts
-        cells = cells[:, random.random(cells.n_vars) < 0.4].copy()
-    labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
-    return Labelled("held out, thinned" if thinned else "held out", cells, labels, [(label,) for label in labels])
-
-
-def _cells_of(corpus: Corpus, split: str, data: Path) -> AnnData:
-    shards = [pq.read_table(s, columns=["cell_index"])["cell_index"].to_numpy() for s in corpus.shards(split)]
-    cells = read_cells(data / TRAIN_FILE, rename={TRAIN_COLUMN: "cell_type"}).to_anndata()
-    return cells[np.sort(np.concatenate(shards))].copy()
-
-
-def counts_on(vocabulary: GeneVocabulary, cells: Cells) -> csr_matrix:
-    """Give counts in the columns of a vocabulary, shape (cells, genes); genes that the cells lack are 0."""
-    match = vocabulary.resolve(cells.counts.index, cells.counts.columns)
-    column = np.full(vocabulary.vocab_size, -1)
-    column[vocabulary.gene_token_ids] = np.arange(len(vocabulary.genes))
-    known = np.flatnonzero(match.known)
-    ones = np.ones(len(known), dtype=np.float32)
-    spread = csr_matrix((ones, (known, column[match.token_ids[known]])), (len(match.known), len(vocabulary.genes)))
-    return vstack([csr_matrix(chunk) @ spread for chunk in cells.chunks()], format="csr")
-
-
-def identical_cells(vocabulary: GeneVocabulary, one: Cells, other: Cells) -> int:
-    """Count the cells of `other` whose counts on all genes that both measured are those of a cell of `one`."""
-    first, second = (match.token_ids[match.known] for match in (_match(vocabulary, cells) for cells in (one, other)))
-    both = np.isin(vocabulary.gene_token_ids, np.intersect1d(first, second))
-    rows = [_digests(counts_on(vocabulary, cells)[:, both]) for cells in (one, other)]
-    return sum(row in set(rows[0]) for row in rows[1])
-
-
-def _match(vocabulary: GeneVocabulary, cells: Cells) -> Any:
-    return vocabulary.resolve(cells.counts.index, cells.counts.columns)
-
-
-def _digests(counts: csr_matrix) -> list[bytes]:
-    counts.sort_indices()
-    ends = zip(counts.indptr, counts.indptr[1:], strict=False)
-    return [
-        hashlib.blake2b(counts.indices[a:b].tobytes() + counts.data[a:b].astype(np.int64).tobytes()).digest()
-        for a, b in ends
-    ]
-
-
 # -------------------------------------------------------------------- scores
 
 
@@ -263,39 +103,31 @@ def _counted(values: np.ndarray) -> dict[str, int]:
 
 
 def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> dict[str, dict[str, Any]]:
-    """Score the most frequent class, and logistic regression on log counts of the training file's genes."""
+    """Score the most frequent class, and logistic regression on log counts of the training file's genes.
+
+    The latter also without the training cells that look like another class, as the models are trained.
+    """
     vocabulary = corpus.tokenizer().vocabulary
-    train = _cells_of(corpus, "train", data)
+    train = cells_of(corpus, "train", data)
     labels = train.obs["cell_type"].astype(str).to_numpy(dtype=object)
-    parts = [_log(vocabulary, train), *(_log(vocabulary, test.cells) for test in tests)]
+    parts = [log_counts_on(vocabulary, train), *(log_counts_on(vocabulary, test.cells) for test in tests)]
     features = vstack(parts, format="csr")
     is_train = np.arange(features.shape[0]) < len(labels)
     every = np.concatenate([labels, np.full(features.shape[0] - len(labels), "", dtype=object)])
+    likely = is_train.copy()
+    likely[: len(labels)] = ~check_labels(CorpusExpression(corpus), np.unique(labels, return_inverse=True)[1]).unlikely
+    regression = logistic_regression(features, every, likely, ~is_train)
+    regression.name += ", no unlikely labels"
     ends = np.cumsum([len(test.labels) for test in tests])[:-1]
     found = {}
     for result in (
         majority(every, is_train, ~is_train),
         logistic_regression(features, every, is_train, ~is_train),
+        regression,
     ):
         pieces = np.split(result.predicted, ends)
         found[result.name] = {test.name: scores(piece, test) for piece, test in zip(pieces, tests, strict=True)}
     return found
-
-
-def _log(vocabulary: GeneVocabulary, cells: AnnData) -> csr_matrix:
-    counts = counts_on(vocabulary, read_cells(cells))
-    return log_counts(read_cells(AnnData(counts)))
-
-
-def some_cells(tests: Sequence[Labelled], most: int) -> list[Labelled]:
-    """Draw at most so many cells of each set, the same ones every time."""
-    random = np.random.default_rng(0)
-    drawn = []
-    for test in tests:
-        n = len(test.labels)
-        at = np.sort(random.choice(n, min(most, n), replace=False))
-        drawn.append(Labelled(test.name, test.cells[at].copy(), test.labels[at], [test.right[i] for i in at]))
-    return drawn
 
 
 def model_scores(
@@ -370,7 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = given.output / "transfer_study.json"
     results = json.loads(record.read_text()) if record.exists() else {}
     corpora: dict[str, Corpus] = {}
-    tests = [open_test_set(test, given.data) for test in TEST_SETS]
 
     def corpus_of(kind: str) -> Corpus:
         name = "exceiver" if kind == "exceiver" else "rank-value"
@@ -379,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kind, [given.data / TRAIN_FILE], given.output / name, [TRAIN_COLUMN], processes=1, progress=False
             )
         return corpora[name]
+
+    vocabulary = corpus_of("exceiver").tokenizer().vocabulary
+    tests = [open_test_set(test, given.data) for test in TEST_SETS]
+    tests += [open_marker_set(test, given.data, vocabulary) for test in MARKER_SETS]
 
     def every(kind: str) -> list[Labelled]:
         sets = [held_out_cells(corpus_of(kind), given.data, thinned) for thinned in (False, True)] + tests
@@ -390,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table({row: found["tests"]}), flush=True)
 
     if given.baselines:
-        vocabulary = corpus_of("exceiver").tokenizer().vocabulary
         train = read_cells(given.data / TRAIN_FILE)
         for test in tests:
             same = identical_cells(vocabulary, train, read_cells(test.cells))

@@ -8,17 +8,18 @@ from scipy.sparse import csr_matrix
 from cellglot.tokenization import GeneVocabulary, read_cells
 from cellglot.training.classifiers import CLASSIFIERS
 from cellglot.training.config import load_config
-from cellglot.training.transfer_study import (
-    SETTINGS,
+from cellglot.training.transfer_sets import (
+    MARKER_SETS,
+    MARKERS,
     TEST_SETS,
     Labelled,
+    MarkerSet,
     identical_cells,
+    open_marker_set,
     open_test_set,
-    scores,
-    settings_of,
     some_cells,
-    table,
 )
+from cellglot.training.transfer_study import SETTINGS, scores, settings_of, table
 
 
 def labelled(n: int) -> Labelled:
@@ -73,3 +74,25 @@ def test_every_label_of_a_test_set_has_cells(test, reference_data):
     found = open_test_set(test, reference_data)
     assert set(found.labels) == set(test.classes)
     assert found.cells.n_obs == len(found.right)
+
+
+def test_marker_genes_name_cells_and_leave_doubtful_ones_out(tmp_path):
+    """A cell of each kind, one with markers of two, and one without any; each has 40 counts on some other gene."""
+    genes = [gene for of_type in MARKERS.values() for gene in of_type]
+    ids = [f"ENSG{i:011d}" for i in range(len(genes) + 1)]
+    vocabulary = GeneVocabulary.from_statistics(ids, symbols=dict(zip(ids, [*genes, "ACTB"], strict=True)))
+    kinds = [["B"], ["monocyte"], ["T"], ["NK"], ["T", "NK"], ["B", "T"], []]
+    counts = [[float(any(g in MARKERS[k] for k in kind)) for g in genes] + [40.0] for kind in kinds]
+    cells = AnnData(csr_matrix(np.array(counts, dtype=np.float32)))
+    cells.var_names, cells.obs_names = ids, [f"cell {i}" for i in range(len(kinds))]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    found = open_marker_set(MarkerSet("some", "cells.h5ad"), tmp_path, vocabulary)
+    assert list(found.labels) == ["B", "monocyte", "T", "NK", "T or NK"]
+    assert found.right == [("B cell",), ("CD14+",), ("T cell",), ("NK cell",), ("T cell", "NK cell")]
+    assert list(found.cells.obs_names) == [f"cell {i}" for i in range(5)]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("test", MARKER_SETS, ids=lambda test: test.name)
+def test_sets_without_labels_are_there(test, reference_data):
+    assert read_cells(reference_data / test.file).n_cells >= 200
