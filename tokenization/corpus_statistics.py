@@ -170,6 +170,9 @@ class CorpusStatistics:
         seen = np.flatnonzero(self.detected)
         for genes in np.array_split(seen, -(-len(seen) // 256)) if len(seen) else []:
             histogram = self.histogram[genes]
+            filled = np.flatnonzero(histogram.any(axis=0))  # a few octaves of all there are
+            lowest = int(filled[0])
+            histogram = histogram[:, lowest : filled[-1] + 1]
             ends = np.cumsum(histogram, axis=1, dtype=np.int64)
             of_gene = np.arange(len(genes))
             halves = []
@@ -177,7 +180,7 @@ class CorpusStatistics:
                 bucket = (ends <= middle[:, None]).sum(axis=1)
                 count = histogram[of_gene, bucket].astype(np.int64)
                 share = (middle - (ends[of_gene, bucket] - count) + 0.5) / count
-                low, high = self._edge(bucket), self._edge(bucket + 1)
+                low, high = self._edge(lowest + bucket), self._edge(lowest + bucket + 1)
                 halves.append(low + (high - low) * share)
             medians[genes] = (halves[0] + halves[1]) / 2
         return medians

@@ -154,8 +154,17 @@ class Worker:
         if self._statistics is None:
             self._statistics = CorpusStatistics(len(self.catalogue.genes), self._histogram)
         statistics = self._statistics
+        self._open(number)
+        for rows, totals in ahead(self._training_counts(number, start, stop)):
+            statistics.update(rows.data, rows.indices, rows.indptr, totals)
+        state = {name: array.copy() for name, array in statistics.state().items()}
+        statistics.clear()
+        return state
+
+    def _training_counts(self, number: int, start: int, stop: int) -> Iterator[tuple[CountRows, np.ndarray]]:
+        """Read training cells in chunks: positive counts by gene of the catalogue, and all counts of each cell."""
         _, columns = self._open(number)
-        for _, rows, metadata in ahead(self._read(number, start, stop)):
+        for _, rows, metadata in self._read(number, start, stop):
             splits, _ = self._splits(number, metadata)
             rows = columns.sum_duplicates(_only(rows, splits == "train"))
             totals = row_sums(rows.data, rows.indptr)
@@ -164,11 +173,7 @@ class Worker:
                 kept_at = np.flatnonzero(kept)
                 indptr = np.searchsorted(kept_at, rows.indptr)
                 rows = CountRows(rows.data.take(kept_at), rows.indices.take(kept_at), indptr)
-            genes = columns.token_ids.take(rows.indices)
-            statistics.update(rows.data.astype(np.float64), genes, rows.indptr, totals)
-        state = {name: array.copy() for name, array in statistics.state().items()}
-        statistics.clear()
-        return state
+            yield CountRows(rows.data, columns.token_ids.take(rows.indices), rows.indptr), totals
 
     # ---------------------------------------------------------------- tokens
 
