@@ -6,8 +6,9 @@ Simulated cells have the density and values of pbmc_facs (its cells in seeded sh
 (a layer of 32, 256 genes of a cell) with random weights, so that reading weighs more than it does with a large one.
 Rates: the same cells as an AnnData in memory, as one that is backed, and as a file that `read_cells` opens, in turn.
 Memory: the peak of a new process beyond what it holds once model and file are open; the embeddings, which are held,
-are taken off. Asked for: the rate backed at least 0.9 of that in memory, and the peak of 100,000 cells at most 1.2
-times that of 10,000.
+are taken off. It is measured twice: as it is, where the C library keeps freed blocks of many sizes and they scatter as
+time goes by, and with freed blocks of 64 KiB and more given back at once, which shows what is in use. Asked for: the
+rate backed at least 0.9 of that in memory, and the peak of 100,000 cells at most 1.2 times that of 10,000.
 """
 
 import tempfile
@@ -41,21 +42,17 @@ def main() -> None:
         for n in {*given.sizes, given.timed}:
             write_cells(folder / f"{n}.h5ad", n, given.source)
         rows, rates = timings(folder / f"{given.timed}.h5ad", given)
-        for n in given.sizes:
-            mib = memory_of(prepare, folder / f"{n}.h5ad")
-            rows.append({"cells": n, "from": "backed", "cells per second": "", "peak MiB": mib,
-                         "embeddings MiB": n * SIZE * 4 / MIB})  # fmt: skip
-    small, large = (row["peak MiB"] - row["embeddings MiB"] for row in rows[-2:])
-    growth = large / small
-    what = f"peak beyond embeddings, {given.sizes[1]:,} cells over {given.sizes[0]:,}, backed"
-    report(
-        given,
-        rows,
-        [
-            (f"rate of {given.timed:,} cells, backed over in memory", 0.9, rates, rates >= 0.9),
-            (what, 1.2, growth, growth <= 1.2),
-        ],
-    )
+        targets = [(f"rate of {given.timed:,} cells, backed over in memory", 0.9, rates, rates >= 0.9)]
+        for how, returned_from in (("as it is", None), ("freed blocks given back", 1 << 16)):
+            peaks = []
+            for n in given.sizes:
+                mib = memory_of(prepare, folder / f"{n}.h5ad", returned_from=returned_from)
+                peaks.append(mib - n * SIZE * 4 / MIB)
+                rows.append({"cells": n, "from": f"backed, {how}", "cells per second": "", "peak MiB": mib,
+                             "embeddings MiB": n * SIZE * 4 / MIB})  # fmt: skip
+            what = f"peak beyond embeddings, {given.sizes[1]:,} cells over {given.sizes[0]:,}, {how}"
+            targets.append((what, 1.2, peaks[1] / peaks[0], peaks[1] <= 1.2 * peaks[0]))
+    report(given, rows, targets)
 
 
 def timings(path: Path, given: Any) -> tuple[list[dict[str, Any]], float]:

@@ -23,6 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CELLGLOT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
 MIB = 1 << 20
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
@@ -141,17 +142,20 @@ def run(command: Sequence[str]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak_mib": memory.peak / MIB, "processes": memory.processes}
 
 
-def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any, returned_from: int | None = None) -> float:
     """Give the memory, in MiB, that a function takes at its peak beyond what was there before it.
 
     Parameters
     ----------
     prepare
         Function at the top of a module; called with `arguments` in a new process, gives the function to measure.
+    returned_from
+        Size in bytes from which the C library gives freed blocks back to the system at once. By default it moves this
+        size up to that of the largest block freed so far, and keeps smaller blocks, more or less scattered.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_memory_in_child, args=(sender, prepare, arguments))
+    child = context.Process(target=_memory_in_child, args=(sender, prepare, arguments, returned_from))
     child.start()
     sender.close()
     try:
@@ -160,7 +164,11 @@ def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> flo
         child.join()
 
 
-def _memory_in_child(sender: Any, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+def _memory_in_child(
+    sender: Any, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...], returned_from: int | None
+) -> None:
+    if returned_from is not None:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, returned_from)
     function = prepare(*arguments)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what preparing freed is given back, and not counted as there before
