@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoProcessor, set_seed
 from transformers.utils import ModelOutput
 
+import cellglot
 from cellglot.modeling.cell_losses import cross_entropy_terms, join_losses
 from cellglot.modeling.modeling_langcell import LangCellModel
 from cellglot.modeling.modeling_sccello import count_cells
@@ -322,6 +323,7 @@ def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
     loaded, info = LangCellModel.from_pretrained(model, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{model} holds no text encoder: it was saved from the cell encoder or a classifier alone")
+    cellglot.register_auto_classes()
     processor: Any = AutoProcessor.from_pretrained(model)
     check_same_vocabulary(processor.tokenizer, corpus, model)
     check_vocabulary(loaded, corpus)
