@@ -16,6 +16,7 @@ from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.marker_table import MarkerGenes, marker_tokens
 from cellglot.evaluation.masked_genes import cell_encoder, gene_distances
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.tokenization.gene_report import GeneReport
@@ -179,7 +180,7 @@ def load_evaluated_model(
     classes = [network.config.id2label[i] for i in range(network.config.num_labels)] if classifies else []
     facts = {
         "source": source,
-        "revision": getattr(network.config, "_commit_hash", None),
+        "revision": cached_revision(source),
         "base_model": None if adapter is None else base,
         "model_type": kind,
         "model_class": type(_plain(network)).__name__,

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, is_peft_available, logging
+from transformers.utils.hub import extract_commit_hash
 
 
 RUN_FILE = "training_run.json"
@@ -204,6 +205,31 @@ def _file(name: str | os.PathLike, file: str, revision: str | None = None) -> st
     return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
+def cached_revision(model: str | os.PathLike) -> str | None:
+    """Give the commit of a repository's main branch whose files were loaded last; None for folders.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+
+    Returns
+    -------
+    str or None
+        40 hexadecimal digits.
+    """
+    if Path(model).is_dir():
+        return None
+    file = cached_file(
+        str(model),
+        "config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return extract_commit_hash(file, None)
+
+
 def adapter_settings(adapter: str | os.PathLike) -> dict[str, Any]:
     """Read an adapter's ``adapter_config.json``.
 
@@ -261,6 +287,7 @@ __all__ = [
     "AdapterFolders",
     "adapter_settings",
     "base_of",
+    "cached_revision",
     "only_errors",
     "weight_files",
     "weights_fingerprint",

@@ -8,6 +8,7 @@ from typing import Any
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.training.config import check_keys
 
 
@@ -112,7 +113,7 @@ def put_adapter(
         As for `adapter_config`.
     """
     config = adapter_config(method, model.config.model_type, heads, settings)
-    config.revision = getattr(model.config, "_commit_hash", None)
+    config.revision = cached_revision(model.config.name_or_path)
     return get_peft_model(model, config)
 
 

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, set_seed
 from transformers.utils import ModelOutput
 
 import cellglot
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.cell_losses import cross_entropy_terms, join_losses
 from cellglot.modeling.modeling_langcell import LangCellModel
 from cellglot.modeling.modeling_sccello import count_cells
@@ -275,6 +276,7 @@ def few_shot(
         processor.save_pretrained(output)
     facts = {
         "base_model": str(model),
+        "base_model_revision": cached_revision(model),
         "cells_of_each_class": number,
         "cells_drawn": {classes.candidates.names[int(c)]: n for c, n in shots.drawn.items()},
         "classes_with_fewer": {classes.candidates.names[int(c)]: n for c, n in short.items()},

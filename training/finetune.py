@@ -11,6 +11,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, weights_fingerprint
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.training.adapters import ADAPTERS, put_adapter
@@ -156,7 +157,7 @@ def finetune(
     facts = {
         "task": task,
         "method": method,
-        **({} if model is None else _base_facts(made, model)),
+        **({} if model is None else _base_facts(model)),
         "trained_parameters": trained,
         "adapter": {k: settings[k] for k in SETTINGS.get(method, []) if k in settings},
         **_stopped(trainer, settings),
@@ -304,12 +305,12 @@ def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
     return metrics
 
 
-def _base_facts(model: PreTrainedModel, base: str | Path) -> dict[str, Any]:
-    revision = getattr(model.config, "_commit_hash", None)
+def _base_facts(model: str | Path) -> dict[str, Any]:
+    revision = cached_revision(model)
     return {
-        "base_model": str(base),
+        "base_model": str(model),
         "base_model_revision": revision,
-        "base_model_fingerprint": weights_fingerprint(base, revision),
+        "base_model_fingerprint": weights_fingerprint(model, revision),
     }
 
 

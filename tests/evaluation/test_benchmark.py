@@ -202,6 +202,12 @@ def test_the_checksum_is_that_of_the_weights(folders):
     assert weights_checksum(second.network) != first.facts["weights_sha256"]
 
 
+def test_the_revision_of_a_repository_is_recorded(folders, repository):
+    commit = repository(folders["sccello"], "lab/model")
+    assert load_evaluated_model("lab/model").facts["revision"] == commit
+    assert load_evaluated_model(folders["sccello"]).facts["revision"] is None
+
+
 ERRORS = {
     "no model": ({"models": ["empty"]}, "empty holds no config.json: it is no folder of a model"),
     "nowhere": ({"models": ["nowhere"]}, "nowhere is no folder, and no repository of the Hub"),

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cellglot import modeling
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import (
     add_adapter,
     is_adapter,
@@ -153,6 +154,19 @@ def test_the_wrong_base_is_refused_and_both_are_named(base, trained, tmp_path):
     shutil.rmtree(right)
     with pytest.raises(ValueError, match=r"was trained on .*right \(sccello, weights \w+\); there is no .*: pass it"):
         load_with_adapter(folder)
+
+
+def test_the_revision_of_a_repository_is_recorded(base, trained, repository, tmp_path):
+    commit = repository(base("sccello"), "lab/base")
+    assert cached_revision("lab/base") == commit and cached_revision(tmp_path / "base") is None
+    plain = modeling.ScCelloForSequenceClassification.from_pretrained("lab/base")
+    adapted = put_adapter(plain, "lora", ("classifier",))
+    save_adapter(adapted, tmp_path / "adapter")
+    read = read_adapter(tmp_path / "adapter")
+    assert (read.base, read.revision) == ("lab/base", commit)
+    repository(base("sccello", "later", seed=1), "lab/base", "f" * 40)  # main goes on
+    loaded = load_with_adapter(tmp_path / "adapter")
+    torch.testing.assert_close(predictions(loaded, "sccello"), predictions(adapted.eval(), "sccello"))
 
 
 def test_what_is_no_adapter(base, trained, tmp_path):

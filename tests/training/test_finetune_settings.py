@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cellglot.modeling import ExceiverForSequenceClassification
-from cellglot.modeling.adapters import load_with_adapter
+from cellglot.modeling.adapters import load_with_adapter, weights_fingerprint
 from cellglot.tokenization import tokenize_corpus
 from cellglot.training import finetune as module
 from cellglot.training.config import TrainingConfig
@@ -168,6 +168,15 @@ def test_what_does_not_fit_is_named(pretrained, labelled, tmp_path, options, fin
     with pytest.raises(ValueError, match=message):
         finetune(settings(**finetuning), pretrained, labelled, tmp_path / "model", **options)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("method", ["probe", "ia3"])
+def test_the_record_has_the_revision_of_a_repository(pretrained, labelled, repository, tmp_path, method):
+    commit = repository(pretrained, "lab/base")
+    finetune(settings({"max_steps": 1}), "lab/base", labelled, tmp_path / "model", method=method)
+    facts = record(tmp_path / "model")
+    assert (facts["base_model"], facts["base_model_revision"]) == ("lab/base", commit)
+    assert facts["base_model_fingerprint"] == weights_fingerprint(pretrained)
 
 
 def test_an_adapter_is_no_base(pretrained, labelled, tmp_path):
