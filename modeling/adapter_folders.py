@@ -56,12 +56,14 @@ class AdapterFolders:
             return super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]
         settings, base = adapter_settings(name), base_of(name)
         config = kwargs.pop("config", None) or cls.config_class.from_pretrained(name)  # type: ignore[attr-defined]
-        trained_on = _check_base(name, settings, base, PreTrainedConfig.get_config_dict(base)[0], config)
+        revision = revision_of_base(settings, base)
+        given = PreTrainedConfig.get_config_dict(base, revision=revision)[0]
+        trained_on = _check_base(name, settings, base, given, config, revision)
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision")}
         with only_errors():
             model, info = super().from_pretrained(  # type: ignore[misc]
-                base, *model_args, config=config, revision=settings.get("revision"), **kwargs, **_NEW_HEAD
+                base, *model_args, config=config, revision=revision, **kwargs, **_NEW_HEAD
             )
         _put(model, name, info, trained_on)
         return (model, info) if with_info else model
@@ -105,10 +107,19 @@ def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
     return adapted.to(model.device)
 
 
-def _check_base(adapter: Any, settings: Mapping[str, Any], base: str, given: Mapping[str, Any], config: Any) -> str:
+def _check_base(
+    adapter: Any,
+    settings: Mapping[str, Any],
+    base: str,
+    given: Mapping[str, Any],
+    config: Any,
+    revision: str | None = None,
+) -> str:
     """Refuse another base than the adapter was trained on; gives the words that name both."""
     wanted = config if isinstance(config, Mapping) else config.to_dict()
-    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')} ({wanted['model_type']}), not on"
+    recorded = f" at revision {settings['revision'][:12]}" if settings.get("revision") else ""
+    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')}{recorded}"
+    trained_on += f" ({wanted['model_type']}), not on"
     trained_on += f" {base}" if given.get("model_type") == wanted["model_type"] else f" {base} ({given['model_type']})"
     if given.get("model_type") != wanted["model_type"]:
         raise ValueError(f"{trained_on}: they are models of different types")
@@ -119,12 +130,12 @@ def _check_base(adapter: Any, settings: Mapping[str, Any], base: str, given: Map
             f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
         )
     file = _file(adapter, RUN_FILE)
-    recorded = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
-    if recorded and Path(base).is_dir() and weight_files(base):
-        found = weights_fingerprint(base)
-        if found != recorded:
+    weights = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
+    if weights and weight_files(base, revision):
+        found = weights_fingerprint(base, revision)
+        if found != weights:
             raise ValueError(
-                f"{trained_on}: their weights ({recorded[:12]} and {found[:12]}) differ, it would predict nonsense"
+                f"{trained_on}: their weights ({weights[:12]} and {found[:12]}) differ, it would predict nonsense"
             )
     return trained_on
 
@@ -203,6 +214,19 @@ def _file(name: str | os.PathLike, file: str, revision: str | None = None) -> st
     if Path(name).is_dir():
         return str(Path(name, file)) if Path(name, file).exists() else None
     return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+
+def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> str | None:
+    """Give the revision at which an adapter's base is loaded: the recorded one of a repository, None for folders.
+
+    Parameters
+    ----------
+    settings
+        From `adapter_settings`.
+    base
+        From `base_of`.
+    """
+    return None if Path(base).is_dir() else settings.get("revision")
 
 
 def cached_revision(model: str | os.PathLike) -> str | None:
@@ -289,6 +313,7 @@ __all__ = [
     "base_of",
     "cached_revision",
     "only_errors",
+    "revision_of_base",
     "weight_files",
     "weights_fingerprint",
     "with_adapter",
