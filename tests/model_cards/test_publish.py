@@ -70,6 +70,22 @@ def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, tmp_path)
     assert str(folders["exceiver"]) not in "".join(p.read_text() for p in (tmp_path / "blood_lora").glob("*.json"))
 
 
+@pytest.mark.parametrize(("published_as", "kept"), [("lab/base", True), ("owner/copy", False)])
+def test_an_adapter_keeps_the_revision_of_the_repository_it_was_trained_on(
+    adapter, folders, details, repository, no_process, tmp_path, published_as, kept
+):
+    commit = repository(folders["exceiver"], "lab/base")
+    source, target = tmp_path / "source", tmp_path / "blood_lora"
+    shutil.copytree(adapter, source)
+    recorded = {"base_model_name_or_path": "lab/base", "revision": commit}
+    settings = json.loads((source / "adapter_config.json").read_text()) | recorded
+    (source / "adapter_config.json").write_text(json.dumps(settings))
+    publish(source, output=target, details=details(base_model=published_as))
+    found = json.loads((target / "adapter_config.json").read_text())
+    assert (found["base_model_name_or_path"], found["revision"]) == (published_as, commit if kept else None)
+    assert (f"revision `{commit}`" in (target / "README.md").read_text()) == kept
+
+
 def test_a_data_set_is_streamed_by_a_stranger(corpus, details, tmp_path):
     done = publish(corpus.folder, output=tmp_path / "tokens", details=details())
     assert done.kind == "dataset" and done.compared > 5000
