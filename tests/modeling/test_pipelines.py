@@ -12,7 +12,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from cellglot.evaluation.annotation import annotate_cells
 from cellglot.evaluation.cell_text_model import load_cell_text_model
-from cellglot.modeling import CellEmbeddingPipeline, CellTypeAnnotationPipeline, ExceiverModel, ScCelloModel
+from cellglot.modeling import (
+    CellEmbeddingPipeline,
+    CellTypeAnnotationPipeline,
+    ExceiverModel,
+    ScCelloForSequenceClassification,
+    ScCelloModel,
+)
 from cellglot.modeling.adapter_folders import weights_fingerprint
 from cellglot.tokenization import GeneCoverageError, NotCountsError, read_cells
 
@@ -207,6 +213,25 @@ def test_the_weights_of_a_repository_are_compared(adapter_of_repository, gene_cl
     record.write_text(json.dumps({"base_model_fingerprint": "0" * 32}))
     with pytest.raises(ValueError, match=r"not on lab/base: their weights \(0{12} and \w{12}\) differ"):
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_an_adapter_of_the_hub_alone(adapter_of_repository, gene_classifiers, repository, few):
+    folder, _ = adapter_of_repository
+    repository(folder, "lab/lora", "a" * 40)
+    cells, _ = few
+    expected = pipeline(ANNOTATE, model=str(gene_classifiers["adapter"]), **CPU)(cells)
+    assert pipeline(ANNOTATE, model="lab/lora", **CPU)(cells) == expected
+    by_class = ScCelloForSequenceClassification.from_pretrained("lab/lora")
+    by_auto_class = AutoModelForSequenceClassification.from_pretrained("lab/lora")
+    assert list(by_class.config.id2label.values()) == ["T cell", "NK", "other"]
+    assert all(torch.equal(by_class.state_dict()[name], weight) or "original_module" in name
+               for name, weight in by_auto_class.state_dict().items())  # fmt: skip
+    (folder / "training_run.json").write_text(json.dumps({"base_model_fingerprint": "0" * 32}))
+    repository(folder, "lab/lora", "b" * 40)
+    with pytest.raises(ValueError, match=r"lab/lora was trained on lab/base .*: their weights \(0{12} and"):
+        pipeline(ANNOTATE, model="lab/lora", **CPU)
+    earlier = ScCelloForSequenceClassification.from_pretrained("lab/lora", revision="a" * 40)
+    assert torch.equal(earlier.classifier.weight, by_class.classifier.weight)
 
 
 @pytest.fixture
