@@ -152,6 +152,8 @@ class TrainingRun:
             yield f"--task {record['task']}"
         if record.get("method") not in (None, "full"):
             yield f"--method {record['method']}"
+        if record.get("task") == "gene":
+            yield f"--gene-labels {shlex.quote((record.get('gene_labels') or {}).get('file', 'GENE_LABELS'))}"
         if record.get("label_column"):
             yield f"--labels {shlex.quote(str(record['label_column']))}"
         if isinstance(record.get("cells_of_each_class"), int):

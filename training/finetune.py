@@ -20,7 +20,7 @@ from cellglot.training.classifiers import CLASSIFIERS, TASKS, ClassifierKind, cl
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.encoder_memory import EncoderMemory
 from cellglot.training.finetuner import FineTuner
-from cellglot.training.gene_task import gene_task
+from cellglot.training.gene_task import gene_task, write_gene_labels
 from cellglot.training.new_model import corpus_of_new_model, new_model
 from cellglot.training.recipe import with_expression_values
 from cellglot.training.run import (
@@ -90,7 +90,8 @@ def finetune(
     label_column
         Column of the corpus that holds classes or values.
     gene_labels
-        For genes: gene -> class, or a file that `cellglot.training.labels.read_gene_labels` reads.
+        For genes: gene -> class, which is written as ``gene_labels.json`` beside the result, or a file that
+        `cellglot.training.labels.read_gene_labels` reads.
     resume
         Go on from the last checkpoint in `output`, if there is one.
     callbacks
@@ -164,6 +165,8 @@ def finetune(
         **prepared.facts,
     }
     save_run(trainer, output, config, corpus, metrics, facts)
+    if isinstance(gene_labels, Mapping) and trainer.is_world_process_zero():
+        write_gene_labels(gene_labels, output)
     if memory is not None:
         memory.release()
     return metrics

@@ -132,21 +132,29 @@ def test_a_dry_run_lists_and_writes_nothing(folders, details, hub, tmp_path):
 
 @pytest.mark.usefixtures("no_process")
 @pytest.mark.parametrize(
-    ("name", "settings", "shown"),
+    ("name", "settings", "shown", "task", "more", "options"),
     [
         (
             "ForTokenClassification",
             {"id2label": {0: "dosage sensitive", 1: "other"}},
             "labelling genes, in the context",
+            "gene",
+            {"gene_labels": {"file": "my genes.csv", "sha256": "0" * 64}},
+            "--task gene --gene-labels 'my genes.csv' --config",
         ),
         (
             "ForSequenceClassification",
             {"num_labels": 1, "problem_type": "regression"},
             "predicts a value of each cell",
+            "regression",
+            {"label_column": "age"},
+            "--task regression --labels age --config",
         ),
     ],
 )
-def test_heads_for_genes_and_for_values(folders, details, tmp_path, name, settings, shown):
+def test_heads_for_genes_and_for_values(
+    folders, details, record, tmp_path, name, settings, shown, task, more, options
+):
     from transformers import AutoConfig, AutoTokenizer
 
     from cellglot import modeling
@@ -154,10 +162,11 @@ def test_heads_for_genes_and_for_values(folders, details, tmp_path, name, settin
     config = AutoConfig.from_pretrained(folders["sccello"], **settings)
     torch.manual_seed(0)
     getattr(modeling, f"ScCello{name}")(config).save_pretrained(tmp_path / "tuned")
+    record("sccello", tmp_path / "tuned", base_model="owner/base", task=task, method="full", **more)
     AutoTokenizer.from_pretrained(folders["sccello"]).save_pretrained(tmp_path / "tuned")
-    publish(tmp_path / "tuned", output=tmp_path / "new", details=details(ontology_release="2024-04-05"))
+    publish(tmp_path / "tuned", output=tmp_path / "new", details=details())
     card = (tmp_path / "new" / "README.md").read_text()
-    assert shown in card
+    assert shown in card and f"cellglot finetune owner/base {options} " in card
     cells = json.loads((tmp_path / "new" / "examples.json").read_text())["cells"]
     if "id2label" in settings:
         assert all(label.split(": ")[1] in ("dosage sensitive", "other") for cell in cells for label in cell["scores"])

@@ -1,5 +1,6 @@
 """Settings of fine-tuning: weights of classes, early stopping, a probe's memory, resuming; and input that is wrong."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -202,6 +203,26 @@ def test_tables_of_gene_labels(vocabulary, tmp_path):
 
 
 # -------------------------------------------------------------------- parts
+
+
+def test_the_table_of_gene_labels_is_recorded(blood, cell_text_folder, tmp_path):
+    blood[:60].write_h5ad(tmp_path / "cells.h5ad")
+    table = "gene,class\n" + "".join(f"{gene},{'ab'[i % 2]}\n" for i, gene in enumerate(blood.var_names[:40]))
+    (tmp_path / "genes.csv").write_text(table)
+    labels, found = read_gene_labels(tmp_path / "genes.csv"), []
+    for name, given in (("first", tmp_path / "genes.csv"), ("second", labels)):
+        config, folder = settings({"max_steps": 1}), tmp_path / name
+        finetune_on(
+            config, cell_text_folder, [tmp_path / "cells.h5ad"], None, folder, task="gene", method="probe",
+            gene_labels=given,
+        )  # fmt: skip
+        found.append(record(folder)["gene_labels"])
+    written = tmp_path / "second" / "gene_labels.json"
+    assert found == [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in (tmp_path / "genes.csv", written)
+    ]
+    assert read_gene_labels(written) == labels and not (tmp_path / "first" / "gene_labels.json").exists()
 
 
 def test_every_stratum_is_drawn_from_and_none_whole():
