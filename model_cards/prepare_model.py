@@ -207,7 +207,8 @@ def _facts(
         software=_software(),
     )
     if facts.base_model or facts.base_name:
-        facts.relation = "adapter" if adapter is not None else details.base_model_relation
+        recorded = "merge" if runs and runs[-1].merged else "finetune"
+        facts.relation = "adapter" if adapter is not None else details.base_model_relation or recorded
     weights = sorted(target.glob("adapter_model.safetensors" if adapter is not None else "model*.safetensors"))
     facts.parameters, facts.weight_bytes = _numbers(weights)
     if runs:

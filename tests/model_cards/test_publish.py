@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from cellglot.model_cards import publish as publishing
 from cellglot.model_cards.clean_check import DifferentNumbersError, NotLoadableError
 from cellglot.model_cards.publish import folder_kind, publish
+from cellglot.modeling.adapters import merge_adapter, weights_fingerprint
 from cellglot.tokenization.corpus import Corpus
+from cellglot.training.run import RUN_FILE
 
 
 @pytest.fixture
@@ -68,6 +70,34 @@ def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, tmp_path)
     assert config["base_model_name_or_path"] == "owner/blood_base"
     assert sum(done.files[name] for name in ("adapter_model.safetensors", "adapter_config.json")) < 50_000
     assert str(folders["exceiver"]) not in "".join(p.read_text() for p in (tmp_path / "blood_lora").glob("*.json"))
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("of_the_hub", [True, False])
+def test_a_merged_adapter_names_its_base_without_further_details(
+    adapter, folders, details, repository, tmp_path, of_the_hub
+):
+    source, merged = tmp_path / "source", tmp_path / "merged"
+    shutil.copytree(adapter, source)
+    record = json.loads((source / RUN_FILE).read_text())
+    record["base_model_fingerprint"] = weights_fingerprint(folders["exceiver"])
+    (source / RUN_FILE).write_text(json.dumps(record))
+    base = "lab/base" if of_the_hub else str(folders["exceiver"])
+    commit = repository(folders["exceiver"], "lab/base") if of_the_hub else None
+    recorded = {"base_model_name_or_path": base, "revision": commit}
+    settings = json.loads((source / "adapter_config.json").read_text()) | recorded
+    (source / "adapter_config.json").write_text(json.dumps(settings))
+    merge_adapter(source, output=merged)
+    origin = {"base_model": base, "base_model_revision": commit, "merged": True}
+    assert json.loads((merged / RUN_FILE).read_text()) == record | origin
+    publish(merged, output=tmp_path / "blood", details=details(base_model="lab/base"))
+    card = (tmp_path / "blood" / "README.md").read_text()
+    assert "base_model_relation: merge\n" in card and "base_model: lab/base\n" in card
+    assert "merged with an adapter from [lab/base]" in card
+    assert "cellglot finetune lab/base --method lora" in card and "merge_adapter('adapter', output='blood')" in card
+    if of_the_hub:
+        publish(merged, output=tmp_path / "again", details=details())
+        assert "base_model_relation: merge\n" in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("published_as", "kept"), [("lab/base", True), ("owner/copy", False)])
