@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 import cellglot
 from cellglot.evaluation.cell_text_model import evaluated_on, load_cell_text_model
@@ -38,7 +44,7 @@ class EvaluatedModel:
     tokenizer
         Of its cells.
     classes
-        Names of the classes that it predicts, in the order of its logits; none where it is no classifier.
+        Names of the classes of cells that it predicts, in the order of its logits; none where it is no classifier.
     class_types
         Class -> Cell Ontology id, where they are known.
     processor
@@ -170,13 +176,16 @@ def load_evaluated_model(
         network = load_with_adapter(source)
     elif architecture.endswith("ForSequenceClassification"):
         network = AutoModelForSequenceClassification.from_pretrained(source)
+    elif architecture.endswith("ForTokenClassification"):
+        network = AutoModelForTokenClassification.from_pretrained(source)
     elif architecture in ("LangCellModel", "LangCellForPreTraining"):
         network, processor = load_cell_text_model(source)
     else:
         network = AutoModel.from_pretrained(source)
     tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(base)
     network.eval()
-    classifies = hasattr(_plain(network), "classifier") and network.config.problem_type != "regression"
+    of_cells = type(_plain(network)).__name__.endswith("ForSequenceClassification")
+    classifies = of_cells and network.config.problem_type != "regression"
     classes = [network.config.id2label[i] for i in range(network.config.num_labels)] if classifies else []
     facts = {
         "source": source,

@@ -10,6 +10,7 @@ import torch
 from cellglot.evaluation.benchmark import evaluate_models
 from cellglot.evaluation.evaluated_model import load_evaluated_model, weights_checksum
 from cellglot.evaluation.evaluation_jobs import BASELINES
+from cellglot.evaluation.labelled_cells import open_labelled_cells
 
 
 MARKERS = {"B cell": ["CD79A", "CD74", "MS4A1"], "NK cell": ["GNLY", "NKG7", "PRF1"]}
@@ -262,6 +263,33 @@ def test_the_command(folders, cells_file, tmp_path, capsys, monkeypatch):
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["arguments"]["tasks"] == ["clustering", "markers"]
     assert content["results"]["markers"]["small"]["details"]["markers_found_as"]["CD34+"] == ["B cell"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_classifier_of_genes_has_an_encoder_and_no_classes_of_cells(folders, cells, tmp_path, method):
+    from transformers import AutoTokenizer
+
+    from cellglot.modeling import LangCellForTokenClassification, LangCellModel
+    from cellglot.training.adapters import put_adapter, save_adapter
+
+    names = sorted({str(label) for label in cells.obs["cell_type"] if label is not None})[:2]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    network = LangCellForTokenClassification.from_pretrained(folders["langcell"], **labels)
+    if method == "lora":
+        save_adapter(put_adapter(network, "lora", ("classifier",)), tmp_path / "genes")
+    else:
+        network.save_pretrained(tmp_path / "genes")
+        AutoTokenizer.from_pretrained(folders["langcell"]).save_pretrained(tmp_path / "genes")
+    model = load_evaluated_model(tmp_path / "genes", device="cpu")
+    assert model.facts["model_class"] == "LangCellForTokenClassification" and model.classes == []
+    whole = LangCellModel.from_pretrained(folders["langcell"]).eval()
+    batch = model.tokenizer(cells[:3], return_tensors="pt")
+    with torch.no_grad():
+        expected = whole.cell_model(**batch).last_hidden_state[:, 0]
+    found = model.embed(open_labelled_cells(cells[:3].copy()), progress=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    done = evaluate_models([model], cells, ["annotation"], with_baselines=False, **SMALL)
+    assert "annotation: fine-tuned" not in done.results
 
 
 def test_an_adapter_is_scored_by_its_predictions_and_its_encoder(folders, cells, tmp_path):
