@@ -237,7 +237,7 @@ def few_shot(
     held_out, asked = None, np.array([name is not None for name in held_out_names], dtype=bool)
     if asked.any():
         held_out = CellDataset(corpus, "validation", columns=[label_column], least_tokens=1, keep=asked)
-    check_held_out(arguments, held_out, corpus)
+    check_held_out(arguments, held_out, corpus, label_column)
     length = loaded.config.text_config.max_position_embeddings
     tokens = processor(text=classes.texts, return_tensors="pt", text_max_length=length)
     alpha = float(config.data.get("alpha", ALPHA))

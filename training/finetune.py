@@ -119,7 +119,7 @@ def finetune(
         check_same_vocabulary(tokenizer, corpus, str(model))
     vocabulary = corpus.tokenizer().vocabulary
     prepared = _task(task, corpus, vocabulary, label_column, gene_labels, settings, arguments.seed)
-    check_held_out(arguments, prepared.held_out, corpus)
+    check_held_out(arguments, prepared.held_out, corpus, None if task == "gene" else label_column)
     keys = [*kind.data_keys, *(["initialize_gene_embeddings"] if model is None else [])]
     check_keys(config.data, keys, "data")
     if model is None:
