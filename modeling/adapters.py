@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,14 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
 # -------------------------------------------------------------------- use
 
 
+@contextmanager
+def as_peft_asks() -> Iterator[None]:
+    """Leave out a warning of transformers for PEFT, which asks every model for the attribute under its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def load_with_adapter(
     adapter: str | Path,
     base: str | Path | None = None,
@@ -225,9 +235,9 @@ def load_with_adapter(
         If the base model is another one than the adapter's, by type, sizes or weights; both are named.
     """
     read = read_adapter(adapter, revision)
-    model = PeftModel.from_pretrained(
-        _load_base(read, base, **kwargs), str(adapter), adapter_name=name, **_revision(revision)
-    )
+    plain = _load_base(read, base, **kwargs)
+    with as_peft_asks():
+        model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=name, **_revision(revision))
     model.adapters = {name: read}
     return model.eval()
 
@@ -370,6 +380,7 @@ def _unwrap_heads(model: PeftModel) -> None:
 __all__ = [
     "Adapter",
     "add_adapter",
+    "as_peft_asks",
     "is_adapter",
     "load_with_adapter",
     "merge_adapter",

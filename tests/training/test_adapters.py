@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -224,6 +225,20 @@ def test_two_adapters_are_swapped_on_one_base(base, trained, model):
         use_adapter(adapted, "third")
     with pytest.raises(ValueError, match="has an adapter 'second' already"):
         add_adapter(adapted, second, "second")
+
+
+def test_no_warning_of_others_code(base, trained):
+    """PEFT reads an attribute that transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        first, _ = trained(base("sccello"), "sccello")
+        second, _ = trained(first.parent / "base", "sccello", folder="second", seed=1)
+        adapted = load_with_adapter(first)
+        add_adapter(adapted, second, "second")
+        merge_adapter(adapted)
+        modeling.ScCelloForSequenceClassification.from_pretrained(first)
+        with pytest.raises(FutureWarning, match="is_gradient_checkpointing"):
+            _ = adapted.get_base_model().is_gradient_checkpointing
 
 
 def test_peft_alone_swaps_adapters_of_the_same_classes(base, trained):
