@@ -158,10 +158,15 @@ def test_cells_without_batches_or_donors_say_so(folders, cells):
 def test_one_class_alone_is_undefined_everywhere(folders, cells):
     same = cells.copy()
     same.obs["cell_type"] = "CD19+ B"
-    found = evaluate_models([folders["exceiver"]], same, markers=MARKERS, **SMALL)
+    found = evaluate_models([folders["exceiver"], folders["langcell"]], same, markers=MARKERS, **SMALL)
     assert found.results["clustering"]["exceiver"].metrics == {}
+    annotation = {row: by_model for row, by_model in found.results.items() if row.startswith("annotation")}
+    assert {name for by_model in annotation.values() for name in by_model} == {"langcell", "exceiver", *BASELINES[:3]}
+    for row, by_model in annotation.items():
+        for name, result in by_model.items():
+            if row != "annotation: fine-tuned":  # the classifier chooses among four classes
+                assert result.metrics == {} and "1 class" in result.undefined["accuracy"], (row, name)
     for name in ("exceiver", "log counts + PCA"):
-        assert "of 1 class" in found.results["annotation: probe"][name].undefined["accuracy"]
         assert "1 cell type" in found.results["novel"][name].undefined["accuracy"]
     assert "auroc" in found.results["markers"]["exceiver"].metrics
 
