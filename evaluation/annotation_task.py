@@ -45,12 +45,15 @@ def score_classes(
     scores
         Larger where a class is likelier, shape (cells, classes); NaN where a cell has no prediction, an error.
     classes
-        Class of each column: those that training saw. Cells of others count as errors and are reported.
+        Class of each column: those that training saw. Cells of others count as errors and are reported. With fewer
+        than two there is nothing to score.
     draws, seed
         Of the bootstrap.
     details
         More to report.
     """
+    if len(classes) < 2:
+        return undefined_annotation(_one_class(classes), details)
     true = np.asarray(true, dtype=str)
     known = np.isfinite(scores).all(axis=1)
     best = np.where(known, np.nan_to_num(scores, nan=-np.inf).argmax(axis=1), 0)
@@ -139,7 +142,7 @@ def probe(
     assert data.labels is not None
     present = np.unique(data.labels[split.train].astype(str))
     if len(present) < 2:
-        return undefined_annotation(_one_class(present), split)
+        return undefined_annotation(_one_class(present), {"split": split.facts()})
     classes, scores = fit_probe(embedding, data.labels, split.train, split.test)
     true = data.labels[split.test]
     return score_classes(true, scores, classes, draws=draws, seed=seed, details={"split": split.facts()})
@@ -213,7 +216,7 @@ def few_shot(
     training = np.flatnonzero(split.train)
     of_class = {name: training[data.labels[training] == name] for name in np.unique(data.labels[training].astype(str))}
     if len(of_class) < 2:
-        return undefined_annotation(_one_class(list(of_class)), split)
+        return undefined_annotation(_one_class(list(of_class)), {"split": split.facts()})
     random, results = np.random.default_rng(seed), []
     for draw in range(shot_draws):
         chosen = np.concatenate([random.permutation(cells)[:shots] for cells in of_class.values()])
@@ -239,14 +242,13 @@ def _over_draws(scores: list[Score]) -> Score:
     return Score(float(np.mean(values)), min(float(np.mean(lows)), *values), max(float(np.mean(highs)), *values))
 
 
-def undefined_annotation(why: str, split: CellSplit | None = None) -> TaskResult:
+def undefined_annotation(why: str, details: dict[str, Any] | None = None) -> TaskResult:
     """Give the result of a method that cannot be scored."""
-    details = {} if split is None else {"split": split.facts()}
-    return TaskResult({}, dict.fromkeys(METRICS, why), details)
+    return TaskResult({}, dict.fromkeys(METRICS, why), details or {})
 
 
 def _one_class(classes: Sequence[str] | np.ndarray) -> str:
-    return f"the training cells are of {len(classes)} class: there is nothing to tell apart"
+    return f"the choice is of {len(classes)} class: there is nothing to tell apart"
 
 
 # -------------------------------------------------------------------- models that predict classes

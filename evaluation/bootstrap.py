@@ -1,6 +1,6 @@
 """Confidence intervals by drawing cells anew."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,11 @@ class Score:
 
 
 def bootstrap_scores(
-    scores: Callable[[np.ndarray], Mapping[str, float]], n_cells: int, draws: int = DRAWS, seed: int = 0
+    scores: Callable[[np.ndarray], Mapping[str, float]],
+    n_cells: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+    biased: Collection[str] = (),
 ) -> dict[str, Score]:
     """Score cells, and as many drawn with replacement, again and again.
 
@@ -46,6 +50,9 @@ def bootstrap_scores(
         Samples of cells.
     seed
         Of the samples.
+    biased
+        Scores from 0 to 1 that cells drawn twice make higher. Their quantiles are moved so that the median over the
+        draws is the score of the cells themselves (our choice), and end at 0 and 1.
 
     Returns
     -------
@@ -60,14 +67,18 @@ def bootstrap_scores(
         weights = np.bincount(random.integers(0, n_cells, n_cells), minlength=n_cells).astype(np.float64)
         for name, value in scores(weights).items():
             drawn[name].append(value)
-    return {name: _with_interval(value, drawn[name]) for name, value in found.items() if np.isfinite(value)}
+    return {
+        name: _with_interval(value, drawn[name], name in biased) for name, value in found.items() if np.isfinite(value)
+    }
 
 
-def _with_interval(value: float, drawn: list[float]) -> Score:
+def _with_interval(value: float, drawn: list[float], biased: bool) -> Score:
     defined = np.array([v for v in drawn if np.isfinite(v)])
     if not len(defined):
         return Score(float(value))
-    low, high = np.quantile(defined, [0.025, 0.975])
+    low, middle, high = np.quantile(defined, [0.025, 0.5, 0.975])
+    if biased:
+        low, high = max(low + value - middle, min(0, value)), min(high + value - middle, max(1, value))
     return Score(float(value), float(low), float(high))
 
 

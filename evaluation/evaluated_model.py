@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 import cellglot
 from cellglot.evaluation.cell_text_model import evaluated_on, load_cell_text_model
@@ -16,6 +22,7 @@ from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.marker_table import MarkerGenes, marker_tokens
 from cellglot.evaluation.masked_genes import cell_encoder, gene_distances
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.tokenization.gene_report import GeneReport
@@ -37,7 +44,7 @@ class EvaluatedModel:
     tokenizer
         Of its cells.
     classes
-        Names of the classes that it predicts, in the order of its logits; none where it is no classifier.
+        Names of the classes of cells that it predicts, in the order of its logits; none where it is no classifier.
     class_types
         Class -> Cell Ontology id, where they are known.
     processor
@@ -169,17 +176,20 @@ def load_evaluated_model(
         network = load_with_adapter(source)
     elif architecture.endswith("ForSequenceClassification"):
         network = AutoModelForSequenceClassification.from_pretrained(source)
+    elif architecture.endswith("ForTokenClassification"):
+        network = AutoModelForTokenClassification.from_pretrained(source)
     elif architecture in ("LangCellModel", "LangCellForPreTraining"):
         network, processor = load_cell_text_model(source)
     else:
         network = AutoModel.from_pretrained(source)
     tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(base)
     network.eval()
-    classifies = hasattr(_plain(network), "classifier") and network.config.problem_type != "regression"
+    of_cells = type(_plain(network)).__name__.endswith("ForSequenceClassification")
+    classifies = of_cells and network.config.problem_type != "regression"
     classes = [network.config.id2label[i] for i in range(network.config.num_labels)] if classifies else []
     facts = {
         "source": source,
-        "revision": getattr(network.config, "_commit_hash", None),
+        "revision": cached_revision(source),
         "base_model": None if adapter is None else base,
         "model_type": kind,
         "model_class": type(_plain(network)).__name__,

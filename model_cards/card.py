@@ -204,12 +204,11 @@ def _lead(facts: ModelFacts) -> str:
             f"{_article(kind)} {kind} adapter that makes {_link(facts.base_model)}, {_article(system.title).lower()} "
             f"{system.title}, into a model that {_PURPOSES[facts.purpose]}."
         )
-    base = ""
+    base, word = "", "merged with an adapter from" if facts.relation == "merge" else "fine-tuned from"
     if facts.base_model:
-        word = "merged with an adapter from" if facts.relation == "merge" else "fine-tuned from"
         base = f", {word} {_link(facts.base_model)}"
     elif facts.base_name:
-        base = f", fine-tuned from `{facts.base_name}`, which is not published"
+        base = f", {word} `{facts.base_name}`, which is not published"
     kind = f"{_article(system.title)} {system.title}{base}: {system.family}."
     return f"It {_PURPOSES[facts.purpose]}. {kind}"
 

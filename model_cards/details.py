@@ -50,7 +50,7 @@ class CardDetails:
     base_model
         Repository of the model that was fine-tuned.
     base_model_relation
-        ``finetune``, or ``merge`` where an adapter was merged into the base model.
+        ``finetune``, or ``merge`` where an adapter was merged into the base model; by default what the record says.
     ontology_release
         Release of the Cell Ontology, where the training record has none.
     title
@@ -74,7 +74,7 @@ class CardDetails:
     training_data_license: str | None = None
     datasets: list[str] = field(default_factory=list)
     base_model: str | None = None
-    base_model_relation: str = "finetune"
+    base_model_relation: str | None = None
     ontology_release: str | None = None
     title: str | None = None
     summary: str | None = None
@@ -92,7 +92,7 @@ class CardDetails:
         CardError
             If it is none, or ``other`` stands without name and link.
         """
-        if self.base_model_relation not in ("finetune", "merge"):
+        if self.base_model_relation not in (None, "finetune", "merge"):
             raise CardError(f"base_model_relation {self.base_model_relation!r}: it is finetune or merge")
         if self.license is None:
             return

@@ -155,11 +155,18 @@ def prepare_adapter(
         "auto_class": facts.auto_class,
     }  # fmt: skip
     before = visit_here(job)
-    write_json(target / "adapter_config.json", read_json(target / "adapter_config.json")
-               | {"base_model_name_or_path": facts.base_model})  # fmt: skip
+    facts.adapter = adapter | _published_base(facts)
+    write_json(target / "adapter_config.json", read_json(target / "adapter_config.json") | _published_base(facts))
     stage_code(target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
+
+
+def _published_base(facts: ModelFacts) -> dict[str, Any]:
+    """Give what ``adapter_config.json`` says of the base; a revision is that of the repository that was trained on."""
+    trained_on = facts.adapter or {}
+    same = trained_on.get("base_model_name_or_path") == facts.base_model
+    return {"base_model_name_or_path": facts.base_model, "revision": trained_on.get("revision") if same else None}
 
 
 def _place_of_base(folder: Path, named: str | Path | None) -> str | None:
@@ -200,7 +207,8 @@ def _facts(
         software=_software(),
     )
     if facts.base_model or facts.base_name:
-        facts.relation = "adapter" if adapter is not None else details.base_model_relation
+        recorded = "merge" if runs and runs[-1].merged else "finetune"
+        facts.relation = "adapter" if adapter is not None else details.base_model_relation or recorded
     weights = sorted(target.glob("adapter_model.safetensors" if adapter is not None else "model*.safetensors"))
     facts.parameters, facts.weight_bytes = _numbers(weights)
     if runs:

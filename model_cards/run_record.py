@@ -12,6 +12,8 @@ from cellglot.training.run import RUN_FILE
 
 CONFIG_FILE = "training_config.yaml"
 
+MERGE = "python -c \"from cellglot.modeling.adapters import merge_adapter; merge_adapter('adapter', output='{}')\""
+
 # Numbers of the trainer that say nothing about the model.
 _NO_RESULTS = ("runtime", "per_second", "epoch", "flos", "eval_loss", "zero_shot_loss")
 
@@ -120,6 +122,11 @@ class TrainingRun:
         return f"{of}; {by}; seed {split.get('seed', 0)}"
 
     @property
+    def merged(self) -> bool:
+        """Whether the adapter that the run trained was merged into its base."""
+        return bool(self.record.get("merged"))
+
+    @property
     def seed(self) -> int:
         """Seed of the run; 42 is that of `transformers.TrainingArguments`."""
         return int(self.record.get("config", {}).get("trainer", {}).get("seed", 42))
@@ -142,8 +149,9 @@ class TrainingRun:
         words = [f"cellglot {self.command_name}"]
         if self.command_name == "finetune":
             words += [base or "BASE_MODEL", *self._options()]
-        words += [f"--config {self.config_file}", "--corpus corpus", f"--output {output.split('/')[-1]}"]
-        return " ".join(words)
+        name = output.split("/")[-1]
+        words += [f"--config {self.config_file}", "--corpus corpus", f"--output {'adapter' if self.merged else name}"]
+        return " ".join(words) + (f"\n{MERGE.format(name)}" if self.merged else "")
 
     def _options(self) -> Iterator[str]:
         """Options of the command beside the configuration."""
@@ -152,6 +160,8 @@ class TrainingRun:
             yield f"--task {record['task']}"
         if record.get("method") not in (None, "full"):
             yield f"--method {record['method']}"
+        if record.get("task") == "gene":
+            yield f"--gene-labels {shlex.quote((record.get('gene_labels') or {}).get('file', 'GENE_LABELS'))}"
         if record.get("label_column"):
             yield f"--labels {shlex.quote(str(record['label_column']))}"
         if isinstance(record.get("cells_of_each_class"), int):

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file, is_peft_available, logging
+from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
+from transformers.utils.hub import extract_commit_hash
 
 
 RUN_FILE = "training_run.json"
@@ -33,9 +35,9 @@ SIZES = (
 
 
 class AdapterFolders:
-    """Part of a model class: its `from_pretrained` takes the folder of an adapter, too.
+    """Part of a model class: its `from_pretrained` takes the folder or repository of an adapter, too.
 
-    Such a folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted
+    It holds ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted
     model, but no weights of a whole model: these come from the base that ``adapter_config.json`` names.
     """
 
@@ -46,25 +48,36 @@ class AdapterFolders:
         Parameters
         ----------
         pretrained_model_name_or_path
-            Folder or repository of a model, or folder of an adapter.
+            Folder or repository of a model or of an adapter.
         *model_args, **kwargs
             As for other models.
         """
-        name = pretrained_model_name_or_path
-        if name is None or not Path(name, "adapter_config.json").exists() or weight_files(name):
-            return super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]
-        settings, base = adapter_settings(name), base_of(name)
-        config = kwargs.pop("config", None) or cls.config_class.from_pretrained(name)  # type: ignore[attr-defined]
-        trained_on = _check_base(name, settings, base, PreTrainedConfig.get_config_dict(base)[0], config)
+        given = kwargs.get("adapter_kwargs") or {}
+        # In the place of an adapter's repository, Auto classes put its base with the configuration of the base.
+        name = given.get("_adapter_model_path", pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in _HUB if key in kwargs}
+        of_adapter = hub | {"revision": given.get("revision", kwargs.get("revision"))}
+        if not holds_adapter(name, **of_adapter) or weight_files(name, **of_adapter):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[misc]
+        settings, base = adapter_settings(name, **of_adapter), base_of(name, **of_adapter)
+        config = kwargs.pop("config", None)
+        if config is None or name != pretrained_model_name_or_path:
+            config = cls.config_class.from_pretrained(name, **of_adapter)  # type: ignore[attr-defined]
+        of_base = hub | {"revision": revision_of_base(settings, base)}
+        theirs = PreTrainedConfig.get_config_dict(base, **of_base)[0]
+        trained_on = _check_base(name, settings, base, theirs, config, of_adapter, of_base)
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision")}
         with only_errors():
             model, info = super().from_pretrained(  # type: ignore[misc]
-                base, *model_args, config=config, revision=settings.get("revision"), **kwargs, **_NEW_HEAD
+                base, *model_args, config=config, revision=of_base["revision"], **kwargs, **_NEW_HEAD
             )
-        _put(model, name, info, trained_on)
+        _put(model, name, info, trained_on, of_adapter)
         return (model, info) if with_info else model
 
+
+# Options of loading that hold for an adapter as for its base.
+_HUB = ("cache_dir", "local_files_only", "proxies", "token")
 
 # A base may have a head for classes of its own, which the adapter's replaces.
 _NEW_HEAD = {"ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -104,10 +117,20 @@ def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
     return adapted.to(model.device)
 
 
-def _check_base(adapter: Any, settings: Mapping[str, Any], base: str, given: Mapping[str, Any], config: Any) -> str:
+def _check_base(
+    adapter: Any,
+    settings: Mapping[str, Any],
+    base: str,
+    given: Mapping[str, Any],
+    config: Any,
+    of_adapter: Mapping[str, Any] = MappingProxyType({}),
+    of_base: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """Refuse another base than the adapter was trained on; gives the words that name both."""
     wanted = config if isinstance(config, Mapping) else config.to_dict()
-    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')} ({wanted['model_type']}), not on"
+    recorded = f" at revision {settings['revision'][:12]}" if settings.get("revision") else ""
+    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')}{recorded}"
+    trained_on += f" ({wanted['model_type']}), not on"
     trained_on += f" {base}" if given.get("model_type") == wanted["model_type"] else f" {base} ({given['model_type']})"
     if given.get("model_type") != wanted["model_type"]:
         raise ValueError(f"{trained_on}: they are models of different types")
@@ -117,18 +140,24 @@ def _check_base(adapter: Any, settings: Mapping[str, Any], base: str, given: Map
         raise ValueError(
             f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
         )
-    file = _file(adapter, RUN_FILE)
-    recorded = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
-    if recorded and Path(base).is_dir() and weight_files(base):
-        found = weights_fingerprint(base)
-        if found != recorded:
+    file = _file(adapter, RUN_FILE, **of_adapter)
+    weights = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
+    if weights and weight_files(base, **of_base):
+        found = weights_fingerprint(base, **of_base)
+        if found != weights:
             raise ValueError(
-                f"{trained_on}: their weights ({recorded[:12]} and {found[:12]}) differ, it would predict nonsense"
+                f"{trained_on}: their weights ({weights[:12]} and {found[:12]}) differ, it would predict nonsense"
             )
     return trained_on
 
 
-def _put(model: Any, adapter: Any, info: Mapping[str, Any], trained_on: str) -> None:
+def _put(
+    model: Any,
+    adapter: Any,
+    info: Mapping[str, Any],
+    trained_on: str,
+    of_adapter: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Load an adapter onto a base that has a new head."""
     encoders = {model.base_model_prefix, "cell_model"}  # heads that the adapter does not bring are not asked
     lacking = sorted(key for key in info["missing_keys"] if key.split(".")[0] in encoders)
@@ -137,7 +166,7 @@ def _put(model: Any, adapter: Any, info: Mapping[str, Any], trained_on: str) -> 
     if not is_peft_available():
         raise ImportError(f"{adapter} is an adapter: using it takes PEFT, pip install peft")
     with only_errors():
-        lost = model.load_adapter(str(adapter))
+        lost = model.load_adapter(str(adapter), adapter_kwargs=dict(of_adapter))
     left = sorted([*lost.missing_keys, *lost.unexpected_keys])
     if left:
         raise ValueError(
@@ -146,32 +175,47 @@ def _put(model: Any, adapter: Any, info: Mapping[str, Any], trained_on: str) -> 
     model.eval().config.name_or_path = str(adapter)
 
 
-def weight_files(model: str | os.PathLike, revision: str | None = None) -> list[str]:
+def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
+    """Whether there is an adapter of ours: beside PEFT's settings the configuration of the adapted model.
+
+    Parameters
+    ----------
+    name
+        Folder or repository.
+    **hub
+        Options of loading from the Hub, such as ``revision`` and ``token``.
+    """
+    if name is None or find_adapter_config_file(str(name), **hub) is None:
+        return False
+    return _file(name, "config.json", **hub) is not None
+
+
+def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> list[str]:
     """Give the safetensors of a model; none where it has none.
 
     Parameters
     ----------
     model
         Folder or repository.
-    revision
-        Of the repository.
+    revision, **hub
+        Of the repository, and further options of loading from the Hub.
     """
-    whole, index = (_file(model, f"model.safetensors{end}", revision) for end in ("", ".index.json"))
+    whole, index = (_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
         return [] if whole is None else [whole]
     names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [file for name in names if (file := _file(model, name, revision)) is not None]
+    return [file for name in names if (file := _file(model, name, revision, **hub)) is not None]
 
 
-def weights_fingerprint(model: str | os.PathLike, revision: str | None = None) -> str:
+def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> str:
     """Hash the weights of a model: the same for the same tensors, however they are spread over files.
 
     Parameters
     ----------
     model
         Folder or repository with safetensors.
-    revision
-        Of the repository.
+    revision, **hub
+        Of the repository, and further options of loading from the Hub.
 
     Returns
     -------
@@ -183,7 +227,7 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None) -
     ValueError
         If there are no safetensors.
     """
-    files = weight_files(model, revision)
+    files = weight_files(model, revision, **hub)
     if not files:
         raise ValueError(f"{model} holds no model.safetensors: it is no model, or one without weights")
     digest = hashlib.blake2b(digest_size=16)
@@ -197,46 +241,88 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None) -
     return digest.hexdigest()
 
 
-def _file(name: str | os.PathLike, file: str, revision: str | None = None) -> str | None:
+def _file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
     """Give the path of a file of a folder or repository, None where there is none."""
     if Path(name).is_dir():
         return str(Path(name, file)) if Path(name, file).exists() else None
-    return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
 
 
-def adapter_settings(adapter: str | os.PathLike) -> dict[str, Any]:
+def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> str | None:
+    """Give the revision at which an adapter's base is loaded: the recorded one of a repository, None for folders.
+
+    Parameters
+    ----------
+    settings
+        From `adapter_settings`.
+    base
+        From `base_of`.
+    """
+    return None if Path(base).is_dir() else settings.get("revision")
+
+
+def cached_revision(model: str | os.PathLike) -> str | None:
+    """Give the commit of a repository's main branch whose files were loaded last; None for folders.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+
+    Returns
+    -------
+    str or None
+        40 hexadecimal digits.
+    """
+    if Path(model).is_dir():
+        return None
+    file = cached_file(
+        str(model),
+        "config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return extract_commit_hash(file, None)
+
+
+def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     """Read an adapter's ``adapter_config.json``.
 
     Parameters
     ----------
     adapter
         Folder or repository.
+    **hub
+        Options of loading from the Hub.
 
     Raises
     ------
     ValueError
         If there is none.
     """
-    file = _file(adapter, "adapter_config.json")
+    file = _file(adapter, "adapter_config.json", **hub)
     if file is None:
         raise ValueError(f"{adapter} is no adapter: it holds no adapter_config.json")
     return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
-def base_of(adapter: str | os.PathLike) -> str:
+def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     """Give folder or repository of an adapter's base; a relative folder may stand beside the adapter.
 
     Parameters
     ----------
     adapter
         Folder or repository.
+    **hub
+        Options of loading from the Hub.
 
     Raises
     ------
     ValueError
         If the adapter names none.
     """
-    base = adapter_settings(adapter).get("base_model_name_or_path")
+    base = adapter_settings(adapter, **hub).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not name its base model: pass it, model=BASE, adapter={str(adapter)!r}")
     beside = Path(adapter, base)
@@ -261,7 +347,10 @@ __all__ = [
     "AdapterFolders",
     "adapter_settings",
     "base_of",
+    "cached_revision",
+    "holds_adapter",
     "only_errors",
+    "revision_of_base",
     "weight_files",
     "weights_fingerprint",
     "with_adapter",

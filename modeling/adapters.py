@@ -2,6 +2,9 @@
 
 import copy
 import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,10 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
+import cellglot
 import cellglot.modeling
 from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, weights_fingerprint
 
@@ -35,8 +39,8 @@ class Adapter:
         ``"lora"``, ``"dora"`` or ``"ia3"``.
     base, revision
         Folder or repository of the model that it was trained on, and the revision of a repository.
-    fingerprint
-        `weights_fingerprint` of that model, None where it was not recorded.
+    record
+        The content of its ``training_run.json``; empty where there is none.
     model_class
         Class of the model with its head.
     config
@@ -49,10 +53,15 @@ class Adapter:
     method: str
     base: str
     revision: str | None
-    fingerprint: str | None
+    record: Mapping[str, Any]
     model_class: type[PreTrainedModel]
     config: Any
     peft_config: PeftConfig
+
+    @property
+    def fingerprint(self) -> str | None:
+        """`weights_fingerprint` of the model that it was trained on, None where it was not recorded."""
+        return self.record.get("base_model_fingerprint")
 
     @property
     def base_name(self) -> str:
@@ -109,7 +118,7 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
         method="dora" if getattr(peft_config, "use_dora", False) else method,
         base=str(peft_config.base_model_name_or_path),
         revision=peft_config.revision,
-        fingerprint=record.get("base_model_fingerprint"),
+        record=record,
         model_class=model_class,
         config=model_class.config_class.from_pretrained(adapter, **_revision(revision)),
         peft_config=peft_config,
@@ -184,6 +193,14 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
 # -------------------------------------------------------------------- use
 
 
+@contextmanager
+def as_peft_asks() -> Iterator[None]:
+    """Leave out a warning of transformers for PEFT, which asks every model for the attribute under its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def load_with_adapter(
     adapter: str | Path,
     base: str | Path | None = None,
@@ -218,9 +235,9 @@ def load_with_adapter(
         If the base model is another one than the adapter's, by type, sizes or weights; both are named.
     """
     read = read_adapter(adapter, revision)
-    model = PeftModel.from_pretrained(
-        _load_base(read, base, **kwargs), str(adapter), adapter_name=name, **_revision(revision)
-    )
+    plain = _load_base(read, base, **kwargs)
+    with as_peft_asks():
+        model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=name, **_revision(revision))
     model.adapters = {name: read}
     return model.eval()
 
@@ -310,8 +327,16 @@ def use_adapter(model: PeftModel, name: str) -> None:
     base.num_labels = config.num_labels
 
 
-def merge_adapter(adapter: str | Path | PeftModel, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
+def merge_adapter(
+    adapter: str | Path | PeftModel,
+    base: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """Merge an adapter into its base model: a plain model with the same predictions, saved and loaded as any other.
+
+    What ``save_pretrained`` of the result writes does not say where it comes from; `output` does.
 
     Parameters
     ----------
@@ -319,10 +344,28 @@ def merge_adapter(adapter: str | Path | PeftModel, base: str | Path | None = Non
         Folder or repository of the adapter, or a model of `load_with_adapter`, which is used up.
     base, **kwargs
         As for `load_with_adapter`.
+    output
+        Folder for the merged model with the base's gene tokenizer and the adapter's record of training, which says
+        that it is merged, as `cellglot.model_cards` publishes it.
     """
     model = adapter if isinstance(adapter, PeftModel) else load_with_adapter(adapter, base, **kwargs)
     _unwrap_heads(model)
-    return model.merge_and_unload().eval()
+    merged = model.merge_and_unload().eval()
+    if output is not None:
+        merged.save_pretrained(output)
+        _save_origin(model.adapters[str(model.active_adapter)], str(merged.config.name_or_path), output)
+    return merged
+
+
+def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
+    """Write beside a merged model the gene tokenizer of its base, and the record of the adapter's training."""
+    cellglot.register_auto_classes()
+    revision = adapter.revision if base == adapter.base and not Path(base).is_dir() else None
+    AutoTokenizer.from_pretrained(base, **_revision(revision)).save_pretrained(folder)
+    if adapter.record:
+        origin = {"base_model": base, "base_model_revision": revision, "merged": True}
+        text = json.dumps(dict(adapter.record) | origin, indent=1)
+        Path(folder, RUN_FILE).write_text(text, encoding="utf-8")
 
 
 def _unwrap_heads(model: PeftModel) -> None:
@@ -337,6 +380,7 @@ def _unwrap_heads(model: PeftModel) -> None:
 __all__ = [
     "Adapter",
     "add_adapter",
+    "as_peft_asks",
     "is_adapter",
     "load_with_adapter",
     "merge_adapter",

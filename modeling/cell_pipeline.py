@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, Pipeline
 from transformers.utils import logging
 
-from .adapter_folders import base_of
+from .adapter_folders import adapter_settings, base_of, holds_adapter, revision_of_base
 
 
 logger = logging.get_logger(__name__)
@@ -103,9 +103,11 @@ class CellPipeline(Pipeline):
         name = model.config.name_or_path
         if not name:
             raise ValueError("the model comes from no folder: pass its tokenizer, tokenizer=...")
-        if os.path.exists(os.path.join(name, "adapter_config.json")):
-            name = base_of(name)
-        return AutoTokenizer.from_pretrained(name, **self.loading_options(model))
+        options = self.loading_options(model)
+        if holds_adapter(name):
+            settings, name = adapter_settings(name), base_of(name)
+            options["revision"] = revision_of_base(settings, name)
+        return AutoTokenizer.from_pretrained(name, **options)
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         sorted_out = [

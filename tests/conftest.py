@@ -1,4 +1,5 @@
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -199,6 +200,23 @@ def cell_text_folder(vocabulary, tmp_path_factory) -> Path:
     LangCellModel(config).save_pretrained(folder / "model")
     LangCellProcessor(genes, texts).save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Put a folder into a cache of the Hub as a repository; gives the commit."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+    def put(folder: Path, name: str, commit: str = "0123456789abcdef" * 2 + "01234567", main: bool = True) -> str:
+        place = cache / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, place / "snapshots" / commit)
+        if main:
+            (place / "refs").mkdir(exist_ok=True)
+            (place / "refs" / "main").write_text(commit)
+        return commit
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from typing import Any
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cellglot.modeling.adapter_folders import cached_revision
+from cellglot.modeling.adapters import as_peft_asks
 from cellglot.training.config import check_keys
 
 
@@ -112,8 +114,9 @@ def put_adapter(
         As for `adapter_config`.
     """
     config = adapter_config(method, model.config.model_type, heads, settings)
-    config.revision = getattr(model.config, "_commit_hash", None)
-    return get_peft_model(model, config)
+    config.revision = cached_revision(model.config.name_or_path)
+    with as_peft_asks():
+        return get_peft_model(model, config)
 
 
 def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any] | None = None) -> None:

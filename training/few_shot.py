@@ -13,6 +13,8 @@ from torch import nn
 from transformers import AutoProcessor, set_seed
 from transformers.utils import ModelOutput
 
+import cellglot
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.cell_losses import cross_entropy_terms, join_losses
 from cellglot.modeling.modeling_langcell import LangCellModel
 from cellglot.modeling.modeling_sccello import count_cells
@@ -235,7 +237,7 @@ def few_shot(
     held_out, asked = None, np.array([name is not None for name in held_out_names], dtype=bool)
     if asked.any():
         held_out = CellDataset(corpus, "validation", columns=[label_column], least_tokens=1, keep=asked)
-    check_held_out(arguments, held_out, corpus)
+    check_held_out(arguments, held_out, corpus, label_column)
     length = loaded.config.text_config.max_position_embeddings
     tokens = processor(text=classes.texts, return_tensors="pt", text_max_length=length)
     alpha = float(config.data.get("alpha", ALPHA))
@@ -274,6 +276,7 @@ def few_shot(
         processor.save_pretrained(output)
     facts = {
         "base_model": str(model),
+        "base_model_revision": cached_revision(model),
         "cells_of_each_class": number,
         "cells_drawn": {classes.candidates.names[int(c)]: n for c, n in shots.drawn.items()},
         "classes_with_fewer": {classes.candidates.names[int(c)]: n for c, n in short.items()},
@@ -322,6 +325,7 @@ def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
     loaded, info = LangCellModel.from_pretrained(model, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{model} holds no text encoder: it was saved from the cell encoder or a classifier alone")
+    cellglot.register_auto_classes()
     processor: Any = AutoProcessor.from_pretrained(model)
     check_same_vocabulary(processor.tokenizer, corpus, model)
     check_vocabulary(loaded, corpus)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, weights_fingerprint
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.training.adapters import ADAPTERS, put_adapter
@@ -19,7 +20,7 @@ from cellglot.training.classifiers import CLASSIFIERS, TASKS, ClassifierKind, cl
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.encoder_memory import EncoderMemory
 from cellglot.training.finetuner import FineTuner
-from cellglot.training.gene_task import gene_task
+from cellglot.training.gene_task import gene_task, write_gene_labels
 from cellglot.training.new_model import corpus_of_new_model, new_model
 from cellglot.training.recipe import with_expression_values
 from cellglot.training.run import (
@@ -89,7 +90,8 @@ def finetune(
     label_column
         Column of the corpus that holds classes or values.
     gene_labels
-        For genes: gene -> class, or a file that `cellglot.training.labels.read_gene_labels` reads.
+        For genes: gene -> class, which is written as ``gene_labels.json`` beside the result, or a file that
+        `cellglot.training.labels.read_gene_labels` reads.
     resume
         Go on from the last checkpoint in `output`, if there is one.
     callbacks
@@ -117,7 +119,7 @@ def finetune(
         check_same_vocabulary(tokenizer, corpus, str(model))
     vocabulary = corpus.tokenizer().vocabulary
     prepared = _task(task, corpus, vocabulary, label_column, gene_labels, settings, arguments.seed)
-    check_held_out(arguments, prepared.held_out, corpus)
+    check_held_out(arguments, prepared.held_out, corpus, None if task == "gene" else label_column)
     keys = [*kind.data_keys, *(["initialize_gene_embeddings"] if model is None else [])]
     check_keys(config.data, keys, "data")
     if model is None:
@@ -156,13 +158,15 @@ def finetune(
     facts = {
         "task": task,
         "method": method,
-        **({} if model is None else _base_facts(made, model)),
+        **({} if model is None else _base_facts(model)),
         "trained_parameters": trained,
         "adapter": {k: settings[k] for k in SETTINGS.get(method, []) if k in settings},
         **_stopped(trainer, settings),
         **prepared.facts,
     }
     save_run(trainer, output, config, corpus, metrics, facts)
+    if isinstance(gene_labels, Mapping) and trainer.is_world_process_zero():
+        write_gene_labels(gene_labels, output)
     if memory is not None:
         memory.release()
     return metrics
@@ -304,12 +308,12 @@ def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
     return metrics
 
 
-def _base_facts(model: PreTrainedModel, base: str | Path) -> dict[str, Any]:
-    revision = getattr(model.config, "_commit_hash", None)
+def _base_facts(model: str | Path) -> dict[str, Any]:
+    revision = cached_revision(model)
     return {
-        "base_model": str(base),
+        "base_model": str(model),
         "base_model_revision": revision,
-        "base_model_fingerprint": weights_fingerprint(base, revision),
+        "base_model_fingerprint": weights_fingerprint(model, revision),
     }
 
 

@@ -1,5 +1,7 @@
 """Fine-tuning for classes of genes."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,9 @@ from cellglot.training.labels import gene_classes, read_gene_labels
 from cellglot.training.metrics import GeneClassMetrics
 from cellglot.training.splits import divide, draw_by_stratum
 from cellglot.training.tasks import BOTH, Task, check_class_weights, common_facts
+
+
+GENE_LABELS_FILE = "gene_labels.json"
 
 
 def gene_task(
@@ -93,6 +98,7 @@ def gene_task(
         metrics=GeneClassMetrics(len(classes)),
         metric_names=("accuracy", "macro_f1", "token_accuracy", "token_macro_f1"),
         facts={
+            "gene_labels": _table_facts(table),
             "classes": classes,
             "genes_of_each_class": {name: counts[name] for name in classes},
             "held_out_genes": {vocabulary.symbol(vocabulary.tokens[t]): found[t] for t in tokens[away].tolist()},
@@ -105,6 +111,33 @@ def gene_task(
     )
 
 
+def _table_facts(table: str | Path | Mapping[str, str]) -> dict[str, str]:
+    """Name the table of genes and its checksum; that of a mapping is the file of `write_gene_labels`."""
+    named, content = (
+        (GENE_LABELS_FILE, _as_json(table).encode())
+        if isinstance(table, Mapping)
+        else (Path(table).name, Path(table).read_bytes())
+    )
+    return {"file": named, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _as_json(labels: Mapping[str, str]) -> str:
+    return json.dumps(dict(labels), indent=1) + "\n"
+
+
+def write_gene_labels(labels: Mapping[str, str], folder: str | Path) -> None:
+    """Write gene -> class as a file that ``--gene-labels`` takes, ``gene_labels.json``.
+
+    Parameters
+    ----------
+    labels
+        Gene -> class.
+    folder
+        Where to write.
+    """
+    Path(folder, GENE_LABELS_FILE).write_text(_as_json(labels), encoding="utf-8")
+
+
 def _share(settings: Mapping[str, Any]) -> float:
     share = settings.get("held_out_genes", 0.2)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
@@ -114,4 +147,4 @@ def _share(settings: Mapping[str, Any]) -> float:
     return float(share)
 
 
-__all__ = ["gene_task"]
+__all__ = ["GENE_LABELS_FILE", "gene_task", "write_gene_labels"]

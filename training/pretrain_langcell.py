@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, TrainingArguments
 
+import cellglot
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from cellglot.modeling.convert_langcell import CheckpointError, from_text_checkpoint
@@ -240,6 +241,7 @@ def _started_from(
     model.config.validate()
     if checkpoint:
         return _text_tower_anew(model, folder, checkpoint)
+    cellglot.register_auto_classes()
     processor: Any = AutoProcessor.from_pretrained(folder)
     return model, processor.text_tokenizer, f"that of {folder}"
 

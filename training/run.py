@@ -87,19 +87,30 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
         raise ValueError(f"trainer.{name} {value!r} is of type {type(value).__name__}: it has to be {names}")
 
 
-def check_held_out(arguments: TrainingArguments, held_out: CellDataset | None, corpus: Corpus) -> None:
+def check_held_out(
+    arguments: TrainingArguments, held_out: CellDataset | None, corpus: Corpus, label_column: str | None = None
+) -> None:
     """Refuse to evaluate during training where there are no cells to evaluate on.
 
     Raises
     ------
     ValueError
-        If the trainer is to evaluate and the corpus holds no cells out.
+        If the trainer is to evaluate and the corpus holds no cells out, or none with a label in `label_column`.
     """
-    if held_out is None and arguments.eval_strategy != "no":
+    if held_out is not None or arguments.eval_strategy == "no":
+        return
+    if label_column is None or not corpus.n_cells("validation"):
         raise ValueError(
             f"{corpus.folder} has no held-out cells to evaluate on: set trainer.eval_strategy=no, or tokenize with "
             "a larger --validation-fraction"
         )
+    groups = sorted(g for g, split in corpus.manifest["split"]["held_out"].items() if split == "validation")
+    named = f" ({', '.join(groups[:5])}{', ...' if len(groups) > 5 else ''})" if groups else ""
+    raise ValueError(
+        f"none of the {corpus.n_cells('validation'):,} held-out cells{named} has a label in {label_column!r}, so that "
+        "there is none to evaluate on: leave cells without a label out of the file, hold others out (cellglot "
+        "tokenize with another --seed, then --corpus), or set trainer.eval_strategy=no"
+    )
 
 
 def run_trainer(trainer: CellTrainer, output: str | Path, resume: bool) -> None:

@@ -68,5 +68,7 @@ def test_the_page_runs(folder, blood, cellglot_command, monkeypatch):
         batch = names["tokenizer"](names["adata"], return_tensors="pt")
         expected = names["model"](**batch).logits
         assert torch.allclose(names["stranger"](**batch).logits, expected, atol=1e-5)
-    assert (folder / "merged" / "modeling_sccello.py").exists()
+    assert {"modeling_sccello.py", "gene_vocab.json", "training_run.json"} <= {
+        p.name for p in (folder / "merged").iterdir()
+    }
     assert "transformers" in sys.modules and 0 <= names["metrics"]["eval_accuracy"] <= 1

@@ -53,7 +53,14 @@ def test_weighted_scores_are_those_of_repeated_cells():
     a, b = random.integers(0, 3, 60), random.integers(0, 5, 60)
     found = agreement(a, b)(times.astype(float))
     assert found["nmi"] == pytest.approx(normalized_mutual_info_score(a[repeated], b[repeated]))
-    assert found["ari"] == pytest.approx(adjusted_rand_score(a[repeated], b[repeated]))
+    assert agreement(a, b)(np.ones(60))["ari"] == pytest.approx(adjusted_rand_score(a, b))
+    first, second = np.triu_indices(len(repeated), 1)
+    first, second = repeated[first], repeated[second]
+    first, second = first[first != second], second[first != second]  # no cell beside itself
+    in_rows, in_columns = a[first] == a[second], b[first] == b[second]
+    expected = in_rows.mean() * in_columns.mean()
+    best = (in_rows.mean() + in_columns.mean()) / 2
+    assert found["ari"] == pytest.approx(((in_rows & in_columns).mean() - expected) / (best - expected))
 
 
 # -------------------------------------------------------------------- classes
@@ -138,6 +145,18 @@ def test_clustering_and_integration_have_intervals(data, embedding):
         assert result.undefined == {}
         for score in result.metrics.values():
             assert score.low - 0.05 <= score.value <= score.high + 0.05 and score.low < score.high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_of_few_cells_with_random_labels_lie_in_their_intervals(seed):
+    """Cells drawn twice agree with themselves, which would put the whole interval above the score."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(["a", "b", "c", "d"], 40).astype(object)
+    scores = score_embedding(random.normal(size=(40, 5)), labels, None, draws=200)["clustering"].metrics
+    assert set(scores) == {"nmi", "ari", "asw_label", "avg_bio"}
+    for name, score in scores.items():
+        assert score.low <= score.value <= score.high and score.low < score.high, name
+    assert scores["nmi"].low >= 0 and scores["nmi"].high <= 1
 
 
 def test_the_bootstrap_scores_the_cells_themselves_as_the_metrics_do(data, embedding):

@@ -10,6 +10,7 @@ import torch
 from cellglot.evaluation.benchmark import evaluate_models
 from cellglot.evaluation.evaluated_model import load_evaluated_model, weights_checksum
 from cellglot.evaluation.evaluation_jobs import BASELINES
+from cellglot.evaluation.labelled_cells import open_labelled_cells
 
 
 MARKERS = {"B cell": ["CD79A", "CD74", "MS4A1"], "NK cell": ["GNLY", "NKG7", "PRF1"]}
@@ -157,10 +158,15 @@ def test_cells_without_batches_or_donors_say_so(folders, cells):
 def test_one_class_alone_is_undefined_everywhere(folders, cells):
     same = cells.copy()
     same.obs["cell_type"] = "CD19+ B"
-    found = evaluate_models([folders["exceiver"]], same, markers=MARKERS, **SMALL)
+    found = evaluate_models([folders["exceiver"], folders["langcell"]], same, markers=MARKERS, **SMALL)
     assert found.results["clustering"]["exceiver"].metrics == {}
+    annotation = {row: by_model for row, by_model in found.results.items() if row.startswith("annotation")}
+    assert {name for by_model in annotation.values() for name in by_model} == {"langcell", "exceiver", *BASELINES[:3]}
+    for row, by_model in annotation.items():
+        for name, result in by_model.items():
+            if row != "annotation: fine-tuned":  # the classifier chooses among four classes
+                assert result.metrics == {} and "1 class" in result.undefined["accuracy"], (row, name)
     for name in ("exceiver", "log counts + PCA"):
-        assert "of 1 class" in found.results["annotation: probe"][name].undefined["accuracy"]
         assert "1 cell type" in found.results["novel"][name].undefined["accuracy"]
     assert "auroc" in found.results["markers"]["exceiver"].metrics
 
@@ -200,6 +206,12 @@ def test_the_checksum_is_that_of_the_weights(folders):
     with torch.no_grad():
         second.network.embeddings.norm.bias[0] += 1e-3
     assert weights_checksum(second.network) != first.facts["weights_sha256"]
+
+
+def test_the_revision_of_a_repository_is_recorded(folders, repository):
+    commit = repository(folders["sccello"], "lab/model")
+    assert load_evaluated_model("lab/model").facts["revision"] == commit
+    assert load_evaluated_model(folders["sccello"]).facts["revision"] is None
 
 
 ERRORS = {
@@ -256,6 +268,33 @@ def test_the_command(folders, cells_file, tmp_path, capsys, monkeypatch):
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["arguments"]["tasks"] == ["clustering", "markers"]
     assert content["results"]["markers"]["small"]["details"]["markers_found_as"]["CD34+"] == ["B cell"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_classifier_of_genes_has_an_encoder_and_no_classes_of_cells(folders, cells, tmp_path, method):
+    from transformers import AutoTokenizer
+
+    from cellglot.modeling import LangCellForTokenClassification, LangCellModel
+    from cellglot.training.adapters import put_adapter, save_adapter
+
+    names = sorted({str(label) for label in cells.obs["cell_type"] if label is not None})[:2]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    network = LangCellForTokenClassification.from_pretrained(folders["langcell"], **labels)
+    if method == "lora":
+        save_adapter(put_adapter(network, "lora", ("classifier",)), tmp_path / "genes")
+    else:
+        network.save_pretrained(tmp_path / "genes")
+        AutoTokenizer.from_pretrained(folders["langcell"]).save_pretrained(tmp_path / "genes")
+    model = load_evaluated_model(tmp_path / "genes", device="cpu")
+    assert model.facts["model_class"] == "LangCellForTokenClassification" and model.classes == []
+    whole = LangCellModel.from_pretrained(folders["langcell"]).eval()
+    batch = model.tokenizer(cells[:3], return_tensors="pt")
+    with torch.no_grad():
+        expected = whole.cell_model(**batch).last_hidden_state[:, 0]
+    found = model.embed(open_labelled_cells(cells[:3].copy()), progress=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    done = evaluate_models([model], cells, ["annotation"], with_baselines=False, **SMALL)
+    assert "annotation: fine-tuned" not in done.results
 
 
 def test_an_adapter_is_scored_by_its_predictions_and_its_encoder(folders, cells, tmp_path):

@@ -40,7 +40,7 @@ def details():
     return make
 
 
-def record(system, folder, **more):
+def write_record(system, folder, **more):
     """Write what `save_run` writes, with the numbers of a run of seconds."""
     kind = "ExceiverTokenizer" if system == "exceiver" else "RankValueTokenizer"
     fractions = {"validation": 0.2, "test": 0.0}
@@ -67,6 +67,11 @@ def record(system, folder, **more):
     Path(folder, RUN_FILE).write_text(json.dumps(content | more))
 
 
+@pytest.fixture
+def record():
+    return write_record
+
+
 @pytest.fixture(scope="session")
 def folders(vocabulary, cell_text_folder, tmp_path_factory):
     """Models with random weights as training leaves them, by name: tokenizer, code, record."""
@@ -88,11 +93,11 @@ def folders(vocabulary, cell_text_folder, tmp_path_factory):
     made = {
         "exceiver": save("exceiver", modeling.ExceiverForMaskedExpression(modeling.ExceiverConfig(**perceiver)), genes)
     }
-    record("exceiver", made["exceiver"])
+    write_record("exceiver", made["exceiver"])
 
     config = modeling.ExceiverConfig(**perceiver, **classes, label_cl_ids={"B cell": "CL:0000236"})
     made["classifier"] = save("classifier", modeling.ExceiverForSequenceClassification(config), genes)
-    record(
+    write_record(
         "exceiver", made["classifier"], base_model=str(made["exceiver"]), task="cell-type", method="full",
         label_column="cell_type", held_out_cells=148, metrics={"eval_accuracy": 0.75, "eval_macro_f1": 0.5},
     )  # fmt: skip
@@ -102,7 +107,7 @@ def folders(vocabulary, cell_text_folder, tmp_path_factory):
         vocab_size=ranks.vocab_size, max_position_embeddings=64, cell_types=["CL:0000236", "CL:0000084"], **SIZES
     )
     made["sccello"] = save("sccello", modeling.ScCelloForPreTraining(config), ranks)
-    record("sccello", made["sccello"])
+    write_record("sccello", made["sccello"])
 
     made["langcell"] = root / "langcell"
     from transformers import AutoModel, AutoProcessor
@@ -110,7 +115,7 @@ def folders(vocabulary, cell_text_folder, tmp_path_factory):
     model, processor = (kind.from_pretrained(cell_text_folder) for kind in (AutoModel, AutoProcessor))
     assert isinstance(processor, LangCellProcessor)
     save("langcell", model, processor)
-    record("langcell", made["langcell"])
+    write_record("langcell", made["langcell"])
     return made
 
 
@@ -133,7 +138,7 @@ def adapter(folders, tmp_path_factory):
             if "lora_B" in name:
                 values.normal_(0, 0.1)
     save_adapter(tuned, folder)
-    record(
+    write_record(
         "exceiver", folder, base_model=str(folders["exceiver"]), task="cell-type", method="lora",
         label_column="cell_type", held_out_cells=148, metrics={"eval_accuracy": 0.75},
         base_model_fingerprint="0123456789abcdef0123456789abcdef",

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from cellglot.model_cards import publish as publishing
 from cellglot.model_cards.clean_check import DifferentNumbersError, NotLoadableError
 from cellglot.model_cards.publish import folder_kind, publish
+from cellglot.modeling.adapters import merge_adapter, weights_fingerprint
 from cellglot.tokenization.corpus import Corpus
+from cellglot.training.run import RUN_FILE
 
 
 @pytest.fixture
@@ -70,6 +72,50 @@ def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, tmp_path)
     assert str(folders["exceiver"]) not in "".join(p.read_text() for p in (tmp_path / "blood_lora").glob("*.json"))
 
 
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("of_the_hub", [True, False])
+def test_a_merged_adapter_names_its_base_without_further_details(
+    adapter, folders, details, repository, tmp_path, of_the_hub
+):
+    source, merged = tmp_path / "source", tmp_path / "merged"
+    shutil.copytree(adapter, source)
+    record = json.loads((source / RUN_FILE).read_text())
+    record["base_model_fingerprint"] = weights_fingerprint(folders["exceiver"])
+    (source / RUN_FILE).write_text(json.dumps(record))
+    base = "lab/base" if of_the_hub else str(folders["exceiver"])
+    commit = repository(folders["exceiver"], "lab/base") if of_the_hub else None
+    recorded = {"base_model_name_or_path": base, "revision": commit}
+    settings = json.loads((source / "adapter_config.json").read_text()) | recorded
+    (source / "adapter_config.json").write_text(json.dumps(settings))
+    merge_adapter(source, output=merged)
+    origin = {"base_model": base, "base_model_revision": commit, "merged": True}
+    assert json.loads((merged / RUN_FILE).read_text()) == record | origin
+    publish(merged, output=tmp_path / "blood", details=details(base_model="lab/base"))
+    card = (tmp_path / "blood" / "README.md").read_text()
+    assert "base_model_relation: merge\n" in card and "base_model: lab/base\n" in card
+    assert "merged with an adapter from [lab/base]" in card
+    assert "cellglot finetune lab/base --method lora" in card and "merge_adapter('adapter', output='blood')" in card
+    if of_the_hub:
+        publish(merged, output=tmp_path / "again", details=details())
+        assert "base_model_relation: merge\n" in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("published_as", "kept"), [("lab/base", True), ("owner/copy", False)])
+def test_an_adapter_keeps_the_revision_of_the_repository_it_was_trained_on(
+    adapter, folders, details, repository, no_process, tmp_path, published_as, kept
+):
+    commit = repository(folders["exceiver"], "lab/base")
+    source, target = tmp_path / "source", tmp_path / "blood_lora"
+    shutil.copytree(adapter, source)
+    recorded = {"base_model_name_or_path": "lab/base", "revision": commit}
+    settings = json.loads((source / "adapter_config.json").read_text()) | recorded
+    (source / "adapter_config.json").write_text(json.dumps(settings))
+    publish(source, output=target, details=details(base_model=published_as))
+    found = json.loads((target / "adapter_config.json").read_text())
+    assert (found["base_model_name_or_path"], found["revision"]) == (published_as, commit if kept else None)
+    assert (f"revision `{commit}`" in (target / "README.md").read_text()) == kept
+
+
 def test_a_data_set_is_streamed_by_a_stranger(corpus, details, tmp_path):
     done = publish(corpus.folder, output=tmp_path / "tokens", details=details())
     assert done.kind == "dataset" and done.compared > 5000
@@ -116,21 +162,29 @@ def test_a_dry_run_lists_and_writes_nothing(folders, details, hub, tmp_path):
 
 @pytest.mark.usefixtures("no_process")
 @pytest.mark.parametrize(
-    ("name", "settings", "shown"),
+    ("name", "settings", "shown", "task", "more", "options"),
     [
         (
             "ForTokenClassification",
             {"id2label": {0: "dosage sensitive", 1: "other"}},
             "labelling genes, in the context",
+            "gene",
+            {"gene_labels": {"file": "my genes.csv", "sha256": "0" * 64}},
+            "--task gene --gene-labels 'my genes.csv' --config",
         ),
         (
             "ForSequenceClassification",
             {"num_labels": 1, "problem_type": "regression"},
             "predicts a value of each cell",
+            "regression",
+            {"label_column": "age"},
+            "--task regression --labels age --config",
         ),
     ],
 )
-def test_heads_for_genes_and_for_values(folders, details, tmp_path, name, settings, shown):
+def test_heads_for_genes_and_for_values(
+    folders, details, record, tmp_path, name, settings, shown, task, more, options
+):
     from transformers import AutoConfig, AutoTokenizer
 
     from cellglot import modeling
@@ -138,10 +192,11 @@ def test_heads_for_genes_and_for_values(folders, details, tmp_path, name, settin
     config = AutoConfig.from_pretrained(folders["sccello"], **settings)
     torch.manual_seed(0)
     getattr(modeling, f"ScCello{name}")(config).save_pretrained(tmp_path / "tuned")
+    record("sccello", tmp_path / "tuned", base_model="owner/base", task=task, method="full", **more)
     AutoTokenizer.from_pretrained(folders["sccello"]).save_pretrained(tmp_path / "tuned")
-    publish(tmp_path / "tuned", output=tmp_path / "new", details=details(ontology_release="2024-04-05"))
+    publish(tmp_path / "tuned", output=tmp_path / "new", details=details())
     card = (tmp_path / "new" / "README.md").read_text()
-    assert shown in card
+    assert shown in card and f"cellglot finetune owner/base {options} " in card
     cells = json.loads((tmp_path / "new" / "examples.json").read_text())["cells"]
     if "id2label" in settings:
         assert all(label.split(": ")[1] in ("dosage sensitive", "other") for cell in cells for label in cell["scores"])

@@ -62,6 +62,26 @@ def test_overwriting_deletes_what_is_left_of_before_in_the_same_commit(hub, fold
     assert len([o for o in operations if isinstance(o, CommitOperationAdd)]) == 2
 
 
+def test_a_repository_without_its_files_is_deleted_again(hub, folder, caplog):
+    hub.create_commit.side_effect = OSError("the line is down")
+    with pytest.raises(OSError, match="the line is down"):
+        upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
+    hub.delete_repo.assert_called_once_with("owner/name", repo_type="model", missing_ok=True)
+    hub.delete_repo.side_effect = OSError("not allowed")
+    with pytest.raises(OSError, match="the line is down"):
+        upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
+    assert "repository owner/name was made and could not be deleted: publish with --overwrite" in caplog.text
+
+
+def test_a_repository_of_before_is_never_deleted(hub, folder):
+    hub.repo_exists.return_value = True
+    hub.list_repo_files.return_value = []
+    hub.create_commit.side_effect = OSError("the line is down")
+    with pytest.raises(OSError, match="the line is down"):
+        upload(hub, folder, "owner/name", "model", private=True, overwrite=True)
+    hub.delete_repo.assert_not_called()
+
+
 @pytest.mark.parametrize("name", ["name", "a/b/c", "owner/na me", "-x/name"])
 def test_names_that_are_none(hub, name):
     with pytest.raises(ValueError, match="is no name of a repository"):

@@ -1,6 +1,7 @@
 """The pipelines with cellglot imported: every form of cells, of models and of classes."""
 
 import json
+import shutil
 
 import anndata as ad
 import numpy as np
@@ -11,7 +12,14 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from cellglot.evaluation.annotation import annotate_cells
 from cellglot.evaluation.cell_text_model import load_cell_text_model
-from cellglot.modeling import CellEmbeddingPipeline, CellTypeAnnotationPipeline, ExceiverModel
+from cellglot.modeling import (
+    CellEmbeddingPipeline,
+    CellTypeAnnotationPipeline,
+    ExceiverModel,
+    ScCelloForSequenceClassification,
+    ScCelloModel,
+)
+from cellglot.modeling.adapter_folders import weights_fingerprint
 from cellglot.tokenization import GeneCoverageError, NotCountsError, read_cells
 
 
@@ -171,11 +179,64 @@ def test_an_adapter_on_another_base(gene_classifiers, model_folders_of_others, t
 
 
 @pytest.fixture
+def adapter_of_repository(gene_classifiers, repository, tmp_path):
+    """An adapter that names a repository as its base, at a revision that is no longer the main one; the revision."""
+    commit = repository(gene_classifiers["base"], "lab/base")
+    changed = ScCelloModel.from_pretrained(gene_classifiers["base"])
+    with torch.no_grad():
+        next(changed.parameters()).add_(1)
+    shutil.copytree(gene_classifiers["base"], tmp_path / "changed")
+    changed.save_pretrained(tmp_path / "changed")
+    for name in ("lab/base", "lab/other"):
+        repository(tmp_path / "changed", name, "f" * 40)
+    folder = tmp_path / "lora"
+    shutil.copytree(gene_classifiers["adapter"], folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "lab/base", "revision": commit}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    record = {"base_model_fingerprint": weights_fingerprint(gene_classifiers["base"])}
+    (folder / "training_run.json").write_text(json.dumps(record))
+    return folder, commit
+
+
+def test_the_weights_of_a_repository_are_compared(adapter_of_repository, gene_classifiers):
+    folder, commit = adapter_of_repository
+    for base in ("lab/other", "lab/base"):
+        message = rf"lora was trained on lab/base at revision {commit[:12]} \(sccello\), not on {base}: their weights"
+        with pytest.raises(ValueError, match=message):
+            pipeline(ANNOTATE, model=base, adapter=str(folder), **CPU)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    here = AutoModelForSequenceClassification.from_pretrained(gene_classifiers["adapter"])
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, here.state_dict()[name]) or "original_module" in name, name
+    record = folder / "training_run.json"
+    record.write_text(json.dumps({"base_model_fingerprint": "0" * 32}))
+    with pytest.raises(ValueError, match=r"not on lab/base: their weights \(0{12} and \w{12}\) differ"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_an_adapter_of_the_hub_alone(adapter_of_repository, gene_classifiers, repository, few):
+    folder, _ = adapter_of_repository
+    repository(folder, "lab/lora", "a" * 40)
+    cells, _ = few
+    expected = pipeline(ANNOTATE, model=str(gene_classifiers["adapter"]), **CPU)(cells)
+    assert pipeline(ANNOTATE, model="lab/lora", **CPU)(cells) == expected
+    by_class = ScCelloForSequenceClassification.from_pretrained("lab/lora")
+    by_auto_class = AutoModelForSequenceClassification.from_pretrained("lab/lora")
+    assert list(by_class.config.id2label.values()) == ["T cell", "NK", "other"]
+    assert all(torch.equal(by_class.state_dict()[name], weight) or "original_module" in name
+               for name, weight in by_auto_class.state_dict().items())  # fmt: skip
+    (folder / "training_run.json").write_text(json.dumps({"base_model_fingerprint": "0" * 32}))
+    repository(folder, "lab/lora", "b" * 40)
+    with pytest.raises(ValueError, match=r"lab/lora was trained on lab/base .*: their weights \(0{12} and"):
+        pipeline(ANNOTATE, model="lab/lora", **CPU)
+    earlier = ScCelloForSequenceClassification.from_pretrained("lab/lora", revision="a" * 40)
+    assert torch.equal(earlier.classifier.weight, by_class.classifier.weight)
+
+
+@pytest.fixture
 def model_folders_of_others(gene_classifiers, cell_text_folder, sccello_config, vocabulary, tmp_path):
     """Folders of models on which the adapter was not trained -> what is said of them."""
-    from cellglot.modeling import ScCelloModel
-    from cellglot.modeling.adapter_folders import weights_fingerprint
-
     tokenizer = AutoTokenizer.from_pretrained(gene_classifiers["base"])
     changed = ScCelloModel.from_pretrained(gene_classifiers["base"])
     with torch.no_grad():

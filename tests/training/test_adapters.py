@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cellglot import modeling
+from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import (
     add_adapter,
     is_adapter,
@@ -155,6 +157,19 @@ def test_the_wrong_base_is_refused_and_both_are_named(base, trained, tmp_path):
         load_with_adapter(folder)
 
 
+def test_the_revision_of_a_repository_is_recorded(base, trained, repository, tmp_path):
+    commit = repository(base("sccello"), "lab/base")
+    assert cached_revision("lab/base") == commit and cached_revision(tmp_path / "base") is None
+    plain = modeling.ScCelloForSequenceClassification.from_pretrained("lab/base")
+    adapted = put_adapter(plain, "lora", ("classifier",))
+    save_adapter(adapted, tmp_path / "adapter")
+    read = read_adapter(tmp_path / "adapter")
+    assert (read.base, read.revision) == ("lab/base", commit)
+    repository(base("sccello", "later", seed=1), "lab/base", "f" * 40)  # main goes on
+    loaded = load_with_adapter(tmp_path / "adapter")
+    torch.testing.assert_close(predictions(loaded, "sccello"), predictions(adapted.eval(), "sccello"))
+
+
 def test_what_is_no_adapter(base, trained, tmp_path):
     with pytest.raises(ValueError, match=r"base holds no adapter_config.json: it is no adapter"):
         load_with_adapter(base("sccello"))
@@ -210,6 +225,20 @@ def test_two_adapters_are_swapped_on_one_base(base, trained, model):
         use_adapter(adapted, "third")
     with pytest.raises(ValueError, match="has an adapter 'second' already"):
         add_adapter(adapted, second, "second")
+
+
+def test_no_warning_of_others_code(base, trained):
+    """PEFT reads an attribute that transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        first, _ = trained(base("sccello"), "sccello")
+        second, _ = trained(first.parent / "base", "sccello", folder="second", seed=1)
+        adapted = load_with_adapter(first)
+        add_adapter(adapted, second, "second")
+        merge_adapter(adapted)
+        modeling.ScCelloForSequenceClassification.from_pretrained(first)
+        with pytest.raises(FutureWarning, match="is_gradient_checkpointing"):
+            _ = adapted.get_base_model().is_gradient_checkpointing
 
 
 def test_peft_alone_swaps_adapters_of_the_same_classes(base, trained):

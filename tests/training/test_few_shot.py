@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +90,18 @@ def test_the_command_draws_as_the_function_does(learned, few_corpus, cell_text_f
     finetune(output=tmp_path, model=str(cell_text_folder), corpus=few_corpus.folder, few_shot=5, set_=SETTINGS)
     a, b = (load_file(f / "model.safetensors") for f in (learned[0], tmp_path))
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_the_installed_command_learns(few_corpus, cell_text_folder, tmp_path):
+    """In a process of its own, which registers Auto classes only where they are used."""
+    command = [Path(sys.executable).with_name("cellglot"), "finetune", cell_text_folder, "--few-shot", "5"]
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    done = subprocess.run(
+        [*command, "--corpus", few_corpus.folder, "-o", tmp_path / "model", *settings],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "eval_accuracy: " in done.stdout
 
 
 def test_losses_are_those_of_every_pair(cell_text_folder):

@@ -181,6 +181,25 @@ def test_one_donor_is_never_on_both_sides(pretrained, two_donors, short, tmp_pat
     assert divide_as_fits(short(), two_donors).finetuning == {}
 
 
+@pytest.mark.parametrize("task", ["cell-type", "regression"])
+def test_held_out_donors_without_a_label_are_named(pretrained, blood, short, tmp_path, task):
+    """Donors are drawn before labels are looked at."""
+    cells = blood[:90].copy()
+    donor = np.where(np.arange(90) < 70, "d1", "d0")
+    values = np.where(donor == "d0", np.nan, np.arange(90) % 2)
+    cells.obs = pd.DataFrame({"mix": values, "donor_id": donor}, index=cells.obs_names)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    few = {"validation_fraction": 0.2, "processes": 1, "progress": False}
+    corpus = corpus_for(pretrained, [tmp_path / "cells.h5ad"], tmp_path, "mix", **few)
+    message = r"none of the 20 held-out cells \(donor d0\) has a label in 'mix'.*or set trainer.eval_strategy=no"
+    with pytest.raises(ValueError, match=message):
+        finetune(
+            short("trainer.eval_strategy=epoch"), pretrained, corpus, tmp_path / "x", task=task, label_column="mix"
+        )
+    finetune(short("trainer.eval_strategy=no"), pretrained, corpus, tmp_path / "x", task=task, label_column="mix")
+    assert record(tmp_path / "x")["held_out_cells"] == 0
+
+
 def test_a_corpus_with_statistics_of_its_own_is_refused(pretrained, blood, short, tmp_path):
     blood[:200].write_h5ad(tmp_path / "cells.h5ad")
     own = tokenize_corpus([tmp_path / "cells.h5ad"], tmp_path / "own", processes=1, progress=False)

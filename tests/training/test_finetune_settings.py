@@ -1,5 +1,6 @@
 """Settings of fine-tuning: weights of classes, early stopping, a probe's memory, resuming; and input that is wrong."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cellglot.modeling import ExceiverForSequenceClassification
-from cellglot.modeling.adapters import load_with_adapter
+from cellglot.modeling.adapters import load_with_adapter, weights_fingerprint
 from cellglot.tokenization import tokenize_corpus
 from cellglot.training import finetune as module
 from cellglot.training.config import TrainingConfig
@@ -170,6 +171,15 @@ def test_what_does_not_fit_is_named(pretrained, labelled, tmp_path, options, fin
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("method", ["probe", "ia3"])
+def test_the_record_has_the_revision_of_a_repository(pretrained, labelled, repository, tmp_path, method):
+    commit = repository(pretrained, "lab/base")
+    finetune(settings({"max_steps": 1}), "lab/base", labelled, tmp_path / "model", method=method)
+    facts = record(tmp_path / "model")
+    assert (facts["base_model"], facts["base_model_revision"]) == ("lab/base", commit)
+    assert facts["base_model_fingerprint"] == weights_fingerprint(pretrained)
+
+
 def test_an_adapter_is_no_base(pretrained, labelled, tmp_path):
     finetune(settings({"max_steps": 1}), pretrained, labelled, tmp_path / "adapter", method="ia3")
     with pytest.raises(ValueError, match="adapter is an adapter: fine-tune its base model, or merge it first"):
@@ -193,6 +203,26 @@ def test_tables_of_gene_labels(vocabulary, tmp_path):
 
 
 # -------------------------------------------------------------------- parts
+
+
+def test_the_table_of_gene_labels_is_recorded(blood, cell_text_folder, tmp_path):
+    blood[:60].write_h5ad(tmp_path / "cells.h5ad")
+    table = "gene,class\n" + "".join(f"{gene},{'ab'[i % 2]}\n" for i, gene in enumerate(blood.var_names[:40]))
+    (tmp_path / "genes.csv").write_text(table)
+    labels, found = read_gene_labels(tmp_path / "genes.csv"), []
+    for name, given in (("first", tmp_path / "genes.csv"), ("second", labels)):
+        config, folder = settings({"max_steps": 1}), tmp_path / name
+        finetune_on(
+            config, cell_text_folder, [tmp_path / "cells.h5ad"], None, folder, task="gene", method="probe",
+            gene_labels=given,
+        )  # fmt: skip
+        found.append(record(folder)["gene_labels"])
+    written = tmp_path / "second" / "gene_labels.json"
+    assert found == [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in (tmp_path / "genes.csv", written)
+    ]
+    assert read_gene_labels(written) == labels and not (tmp_path / "first" / "gene_labels.json").exists()
 
 
 def test_every_stratum_is_drawn_from_and_none_whole():

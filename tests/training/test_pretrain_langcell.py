@@ -250,6 +250,19 @@ def test_stage_1_leaves_texts_alone_and_stage_2_goes_on_from_it(text_corpus, ber
         recipe_of(wrong, text_corpus, second)
 
 
+def test_the_installed_command_goes_on_from_a_folder(pretrained_pair, text_corpus, tmp_path):
+    """In a process of its own, which registers Auto classes only where they are used."""
+    changes = [*SETTINGS, *ONE, "trainer.max_steps=1", f"data.start_from={pretrained_pair}"]
+    command = [Path(sys.executable).with_name("cellglot"), "pretrain", "--config", "langcell_tiny.yaml"]
+    options = [word for change in changes for word in ("--set", change)]
+    done = subprocess.run(
+        [*command, "--corpus", text_corpus.folder, "-o", tmp_path, *options],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("tower", ["cell", "text"])
 def test_a_frozen_tower_stays(text_corpus, tmp_path, tower):
     config = settings(f"data.freeze={tower}", "trainer.max_steps=2")
