@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoModel, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import cellglot
 from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.masked_genes import cell_encoder
+from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.gene_report import GeneReport
 
@@ -31,7 +34,7 @@ def embed_file(
     Parameters
     ----------
     model
-        Folder or repository.
+        Folder or repository of a model of any head, or of an adapter.
     cells
         File of cells.
     output
@@ -57,7 +60,7 @@ def embed_file(
     if output.suffix not in ENDINGS:
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
     cellglot.register_auto_classes()
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+    network, tokenizer = _encoder(model)
     report = GeneReport()
     with read_cells(cells, layer=layer) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")
@@ -76,6 +79,16 @@ def embed_file(
             f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}",
         ]
     return "\n".join(lines + ([] if plot is None else [str(plot)]))
+
+
+def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load what embeds cells, with all its weights, and its tokenizer."""
+    if is_adapter(model):
+        return cell_encoder(load_with_adapter(model)), AutoTokenizer.from_pretrained(read_adapter(model).base)
+    tokenizer, config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
+    auto_class = config.pipelines()["cell-embedding"]["pt"][0]
+    network = getattr(transformers, auto_class).from_pretrained(model)
+    return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
 
 
 def _label(value: Any) -> str | None:

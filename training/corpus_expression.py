@@ -87,6 +87,7 @@ class CorpusExpression:
         vocabulary = self.tokenizer.vocabulary
         for values in self.values(keep):
             if isinstance(self.tokenizer, ExceiverTokenizer):
+                assert vocabulary.stds is not None and vocabulary.means is not None
                 stds = np.where(vocabulary.stds == 0, 1.0, vocabulary.stds)
                 values.data = (values.data - 1.0) * stds[values.indices] + vocabulary.means[values.indices]
             yield values

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from cellglot.evaluation.embed_file import embed_file
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.modeling import ExceiverModel
-from cellglot.tokenization import ExceiverTokenizer
+from cellglot.tokenization import ExceiverTokenizer, RankValueTokenizer
 
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -55,6 +55,25 @@ def test_a_classifier_embeds_too(model_folders, cells, tmp_path):
     embed_file(model_folders["classifier"], cells, tmp_path / "e.npy", **QUIET)
     embedding = np.load(tmp_path / "e.npy")
     assert embedding.shape == (50, 48) and np.isfinite(embedding).all()
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+def test_classifiers_of_langcell_embed_by_their_own_encoder(head, cells, blood, vocabulary, tmp_path):
+    """Which has no projection into the space of texts: nothing of the embedding is drawn at random."""
+    import cellglot.modeling as models
+
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, model_max_length=64)
+    cell = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64, "hidden_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}  # fmt: skip
+    text = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16}  # fmt: skip
+    config = models.LangCellConfig(cell_config=cell, text_config=text, num_labels=3)
+    network = getattr(models, f"LangCell{head}")(config).eval()
+    network.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    embed_file(tmp_path / "classifier", cells, tmp_path / "e.npy", **QUIET)
+    expected = embed_cells(network.cell_model, tokenizer, blood[:50], **QUIET)
+    assert np.allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
