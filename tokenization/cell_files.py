@@ -22,6 +22,7 @@ from cellglot.tokenization.stored_matrix import (
     columns_to_rows,
     market_to_rows,
 )
+from cellglot.tokenization.zarr_sparse import absent_chunks, checked_arrays
 
 
 Place = tuple[Any, list[str], Mapping[str, Any]]
@@ -151,6 +152,11 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
             raise CellFileError(f"{name} has {matrix.shape[1]:,} columns, but {len(genes):,} genes are named")
         if not isinstance(matrix, StoredRows | StoredDense):
             notes.append(f"{name} is stored by columns (CSC): it is converted to rows on disk before it is read")
+        if isinstance(element, zarr.Array) and (absent := absent_chunks(element)):
+            notes.append(
+                f"{name} lacks {absent:,} of its {element.nchunks:,} chunks, which are read as zeros: their writer "
+                "left out chunks of nothing but zeros, or the copy is incomplete"
+            )
         columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
         places[name] = (matrix, [str(g) for g in genes.index], columns)
 
@@ -184,10 +190,15 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     missing = [name for name in ("data", "indices", "indptr") if name not in element]
     if missing or shape is None:
         raise CellFileError(f"the sparse matrix {element.name} lacks {', '.join(missing) or 'its shape'}")
-    arrays = fast_array(element["data"]), fast_array(element["indices"]), element["indptr"]
-    if encoding.startswith("csc"):
-        return columns_to_rows(*arrays, shape=(int(shape[0]), int(shape[1])), folder=folder)
-    return StoredRows(*arrays, shape=(int(shape[0]), int(shape[1])))
+    n_cells, n_genes = int(shape[0]), int(shape[1])
+    by_columns = encoding.startswith("csc")
+    if isinstance(element, zarr.Group):
+        arrays = checked_arrays(element, n_cells if by_columns else n_genes)
+    else:
+        arrays = fast_array(element["data"]), fast_array(element["indices"]), element["indptr"]
+    if by_columns:
+        return columns_to_rows(*arrays, shape=(n_cells, n_genes), folder=folder)
+    return StoredRows(*arrays, shape=(n_cells, n_genes))
 
 
 def _gene_table(element: Any) -> pd.DataFrame:

@@ -55,7 +55,8 @@ class Cells:
         self.counts = counts
         self.obs = opened.obs
         self.metadata_columns = schema_names(opened.obs.names, rename)
-        self.notes = [n for n in opened.notes if "stored by columns" not in n or n.startswith(f"{counts.location} ")]
+        others = tuple(f"{place} " for place in opened.places if place != counts.location)
+        self.notes = [note for note in opened.notes if not note.startswith(others)]
         if counts.recover:
             self.notes.append(
                 f"{counts.location} holds log1p of scaled counts: raw counts are computed back exactly, each cell's "

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
 
 from cellglot.tokenization import CellFileError, NotCountsError, read_cells
 from cellglot.tokenization.cell_metadata import schema_names
@@ -338,6 +339,64 @@ def test_corrupt_matrices(cells, tmp_path, name, change, message):
     damage(tmp_path / "a.h5ad", name, change)
     with pytest.raises(CellFileError, match=message), read_cells(tmp_path / "a.h5ad") as opened:
         list(opened.chunks())
+
+
+def write_zarr(matrix, path, chunk):
+    """A sparse matrix in zarr, in small chunks; those of nothing but zeros are left out, as is zarr's default."""
+    ad.AnnData(matrix).write_zarr(path)
+    store = zarr.open_group(path, mode="r+")
+    for name, length in (("data", 4 * chunk), ("indices", 4 * chunk), ("indptr", chunk)):
+        values = store[f"X/{name}"][:]
+        del store[f"X/{name}"]
+        store["X"].create_array(name, shape=values.shape, dtype=values.dtype, chunks=(length,))[:] = values
+    zarr.consolidate_metadata(path)
+
+
+def chunk_files(folder):
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith((".", "zarr.json")))
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("data", "stored counts are not 0"),
+        ("indices", "more than once in a row"),
+        ("indptr", "fall|to one row or column"),
+    ],
+)
+def test_a_missing_chunk_of_zarr_is_no_zeros(cells, tmp_path, layout, number, name, why):
+    write_zarr(cells.X.asformat(layout), tmp_path / "a.zarr", 100)
+    chunk_files(tmp_path / "a.zarr" / "X" / name)[number].unlink()
+    with (
+        pytest.raises(CellFileError, match=rf"X/{name}: 1 of [\d,]+ chunks is missing.*{why}.*incomplete"),
+        read_cells(tmp_path / "a.zarr") as opened,
+    ):
+        list(opened.chunks())
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.vstack([np.zeros((60, 3)), np.eye(3), np.zeros((60, 3))]),  # begins with empty cells
+        np.ones((60, 1)),  # one gene
+        np.tile([[4.0, 0, 0]], (60, 1)),  # cells with the first gene alone
+        np.zeros((60, 3)),
+    ],
+)
+def test_chunks_of_zeros_that_zarr_leaves_out(tmp_path, matrix):
+    write_zarr(sp.csr_matrix(matrix), tmp_path / "a.zarr", 10)
+    with read_cells(tmp_path / "a.zarr") as opened:
+        assert (sp.vstack(list(opened.chunks())).toarray() == matrix).all()
+    assert not chunk_files(tmp_path / "a.zarr" / "X" / "indices")[1:]
+
+
+def test_absent_chunks_of_a_dense_matrix_are_said(cells, tmp_path):
+    write("zarr dense", cells, tmp_path / "a.zarr")
+    chunk_files(tmp_path / "a.zarr" / "X")[0].unlink()
+    with read_cells(tmp_path / "a.zarr") as opened:
+        assert "X lacks 1 of its" in opened.summary()
 
 
 @pytest.mark.parametrize(
