@@ -16,6 +16,7 @@ from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTab
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
 from cellglot.tokenization.stored_matrix import (
+    READ_ERRORS,
     CellFileError,
     StoredDense,
     StoredRows,
@@ -85,7 +86,7 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
     except CellFileError as error:
         file.close()
         raise CellFileError(f"{path}: {error}") from error
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except READ_ERRORS as error:
         file.close()
         raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
 
@@ -121,7 +122,7 @@ def _open_folder(path: Path, folder: Path | None) -> CellFile:
             return _open_anndata(zarr.open_group(path, mode="r"), folder, "zarr")
         except CellFileError as error:
             raise CellFileError(f"{path}: {error}") from error
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except READ_ERRORS as error:
             raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
     matrices = sorted(p for p in path.iterdir() if p.name.endswith(("matrix.mtx", "matrix.mtx.gz")))
     if len(matrices) != 1:
@@ -297,7 +298,7 @@ def _lines(path: Path) -> list[str]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             return [line.rstrip("\r\n") for line in file if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         raise CellFileError(f"{path} cannot be read: {error}") from error
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from cellglot.tokenization.cell_files import CellFile, open_cell_file
 from cellglot.tokenization.cell_metadata import FrameTable, schema_names
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
-from cellglot.tokenization.stored_matrix import CellFileError
+from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
 if TYPE_CHECKING:
@@ -203,12 +203,12 @@ def read_cells(
         opened = open_cell_file(path, None if folder is None else Path(folder))
         try:
             counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))
-        except (OSError, RuntimeError) as error:
-            opened.close()
-            raise CellFileError(f"{path} cannot be read, it may be cut short: {error}") from error
         except ValueError as error:
             opened.close()
             raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        except READ_ERRORS as error:
+            opened.close()
+            raise CellFileError(f"{path} cannot be read, it may be cut short: {error}") from error
         cells = Cells(_stem(path), opened, counts, rename)
     elif getattr(source, "isbacked", False) and not getattr(source, "is_view", False):
         opened = open_cell_file(Path(source.filename), None if folder is None else Path(folder))

@@ -33,6 +33,7 @@ from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on, write_whole
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
+from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
@@ -517,7 +518,7 @@ class _Run:
                     rows = cells.counts.rows(0, min(64, cells.n_cells))
             except GeneCoverageError as error:
                 raise GeneCoverageError(f"{file.name}: {error}") from error
-            except (ValueError, OSError, RuntimeError) as error:
+            except READ_ERRORS as error:
                 raise BrokenFileError(file.name, str(error)) from error
             columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
             report = columns.match.report()

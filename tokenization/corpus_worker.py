@@ -27,6 +27,7 @@ from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns, join, row_sums
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
+from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
@@ -122,7 +123,7 @@ class Worker:
             folder = conversion_folder(Path(self.job.work), file.path)
             try:
                 self._cells = open_planned(file.path, self.job.options, folder)
-            except (ValueError, OSError) as error:
+            except READ_ERRORS as error:
                 raise BrokenFileError(file.name, str(error)) from error
             counts = self._cells.counts
             if self.job.tokenizer_class is None:
@@ -139,7 +140,7 @@ class Worker:
         try:
             for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
                 yield low, cells.counts.rows(low, high), cells.metadata(low, high)
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
+        except READ_ERRORS as error:
             raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
 
     def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

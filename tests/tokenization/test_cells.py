@@ -423,6 +423,53 @@ def test_broken_10x_folders(cells, tmp_path, change, message):
         list(opened.chunks())
 
 
+def cut(share):
+    return lambda content: content[: int(len(content) * share)]
+
+
+def flipped(content):
+    """Three bytes of the compressed data turned over."""
+    content = bytearray(content)
+    for place in (40, len(content) // 8, len(content) // 2):
+        content[place] ^= 0xFF
+    return bytes(content)
+
+
+DAMAGES = {"cut at 2%": cut(0.02), "cut at 50%": cut(0.5), "cut at 99%": cut(0.99), "flipped": flipped}
+
+
+@pytest.mark.parametrize("damage_by", DAMAGES)
+@pytest.mark.parametrize("name", ["matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"])
+def test_damaged_gzip_in_a_10x_folder_is_named(cells, tmp_path, name, damage_by):
+    write("mtx gz", cells, tmp_path / "folder")
+    path = tmp_path / "folder" / name
+    path.write_bytes(DAMAGES[damage_by](path.read_bytes()))
+    with pytest.raises(CellFileError, match=name), read_cells(tmp_path / "folder") as opened:
+        list(opened.chunks())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("1 x 3", "cannot be read after 0 entries"), ("1 1 many", "no numbers"), ("1 1.5 2", "cannot be read after")],
+)
+def test_entries_that_are_no_numbers(cells, tmp_path, line, message):
+    write("mtx", cells, tmp_path / "folder")
+    path = tmp_path / "folder" / "matrix.mtx"
+    head = path.read_text().splitlines()[:3]
+    path.write_text("\n".join([*head, line]) + "\n")
+    with pytest.raises(CellFileError, match=message), read_cells(tmp_path / "folder") as opened:
+        list(opened.chunks())
+
+
+def test_a_matrix_market_file_without_entries(cells, tmp_path):
+    empty = cells.copy()
+    empty.X = sp.csr_matrix(cells.shape)
+    write("mtx", empty, tmp_path / "folder")
+    with read_cells(tmp_path / "folder") as opened:
+        assert sp.vstack(list(opened.chunks())).nnz == 0
+        assert len(opened) == 120
+
+
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(CellFileError, match="it holds nothing"):
         read_cells(tmp_path)

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+from typer.testing import CliRunner
 
+from cellglot.cli import app
 from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
@@ -324,6 +327,26 @@ def test_a_file_that_breaks_while_it_is_read(files, broken, corpus, tmp_path, me
     assert "passed over broken" in skipped.summary()
     assert rows(skipped).equals(rows(plain))
     assert skipped.tokenizer().vocabulary == plain.tokenizer().vocabulary
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_10x_folder_whose_gzip_is_cut_is_passed_over(files, blood, tmp_path, share):
+    folder = tmp_path / "10x"
+    folder.mkdir()
+    entries = sp.coo_matrix(blood.X.T.astype(int))
+    text = "%%MatrixMarket matrix coordinate integer general\n"
+    text += f"{blood.n_vars} {blood.n_obs} {entries.nnz}\n"
+    text += "".join(f"{r + 1} {c + 1} {v}\n" for r, c, v in zip(entries.row, entries.col, entries.data, strict=True))
+    content = gzip.compress(text.encode())
+    (folder / "matrix.mtx.gz").write_bytes(content[: int(len(content) * share)])
+    (folder / "barcodes.tsv").write_text("".join(f"{b}\n" for b in blood.obs_names))
+    (folder / "features.tsv").write_text("".join(f"{g}\n" for g in blood.var_names))
+    command = ["tokenize", str(folder), str(files[0]), "-o", str(tmp_path / "c"), "--skip-broken", "--processes", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert list(Corpus.open(tmp_path / "c").manifest["broken"]) == ["10x"]
+    assert "passed over 10x: " in result.output
+    assert "matrix.mtx.gz" in result.output
 
 
 def test_normalised_files_are_refused_by_name(blood, tmp_path):
