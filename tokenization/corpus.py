@@ -98,7 +98,7 @@ class Corpus:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
-            again = "delete it and run cellglot tokenize again with overwrite"
+            again = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
             if not path.exists():
                 raise CorpusError(f"{path} is missing: {again}")
             if path.stat().st_size != shard["bytes"]:
@@ -209,7 +209,7 @@ def tokenize_corpus(
     skip_broken
         Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
     overwrite
-        Delete an earlier result or unfinished run with other arguments.
+        Begin anew: delete an earlier result or unfinished run, also one with the same arguments.
     progress
         Show progress bars.
 
@@ -349,7 +349,7 @@ class _Run:
         broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
         self._make_plan(broken)
         earlier = self._earlier_plan()
-        if earlier is not None and earlier != self.plan.to_dict():
+        if earlier is not None and (overwrite or earlier != self.plan.to_dict()):
             if not overwrite:
                 changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
                 raise CorpusError(

@@ -394,6 +394,17 @@ def test_damaged_shards_are_named(blood_file, tmp_path, damage, message):
         Corpus.open(corpus.folder)
 
 
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.unlink()])
+def test_a_damaged_shard_is_repaired_by_overwriting(blood_file, tmp_path, damage):
+    corpus = tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    whole = content(corpus.folder)
+    damage(corpus.folder / corpus.manifest["shards"][0]["file"])
+    with pytest.raises(CorpusError, match="again with --overwrite"):
+        tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    tokenize_corpus([blood_file], tmp_path / "c", overwrite=True, **QUIET)
+    assert content(corpus.folder) == whole
+
+
 def test_no_corpus(tmp_path):
     with pytest.raises(CorpusError, match="holds no corpus"):
         Corpus.open(tmp_path)
