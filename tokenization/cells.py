@@ -176,7 +176,8 @@ def read_cells(
         ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, or an AnnData.
     layer
         ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at. By default X is taken where it holds
-        counts (raw.X where that holds more), then the usual layers, then places from which counts can be recovered.
+        counts (raw.X where that holds more), then the usual layers, then places from which counts can be
+        recovered, then places with nothing but zeros.
     rename
         Column of obs -> name under which to carry it, e.g. ``{"bulk_labels": "cell_type"}``.
     folder

@@ -211,6 +211,23 @@ def test_counts_are_found_and_their_place_is_said(cells, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+def test_an_x_of_zeros_is_the_last_resort(cells, tmp_path, layout):
+    zeros = cells.copy()
+    zeros.X = sp.csr_matrix(cells.shape)
+    zeros.layers["counts"] = cells.X
+    write(f"h5ad {layout}", zeros, tmp_path / "a.h5ad")
+    for source in (zeros, tmp_path / "a.h5ad"):
+        with read_cells(source) as opened:
+            assert "raw counts in layers['counts'] (X: only zeros in the cells looked at)" in opened.summary()
+            assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
+    with read_cells(tmp_path / "a.h5ad", layer="X") as opened:
+        assert "raw counts in X (X: only zeros in the cells looked at)" in opened.summary()
+    del zeros.layers["counts"]
+    zeros.raw = cells
+    assert read_cells(zeros).counts.location == "raw.X"
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_log1p_of_scaled_counts_is_recovered_exactly(cells, tmp_path, layout, dtype):
     logged = cells.copy()
