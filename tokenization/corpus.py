@@ -288,9 +288,10 @@ def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in left_out}
 
 
-def _known(tokenizer_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+def _known(tokenizer_class: type[GeneExpressionTokenizer], options: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse options that a tokenizer does not have."""
-    known = set(inspect.signature(tokenizer_class).parameters) - {"vocab_file", "stats_file", "vocabulary", "kwargs"}
+    known = {p for c in (tokenizer_class, GeneExpressionTokenizer) for p in inspect.signature(c).parameters}
+    known -= {"vocab_file", "stats_file", "vocabulary", "kwargs"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(

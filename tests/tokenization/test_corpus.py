@@ -173,6 +173,26 @@ def test_a_vocabulary_is_used_as_it_is(files, corpus, tmp_path):
         tokenize_corpus(files[:1], tmp_path / "d", vocabulary=corpus.tokenizer_folder, gene_column="index", **QUIET)
 
 
+def test_the_least_coverage_is_an_option(blood, tmp_path):
+    names = [f"ENSG{i:011d}" for i in range(blood.n_vars)]
+    whole, other = blood.copy(), blood.copy()
+    whole.var_names = names
+    other.var_names = [n if i % 10 == 0 else f"other{i}" for i, n in enumerate(names)]
+    for cells, name in ((whole, "whole"), (other, "other")):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    corpus = tokenize_corpus([tmp_path / "whole.h5ad"], tmp_path / "c", **QUIET)
+    command = ["tokenize", str(tmp_path / "other.h5ad"), "-o", str(tmp_path / "d"), "--processes", "1"]
+    command += ["--vocabulary", str(corpus.folder)]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, GeneCoverageError)
+    assert "min_coverage" in str(refused.exception)
+    accepted = CliRunner().invoke(app, [*command, "--option", "min_coverage=0.001", "--overwrite"])
+    assert accepted.exit_code == 0, accepted.output
+    assert Corpus.open(tmp_path / "d").tokenizer().min_coverage == 0.001
+    with pytest.raises(ValueError, match="has no option nope: there are .*min_coverage"):
+        tokenize_corpus([tmp_path / "other.h5ad"], tmp_path / "e", tokenizer_options={"nope": 3}, **QUIET)
+
+
 def test_genes_tables_and_options(files, tmp_path):
     corpus = tokenize_corpus(
         files, tmp_path / "c", tokenizer="rank-value", tokenizer_options={"total": "vocabulary"},
