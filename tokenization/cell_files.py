@@ -211,12 +211,18 @@ def _gene_table(element: Any) -> pd.DataFrame:
 
 def _cell_table(element: Any, n_cells: int) -> CellTable:
     if not hasattr(element, "keys"):  # a compound array, as AnnData wrote before version 0.7
-        return FrameTable(read_elem(element))
+        frame = read_elem(element)
+        _check_length("obs", len(frame), n_cells)
+        return FrameTable(frame)
     table = StoredTable(element, n_cells)
-    index = element.attrs.get("_index", "_index")
-    if index in element and element[index].shape[0] != n_cells:
-        raise CellFileError(f"obs names {element[index].shape[0]:,} cells, but the matrix has {n_cells:,}")
+    for name, length in table.lengths().items():
+        _check_length(f"obs[{name!r}]", length, n_cells)
     return table
+
+
+def _check_length(name: str, length: int, n: int, kind: str = "cells") -> None:
+    if length != n:
+        raise CellFileError(f"{name} has {length:,} values, but the matrix has {n:,} {kind}")
 
 
 # -------------------------------------------------------------------- 10x
@@ -244,6 +250,9 @@ def _open_10x_by_genome(file: h5py.File) -> CellFile:
 
 def _from_10x(group: h5py.Group, table: dict[str, list[str]], types: list[str] | None, format_name: str) -> CellFile:
     n_genes, n_cells = (int(n) for n in group["shape"][:])
+    for name, values in table.items():
+        _check_length(name, len(values), n_genes, "genes")
+    _check_length("barcodes", len(group["barcodes"]), n_cells)
     column_map, kept, notes = _gene_expression_only(types, n_genes)
     data, indices = fast_array(group["data"]), fast_array(group["indices"])
     matrix = StoredRows(data, indices, group["indptr"], (n_cells, n_genes), column_map)
@@ -311,6 +320,10 @@ def _open_loom(file: h5py.File) -> CellFile:
     }
     cells = {name: file["col_attrs"][name] for name in file["col_attrs"] if _is_vector(file["col_attrs"][name])}
     matrix = StoredDense(file["matrix"], transposed=True)
+    for name, values in cells.items():
+        _check_length(f"col_attrs/{name}", len(values), matrix.shape[0])
+    for name, names_of_genes in genes.items():
+        _check_length(f"row_attrs/{name}", len(names_of_genes), matrix.shape[1], "genes")
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
     frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
     names = next((n for n in ("CellID", "obs_names", "cell_id", "barcode") if n in frame), None)

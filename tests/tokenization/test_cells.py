@@ -455,6 +455,33 @@ def flipped(content):
 DAMAGES = {"cut at 2%": cut(0.02), "cut at 50%": cut(0.5), "cut at 99%": cut(0.99), "flipped": flipped}
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "message"),
+    [
+        ("10x h5", "matrix/barcodes", "barcodes has 100 values, but the matrix has 120 cells"),
+        ("10x h5", "matrix/features/id", "gene_ids has 100 values, but the matrix has 765 genes"),
+        ("10x h5 antibodies", "matrix/features/name", "gene_symbols has 100 values, but the matrix has 769 genes"),
+        ("10x h5 version 2", "GRCh38/barcodes", "barcodes has 100 values, but the matrix has 120 cells"),
+        ("loom", "col_attrs/CellID", "CellID has 100 values, but the matrix has 120 cells"),
+        ("loom", "col_attrs/celltype", "celltype has 100 values, but the matrix has 120 cells"),
+        ("loom", "row_attrs/Accession", "Accession has 100 values, but the matrix has 765 genes"),
+        ("h5ad csr", "obs/_index", r"obs\['names'\] has 100 values, but the matrix has 120 cells"),
+        ("h5ad csr", "obs/n", r"obs\['n'\] has 100 values, but the matrix has 120 cells"),
+        ("h5ad csr", "obs/celltype/codes", r"obs\['celltype'\] has 100 values, but the matrix has 120 cells"),
+    ],
+)
+def test_names_and_metadata_shorter_than_the_matrix(cells, tmp_path, form, name, message):
+    path = tmp_path / FORMS[form]
+    write(form, cells, path)
+    with h5py.File(path, "r+") as file:
+        values, attributes = file[name][:100], dict(file[name].attrs)
+        del file[name]
+        file[name] = values
+        file[name].attrs.update(attributes)
+    with pytest.raises(CellFileError, match=f"{path.name}: .*{message}"):
+        read_cells(path)
+
+
 @pytest.mark.parametrize("damage_by", DAMAGES)
 @pytest.mark.parametrize("name", ["matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"])
 def test_damaged_gzip_in_a_10x_folder_is_named(cells, tmp_path, name, damage_by):

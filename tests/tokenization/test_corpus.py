@@ -11,6 +11,7 @@ from collections import Counter
 
 import anndata as ad
 import datasets
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -308,8 +309,6 @@ def test_other_arguments_need_another_folder_or_overwriting(blood_file, files, t
 def broken(files, tmp_path):
     """A file whose cells break off while they are read: its head is whole, a chunk in its middle is not."""
     content = bytearray(files[0].read_bytes())
-    import h5py
-
     with h5py.File(files[0]) as file:
         data = file["X/data"]
         # between the cells that are sampled when the file is opened (0 to 63, 125 to 188, 186 to 249)
@@ -347,6 +346,16 @@ def test_a_file_that_breaks_while_it_is_read(files, broken, corpus, tmp_path, me
     assert "passed over broken" in skipped.summary()
     assert rows(skipped).equals(rows(plain))
     assert skipped.tokenizer().vocabulary == plain.tokenizer().vocabulary
+
+
+def test_a_file_whose_metadata_is_cut_is_passed_over(files, blood, tmp_path):
+    blood.write_h5ad(tmp_path / "short.h5ad")
+    with h5py.File(tmp_path / "short.h5ad", "r+") as file:
+        column, codes = file["obs/cell_type"], file["obs/cell_type/codes"][:100]
+        del column["codes"]
+        column["codes"] = codes
+    corpus = tokenize_corpus([tmp_path / "short.h5ad", files[0]], tmp_path / "c", skip_broken=True, **QUIET)
+    assert "100 values, but the matrix has 700 cells" in corpus.manifest["broken"]["short"]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
