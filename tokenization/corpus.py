@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
-from cellglot.tokenization.background import Helpers
+from cellglot.tokenization.background import Helpers, end_with_parent
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
     FileOptions,
@@ -404,6 +404,8 @@ class _Run:
         if (self.output / MANIFEST).exists():
             shutil.rmtree(self.work, ignore_errors=True)
             return Corpus.open(self.output)
+        for unfinished in (*(self.output / "data").glob("*.tmp"), *self.output.glob(f"{MANIFEST}.*.tmp")):
+            unfinished.unlink(missing_ok=True)
         with self._bars() as bars, self._processes():
             if not (self.output / "tokenizer").exists():
                 self._make_tokenizer(bars)
@@ -551,7 +553,7 @@ class _Run:
             yield
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(helpers, context) as pool:
+        with ProcessPoolExecutor(helpers, context, initializer=end_with_parent) as pool:
             self._helpers = Helpers(pool, helpers)
             try:
                 yield

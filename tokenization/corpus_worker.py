@@ -316,7 +316,7 @@ class _ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         n = len(table) if everything else len(table) // ROW_GROUP_CELLS * ROW_GROUP_CELLS
         if split not in self.writers:
-            self.writers[split] = _parquet_writer(f"{self._path(split)}.tmp", table.schema)
+            self.writers[split] = _parquet_writer(str(_unfinished(self._path(split))), table.schema)
         self.writers[split].write_table(table.slice(0, n), row_group_size=ROW_GROUP_CELLS)
         rest = table.slice(n).combine_chunks()
         self.waiting[split] = rest.to_batches() if len(rest) else []
@@ -332,7 +332,7 @@ class _ShardWriter:
         finally:
             for split, writer in self.writers.items():
                 writer.close()
-                Path(f"{self._path(split)}.tmp").unlink(missing_ok=True)
+                _unfinished(self._path(split)).unlink(missing_ok=True)
 
     def _finish(self) -> None:
         for split in SPLITS:
@@ -341,7 +341,7 @@ class _ShardWriter:
         for split, writer in self.writers.items():
             writer.close()
             path = self._path(split)
-            os.replace(f"{path}.tmp", path)
+            os.replace(_unfinished(path), path)
             self.written.append(
                 {
                     "file": f"data/{path.name}",
@@ -353,10 +353,15 @@ class _ShardWriter:
             )
 
 
+def _unfinished(path: Path) -> Path:
+    """Give the name under which this process writes a file that is not whole yet."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a temporary name first, so that it is whole under its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _unfinished(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -14,6 +14,7 @@ import datasets
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -283,6 +284,53 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
     resumed = tokenize_corpus(files, output, **QUIET)
     assert len(calls) == len(whole.manifest["plan"]["units"]) - after
     assert content(resumed.folder) == content(whole.folder)
+
+
+WAITING = """
+import time
+from cellglot.tokenization import corpus_plan, corpus
+from cellglot.tokenization.corpus_worker import Worker
+corpus_plan.UNIT_CELLS = 40
+if __name__ == "__main__":
+    Worker.tokens = lambda self, *arguments: time.sleep(600)  # the helper alone writes
+    corpus.tokenize_corpus({files!r}, {output!r}, processes=2, progress=False)
+"""
+
+
+def test_helpers_end_with_the_process_that_is_killed(files, tmp_path, monkeypatch):
+    small_units(monkeypatch)
+    whole = tokenize_corpus(files, tmp_path / "whole", **QUIET)
+    output = tmp_path / "killed"
+    script = WAITING.format(files=[str(f) for f in files], output=str(output))
+    run = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    try:
+        wait_until(lambda: list(output.glob(".work/units/*.json")) or run.poll() is not None)
+        helpers = psutil.Process(run.pid).children(recursive=True)
+        assert helpers
+    finally:
+        run.kill()
+        run.wait()
+    try:
+        wait_until(lambda: all(map(ended, helpers)), seconds=30)
+    finally:
+        for process in (h for h in helpers if not ended(h)):
+            process.kill()
+    (output / "data" / "train-000000.parquet.1.tmp").write_text("left by a process that was killed")
+    assert content(tokenize_corpus(files, output, **QUIET).folder) == content(whole.folder)
+
+
+def ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_finished_corpus_is_not_made_again(corpus, blood_file, monkeypatch):
