@@ -602,7 +602,17 @@ def expression_loss(
     num_items_in_batch
         Cells of the whole batch, over accumulation steps and processes: the loss is then the sum over this call's
         cells of their mean squared errors, divided by this number.
+
+    Raises
+    ------
+    ValueError
+        If the labels are not of the predictions' shape.
     """
+    if labels.shape != predicted.shape:
+        raise ValueError(
+            f"labels of expression have shape {tuple(labels.shape)}, but the genes to predict have shape "
+            f"{tuple(predicted.shape)}: one label for each query of each cell"
+        )
     squared = (predicted.float() - labels.float()).square().where(valid, 0.0)
     if num_items_in_batch is None:
         return squared.sum() / valid.sum().clamp(min=1)

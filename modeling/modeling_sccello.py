@@ -311,7 +311,9 @@ class ScCelloModel(ScCelloPreTrainedModel):
         """Replace the embeddings of genes."""
         self.embeddings.word_embeddings = value
 
-    def _check_input(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> None:
+    def _check_input(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> None:
         config, tokens = self.config, input_ids.shape[1]
         if tokens == 0:
             raise ValueError("cells without tokens: every cell begins with <cls>")
@@ -328,16 +330,33 @@ class ScCelloModel(ScCelloPreTrainedModel):
                 f"input_ids holds the id {low if low < 0 else high:,}, but this model has "
                 f"vocab_size={config.vocab_size:,}: do tokenizer and model belong together?"
             )
-        if position_ids is not None and int(position_ids.max()) >= config.max_position_embeddings:
-            raise ValueError(
-                f"position_ids holds {int(position_ids.max()):,}, but this model has positions for "
-                f"{config.max_position_embeddings:,} tokens of a cell, counted from 0"
-            )
+        if position_ids is not None:
+            self._check_positions(input_ids, attention_mask, position_ids)
         firsts = input_ids[:, 0] if position_ids is None else input_ids[position_ids.expand_as(input_ids) == 0]
         if not ((firsts == config.cls_token_id) | (firsts == config.pad_token_id)).all():
             logger.warning_once(
                 f"Some cells do not begin with <cls> (id {config.cls_token_id:,}), whose hidden state is the cell's "
                 "embedding: make the tokenizer with add_cls_token=True."
+            )
+
+    def _check_positions(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor
+    ) -> None:
+        low, high = int(position_ids.min()), int(position_ids.max())
+        if low < 0 or high >= self.config.max_position_embeddings:
+            raise ValueError(
+                f"position_ids holds {low if low < 0 else high:,}, but this model has positions for "
+                f"{self.config.max_position_embeddings:,} tokens of a cell, counted from 0"
+            )
+        if self._packed_cells(input_ids, attention_mask, position_ids) is not None:
+            return
+        tokens = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        several = ((position_ids.expand_as(input_ids) == 0) & tokens).sum(dim=1) > 1
+        if several.any():
+            raise ValueError(
+                f"position_ids begins anew at 0 within row {int(several.nonzero()[0])}, but packed cells stand in one "
+                f"row, without attention_mask; here are {len(input_ids):,} rows, "
+                f"{'without' if attention_mask is None else 'with'} attention_mask"
             )
 
     def _packed_cells(
@@ -450,9 +469,10 @@ class ScCelloModel(ScCelloPreTrainedModel):
         Raises
         ------
         ValueError
-            If a cell is longer than the model's positions, or an id is beyond its vocabulary.
+            If a cell is longer than the model's positions, an id is beyond its vocabulary, a position is negative, or
+            packed cells stand in several rows or come with an `attention_mask`.
         """
-        self._check_input(input_ids, position_ids)
+        self._check_input(input_ids, attention_mask, position_ids)
         packed = self._packed_cells(input_ids, attention_mask, position_ids)
         if packed is not None:
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)

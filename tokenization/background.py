@@ -1,9 +1,12 @@
 """Reading ahead, writing behind and working side by side: the order of results stays what it was."""
 
 import functools
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 
@@ -108,6 +111,19 @@ class Helpers:
             left_alone.set()
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, however that one ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _pass_on(done: Future, result: Future) -> None:
     if done.cancelled():
         result.cancel()
@@ -117,4 +133,4 @@ def _pass_on(done: Future, result: Future) -> None:
         result.set_result(done.result())
 
 
-__all__ = ["Behind", "Helpers", "ahead"]
+__all__ = ["Behind", "Helpers", "ahead", "end_with_parent"]

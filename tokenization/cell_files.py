@@ -16,12 +16,14 @@ from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTab
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
 from cellglot.tokenization.stored_matrix import (
+    READ_ERRORS,
     CellFileError,
     StoredDense,
     StoredRows,
     columns_to_rows,
     market_to_rows,
 )
+from cellglot.tokenization.zarr_sparse import absent_chunks, checked_arrays
 
 
 Place = tuple[Any, list[str], Mapping[str, Any]]
@@ -84,7 +86,7 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
     except CellFileError as error:
         file.close()
         raise CellFileError(f"{path}: {error}") from error
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except READ_ERRORS as error:
         file.close()
         raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
 
@@ -120,7 +122,7 @@ def _open_folder(path: Path, folder: Path | None) -> CellFile:
             return _open_anndata(zarr.open_group(path, mode="r"), folder, "zarr")
         except CellFileError as error:
             raise CellFileError(f"{path}: {error}") from error
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except READ_ERRORS as error:
             raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
     matrices = sorted(p for p in path.iterdir() if p.name.endswith(("matrix.mtx", "matrix.mtx.gz")))
     if len(matrices) != 1:
@@ -151,6 +153,11 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
             raise CellFileError(f"{name} has {matrix.shape[1]:,} columns, but {len(genes):,} genes are named")
         if not isinstance(matrix, StoredRows | StoredDense):
             notes.append(f"{name} is stored by columns (CSC): it is converted to rows on disk before it is read")
+        if isinstance(element, zarr.Array) and (absent := absent_chunks(element)):
+            notes.append(
+                f"{name} lacks {absent:,} of its {element.nchunks:,} chunks, which are read as zeros: their writer "
+                "left out chunks of nothing but zeros, or the copy is incomplete"
+            )
         columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
         places[name] = (matrix, [str(g) for g in genes.index], columns)
 
@@ -184,10 +191,15 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     missing = [name for name in ("data", "indices", "indptr") if name not in element]
     if missing or shape is None:
         raise CellFileError(f"the sparse matrix {element.name} lacks {', '.join(missing) or 'its shape'}")
-    arrays = fast_array(element["data"]), fast_array(element["indices"]), element["indptr"]
-    if encoding.startswith("csc"):
-        return columns_to_rows(*arrays, shape=(int(shape[0]), int(shape[1])), folder=folder)
-    return StoredRows(*arrays, shape=(int(shape[0]), int(shape[1])))
+    n_cells, n_genes = int(shape[0]), int(shape[1])
+    by_columns = encoding.startswith("csc")
+    if isinstance(element, zarr.Group):
+        arrays = checked_arrays(element, n_cells if by_columns else n_genes)
+    else:
+        arrays = fast_array(element["data"]), fast_array(element["indices"]), element["indptr"]
+    if by_columns:
+        return columns_to_rows(*arrays, shape=(n_cells, n_genes), folder=folder)
+    return StoredRows(*arrays, shape=(n_cells, n_genes))
 
 
 def _gene_table(element: Any) -> pd.DataFrame:
@@ -199,12 +211,18 @@ def _gene_table(element: Any) -> pd.DataFrame:
 
 def _cell_table(element: Any, n_cells: int) -> CellTable:
     if not hasattr(element, "keys"):  # a compound array, as AnnData wrote before version 0.7
-        return FrameTable(read_elem(element))
+        frame = read_elem(element)
+        _check_length("obs", len(frame), n_cells)
+        return FrameTable(frame)
     table = StoredTable(element, n_cells)
-    index = element.attrs.get("_index", "_index")
-    if index in element and element[index].shape[0] != n_cells:
-        raise CellFileError(f"obs names {element[index].shape[0]:,} cells, but the matrix has {n_cells:,}")
+    for name, length in table.lengths().items():
+        _check_length(f"obs[{name!r}]", length, n_cells)
     return table
+
+
+def _check_length(name: str, length: int, n: int, kind: str = "cells") -> None:
+    if length != n:
+        raise CellFileError(f"{name} has {length:,} values, but the matrix has {n:,} {kind}")
 
 
 # -------------------------------------------------------------------- 10x
@@ -232,6 +250,9 @@ def _open_10x_by_genome(file: h5py.File) -> CellFile:
 
 def _from_10x(group: h5py.Group, table: dict[str, list[str]], types: list[str] | None, format_name: str) -> CellFile:
     n_genes, n_cells = (int(n) for n in group["shape"][:])
+    for name, values in table.items():
+        _check_length(name, len(values), n_genes, "genes")
+    _check_length("barcodes", len(group["barcodes"]), n_cells)
     column_map, kept, notes = _gene_expression_only(types, n_genes)
     data, indices = fast_array(group["data"]), fast_array(group["indices"])
     matrix = StoredRows(data, indices, group["indptr"], (n_cells, n_genes), column_map)
@@ -286,7 +307,7 @@ def _lines(path: Path) -> list[str]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             return [line.rstrip("\r\n") for line in file if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         raise CellFileError(f"{path} cannot be read: {error}") from error
 
 
@@ -299,6 +320,10 @@ def _open_loom(file: h5py.File) -> CellFile:
     }
     cells = {name: file["col_attrs"][name] for name in file["col_attrs"] if _is_vector(file["col_attrs"][name])}
     matrix = StoredDense(file["matrix"], transposed=True)
+    for name, values in cells.items():
+        _check_length(f"col_attrs/{name}", len(values), matrix.shape[0])
+    for name, names_of_genes in genes.items():
+        _check_length(f"row_attrs/{name}", len(names_of_genes), matrix.shape[1], "genes")
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
     frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
     names = next((n for n in ("CellID", "obs_names", "cell_id", "barcode") if n in frame), None)

@@ -38,6 +38,9 @@ class CellLabelReport:
     unresolved
         Label -> how often it stands there, most frequent first; obsolete labels without replacement are among them,
         ambiguous ones are not.
+    passed_over
+        Label without a class -> how often the label of a further column, which has one, was taken in its place; such
+        labels count under none of the above.
     names
         Class -> name, for the classes mentioned above.
     """
@@ -52,6 +55,7 @@ class CellLabelReport:
     consider: dict[str, list[str]] = field(default_factory=dict)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
     unresolved: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -89,6 +93,11 @@ class CellLabelReport:
             lines.append("by synonyms that are added or not exact: " + self._pairs(self.not_exact))
         if self.replaced:
             lines.append("obsolete, replaced as the ontology says: " + self._pairs(self.replaced))
+        if self.passed_over:
+            listed = ", ".join(f"{label!r} ({n:,})" for label, n in list(self.passed_over.items())[:_LISTED])
+            lines.append(
+                f"not in the ontology, so that a further column's label counts: {listed}{_more(self.passed_over)}"
+            )
         if self.missing:
             lines.append(f"{self.missing:,} labels are missing")
         if self.ambiguous:

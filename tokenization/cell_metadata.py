@@ -117,6 +117,13 @@ class StoredTable:
         """Give the number of cells."""
         return self.n_cells
 
+    def lengths(self) -> dict[str, int]:
+        """Give the number of values of each column and of the names (as ``"names"``), nothing being read."""
+        stored = {name: self.group[name] for name in self.names}
+        if self._index_name in self.group:
+            stored["names"] = self.group[self._index_name]
+        return {name: length for name, element in stored.items() for length in _lengths(element)}
+
     def index(self, start: int, stop: int) -> np.ndarray:
         """Read names of cells."""
         if self._index_name not in self.group:
@@ -151,6 +158,14 @@ class StoredTable:
             values = _plain(categories[:])
             self._categories[name] = np.append(values.astype(object), [None])
         return self._categories[name][np.asarray(codes)]
+
+
+def _lengths(element: Any) -> list[int]:
+    """Give the length of a stored column; of its parts, where it has several, the shortest."""
+    parts = (
+        [element[p] for p in ("codes", "values", "mask") if p in element] if hasattr(element, "keys") else [element]
+    )
+    return [min(int(part.shape[0]) for part in parts)] if parts else []
 
 
 def plain_column(values: pd.Series) -> np.ndarray:

@@ -10,6 +10,7 @@ import re
 import tempfile
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ FORMAT_VERSION = 1  # of the cache; raised when what is read from an ontology ch
 
 _GZIP = b"\x1f\x8b"
 _RELEASE_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TERM_ID = re.compile(rb"^\[Term\]\s+id:\s*(\S+)", re.MULTILINE)  # OBO has the id first
 
 # What fastobo and the XML parser raise.
 UNREADABLE = (
@@ -77,8 +79,8 @@ def read_ontology_file(
     Raises
     ------
     CellOntologyError
-        If the file is cut off, no ontology, holds no class with these prefixes, has a circle of `is_a`, or
-        `is_a` edges to a class with these prefixes that it does not define.
+        If the file is cut off, no ontology, holds no class with these prefixes, has a circle of `is_a`, `is_a` edges
+        to a class with these prefixes that it does not define, or (OBO) defines a class twice.
     """
     path = Path(path)
     checksum = _checksum(path)
@@ -138,6 +140,8 @@ def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
     parser = next((p for p in (OboParser, RdfXMLParser) if p.can_parse(str(path), head)), None)
     if parser is None:
         raise CellOntologyError(f"{path} is neither OBO nor OWL in RDF/XML: it starts with {head[:40]!r}")
+    if parser is OboParser:
+        _check_unique(path, content)
     parents: dict[str, set[str]] = {}
 
     class OpenParser(parser):  # type: ignore[misc, valid-type]
@@ -154,6 +158,15 @@ def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
         except UNREADABLE as error:
             raise CellOntologyError(f"{path} cannot be read as an ontology: {error}") from error
     return ontology, parents
+
+
+def _check_unique(path: Path, content: bytes) -> None:
+    """Refuse an OBO file that defines a class twice, of which pronto keeps a mixture."""
+    ids = Counter(i.decode("utf-8", "replace") for i in _TERM_ID.findall(content))
+    twice = [i for i, n in ids.items() if n > 1]
+    if twice:
+        listed = ", ".join(twice[:5]) + (f" and {len(twice) - 5:,} more" if len(twice) > 5 else "")
+        raise CellOntologyError(f"{path} defines more than once: {listed}; keep one [Term] of each")
 
 
 def _cell_terms(

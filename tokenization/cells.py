@@ -12,7 +12,7 @@ import pandas as pd
 from cellglot.tokenization.cell_files import CellFile, open_cell_file
 from cellglot.tokenization.cell_metadata import FrameTable, schema_names
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
-from cellglot.tokenization.stored_matrix import CellFileError
+from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Cells:
         self.counts = counts
         self.obs = opened.obs
         self.metadata_columns = schema_names(opened.obs.names, rename)
-        self.notes = [n for n in opened.notes if "stored by columns" not in n or n.startswith(f"{counts.location} ")]
+        others = tuple(f"{place} " for place in opened.places if place != counts.location)
+        self.notes = [note for note in opened.notes if not note.startswith(others)]
         if counts.recover:
             self.notes.append(
                 f"{counts.location} holds log1p of scaled counts: raw counts are computed back exactly, each cell's "
@@ -175,7 +176,8 @@ def read_cells(
         ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, or an AnnData.
     layer
         ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at. By default X is taken where it holds
-        counts (raw.X where that holds more), then the usual layers, then places from which counts can be recovered.
+        counts (raw.X where that holds more), then the usual layers, then places from which counts can be
+        recovered, then places with nothing but zeros.
     rename
         Column of obs -> name under which to carry it, e.g. ``{"bulk_labels": "cell_type"}``.
     folder
@@ -202,12 +204,12 @@ def read_cells(
         opened = open_cell_file(path, None if folder is None else Path(folder))
         try:
             counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))
-        except (OSError, RuntimeError) as error:
-            opened.close()
-            raise CellFileError(f"{path} cannot be read, it may be cut short: {error}") from error
         except ValueError as error:
             opened.close()
             raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        except READ_ERRORS as error:
+            opened.close()
+            raise CellFileError(f"{path} cannot be read, it may be cut short: {error}") from error
         cells = Cells(_stem(path), opened, counts, rename)
     elif getattr(source, "isbacked", False) and not getattr(source, "is_view", False):
         opened = open_cell_file(Path(source.filename), None if folder is None else Path(folder))

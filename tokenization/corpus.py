@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
-from cellglot.tokenization.background import Helpers
+from cellglot.tokenization.background import Helpers, end_with_parent
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
     FileOptions,
@@ -33,6 +33,7 @@ from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on, write_whole
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
+from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
@@ -97,7 +98,7 @@ class Corpus:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
-            again = "delete it and run cellglot tokenize again with overwrite"
+            again = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
             if not path.exists():
                 raise CorpusError(f"{path} is missing: {again}")
             if path.stat().st_size != shard["bytes"]:
@@ -208,7 +209,7 @@ def tokenize_corpus(
     skip_broken
         Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
     overwrite
-        Delete an earlier result or unfinished run with other arguments.
+        Begin anew: delete an earlier result or unfinished run, also one with the same arguments.
     progress
         Show progress bars.
 
@@ -287,9 +288,10 @@ def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in left_out}
 
 
-def _known(tokenizer_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+def _known(tokenizer_class: type[GeneExpressionTokenizer], options: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse options that a tokenizer does not have."""
-    known = set(inspect.signature(tokenizer_class).parameters) - {"vocab_file", "stats_file", "vocabulary", "kwargs"}
+    known = {p for c in (tokenizer_class, GeneExpressionTokenizer) for p in inspect.signature(c).parameters}
+    known -= {"vocab_file", "stats_file", "vocabulary", "kwargs"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
@@ -348,7 +350,7 @@ class _Run:
         broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
         self._make_plan(broken)
         earlier = self._earlier_plan()
-        if earlier is not None and earlier != self.plan.to_dict():
+        if earlier is not None and (overwrite or earlier != self.plan.to_dict()):
             if not overwrite:
                 changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
                 raise CorpusError(
@@ -402,6 +404,8 @@ class _Run:
         if (self.output / MANIFEST).exists():
             shutil.rmtree(self.work, ignore_errors=True)
             return Corpus.open(self.output)
+        for unfinished in (*(self.output / "data").glob("*.tmp"), *self.output.glob(f"{MANIFEST}.*.tmp")):
+            unfinished.unlink(missing_ok=True)
         with self._bars() as bars, self._processes():
             if not (self.output / "tokenizer").exists():
                 self._make_tokenizer(bars)
@@ -517,7 +521,7 @@ class _Run:
                     rows = cells.counts.rows(0, min(64, cells.n_cells))
             except GeneCoverageError as error:
                 raise GeneCoverageError(f"{file.name}: {error}") from error
-            except (ValueError, OSError, RuntimeError) as error:
+            except READ_ERRORS as error:
                 raise BrokenFileError(file.name, str(error)) from error
             columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
             report = columns.match.report()
@@ -549,7 +553,7 @@ class _Run:
             yield
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(helpers, context) as pool:
+        with ProcessPoolExecutor(helpers, context, initializer=end_with_parent) as pool:
             self._helpers = Helpers(pool, helpers)
             try:
                 yield

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
 from cellglot.tokenization.cells import Cells, read_cells
-from cellglot.tokenization.stored_matrix import CellFileError
+from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
 SPLITS = ("train", "validation", "test")
@@ -235,7 +235,7 @@ def inspect_files(
     for path, name in zip(paths, names, strict=True):
         try:
             inspected.append(inspect_file(path, name, options, work))
-        except (ValueError, OSError) as error:
+        except READ_ERRORS as error:
             broken[name] = str(error)
     return inspected, broken
 

@@ -27,6 +27,7 @@ from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns, join, row_sums
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
+from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
@@ -122,7 +123,7 @@ class Worker:
             folder = conversion_folder(Path(self.job.work), file.path)
             try:
                 self._cells = open_planned(file.path, self.job.options, folder)
-            except (ValueError, OSError) as error:
+            except READ_ERRORS as error:
                 raise BrokenFileError(file.name, str(error)) from error
             counts = self._cells.counts
             if self.job.tokenizer_class is None:
@@ -139,7 +140,7 @@ class Worker:
         try:
             for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
                 yield low, cells.counts.rows(low, high), cells.metadata(low, high)
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
+        except READ_ERRORS as error:
             raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
 
     def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -320,7 +321,7 @@ class _ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         n = len(table) if everything else len(table) // ROW_GROUP_CELLS * ROW_GROUP_CELLS
         if split not in self.writers:
-            self.writers[split] = _parquet_writer(f"{self._path(split)}.tmp", table.schema)
+            self.writers[split] = _parquet_writer(str(_unfinished(self._path(split))), table.schema)
         self.writers[split].write_table(table.slice(0, n), row_group_size=ROW_GROUP_CELLS)
         rest = table.slice(n).combine_chunks()
         self.waiting[split] = rest.to_batches() if len(rest) else []
@@ -336,7 +337,7 @@ class _ShardWriter:
         finally:
             for split, writer in self.writers.items():
                 writer.close()
-                Path(f"{self._path(split)}.tmp").unlink(missing_ok=True)
+                _unfinished(self._path(split)).unlink(missing_ok=True)
 
     def _finish(self) -> None:
         for split in SPLITS:
@@ -345,7 +346,7 @@ class _ShardWriter:
         for split, writer in self.writers.items():
             writer.close()
             path = self._path(split)
-            os.replace(f"{path}.tmp", path)
+            os.replace(_unfinished(path), path)
             self.written.append(
                 {
                     "file": f"data/{path.name}",
@@ -357,10 +358,15 @@ class _ShardWriter:
             )
 
 
+def _unfinished(path: Path) -> Path:
+    """Give the name under which this process writes a file that is not whole yet."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a temporary name first, so that it is whole under its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _unfinished(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -57,6 +57,8 @@ class CountMatrix:
         Compute counts back from log1p of scaled counts.
     cell_names
         Names of the cells, for messages.
+    empty_places
+        Places that hold nothing but zeros in the cells looked at, for reports.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class CountMatrix:
         location: str = "X",
         recover: bool = False,
         cell_names: Sequence[str] | None = None,
+        empty_places: Sequence[str] = (),
     ):
         self.matrix = _row_readable(matrix)
         self.index = index
@@ -75,6 +78,7 @@ class CountMatrix:
         self.location = location
         self.recover = recover
         self.cell_names = cell_names
+        self.empty_places = tuple(empty_places)
         if len(self.matrix.shape) != 2:
             raise ValueError(f"{location} has shape {self.matrix.shape}, not (cells, genes)")
         if self.matrix.shape[1] != len(index):
@@ -93,7 +97,10 @@ class CountMatrix:
     @property
     def described_location(self) -> str:
         """Where the counts come from, for reports."""
-        return f"{self.location} (recovered from log1p values)" if self.recover else self.location
+        remarks = ["recovered from log1p values"] if self.recover else []
+        if self.empty_places:
+            remarks.append(f"{', '.join(self.empty_places)}: only zeros in the cells looked at")
+        return f"{self.location} ({'; '.join(remarks)})" if remarks else self.location
 
     def rows(self, start: int, stop: int) -> CountRows:
         """Read the counts of cells `start` to `stop`.
@@ -222,7 +229,8 @@ def choose_counts(
     """Choose the place that holds raw counts.
 
     X is taken where it holds counts, unless raw.X holds counts of more genes or in greater number; then the layers
-    usually named for counts; then X, raw.X and those layers where the counts can be computed back exactly.
+    usually named for counts; then X, raw.X and those layers where the counts can be computed back exactly. A place
+    with nothing but zeros in the cells looked at is taken where there is no other.
 
     Parameters
     ----------
@@ -250,6 +258,7 @@ def choose_counts(
     seen: dict[str, str] = {}
     counts: list[CountMatrix] = []
     recoverable: list[CountMatrix] = []
+    empty: list[CountMatrix] = []
     usual = {"X", "raw.X", *(f"layers[{name!r}]" for name in COUNT_LAYERS)}
     for name, (matrix, index, columns) in places.items():
         candidate = CountMatrix(matrix, index, columns, location=name, cell_names=cell_names)
@@ -260,15 +269,15 @@ def choose_counts(
         sample = sample_rows(candidate.matrix)
         reason = not_counts_reason(sample.data)
         if reason is None:
-            counts.append(candidate)
+            (counts if sample.data.any() else empty).append(candidate)
             continue
         seen[name] = reason
         if _is_recoverable(candidate, sample):
             recoverable.append(candidate)
-    if counts:
-        return _fullest(counts)
-    if recoverable:
-        return recoverable[0]
+    if counts or recoverable or empty:
+        chosen = _fullest(counts) if counts else [*recoverable, *empty][0]
+        chosen.empty_places = tuple(c.location for c in empty)
+        return chosen
     described = "; ".join(f"{name} has {reason}" for name, reason in seen.items())
     others = [name for name in places if name not in seen]
     raise NotCountsError(

@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from cellglot.tokenization.count_matrix import CountRows
 
 
 CONVERTED_VALUES = 1 << 23  # values converted at once
+
+
+# What reading a damaged file raises: HDF5, the codecs of zarr, gzip and pandas each in their own way.
+READ_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, zlib.error)
 
 
 class CellFileError(ValueError):
@@ -277,28 +282,44 @@ def market_to_rows(
         )
     genes_first = header["shape"] == shape[::-1]
 
-    def table(**options: Any) -> Any:
-        names = ["row", "column", "value"]
-        return pd.read_csv(path, sep=r"\s+", header=None, names=names, skiprows=header["lines"], **options)
+    def chunks(length: int) -> Iterator[pd.DataFrame]:
+        """Read entries, so many at once; what goes wrong is laid to the file."""
+        names, types = ["row", "column", "value"], {"row": np.int64, "column": np.int64}
+        options: dict[str, Any] = {"sep": r"\s+", "header": None, "names": names, "dtype": types}
+        seen = 0
+        try:
+            with pd.read_csv(path, skiprows=header["lines"], chunksize=length, **options) as reader:
+                for chunk in reader:
+                    if chunk.empty:
+                        return
+                    if chunk["value"].dtype.kind not in "iuf":
+                        raise CellFileError(f"{path} has values that are no numbers after {seen:,} entries")
+                    seen += len(chunk)
+                    yield chunk
+        except pd.errors.EmptyDataError:
+            return
+        except CellFileError:
+            raise
+        except READ_ERRORS as error:
+            raise CellFileError(f"{path} cannot be read after {seen:,} entries: {error}") from error
 
     def entries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         seen = 0
-        try:
-            for chunk in table(chunksize=CONVERTED_VALUES // 8):
-                seen += len(chunk)
-                row, column = chunk["row"].to_numpy() - 1, chunk["column"].to_numpy() - 1
-                cells, genes = (column, row) if genes_first else (row, column)
-                if not (cells.min() >= 0 and cells.max() < shape[0] and genes.min() >= 0 and genes.max() < shape[1]):
-                    raise CellFileError(f"{path} has an entry outside its {shape[1]:,} genes x {shape[0]:,} cells")
-                yield cells, genes, chunk["value"].to_numpy()
-        except (ValueError, EOFError, OSError) as error:
-            if isinstance(error, CellFileError):
-                raise
-            raise CellFileError(f"{path} cannot be read after {seen:,} entries: {error}") from error
+        for chunk in chunks(CONVERTED_VALUES // 8):
+            seen += len(chunk)
+            row, column = chunk["row"].to_numpy() - 1, chunk["column"].to_numpy() - 1
+            cells, genes = (column, row) if genes_first else (row, column)
+            if not (cells.min() >= 0 and cells.max() < shape[0] and genes.min() >= 0 and genes.max() < shape[1]):
+                raise CellFileError(f"{path} has an entry outside its {shape[1]:,} genes x {shape[0]:,} cells")
+            yield cells, genes, chunk["value"].to_numpy()
         if seen != header["entries"]:
             raise CellFileError(f"{path} has {seen:,} entries where its head says {header['entries']:,}: cut short?")
 
-    return ConvertedRows(shape, entries, lambda: table(nrows=10_000)["value"].to_numpy(), folder, column_map)
+    def sample() -> np.ndarray:
+        first = next(chunks(10_000), None)
+        return np.zeros(0, dtype=np.int64) if first is None else first["value"].to_numpy()
+
+    return ConvertedRows(shape, entries, sample, folder, column_map)
 
 
 def read_market_header(path: Path) -> dict[str, Any]:
@@ -322,14 +343,15 @@ def read_market_header(path: Path) -> dict[str, Any]:
                 line = file.readline()
                 lines += 1
         rows, columns, entries = (int(n) for n in line.split())
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, CellFileError):
-            raise
+    except CellFileError:
+        raise
+    except READ_ERRORS as error:
         raise CellFileError(f"{path} has no readable Matrix Market head: {error}") from error
     return {"shape": (rows, columns), "entries": entries, "lines": lines}
 
 
 __all__ = [
+    "READ_ERRORS",
     "CellFileError",
     "ConvertedRows",
     "StoredDense",

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from cellglot.training.collators import class_name
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100
 LABEL_COLUMNS = ("cell_type_ontology_term_id", "cell_type")
+
+Labels = tuple[str, ...]
 
 
 @dataclass
@@ -27,11 +30,11 @@ class CorpusCellTypes:
     Parameters
     ----------
     columns
-        Columns that hold labels, the first that is not missing in a cell counts.
+        Columns that hold labels, the first whose label stands for a cell type counts.
     tables
         Types with their geometry, None where no label stands for one.
     rows
-        Label -> row of `tables`.
+        Label -> row of `tables`, -100 where it stands for a type that no training cell has.
     report
         What became of the labels of the training cells.
     held_out_without
@@ -78,8 +81,9 @@ def open_ontology(name: str | Path) -> CellOntology:
 def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str] = LABEL_COLUMNS) -> CorpusCellTypes:
     """Resolve the labels of a corpus.
 
-    Types are those of training cells alone, in the order of their ids. Labels that stand for none are counted; their
-    cells train without a type.
+    A cell's label is the first of its columns that stands for a type, or, where none does, the first that is not
+    missing. Types are those of training cells alone, in the order of their ids. Labels that stand for none are
+    counted; their cells train without a type.
 
     Parameters
     ----------
@@ -101,21 +105,21 @@ def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str]
             f"{corpus.folder} has no column {' or '.join(columns)}: carry the labels when tokenizing, e.g. "
             "cellglot tokenize --rename my_labels=cell_type"
         )
-    counts = _labels(corpus, "train", present)
+    train, held_out = (_labels(corpus, split, present) for split in ("train", "validation"))
+    by_label = _known_labels([*train, *held_out], ontology)
+    counts, passed_over = _chosen(train, by_label)
     found = ontology.resolve(counts)
-    by_label = dict(zip(found.labels, found.cell_types, strict=True))
+    found.report.passed_over = dict(passed_over.most_common())
     types = found.found_types
     row = {t: i for i, t in enumerate(types)}
-    held_out = _labels(corpus, "validation", present)
-    others = ontology.resolve(held_out)
-    by_label |= dict(zip(others.labels, others.cell_types, strict=True))
-    rows = {label: row[t] for label, t in by_label.items() if label is not None and t in row}
+    rows = {label: row.get(t, IGNORED) for label, t in by_label.items()}
+    others, _ = _chosen(held_out, by_label)
     return CorpusCellTypes(
         columns=present,
         tables=ontology.restrict(types) if types else None,
         rows=rows,
         report=found.report,
-        held_out_without=sum(n for label, n in held_out.items() if label not in rows),
+        held_out_without=sum(n for label, n in others.items() if rows.get(label, IGNORED) == IGNORED),
     )
 
 
@@ -124,16 +128,35 @@ def _columns(corpus: Corpus) -> list[str]:
     return pq.read_schema(shards[0]).names if shards else []
 
 
-def _labels(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[str]:
-    """Count labels; cells without one count as the empty label."""
-    return Counter(label for shard in corpus.shards(split) for label in _read(shard, columns))
+def _labels(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[Labels]:
+    """Count the cells of a split by their labels in all columns; those that are missing are left out."""
+    return Counter(labels for shard in corpus.shards(split) for labels in _read(shard, columns))
 
 
-def _read(shard: str, columns: Sequence[str]) -> Iterator[str]:
+def _read(shard: str, columns: Sequence[str]) -> Iterator[Labels]:
     for batch in pq.ParquetFile(shard).iter_batches(columns=list(columns)):
         values: list[list[Any]] = [batch.column(c).to_pylist() for c in columns]
         for row in zip(*values, strict=True):
-            yield next((name for name in map(class_name, row) if name), "")
+            yield tuple(name for name in map(class_name, row) if name)
+
+
+def _known_labels(cells: Sequence[Labels], ontology: CellOntology) -> dict[str, str]:
+    """Give the cell type of each label that stands for one."""
+    found = ontology.resolve(sorted({label for labels in cells for label in labels}))
+    pairs = zip(found.labels, found.cell_types, strict=True)
+    return {label: cell_type for label, cell_type in pairs if label is not None and cell_type is not None}
+
+
+def _chosen(cells: Counter[Labels], by_label: Mapping[str, str]) -> tuple[Counter[str], Counter[str]]:
+    """Count the label that counts in each cell (empty where it has none), and those passed over for a further one."""
+    chosen, passed_over = Counter[str](), Counter[str]()
+    for labels, n in cells.items():
+        known = [label for label in labels if label in by_label]
+        label = next(iter([*known, *labels]), "")
+        chosen[label] += n
+        if label != next(iter(labels), ""):
+            passed_over[labels[0]] += n
+    return chosen, passed_over
 
 
 __all__ = ["CorpusCellTypes", "LABEL_COLUMNS", "cell_types_of", "open_ontology"]

@@ -35,9 +35,9 @@ class RankValueCollator:
     max_length
         Tokens to keep of a cell, those of the lowest ranks cut; None keeps all.
     cell_types
-        Label -> row of the model's cell types, for ``cell_type_ids``.
+        Label -> row of the model's cell types, -100 for a type that the model does not have, for ``cell_type_ids``.
     cell_type_columns
-        Columns that hold the label, the first that is not missing counts.
+        Columns that hold labels, the first with a label among these counts.
     labels
         Class name -> number, for classification by the column `label_column`.
     label_column
@@ -115,8 +115,8 @@ class RankValueCollator:
 
     def _cell_type(self, example: Mapping[str, Any]) -> int:
         names = (class_name(example.get(column)) for column in self.cell_type_columns)
-        label = next((name for name in names if name), None)
-        return IGNORED if label is None or self.cell_types is None else self.cell_types.get(label, IGNORED)
+        known = self.cell_types or {}
+        return next((known[name] for name in names if name is not None and name in known), IGNORED)
 
 
 def rank_value_collator(tokenizer: Any, **options: Any) -> RankValueCollator:

@@ -67,7 +67,7 @@ def tokenize(
     seed: Annotated[int, typer.Option(help="Of the draw of held-out cells.")] = 0,
     processes: Annotated[int | None, typer.Option(help="At once; by default one a processor.")] = None,
     skip_broken: Annotated[bool, typer.Option(help="Pass over files that cannot be used; they are named.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier result with other arguments.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Begin anew, whatever is finished.")] = False,
 ) -> None:
     """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
     from cellglot.tokenization.corpus import tokenize_corpus

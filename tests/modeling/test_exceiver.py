@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -499,6 +500,19 @@ def test_calls_that_miss_something(exceiver_config):
         classifier(**(batch | {"query_ids": None}))
     with pytest.raises(ValueError, match="label 3 is none of the model's 3 classes"):
         classifier(**(batch | {"labels": torch.tensor([0, 3, 1])}))
+
+
+@pytest.mark.parametrize("wrong", [lambda t: t[:, :1], lambda t: t[:1], lambda t: t[0], lambda t: t.unsqueeze(-1)])
+def test_labels_of_another_shape_than_the_queries(exceiver_config, wrong):
+    for model, name in (
+        (ExceiverForMaskedExpression(exceiver_config()), "labels"),
+        (ExceiverForSequenceClassification(exceiver_config(num_labels=3)), "expression_labels"),
+    ):
+        batch = make_batch(model)
+        shape = tuple(wrong(batch[name]).shape)
+        expected = rf"have shape {re.escape(str(shape))}, but .* {re.escape(str(tuple(batch['query_ids'].shape)))}"
+        with pytest.raises(ValueError, match=expected):
+            model(**(batch | {name: wrong(batch[name])}))
 
 
 @pytest.mark.parametrize(

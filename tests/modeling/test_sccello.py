@@ -254,6 +254,22 @@ def test_packed_cells_are_padded_cells(model, implementation):
             assert_same({n: padded[n] for n in shared}, {n: given[n] for n in shared})
 
 
+def test_packed_cells_in_several_rows_or_with_a_mask_are_refused(sccello_config):
+    model = make_model(ScCelloModel, sccello_config())
+    cells = torch.tensor([[41, 5, 6, 41, 7, 8, 9]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    assert len(model(cells, position_ids=positions).pooler_output) == 2
+    for rows, mask, said in ((1, torch.ones_like(cells), "1 rows, with"), (2, None, "2 rows, without")):
+        message = f"anew at 0 within row 0, but packed cells stand in one row, without attention_mask; here are {said}"
+        with pytest.raises(ValueError, match=message):
+            model(cells.expand(rows, -1), mask, positions)
+    padded = torch.tensor([[41, 5, 6, 0, 0], [41, 7, 8, 9, 5]])
+    positions = torch.tensor([[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]])  # padding may stand at 0
+    for mask in (None, (padded != 0).long()):
+        given = model(padded, mask, positions).pooler_output
+        torch.testing.assert_close(given, model(padded).pooler_output)
+
+
 def test_pooling(sccello_config):
     model = make_model(ScCelloModel, sccello_config())
     batch = make_batch(model, lengths=(6, 4, 1))
@@ -533,6 +549,8 @@ def test_cells_that_do_not_fit(model):
         model(torch.empty(2, 0, dtype=torch.long))
     with pytest.raises(ValueError, match="position_ids holds 32"):
         model(torch.full((1, 33), 5), position_ids=torch.arange(33)[None])
+    with pytest.raises(ValueError, match="position_ids holds -1"):
+        model(torch.full((1, 3), 5), position_ids=torch.arange(3)[None] - 1)
     if "labels" in batch:
         with pytest.raises(ValueError, match="labels holds 77, but this model has"):
             model(**(batch | {"labels": batch["labels"].masked_fill(batch["labels"] >= 0, 77)}))

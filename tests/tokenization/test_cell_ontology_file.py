@@ -193,6 +193,7 @@ def test_the_cache_lies_in_the_assets_of_huggingface_hub(monkeypatch, tmp_path):
             r"circle: CL:0000000 cell is_a CL:0000000 cell",
         ),
         ("CL:", "XY:", r"of \d classes, none of which has an id that starts with CL:; name the prefixes"),
+        ("id: CL:0000002", "id: CL:0000001", r"defines more than once: CL:0000001; keep one \[Term\] of each"),
         ('synonym: "young cell" EXACT []', 'synonym: "young cell" EX', "cannot be read as an ontology"),
     ],
 )

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
 
 from cellglot.tokenization import CellFileError, NotCountsError, read_cells
 from cellglot.tokenization.cell_metadata import schema_names
@@ -210,6 +211,23 @@ def test_counts_are_found_and_their_place_is_said(cells, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+def test_an_x_of_zeros_is_the_last_resort(cells, tmp_path, layout):
+    zeros = cells.copy()
+    zeros.X = sp.csr_matrix(cells.shape)
+    zeros.layers["counts"] = cells.X
+    write(f"h5ad {layout}", zeros, tmp_path / "a.h5ad")
+    for source in (zeros, tmp_path / "a.h5ad"):
+        with read_cells(source) as opened:
+            assert "raw counts in layers['counts'] (X: only zeros in the cells looked at)" in opened.summary()
+            assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
+    with read_cells(tmp_path / "a.h5ad", layer="X") as opened:
+        assert "raw counts in X (X: only zeros in the cells looked at)" in opened.summary()
+    del zeros.layers["counts"]
+    zeros.raw = cells
+    assert read_cells(zeros).counts.location == "raw.X"
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_log1p_of_scaled_counts_is_recovered_exactly(cells, tmp_path, layout, dtype):
     logged = cells.copy()
@@ -340,6 +358,64 @@ def test_corrupt_matrices(cells, tmp_path, name, change, message):
         list(opened.chunks())
 
 
+def write_zarr(matrix, path, chunk):
+    """A sparse matrix in zarr, in small chunks; those of nothing but zeros are left out, as is zarr's default."""
+    ad.AnnData(matrix).write_zarr(path)
+    store = zarr.open_group(path, mode="r+")
+    for name, length in (("data", 4 * chunk), ("indices", 4 * chunk), ("indptr", chunk)):
+        values = store[f"X/{name}"][:]
+        del store[f"X/{name}"]
+        store["X"].create_array(name, shape=values.shape, dtype=values.dtype, chunks=(length,))[:] = values
+    zarr.consolidate_metadata(path)
+
+
+def chunk_files(folder):
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith((".", "zarr.json")))
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("data", "stored counts are not 0"),
+        ("indices", "more than once in a row"),
+        ("indptr", "fall|to one row or column"),
+    ],
+)
+def test_a_missing_chunk_of_zarr_is_no_zeros(cells, tmp_path, layout, number, name, why):
+    write_zarr(cells.X.asformat(layout), tmp_path / "a.zarr", 100)
+    chunk_files(tmp_path / "a.zarr" / "X" / name)[number].unlink()
+    with (
+        pytest.raises(CellFileError, match=rf"X/{name}: 1 of [\d,]+ chunks is missing.*{why}.*incomplete"),
+        read_cells(tmp_path / "a.zarr") as opened,
+    ):
+        list(opened.chunks())
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.vstack([np.zeros((60, 3)), np.eye(3), np.zeros((60, 3))]),  # begins with empty cells
+        np.ones((60, 1)),  # one gene
+        np.tile([[4.0, 0, 0]], (60, 1)),  # cells with the first gene alone
+        np.zeros((60, 3)),
+    ],
+)
+def test_chunks_of_zeros_that_zarr_leaves_out(tmp_path, matrix):
+    write_zarr(sp.csr_matrix(matrix), tmp_path / "a.zarr", 10)
+    with read_cells(tmp_path / "a.zarr") as opened:
+        assert (sp.vstack(list(opened.chunks())).toarray() == matrix).all()
+    assert not chunk_files(tmp_path / "a.zarr" / "X" / "indices")[1:]
+
+
+def test_absent_chunks_of_a_dense_matrix_are_said(cells, tmp_path):
+    write("zarr dense", cells, tmp_path / "a.zarr")
+    chunk_files(tmp_path / "a.zarr" / "X")[0].unlink()
+    with read_cells(tmp_path / "a.zarr") as opened:
+        assert "X lacks 1 of its" in opened.summary()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -362,6 +438,80 @@ def test_broken_10x_folders(cells, tmp_path, change, message):
     change(tmp_path / "folder")
     with pytest.raises(CellFileError, match=message), read_cells(tmp_path / "folder") as opened:
         list(opened.chunks())
+
+
+def cut(share):
+    return lambda content: content[: int(len(content) * share)]
+
+
+def flipped(content):
+    """Three bytes of the compressed data turned over."""
+    content = bytearray(content)
+    for place in (40, len(content) // 8, len(content) // 2):
+        content[place] ^= 0xFF
+    return bytes(content)
+
+
+DAMAGES = {"cut at 2%": cut(0.02), "cut at 50%": cut(0.5), "cut at 99%": cut(0.99), "flipped": flipped}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "message"),
+    [
+        ("10x h5", "matrix/barcodes", "barcodes has 100 values, but the matrix has 120 cells"),
+        ("10x h5", "matrix/features/id", "gene_ids has 100 values, but the matrix has 765 genes"),
+        ("10x h5 antibodies", "matrix/features/name", "gene_symbols has 100 values, but the matrix has 769 genes"),
+        ("10x h5 version 2", "GRCh38/barcodes", "barcodes has 100 values, but the matrix has 120 cells"),
+        ("loom", "col_attrs/CellID", "CellID has 100 values, but the matrix has 120 cells"),
+        ("loom", "col_attrs/celltype", "celltype has 100 values, but the matrix has 120 cells"),
+        ("loom", "row_attrs/Accession", "Accession has 100 values, but the matrix has 765 genes"),
+        ("h5ad csr", "obs/_index", r"obs\['names'\] has 100 values, but the matrix has 120 cells"),
+        ("h5ad csr", "obs/n", r"obs\['n'\] has 100 values, but the matrix has 120 cells"),
+        ("h5ad csr", "obs/celltype/codes", r"obs\['celltype'\] has 100 values, but the matrix has 120 cells"),
+    ],
+)
+def test_names_and_metadata_shorter_than_the_matrix(cells, tmp_path, form, name, message):
+    path = tmp_path / FORMS[form]
+    write(form, cells, path)
+    with h5py.File(path, "r+") as file:
+        values, attributes = file[name][:100], dict(file[name].attrs)
+        del file[name]
+        file[name] = values
+        file[name].attrs.update(attributes)
+    with pytest.raises(CellFileError, match=f"{path.name}: .*{message}"):
+        read_cells(path)
+
+
+@pytest.mark.parametrize("damage_by", DAMAGES)
+@pytest.mark.parametrize("name", ["matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"])
+def test_damaged_gzip_in_a_10x_folder_is_named(cells, tmp_path, name, damage_by):
+    write("mtx gz", cells, tmp_path / "folder")
+    path = tmp_path / "folder" / name
+    path.write_bytes(DAMAGES[damage_by](path.read_bytes()))
+    with pytest.raises(CellFileError, match=name), read_cells(tmp_path / "folder") as opened:
+        list(opened.chunks())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("1 x 3", "cannot be read after 0 entries"), ("1 1 many", "no numbers"), ("1 1.5 2", "cannot be read after")],
+)
+def test_entries_that_are_no_numbers(cells, tmp_path, line, message):
+    write("mtx", cells, tmp_path / "folder")
+    path = tmp_path / "folder" / "matrix.mtx"
+    head = path.read_text().splitlines()[:3]
+    path.write_text("\n".join([*head, line]) + "\n")
+    with pytest.raises(CellFileError, match=message), read_cells(tmp_path / "folder") as opened:
+        list(opened.chunks())
+
+
+def test_a_matrix_market_file_without_entries(cells, tmp_path):
+    empty = cells.copy()
+    empty.X = sp.csr_matrix(cells.shape)
+    write("mtx", empty, tmp_path / "folder")
+    with read_cells(tmp_path / "folder") as opened:
+        assert sp.vstack(list(opened.chunks())).nnz == 0
+        assert len(opened) == 120
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -10,12 +11,16 @@ from collections import Counter
 
 import anndata as ad
 import datasets
+import h5py
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+from typer.testing import CliRunner
 
+from cellglot.cli import app
 from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
@@ -170,6 +175,26 @@ def test_a_vocabulary_is_used_as_it_is(files, corpus, tmp_path):
         tokenize_corpus(files[:1], tmp_path / "d", vocabulary=corpus.tokenizer_folder, gene_column="index", **QUIET)
 
 
+def test_the_least_coverage_is_an_option(blood, tmp_path):
+    names = [f"ENSG{i:011d}" for i in range(blood.n_vars)]
+    whole, other = blood.copy(), blood.copy()
+    whole.var_names = names
+    other.var_names = [n if i % 10 == 0 else f"other{i}" for i, n in enumerate(names)]
+    for cells, name in ((whole, "whole"), (other, "other")):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    corpus = tokenize_corpus([tmp_path / "whole.h5ad"], tmp_path / "c", **QUIET)
+    command = ["tokenize", str(tmp_path / "other.h5ad"), "-o", str(tmp_path / "d"), "--processes", "1"]
+    command += ["--vocabulary", str(corpus.folder)]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, GeneCoverageError)
+    assert "min_coverage" in str(refused.exception)
+    accepted = CliRunner().invoke(app, [*command, "--option", "min_coverage=0.001", "--overwrite"])
+    assert accepted.exit_code == 0, accepted.output
+    assert Corpus.open(tmp_path / "d").tokenizer().min_coverage == 0.001
+    with pytest.raises(ValueError, match="has no option nope: there are .*min_coverage"):
+        tokenize_corpus([tmp_path / "other.h5ad"], tmp_path / "e", tokenizer_options={"nope": 3}, **QUIET)
+
+
 def test_genes_tables_and_options(files, tmp_path):
     corpus = tokenize_corpus(
         files, tmp_path / "c", tokenizer="rank-value", tokenizer_options={"total": "vocabulary"},
@@ -261,6 +286,53 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
     assert content(resumed.folder) == content(whole.folder)
 
 
+WAITING = """
+import time
+from cellglot.tokenization import corpus_plan, corpus
+from cellglot.tokenization.corpus_worker import Worker
+corpus_plan.UNIT_CELLS = 40
+if __name__ == "__main__":
+    Worker.tokens = lambda self, *arguments: time.sleep(600)  # the helper alone writes
+    corpus.tokenize_corpus({files!r}, {output!r}, processes=2, progress=False)
+"""
+
+
+def test_helpers_end_with_the_process_that_is_killed(files, tmp_path, monkeypatch):
+    small_units(monkeypatch)
+    whole = tokenize_corpus(files, tmp_path / "whole", **QUIET)
+    output = tmp_path / "killed"
+    script = WAITING.format(files=[str(f) for f in files], output=str(output))
+    run = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    try:
+        wait_until(lambda: list(output.glob(".work/units/*.json")) or run.poll() is not None)
+        helpers = psutil.Process(run.pid).children(recursive=True)
+        assert helpers
+    finally:
+        run.kill()
+        run.wait()
+    try:
+        wait_until(lambda: all(map(ended, helpers)), seconds=30)
+    finally:
+        for process in (h for h in helpers if not ended(h)):
+            process.kill()
+    (output / "data" / "train-000000.parquet.1.tmp").write_text("left by a process that was killed")
+    assert content(tokenize_corpus(files, output, **QUIET).folder) == content(whole.folder)
+
+
+def ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_finished_corpus_is_not_made_again(corpus, blood_file, monkeypatch):
     monkeypatch.setattr(Worker, "tokens", None)
     again = tokenize_corpus([blood_file], corpus.folder, validation_fraction=0.2, **QUIET)
@@ -285,8 +357,6 @@ def test_other_arguments_need_another_folder_or_overwriting(blood_file, files, t
 def broken(files, tmp_path):
     """A file whose cells break off while they are read: its head is whole, a chunk in its middle is not."""
     content = bytearray(files[0].read_bytes())
-    import h5py
-
     with h5py.File(files[0]) as file:
         data = file["X/data"]
         # between the cells that are sampled when the file is opened (0 to 63, 125 to 188, 186 to 249)
@@ -324,6 +394,36 @@ def test_a_file_that_breaks_while_it_is_read(files, broken, corpus, tmp_path, me
     assert "passed over broken" in skipped.summary()
     assert rows(skipped).equals(rows(plain))
     assert skipped.tokenizer().vocabulary == plain.tokenizer().vocabulary
+
+
+def test_a_file_whose_metadata_is_cut_is_passed_over(files, blood, tmp_path):
+    blood.write_h5ad(tmp_path / "short.h5ad")
+    with h5py.File(tmp_path / "short.h5ad", "r+") as file:
+        column, codes = file["obs/cell_type"], file["obs/cell_type/codes"][:100]
+        del column["codes"]
+        column["codes"] = codes
+    corpus = tokenize_corpus([tmp_path / "short.h5ad", files[0]], tmp_path / "c", skip_broken=True, **QUIET)
+    assert "100 values, but the matrix has 700 cells" in corpus.manifest["broken"]["short"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_10x_folder_whose_gzip_is_cut_is_passed_over(files, blood, tmp_path, share):
+    folder = tmp_path / "10x"
+    folder.mkdir()
+    entries = sp.coo_matrix(blood.X.T.astype(int))
+    text = "%%MatrixMarket matrix coordinate integer general\n"
+    text += f"{blood.n_vars} {blood.n_obs} {entries.nnz}\n"
+    text += "".join(f"{r + 1} {c + 1} {v}\n" for r, c, v in zip(entries.row, entries.col, entries.data, strict=True))
+    content = gzip.compress(text.encode())
+    (folder / "matrix.mtx.gz").write_bytes(content[: int(len(content) * share)])
+    (folder / "barcodes.tsv").write_text("".join(f"{b}\n" for b in blood.obs_names))
+    (folder / "features.tsv").write_text("".join(f"{g}\n" for g in blood.var_names))
+    command = ["tokenize", str(folder), str(files[0]), "-o", str(tmp_path / "c"), "--skip-broken", "--processes", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert list(Corpus.open(tmp_path / "c").manifest["broken"]) == ["10x"]
+    assert "passed over 10x: " in result.output
+    assert "matrix.mtx.gz" in result.output
 
 
 def test_normalised_files_are_refused_by_name(blood, tmp_path):
@@ -369,6 +469,17 @@ def test_damaged_shards_are_named(blood_file, tmp_path, damage, message):
     damage(shard)
     with pytest.raises(CorpusError, match=f"{shard.name}.*{message}"):
         Corpus.open(corpus.folder)
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.unlink()])
+def test_a_damaged_shard_is_repaired_by_overwriting(blood_file, tmp_path, damage):
+    corpus = tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    whole = content(corpus.folder)
+    damage(corpus.folder / corpus.manifest["shards"][0]["file"])
+    with pytest.raises(CorpusError, match="again with --overwrite"):
+        tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
+    tokenize_corpus([blood_file], tmp_path / "c", overwrite=True, **QUIET)
+    assert content(corpus.folder) == whole
 
 
 def test_no_corpus(tmp_path):

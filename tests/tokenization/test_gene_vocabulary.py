@@ -64,6 +64,15 @@ def test_a_gene_with_an_id_of_its_own_is_not_matched_by_its_symbol(vocab):
     assert report.unknown == 1
 
 
+def test_the_copy_on_y_of_a_pseudoautosomal_gene_is_not_taken_for_the_gene_on_x_by_its_id(vocab):
+    tokens, report = rule(vocab, "ENSG00000000001.12", "ENSG00000000001.12_PAR_Y")
+    assert tokens == [2, -1]
+    assert report.unknown == 1
+    tokens, report = rule(vocab, "ENSG00000000001.12", "ENSG00000000001.12_PAR_Y", feature_name=["ONE", "ONE"])
+    assert tokens == [2, 2]
+    assert (report.matched_by_rule["symbol"], report.summed) == (1, 1)
+
+
 def test_a_vocabulary_of_symbols_finds_genes_that_have_ids_by_their_symbols():
     symbols = GeneVocabulary.from_statistics(["ONE", "TWO"])
     match = symbols.resolve(["ENSG00000000099", "ENSG00000000098"], {"feature_name": ["TWO", "NOPE"]})

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from cellglot.modeling import ScCelloForPreTraining, ScCelloForSequenceClassific
 from cellglot.tokenization import CellOntology, RankValueTokenizer, tokenize_corpus
 from cellglot.training.cell_types import cell_types_of, open_ontology
 from cellglot.training.config import configs_folder, load_config
+from cellglot.training.data import CellDataset
 from cellglot.training.finetune import finetune
 from cellglot.training.pretrain import pretrain
+from cellglot.training.rank_value_collator import rank_value_collator
 from cellglot.training.run import RUN_FILE
 
 
@@ -71,6 +74,32 @@ def test_labels_without_cell_type_are_counted_and_their_cells_kept(rank_corpus):
     assert 0 < found.held_out_without < 40
     assert sorted(set(found.rows.values())) == list(range(len(found.tables.cell_types)))
     assert "weather" not in found.rows and found.tables.cell_types[found.rows["CD19+ B"]] == "CL:0000236"
+
+
+def test_a_label_without_cell_type_gives_way_to_the_next_column(blood, tmp_path):
+    cells = blood.copy()
+    cells.obs["cell_type"] = ["CD19+ B"] * 640 + ["weather"] * 60
+    ids = ["unknown"] * 300 + ["CL:0009999"] * 100 + [""] * 100 + ["CL:0000084"] * 100 + ["CL:0000236"] * 40
+    cells.obs["cell_type_ontology_term_id"] = ids + ["unknown"] * 60
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    corpus = tokenize_corpus([tmp_path / "cells.h5ad"], tmp_path / "corpus", **QUIET)
+    found = cell_types_of(corpus, CellOntology.blood())
+    assert found.tables.cell_types == ["CL:0000084", "CL:0000236"]
+    train = CellDataset(corpus, "train", columns=found.columns)
+    examples = train.__getitems__(range(len(train)))
+    kinds = Counter((e["cell_type_ontology_term_id"], e["cell_type"]) for e in examples)
+    over = {label: kinds[label, "CD19+ B"] for label in ("unknown", "CL:0009999")}
+    assert found.report.passed_over == over
+    assert found.report.unresolved == {"unknown": kinds["unknown", "weather"]}
+    assert found.training_without == kinds["unknown", "weather"]
+    assert f"a further column's label counts: 'unknown' ({over['unknown']:,})" in found.report.summary()
+    collator = rank_value_collator(
+        corpus.tokenizer(), cell_types=found.rows, cell_type_columns=found.columns, max_length=8
+    )
+    expected = {"CL:0000084": 0, "CL:0000236": 1}
+    for example, row in zip(examples, collator(examples)["cell_type_ids"].tolist(), strict=True):
+        by_name = 1 if example["cell_type"] == "CD19+ B" else -100
+        assert row == expected.get(example["cell_type_ontology_term_id"], by_name)
 
 
 def test_every_part_of_the_loss_is_logged_and_the_folder_loads(pretrained, rank_corpus):

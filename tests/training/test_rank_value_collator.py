@@ -64,10 +64,10 @@ def test_long_cells_are_cut_to_the_genes_of_the_lowest_ranks():
     assert batch["input_ids"][0].tolist() == cell(0, 50)["input_ids"][:21].tolist()
 
 
-def test_cell_types_come_from_the_first_column_that_is_not_missing():
+def test_cell_types_come_from_the_first_column_whose_label_is_known():
     collator = make(
         mask_fraction=0.0,
-        cell_types={"CL:0000236": 0, "T cell": 1},
+        cell_types={"CL:0000236": 0, "T cell": 1, "CL:0000540": -100},
         cell_type_columns=["cell_type_ontology_term_id", "cell_type"],
     )
     cells = [
@@ -75,9 +75,11 @@ def test_cell_types_come_from_the_first_column_that_is_not_missing():
         cell(1, 5, cell_type_ontology_term_id=None, cell_type="T cell"),
         cell(2, 5, cell_type_ontology_term_id=float("nan"), cell_type=None),
         cell(3, 5, cell_type_ontology_term_id="unknown", cell_type="T cell"),
+        cell(4, 5, cell_type_ontology_term_id="CL:0000540", cell_type="T cell"),
+        cell(5, 5, cell_type_ontology_term_id="unknown", cell_type="weather"),
         {"epoch": 0, "cell": -1, "input_ids": np.empty(0)},
     ]
-    assert collator(cells)["cell_type_ids"].tolist() == [0, 1, -100, -100, -100]
+    assert collator(cells)["cell_type_ids"].tolist() == [0, 1, -100, 1, -100, -100, -100]
 
 
 def test_classes_take_the_place_of_labels_of_genes():
