@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
+NAMES_AT_ONCE = 1 << 16
+
+
 logger = logging.getLogger(__name__)
 
 
@@ -110,8 +113,8 @@ class Cells:
         """Count cells whose name an earlier cell has; holds 8 bytes a cell."""
         hashes = np.concatenate(
             [
-                pd.util.hash_array(self.names(start, min(start + 1_000_000, self.n_cells)), categorize=False)
-                for start in range(0, self.n_cells, 1_000_000)
+                pd.util.hash_array(self.names(start, min(start + NAMES_AT_ONCE, self.n_cells)), categorize=False)
+                for start in range(0, self.n_cells, NAMES_AT_ONCE)
             ]
         )
         return self.n_cells - len(np.unique(hashes))
