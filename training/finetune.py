@@ -198,7 +198,9 @@ def _new_type(config: TrainingConfig) -> str:
 
 
 def _settings(config: TrainingConfig, task: str, method: str) -> dict[str, Any]:
-    known = [*SETTINGS["every run"], *SETTINGS[task], *SETTINGS.get(method, [])]
+    """Check the section ``finetuning``; settings of other tasks may stand there and mean nothing."""
+    of_tasks = [name for other in TASKS for name in SETTINGS[other]]
+    known = [*SETTINGS["every run"], *of_tasks, *SETTINGS.get(method, [])]
     check_keys(config.finetuning, known, f"finetuning ({task}, {method}): setting")
     patience = config.finetuning.get("patience")
     if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):

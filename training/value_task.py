@@ -10,7 +10,7 @@ from cellglot.training.label_collators import CellValueCollator
 from cellglot.training.labels import values_of
 from cellglot.training.metrics import ValueMetrics
 from cellglot.training.splits import Part, divide
-from cellglot.training.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells
+from cellglot.training.tasks import BOTH, Task, common_facts, labelled_cells
 
 
 def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
@@ -35,8 +35,6 @@ def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: i
     ValueError
         If there is no such column, it holds no numbers, or all training cells have the same.
     """
-    if check_class_weights(settings):
-        raise ValueError("finetuning.class_weights are for classes, not for a value")
     division = divide(corpus, settings.get("split", "corpus"), _deciles(values_of(corpus, BOTH, column)), seed)
 
     def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:

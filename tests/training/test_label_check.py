@@ -151,3 +151,13 @@ def test_tokens_without_values_and_settings_that_there_are_not(planted, tmp_path
         run(unlikely_labels="leave_out")
     with pytest.raises(ValueError, match="unlikely_labels 'drop': it is one of keep, leave_out, unchecked"):
         run(unlikely_labels="drop")
+
+
+@pytest.mark.parametrize("kind", ["exceiver", "langcell", "sccello"])
+def test_small_configurations_serve_values_too(planted, kind, tmp_path):
+    """What they say of classes means nothing there."""
+    changes = ["trainer.max_steps=1", "trainer.eval_strategy=no", "trainer.use_cpu=true"]
+    config = load_config(f"{kind}_small_finetune.yaml", changes)
+    corpus = planted["exceiver" if kind == "exceiver" else "rank-value"]
+    finetune(config, None, corpus, tmp_path, task="regression", label_column="cell_index")
+    assert json.loads((tmp_path / RUN_FILE).read_text())["task"] == "regression"
