@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing.connection import wait
@@ -14,13 +15,13 @@ Item = TypeVar("Item")
 _END: Any = object()
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Give items in order, making the next one in a thread while the caller works on this one."""
+def ahead(items: Iterable[Item], most: int = 1) -> Iterator[Item]:
+    """Give items in order, making at most so many of the next ones in a thread while the caller works on this one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, iterator, _END)
-        while (item := waiting.result()) is not _END:
-            waiting = thread.submit(next, iterator, _END)
+        waiting = deque(thread.submit(next, iterator, _END) for _ in range(most))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(thread.submit(next, iterator, _END))
             yield item
 
 

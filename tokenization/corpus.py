@@ -444,7 +444,8 @@ class _Run:
         else:
             tables = [(index, columns) for index, columns in self.gene_tables]
         catalogue = gene_catalogue(tables, gene_names, self.genes)
-        catalogue.save(self.work / "catalogue")
+        if self._helpers is not None:
+            catalogue.save(self.work / "catalogue")
         statistics = self._statistics(bars, catalogue)
         seen = np.flatnonzero(statistics.detected)
         if not len(seen):
@@ -474,7 +475,7 @@ class _Run:
         job = self._job(self.work / "catalogue", None)
         saved = time.monotonic()
         pieces = [("statistics", (unit,)) for unit in self.plan.units[done:]]
-        for unit, state in enumerate(self._in_order(job, pieces, histogram=merged), start=done):
+        for unit, state in enumerate(self._in_order(job, pieces, catalogue, merged), start=done):
             merged.merge(state)
             bar.advance(self.plan.units[unit])
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -565,14 +566,16 @@ class _Run:
         self,
         job: Job,
         pieces: Sequence[tuple[str, tuple[Any, ...]]],
-        tokenizer: GeneExpressionTokenizer | None = None,
+        genes: GeneVocabulary | GeneExpressionTokenizer,
         histogram: CorpusStatistics | None = None,
     ) -> Iterator[Any]:
         """Do pieces of work, several at once where there are processes, and give their results in order.
 
         Alone, this process counts into the histogram of all; with others it may be ahead of what is merged.
         """
-        worker = Worker(job, tokenizer, histogram if self._helpers is None else None)
+        alone = self._helpers is None
+        units = [arguments[0] for _, arguments in pieces] if alone else None
+        worker = Worker(job, genes, histogram if alone else None, units)
 
         def here(piece: tuple[str, tuple[Any, ...]]) -> Any:
             method, arguments = piece

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csc_matrix
 
 from cellglot.tokenization.gene_encoding import row_sums
 
@@ -17,6 +18,7 @@ TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
 _VALUES_AT_ONCE = 1 << 16  # stay in the processor's cache
+_VALUES_KEPT = 1 << 23  # counted at once, 4 bytes each
 
 
 class CorpusStatistics:
@@ -40,8 +42,6 @@ class CorpusStatistics:
         Cells in which each gene has counts, shape (genes,).
     mean, squares : numpy.ndarray
         Mean, and sum of squared deviations from it, of each gene, shape (genes,).
-    histogram : numpy.ndarray
-        Cells by gene and bucket, shape (genes, buckets).
     """
 
     def __init__(self, n_genes: int, histogram: np.ndarray | None = None):
@@ -52,56 +52,105 @@ class CorpusStatistics:
         self.mean = np.zeros(n_genes)
         self.squares = np.zeros(n_genes)
         self.own_histogram = histogram is None
-        self.histogram = np.zeros((n_genes, _OCTAVES << self.bits), np.uint32) if histogram is None else histogram
+        shape = (_OCTAVES, n_genes, 1 << self.bits)  # memory of octaves without values is never touched
+        self._histogram = np.zeros(shape, np.uint32) if histogram is None else histogram
+        self._kept, self._n_kept = np.empty(0, dtype=np.uint32), 0
 
-    def update(self, counts: np.ndarray, genes: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> None:
+    def update(
+        self,
+        counts: np.ndarray,
+        columns: np.ndarray,
+        indptr: np.ndarray,
+        totals: np.ndarray | None = None,
+        genes: np.ndarray | None = None,
+    ) -> None:
         """Add cells.
 
         Parameters
         ----------
-        counts, genes
-            Positive counts and their genes (0 to n_genes - 1), no gene twice in a cell, shape (values,).
+        counts, columns
+            Positive counts and their columns, no gene twice in a cell, shape (values,).
         indptr
             Where each cell begins, shape (cells + 1,).
         totals
-            All counts of each cell, shape (cells,).
+            All counts of each cell, shape (cells,), where these are not all.
+        genes
+            Gene (0 to n_genes - 1) of each column; by default columns are genes.
         """
         n_cells = len(indptr) - 1
         if n_cells == 0:
             return
-        detected: np.ndarray = np.zeros(self.n_genes, dtype=np.int64)
         shift = self.mean if self.n_cells else None
-        sums, squares = np.zeros(self.n_genes), np.zeros(self.n_genes)  # of distances from the shift, for precision
+        detected, sums = np.zeros(self.n_genes), np.zeros(self.n_genes)
+        squares = np.zeros(self.n_genes)  # of distances from the shift, as the sums are, for precision
         own = row_sums(counts, indptr)
+        ones = np.ones(0)
         for start, stop in _runs(indptr):
             values = slice(indptr[start], indptr[stop])
-            lengths, at = np.diff(indptr[start : stop + 1]), genes[values].astype(np.intp)
+            lengths, at = np.diff(indptr[start : stop + 1]), columns[values]
+            at = at if genes is None else genes.take(at)
             part = counts[values].astype(np.float64)
-            self._count_buckets(part * _scale(totals[start:stop], lengths), at)
+            if totals is not None:
+                self._keep(part * _scale(totals[start:stop], lengths), at)
             part *= _scale(own[start:stop], lengths)
+            if totals is None:
+                self._keep(part, at)
             np.log1p(part, out=part)
+            ones = ones if len(ones) >= len(part) else np.ones(len(part))
+            detected += _gene_sums(ones[: len(part)], at, self.n_genes)
             if shift is None:
-                shift = np.bincount(at, weights=part, minlength=self.n_genes) / (stop - start)
+                shift = _gene_sums(part, at, self.n_genes) / (stop - start)
             part -= shift.take(at)
-            detected += np.bincount(at, minlength=self.n_genes)
-            sums += np.bincount(at, weights=part, minlength=self.n_genes)
+            sums += _gene_sums(part, at, self.n_genes)
             part *= part
-            squares += np.bincount(at, weights=part, minlength=self.n_genes)
+            squares += _gene_sums(part, at, self.n_genes)
         assert shift is not None
         sums -= (n_cells - detected) * shift
         squares += (n_cells - detected) * shift**2
         distance = sums / n_cells
         self._merge_moments(n_cells, shift + distance, np.maximum(squares - distance * sums, 0.0))
-        self.detected += detected
+        self.detected += detected.astype(np.int64)
 
-    def _count_buckets(self, scaled: np.ndarray, genes: np.ndarray) -> None:
-        width = self.histogram.shape[1]
-        bucket = scaled.astype(np.float32).view(np.uint32) >> np.uint32(23 - self.bits)
-        keys = bucket.astype(np.intp)
-        keys -= (127 + _LOWEST_OCTAVE) << self.bits
-        np.clip(keys, 0, width - 1, out=keys)
-        keys += genes * width
-        np.add.at(self.histogram.reshape(-1), keys, np.uint32(1))
+    def _keep(self, scaled: np.ndarray, genes: np.ndarray) -> None:
+        """Keep the place of each value in the flat histogram until there are enough to be counted."""
+        if self._n_kept + len(scaled) > len(self._kept):
+            self._count()
+        if len(scaled) > len(self._kept):
+            self._kept = np.empty(max(len(scaled), _VALUES_KEPT), dtype=np.uint32)
+        keys = self._kept[self._n_kept : self._n_kept + len(scaled)]
+        self._n_kept += len(scaled)
+        bits, lowest = np.uint32(self.bits), np.uint32((127 + _LOWEST_OCTAVE) << self.bits)
+        np.right_shift(scaled.astype(np.float32).view(np.uint32), np.uint32(23) - bits, out=keys)
+        np.maximum(keys, lowest, out=keys)
+        keys -= lowest
+        np.minimum(keys, np.uint32((_OCTAVES << self.bits) - 1), out=keys)
+        within = keys & np.uint32((1 << self.bits) - 1)
+        keys >>= bits
+        keys *= np.uint32(self.n_genes)
+        keys += genes.astype(np.uint32)
+        keys <<= bits
+        keys |= within
+
+    def _count(self) -> None:
+        """Count the values kept in the histogram.
+
+        Sorted, they touch each part of it once, and leave Python's lock to the thread that reads the next cells.
+        """
+        keys, self._n_kept = self._kept[: self._n_kept], 0
+        keys.sort()
+        flat = self._histogram.reshape(-1)
+        for start in range(0, len(keys), _VALUES_AT_ONCE):
+            part = keys[start : start + _VALUES_AT_ONCE]
+            last = np.append(np.flatnonzero(part[1:] != part[:-1]), len(part) - 1)
+            places = part.take(last).astype(np.intp)
+            flat[places] = flat.take(places) + np.diff(last, prepend=-1).astype(np.uint32)
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """Cells by octave, gene and bucket of the octave, shape (octaves, genes, buckets)."""
+        if self._n_kept:
+            self._count()
+        return self._histogram
 
     def _merge_moments(self, n_cells: int, mean: np.ndarray, squares: np.ndarray) -> None:
         """Add mean and squared deviations of other cells (Chan, Golub and LeVeque 1979)."""
@@ -169,7 +218,7 @@ class CorpusStatistics:
         medians = np.full(self.n_genes, np.nan)
         seen = np.flatnonzero(self.detected)
         for genes in np.array_split(seen, -(-len(seen) // 256)) if len(seen) else []:
-            histogram = self.histogram[genes]
+            histogram = self.histogram[:, genes].swapaxes(0, 1).reshape(len(genes), -1)
             filled = np.flatnonzero(histogram.any(axis=0))  # a few octaves of all there are
             lowest = int(filled[0])
             histogram = histogram[:, lowest : filled[-1] + 1]
@@ -199,6 +248,13 @@ def _runs(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
         stop = min(max(stop, start + 1), n_cells)
         yield start, stop
         start = stop
+
+
+def _gene_sums(values: np.ndarray, genes: np.ndarray, n_genes: int) -> np.ndarray:
+    """Sum values by gene, shape (n_genes,): what `numpy.bincount` gives, without Python's lock."""
+    matrix = csc_matrix((values, genes, np.array([0, len(values)])), shape=(n_genes, 1))
+    sums: np.ndarray = matrix @ np.ones(1)
+    return sums
 
 
 def _scale(totals: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ from cellglot.tokenization.corpus_plan import (
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns, join, row_sums
+from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
+from cellglot.tokenization.kept_counts import KeptCounts
 from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 CHUNK_VALUES = 1 << 21
+CHUNKS_AHEAD = 3  # of a chunk's time to read and to work on, each varies
 ROW_GROUP_CELLS = 1 << 11
 
 
@@ -80,6 +83,16 @@ class Job:
     tokenizer_class: type[GeneExpressionTokenizer] | None = None
 
 
+@dataclass
+class _Chunk:
+    """Some cells of a file: the first one's number, counts, metadata, and the file's genes."""
+
+    first: int
+    rows: CountRows
+    metadata: pd.DataFrame
+    columns: GeneColumns
+
+
 class Worker:
     """Does pieces of work of a job, keeping the last file open.
 
@@ -87,38 +100,50 @@ class Worker:
     ----------
     job
         The job.
-    tokenizer
-        The job's tokenizer, where it is at hand.
+    genes
+        The job's catalogue of genes or its tokenizer, where it is at hand.
     histogram
         Statistics whose histogram takes the values of all units in place; by default each unit gives its own.
+    units
+        All units that this worker will do, in order, where that is known: it then reads the next one's first cells
+        while it works on the last ones of the one before.
     """
 
     def __init__(
         self,
         job: Job,
-        tokenizer: GeneExpressionTokenizer | None = None,
+        genes: GeneVocabulary | GeneExpressionTokenizer | None = None,
         histogram: CorpusStatistics | None = None,
+        units: Sequence[tuple[int, int, int]] | None = None,
     ):
         self.job = job
+        self._stream = None if units is None else ahead(self._read_units(units), CHUNKS_AHEAD)
+        self._kept = KeptCounts(Path(job.work) / "counts")
         self._number = -1
         self._cells: Cells | None = None
         self._columns: GeneColumns | None = None
         self._statistics: CorpusStatistics | None = None
         self._histogram = None if histogram is None else histogram.histogram
         if job.tokenizer_class is None:
-            self.catalogue = GeneVocabulary.load(job.vocabulary)
+            self.catalogue = genes if isinstance(genes, GeneVocabulary) else GeneVocabulary.load(job.vocabulary)
         else:
-            self.tokenizer = tokenizer or job.tokenizer_class.from_pretrained(job.vocabulary)
+            ready = isinstance(genes, GeneExpressionTokenizer)
+            self.tokenizer = genes if ready else job.tokenizer_class.from_pretrained(job.vocabulary)
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Stop reading, and close the file that is open."""
+        if self._stream is not None:
+            self._stream.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._cells is not None:
             self._cells.close()
         self._cells, self._number = None, -1
 
     def _open(self, number: int) -> tuple[Cells, GeneColumns]:
         if number != self._number or self._cells is None or self._columns is None:
-            self.close()
+            self._close_file()
             file = self.job.files[number]
             folder = conversion_folder(Path(self.job.work), file.path)
             try:
@@ -134,14 +159,33 @@ class Worker:
             self._number = number
         return self._cells, self._columns
 
-    def _read(self, number: int, start: int, stop: int) -> Iterator[tuple[int, CountRows, pd.DataFrame]]:
-        """Read cells in chunks, with their metadata; what goes wrong is laid to the file."""
-        cells, _ = self._open(number)
-        try:
-            for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
-                yield low, cells.counts.rows(low, high), cells.metadata(low, high)
-        except READ_ERRORS as error:
-            raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
+    def _chunks(self, unit: tuple[int, int, int]) -> Iterator[_Chunk]:
+        """Read the cells of a unit in chunks, ahead of the work on them."""
+        stream = ahead(self._read_units([unit]), CHUNKS_AHEAD) if self._stream is None else self._stream
+        while (chunk := next(stream)) is not None:
+            yield chunk
+
+    def _read_units(self, units: Sequence[tuple[int, int, int]]) -> Iterator[_Chunk | None]:
+        """Read units chunk by chunk, None after each of them; what goes wrong is laid to the file."""
+        for number, start, stop in units:
+            cells, columns = self._open(number)
+            try:
+                for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
+                    yield _Chunk(low, self._rows(number, low, high), cells.metadata(low, high), columns)
+            except READ_ERRORS as error:
+                raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
+            yield None
+
+    def _rows(self, number: int, start: int, stop: int) -> CountRows:
+        """Read the counts of some cells of the open file: the pass for statistics keeps them for that for tokens."""
+        assert self._cells is not None
+        name = f"{number:06d}-{start:012d}-{stop:012d}"
+        rows = None if self.job.tokenizer_class is None else self._kept.load(name)
+        if rows is None:
+            rows = self._cells.counts.rows(start, stop)
+            if self.job.tokenizer_class is None:
+                self._kept.keep(name, rows)
+        return rows
 
     def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         groups, datasets = cell_groups(metadata, self.job.files[number].name)
@@ -151,56 +195,47 @@ class Worker:
 
     def statistics(self, unit: tuple[int, int, int]) -> dict[str, np.ndarray]:
         """Give the statistics of a unit's training cells."""
-        number, start, stop = unit
         if self._statistics is None:
             self._statistics = CorpusStatistics(len(self.catalogue.genes), self._histogram)
         statistics = self._statistics
-        self._open(number)
-        for rows, totals in ahead(self._training_counts(number, start, stop)):
-            statistics.update(rows.data, rows.indices, rows.indptr, totals)
+        for chunk in self._chunks(unit):
+            splits, _ = self._splits(unit[0], chunk.metadata)
+            rows = chunk.columns.sum_duplicates(_only(chunk.rows, splits == "train"))
+            totals = None
+            if not chunk.columns.known.all() or rows.data.min(initial=1) <= 0:
+                totals = row_sums(rows.data, rows.indptr)
+                rows = _positive_known(rows, chunk.columns.known)
+            statistics.update(rows.data, rows.indices, rows.indptr, totals, chunk.columns.token_ids)
         state = {name: array.copy() for name, array in statistics.state().items()}
         statistics.clear()
         return state
-
-    def _training_counts(self, number: int, start: int, stop: int) -> Iterator[tuple[CountRows, np.ndarray]]:
-        """Read training cells in chunks: positive counts by gene of the catalogue, and all counts of each cell."""
-        _, columns = self._open(number)
-        for _, rows, metadata in self._read(number, start, stop):
-            splits, _ = self._splits(number, metadata)
-            rows = columns.sum_duplicates(_only(rows, splits == "train"))
-            totals = row_sums(rows.data, rows.indptr)
-            kept = columns.known.take(rows.indices) & (rows.data > 0)
-            if not kept.all():
-                kept_at = np.flatnonzero(kept)
-                indptr = np.searchsorted(kept_at, rows.indptr)
-                rows = CountRows(rows.data.take(kept_at), rows.indices.take(kept_at), indptr)
-            yield CountRows(rows.data, columns.token_ids.take(rows.indices), rows.indptr), totals
 
     # ---------------------------------------------------------------- tokens
 
     def tokens(self, unit: tuple[int, int, int], unit_number: int) -> dict[str, Any]:
         """Write the token shards of a unit, and a record of what they hold."""
-        number, start, stop = unit
-        _, columns = self._open(number)
-        columns.counts_lost[:] = 0.0
-        columns.counts_seen = 0.0
-        report = columns.match.report()
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
+        report: GeneReport | None = None
         shards = _ShardWriter(Path(self.job.output) / "data", unit_number)
         with shards, Behind() as behind:
-            for first, rows, metadata in ahead(self._read(number, start, stop)):
-                splits, datasets = self._splits(number, metadata)
-                encoded = join(list(self.tokenizer.encode_rows(rows, columns)))
+            for chunk in self._chunks(unit):
+                columns = chunk.columns
+                if report is None:
+                    report = columns.match.report()
+                    columns.forget()
+                splits, datasets = self._splits(unit[0], chunk.metadata)
+                encoded = join(list(self.tokenizer.encode_rows(chunk.rows, columns)))
                 self.tokenizer.count_cells(report, encoded)
-                carried = {"cell_index": pa.array(np.arange(first, first + len(encoded)))}
-                carried |= self._metadata(metadata, datasets, splits)
+                carried = {"cell_index": pa.array(np.arange(chunk.first, chunk.first + len(encoded)))}
+                carried |= self._metadata(chunk.metadata, datasets, splits)
                 behind(shards.add, _record_batch(encoded, carried), splits)
                 for split in SPLITS:
                     counted = np.bincount(np.diff(encoded.indptr)[splits == split], minlength=1)
                     lengths[split] = _add(lengths[split], counted)
+        assert report is not None  # a unit has cells
         record = {
             "unit": unit_number,
-            "file": number,
+            "file": unit[0],
             "shards": shards.written,
             "lengths": {s: {int(n): int(c) for n, c in enumerate(h) if c} for s, h in lengths.items() if h.any()},
             "report": {
@@ -228,6 +263,12 @@ class Worker:
                 values = np.full(len(metadata), None, dtype=object)
             columns[name] = _to_arrow(values, kind)
         return columns
+
+
+def _positive_known(rows: CountRows, known: np.ndarray) -> CountRows:
+    """Keep positive counts on known genes."""
+    kept_at = np.flatnonzero(known.take(rows.indices) & (rows.data > 0))
+    return CountRows(rows.data.take(kept_at), rows.indices.take(kept_at), np.searchsorted(kept_at, rows.indptr))
 
 
 def _only(rows: CountRows, kept: np.ndarray) -> CountRows:
@@ -288,6 +329,7 @@ def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
         compression="zstd",
         compression_level=1,
         use_dictionary=[name for name in schema.names if name not in (*lists, "length", "cell_id", "cell_index")],
+        write_statistics=[name for name in schema.names if name not in lists],
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
     )
 

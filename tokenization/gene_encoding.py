@@ -102,6 +102,11 @@ class GeneColumns:
         self.counts_seen += float(counts.sum(dtype=np.float64))
         np.add.at(self.counts_lost, columns.take(lost_at), counts.take(lost_at).astype(np.float64))
 
+    def forget(self) -> None:
+        """Begin anew with the counts seen and lost."""
+        self.counts_lost[:] = 0.0
+        self.counts_seen = 0.0
+
     def sum_duplicates(self, rows: CountRows) -> CountRows:
         """Give each cell's counts on columns of the same gene to the first of these columns."""
         if self.duplicated is None:

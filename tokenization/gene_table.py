@@ -117,22 +117,24 @@ def gene_catalogue(
         for gene, name in _named_ids(index, columns):
             own.add(gene)
             names.add(gene, name)
-    known = GeneVocabulary.from_statistics(
-        sorted(own | set(names.symbols)), symbols=names.symbols, aliases=names.aliases
-    )
+    known = _catalogue(own | set(names.symbols), names)
     genes = set(own)
     for index, columns in tables:
         match = known.resolve(index, columns)
         genes.update(known.tokens[int(t)] for t in match.token_ids[match.known])
         unnamed = ~match.known & ~match.ambiguous
         genes.update(str(n) for n in match.names[unnamed] if n and not _SPIKE_IN.match(n))
-    everything = GeneVocabulary.from_statistics(sorted(genes), symbols=names.symbols, aliases=names.aliases)
+    everything = known if genes == set(known.genes) else _catalogue(genes, names)
     if only is not None:
         match = everything.resolve(list(only))
-        kept = {everything.tokens[int(t)] for t in match.token_ids[match.known]}
-        genes &= kept
+        genes &= {everything.tokens[int(t)] for t in match.token_ids[match.known]}
+        everything = _catalogue(genes, names)
     if not genes:
         raise ValueError("no gene is left: the files share none with the list of genes to keep")
+    return everything
+
+
+def _catalogue(genes: Iterable[str], names: GeneNames) -> GeneVocabulary:
     return GeneVocabulary.from_statistics(sorted(genes), symbols=names.symbols, aliases=names.aliases)
 
 

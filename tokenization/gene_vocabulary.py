@@ -25,8 +25,7 @@ STATISTICS = ("median", "mean", "std")
 ID_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "gene_id", "feature_id", "ensembl_gene_id", "ensemblid", "id")
 NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_name", "gene_names", "gene", "name")
 
-_VERSIONED = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
-_ENSEMBL = re.compile(r"^ENS[A-Z]*G(R?)\d{8,}$")
+_ENSEMBL = re.compile(r"^(ENS[A-Z]*GR?\d{8,})(?:\.\d+)?$")
 _SPECIAL = re.compile(r"^<[^<>\s]+>$")
 
 
@@ -238,7 +237,7 @@ class GeneVocabulary:
 
     def save_files(self, vocabulary_file: str | os.PathLike, statistics_file: str | os.PathLike) -> None:
         """Write the two files, each under a temporary name first."""
-        text = json.dumps({"format_version": 1} | self._names(), ensure_ascii=False, indent=0)
+        text = json.dumps({"format_version": 1} | self._names(), ensure_ascii=False, separators=(",\n", ": "))
         _replace(vocabulary_file, lambda path: Path(path).write_text(text, encoding="utf-8"))
         arrays = {n: v for n, v in zip(STATISTICS, self._statistics(), strict=True) if v is not None}
         _replace(statistics_file, lambda path: save_file(arrays, path, metadata={"genes": str(len(self.genes))}))
@@ -451,11 +450,8 @@ class GeneMatch:
 
 def bare_id(name: str) -> str | None:
     """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
-    if not name.startswith("ENS"):
-        return None
-    versioned = _VERSIONED.match(name)
-    bare = versioned.group(1) if versioned else name
-    return bare if _ENSEMBL.match(bare) else None
+    matched = _ENSEMBL.match(name)
+    return None if matched is None else matched.group(1)
 
 
 def name_sources(

@@ -19,22 +19,24 @@ def test_reading_ahead_keeps_the_order_and_the_error():
     assert list(ahead(iter([3, 1, 2]))) == [3, 1, 2]
 
 
-def test_the_next_item_is_made_while_this_one_is_worked_on():
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_next_items_are_made_while_this_one_is_worked_on(most):
     made = []
 
     def items():
-        for i in range(3):
+        for i in range(6):
             made.append(i)
             yield i
 
-    reading = ahead(items())
+    reading = ahead(items(), most)
     assert next(reading) == 0
     deadline = time.monotonic() + 5
-    while len(made) < 2 and time.monotonic() < deadline:
+    while len(made) < 1 + most and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert made == [0, 1]
+    assert made == list(range(1 + most))
     reading.close()
-    assert made == [0, 1]
+    assert made == list(range(1 + most))
+    assert list(ahead(range(2), most)) == [0, 1]
 
 
 def test_calls_behind_run_in_order_and_give_their_errors():

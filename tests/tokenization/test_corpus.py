@@ -25,6 +25,8 @@ from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverage
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
 from cellglot.tokenization.corpus_worker import Worker
+from cellglot.tokenization.count_matrix import CountMatrix
+from cellglot.tokenization.kept_counts import KeptCounts
 
 
 QUIET = {"processes": 1, "progress": False}
@@ -244,6 +246,20 @@ def test_two_processes_give_the_bytes_of_one(files, tmp_path, monkeypatch):
     assert units > 10
     assert all(0 < done < units for done in done_here.values()), (done_here, units)
     assert content(one.folder) == content(two.folder)
+
+
+@pytest.mark.parametrize("tokenizer", ["rank-value", "exceiver"])
+def test_counts_kept_from_the_first_pass_change_nothing(files, tmp_path, monkeypatch, tokenizer):
+    read = []
+    rows_of = CountMatrix.rows
+    monkeypatch.setattr(CountMatrix, "rows", lambda self, *a: (read.append(a), rows_of(self, *a))[1])
+    kept = tokenize_corpus(files, tmp_path / "kept", tokenizer=tokenizer, **QUIET)
+    once = len(read)
+    monkeypatch.setattr(KeptCounts, "_fits", lambda self, n_bytes: False)
+    again = tokenize_corpus(files, tmp_path / "again", tokenizer=tokenizer, **QUIET)
+    assert len(read) == 3 * once
+    assert not (kept.folder / ".work").exists()
+    assert content(kept.folder) == content(again.folder)
 
 
 KILLED = """

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from cellglot.tokenization import corpus_statistics
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 
 
@@ -41,6 +42,29 @@ def test_medians_are_near_the_exact_ones(cells):
     exact = [np.median(s[s > 0]) if (s > 0).any() else np.nan for s in scaled.T]
     assert np.allclose(statistics.medians(), exact, rtol=0.008, equal_nan=True)
     assert np.isnan(statistics.medians()[39])
+
+
+def test_columns_are_counted_for_their_genes(cells):
+    counts, totals = cells
+    genes = np.random.default_rng(0).permutation(40)
+    by_gene, by_column = CorpusStatistics(40), CorpusStatistics(40)
+    add(by_gene, counts, totals)
+    moved = counts.tocsc()[:, genes].tocsr()
+    by_column.update(moved.data.astype(float), moved.indices, moved.indptr.astype(np.int64), totals, genes)
+    assert np.array_equal(by_column.medians(), by_gene.medians(), equal_nan=True)
+    assert np.array_equal(by_column.detected, by_gene.detected)
+    assert np.allclose(by_column.mean, by_gene.mean, rtol=1e-13)
+
+
+def test_counted_in_parts_it_is_the_same(cells, monkeypatch):
+    counts, _ = cells
+    whole, parts = CorpusStatistics(40), CorpusStatistics(40)
+    add(whole, counts, None)
+    for name, number in (("_VALUES_AT_ONCE", 97), ("_VALUES_KEPT", 211)):
+        monkeypatch.setattr(corpus_statistics, name, number)
+    add(parts, counts, None)
+    assert np.array_equal(parts.histogram, whole.histogram)
+    assert whole.histogram.sum() == counts.nnz
 
 
 def test_the_median_of_two_values_is_their_mean():

@@ -1,0 +1,64 @@
+"""Counts that one pass over a corpus has decoded, kept on disk for the next one, as small as they are."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from cellglot.tokenization.count_matrix import CountRows
+
+
+MOST_BYTES = 2 << 30
+_FREE_FOR_OTHERS = 4  # times as much as is kept stays free
+
+
+class KeptCounts:
+    """A folder of chunks of counts; of what would not fit, nothing is kept, and it has to be read from its file again.
+
+    Parameters
+    ----------
+    folder
+        Where the chunks lie; several processes may share it.
+    most_bytes
+        Size of the folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike, most_bytes: int = MOST_BYTES):
+        self.folder, self.most_bytes = Path(folder), most_bytes
+
+    def keep(self, name: str, rows: CountRows) -> None:
+        """Keep a chunk of checked counts, unless there is no room."""
+        largest = int(rows.data.max(initial=0))
+        if largest > np.iinfo(np.uint32).max:
+            return
+        counts = rows.data.astype(np.min_scalar_type(largest))
+        columns = rows.indices.astype(np.min_scalar_type(int(rows.indices.max(initial=0))))
+        path = self.folder / f"{name}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._fits(counts.nbytes + columns.nbytes + rows.indptr.nbytes):
+                return
+            with open(path, "wb") as file:
+                for array in (counts, columns, rows.indptr):
+                    np.save(file, array)
+            path.replace(path.with_suffix(".npy"))
+        except OSError:  # a full disk: the work goes on without
+            path.unlink(missing_ok=True)
+
+    def _fits(self, n_bytes: int) -> bool:
+        kept = sum(entry.stat().st_size for entry in os.scandir(self.folder))
+        free = shutil.disk_usage(self.folder).free
+        return kept + n_bytes <= self.most_bytes and free > _FREE_FOR_OTHERS * (kept + n_bytes)
+
+    def load(self, name: str) -> CountRows | None:
+        """Give a chunk that was kept, None where it was not."""
+        try:
+            with open(self.folder / f"{name}.npy", "rb") as file:
+                data, indices, indptr = (np.load(file, allow_pickle=False) for _ in range(3))
+        except FileNotFoundError:
+            return None
+        return CountRows(data, indices, indptr)
+
+
+__all__ = ["KeptCounts"]
