@@ -3,8 +3,9 @@
 python benchmarks/h5ad_to_parquet.py
 
 The file is gzip-compressed, as anndata writes it: pbmc_facs cells in seeded shuffles. h5py reads and decompresses
-data and indices in one process and does nothing else. Asked for: at least half that rate, by two processes, both
-for the whole way (statistics, vocabulary, tokens) and for tokens alone with a given vocabulary.
+data and indices in one process and does nothing else. Asked for: at least half that rate, both for the whole way
+(statistics, vocabulary, tokens) and for tokens alone with a given vocabulary, by as many processes as cellglot takes
+by default: one on two processors, whose threads read ahead and write behind.
 """
 
 import shutil
@@ -15,7 +16,7 @@ import h5py
 from measure import MIB, alternate, median, parser, ratio, report
 from resampled_cells import SOURCE, write_cells
 
-from cellglot.tokenization.corpus import tokenize_corpus
+from cellglot.tokenization.corpus import default_processes, tokenize_corpus
 
 
 VALUES_AT_ONCE = 1 << 21
@@ -38,10 +39,12 @@ def tokenize(path: Path, folder: Path, tokenizer: str, processes: int, vocabular
 
 def main() -> None:
     options = parser(__doc__, repeats=5)
-    options.add_argument("--sizes", type=int, nargs="+", default=[20_000, 100_000], help="numbers of cells")
+    options.add_argument("--sizes", type=int, nargs="+", default=[20_000, 100_000, 400_000], help="numbers of cells")
     options.add_argument("--source", type=Path, default=SOURCE, help="small .h5ad file to draw cells from")
     options.add_argument("--tokenizers", nargs="+", default=["rank-value", "exceiver"], help="kinds of tokens")
-    options.add_argument("--processes", type=int, default=2, help="of cellglot (default %(default)s)")
+    options.add_argument(
+        "--processes", type=int, default=default_processes(), help="of cellglot (default %(default)s)"
+    )
     options.add_argument("--folder", type=Path, help="folder for temporary files")
     given = options.parse_args()
     if given.quick:

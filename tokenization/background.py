@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 _END: Any = object()
 
 
-def ahead(items: Iterable[Item], most: int = 1) -> Iterator[Item]:
+def ahead(items: Iterable[Item], most: int = 1) -> Generator[Item, None, None]:
     """Give items in order, making at most so many of the next ones in a thread while the caller works on this one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:

@@ -48,6 +48,11 @@ CHECKPOINT_SECONDS = 30.0
 UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth it
 
 
+def default_processes() -> int:
+    """Give how many processes keep this machine busy: more than one for two processors get in each other's way."""
+    return max((os.cpu_count() or 1) // 2, 1)
+
+
 class CorpusError(ValueError):
     """A corpus folder is unfinished, damaged, or holds something else."""
 
@@ -205,7 +210,7 @@ def tokenize_corpus(
     seed
         Of the draw.
     processes
-        At once; by default one for each processor.
+        At once; by default one for every two processors, as each of them also reads ahead and writes behind.
     skip_broken
         Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
     overwrite
@@ -261,7 +266,7 @@ def tokenize_corpus(
         arguments,
         seed=seed,
         fractions={"validation": validation_fraction, "test": test_fraction},
-        processes=processes or os.cpu_count() or 1,
+        processes=processes or default_processes(),
         skip_broken=skip_broken,
         progress=progress,
         vocabulary=None if vocabulary is None else _load_vocabulary(vocabulary),

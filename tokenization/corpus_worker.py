@@ -28,13 +28,13 @@ from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns, join, row_sums
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
-from cellglot.tokenization.kept_counts import KeptCounts
+from cellglot.tokenization.kept_counts import KeptCounts, in_smallest_types
 from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
-CHUNK_VALUES = 1 << 21
-CHUNKS_AHEAD = 3  # of a chunk's time to read and to work on, each varies
+CHUNK_VALUES = 3 << 19
+CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
 ROW_GROUP_CELLS = 1 << 11
 
 
@@ -127,8 +127,8 @@ class Worker:
         if job.tokenizer_class is None:
             self.catalogue = genes if isinstance(genes, GeneVocabulary) else GeneVocabulary.load(job.vocabulary)
         else:
-            ready = isinstance(genes, GeneExpressionTokenizer)
-            self.tokenizer = genes if ready else job.tokenizer_class.from_pretrained(job.vocabulary)
+            ready = genes if isinstance(genes, GeneExpressionTokenizer) else None
+            self.tokenizer = ready or job.tokenizer_class.from_pretrained(job.vocabulary)
 
     def close(self) -> None:
         """Stop reading, and close the file that is open."""
@@ -182,7 +182,7 @@ class Worker:
         name = f"{number:06d}-{start:012d}-{stop:012d}"
         rows = None if self.job.tokenizer_class is None else self._kept.load(name)
         if rows is None:
-            rows = self._cells.counts.rows(start, stop)
+            rows = in_smallest_types(self._cells.counts.rows(start, stop))
             if self.job.tokenizer_class is None:
                 self._kept.keep(name, rows)
         return rows

@@ -65,7 +65,7 @@ def tokenize(
     validation_fraction: Annotated[float, typer.Option(help="Share of cells to hold out.")] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="Share of cells for a final test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draw of held-out cells.")] = 0,
-    processes: Annotated[int | None, typer.Option(help="At once; by default one a processor.")] = None,
+    processes: Annotated[int | None, typer.Option(help="At once; by default one for two processors.")] = None,
     skip_broken: Annotated[bool, typer.Option(help="Pass over files that cannot be used; they are named.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Begin anew, whatever is finished.")] = False,
 ) -> None:
