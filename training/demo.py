@@ -148,7 +148,7 @@ class Demo:
             name,
             f"{name}: audited, tokenized, learned from, classified, saved and loaded again in "
             f"{time.monotonic() - self.started:.0f} seconds on {default_device()}. Every number on this page was "
-            f"computed by this run of `{command}`.",
+            f"computed by this run of {command}.",
             cards,
             [
                 *sections,

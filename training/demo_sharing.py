@@ -152,8 +152,8 @@ class SharingDemo:
                     [
                         "Each folder below published/ holds weights, tokenizer, code, pipelines and a card "
                         "(README.md) whose numbers come from the records of this run; a process without cellglot "
-                        "loaded all of it and gave the same numbers. `cellglot publish FOLDER OWNER/NAME` uploads "
-                        "such a folder."
+                        "loaded all of it and gave the same numbers. The command cellglot publish FOLDER OWNER/NAME "
+                        "uploads such a folder."
                     ],
                     table=Table(["model", "loaded", "files", "numbers compared"], rows),
                 )
