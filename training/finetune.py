@@ -36,11 +36,12 @@ from cellglot.training.run import (
 from cellglot.training.tasks import Task
 from cellglot.training.trainer import count_parameters
 from cellglot.training.value_task import value_task
+from cellglot.training.weight_average import WeightAverage
 
 
 METHODS = ("full", "probe", *ADAPTERS)
 SETTINGS = {
-    "every run": ["split", "patience"],
+    "every run": ["split", "patience", "average_weights"],
     "cell-type": ["class_weights", "ontology", "unlikely_labels"],
     "gene": ["class_weights", "held_out_genes"],
     "regression": [],
@@ -73,7 +74,8 @@ def finetune(
     config
         The configuration. Its section ``model`` changes fields of the model's own; keys of ``finetuning`` are
         ``split`` (``corpus`` or ``stratified``), ``patience`` (evaluations without improvement after which training
-        stops; the best state is kept), ``class_weights`` (``balanced``), ``ontology``, ``unlikely_labels`` (training
+        stops; the best state is kept), ``average_weights`` (share of the last steps whose mean weights are kept),
+        ``class_weights`` (``balanced``), ``ontology``, ``unlikely_labels`` (training
         cells that look like another class: ``keep``, ``leave_out``, ``unchecked``), ``held_out_genes``, and ``rank``,
         ``alpha`` and ``dropout`` of LoRA and DoRA.
     model
@@ -143,7 +145,7 @@ def finetune(
         compute_metrics=prepared.metrics,
         description="fine-tuning",
         optimizer_name=config.optimizer.get("name", "adamw"),
-        callbacks=[*callbacks, *_early_stopping(settings)],
+        callbacks=[*callbacks, *_early_stopping(settings), *_averaging(settings)],
         frozen=frozen,
         memory=memory,
     )
@@ -205,6 +207,9 @@ def _settings(config: TrainingConfig, task: str, method: str) -> dict[str, Any]:
     patience = config.finetuning.get("patience")
     if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
         raise ValueError(f"finetuning.patience {patience!r}: it is a whole number of evaluations from 1 on")
+    if patience is not None and config.finetuning.get("average_weights") is not None:
+        raise ValueError("finetuning.patience keeps the best state, average_weights a mean: set one of them to null")
+    _averaging(config.finetuning)
     return dict(config.finetuning)
 
 
@@ -226,6 +231,11 @@ def _with_early_stopping(config: TrainingConfig, settings: Mapping[str, Any], ta
 def _early_stopping(settings: Mapping[str, Any]) -> list[Any]:
     patience = settings.get("patience")
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def _averaging(settings: Mapping[str, Any]) -> list[Any]:
+    share = settings.get("average_weights")
+    return [] if share is None else [WeightAverage(share)]
 
 
 def _task(

@@ -159,6 +159,8 @@ def test_a_new_model_learns_from_a_corpus(corpus, tmp_path):
         ({"method": "lora"}, {"rnak": 8}, "is 'rank' meant"),
         ({}, {"class_weights": "square"}, "finetuning.class_weights 'square': it is balanced or none"),
         ({}, {"patience": 0}, "finetuning.patience 0: it is a whole number of evaluations from 1 on"),
+        ({}, {"average_weights": 1.5}, "finetuning.average_weights 1.5: it is a share of the steps"),
+        ({}, {"average_weights": 0.5, "patience": 2}, "average_weights a mean: set one of them to null"),
         ({}, {"split": "random"}, "finetuning.split 'random': it is one of corpus, stratified"),
         ({"task": "regression", "label_column": "cell_type"}, {}, "'cell_type' of .* holds '.*', which is no number"),
         ({"task": "regression", "label_column": "same"}, {}, "all training cells have the same value 3 in 'same'"),
