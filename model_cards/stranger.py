@@ -6,6 +6,7 @@ process where cellglot cannot be imported; both have to give the same numbers.
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -223,6 +224,9 @@ def main() -> None:
     np.savez(result / "arrays.npz", **visit.arrays)
     rest = {"texts": visit.texts, "loaded": visit.loaded, "new_weights": visit.new_weights}
     (result / "rest.json").write_text(json.dumps(rest), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; Python (before 3.14) may be aborted if it ends while PyArrow's threads read ahead
 
 
 if __name__ == "__main__":
