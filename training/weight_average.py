@@ -28,7 +28,7 @@ class WeightAverage(TrainerCallback):
     Raises
     ------
     ValueError
-        If the share is none; at the start of a training that goes on, if its checkpoint's average is of other steps.
+        If the share is none.
     """
 
     def __init__(self, share: float):
@@ -39,7 +39,13 @@ class WeightAverage(TrainerCallback):
         self.mean: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up the average of a training that goes on."""
+        """Take up the average of a training that goes on.
+
+        Raises
+        ------
+        ValueError
+            If its checkpoint's average is of other steps.
+        """
         self.steps = self._averaged(state)
         path = _checkpoint(args, state) / FILE
         if path.exists():
