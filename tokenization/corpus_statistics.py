@@ -193,14 +193,24 @@ class CorpusStatistics:
         """Write the state, whole or not at all."""
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **self.state())
+            np.savez(file, allow_pickle=False, layout=np.array(self._histogram.shape), **self.state())
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path, n_genes: int) -> "CorpusStatistics":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If another version wrote it, in another layout.
+        """
         statistics = cls(n_genes)
         with np.load(path, allow_pickle=False) as state:
+            if "layout" not in state or tuple(state["layout"]) != statistics._histogram.shape:
+                raise ValueError(
+                    f"{path} was written by another version of cellglot: begin anew, with --overwrite (overwrite=True)"
+                )
             statistics.merge(dict(state))
         return statistics
 

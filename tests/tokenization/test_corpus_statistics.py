@@ -114,3 +114,13 @@ def test_large_values_do_not_lose_the_variance():
     for _ in range(50):
         add(statistics, sp.csr_matrix(np.full((100, 1), 3.0)), np.full(100, 3.0))
     assert statistics.std[0] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_statistics_of_another_version_are_refused(cells, tmp_path):
+    counts, totals = cells
+    statistics = CorpusStatistics(40)
+    add(statistics, counts, totals)
+    for name, other in (("without", {}), ("other", {"layout": np.array([40, 22 << 12])})):
+        np.savez(tmp_path / f"{name}.npz", **other, **statistics.state())
+        with pytest.raises(ValueError, match=rf"{name}.npz was written by another version of cellglot: begin anew"):
+            CorpusStatistics.load(tmp_path / f"{name}.npz", 40)
