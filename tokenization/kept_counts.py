@@ -47,11 +47,11 @@ class KeptCounts:
         return kept + n_bytes <= self.most_bytes and free > _FREE_FOR_OTHERS * (kept + n_bytes)
 
     def load(self, name: str) -> CountRows | None:
-        """Give a chunk that was kept, None where it was not."""
+        """Give a chunk that was kept, None where it was not, or not whole."""
         try:
             with open(self.folder / f"{name}.npy", "rb") as file:
                 data, indices, indptr = (np.load(file, allow_pickle=False) for _ in range(3))
-        except FileNotFoundError:
+        except (OSError, ValueError, EOFError):
             return None
         return CountRows(data, indices, indptr)
 

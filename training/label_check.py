@@ -83,13 +83,15 @@ def check_labels(expression: CorpusExpression, labels: np.ndarray, seed: int = 0
     folds = np.random.default_rng([seed, 2]).integers(FOLDS, size=len(labels))
     known = labels >= 0
     classes = int(labels.max(initial=-1)) + 1
-    sums, cells = np.zeros((FOLDS, classes, expression.n_genes), dtype=np.float32), np.zeros((FOLDS, classes))
+    sums = np.zeros((FOLDS * classes, expression.n_genes), dtype=np.float32)
+    cells = np.zeros((FOLDS, classes))
     for rows, logs in _batches(expression, known):
         group = folds[rows] * classes + labels[rows]
         ones = csr_matrix((np.ones(len(rows)), (group, np.arange(len(rows)))), (FOLDS * classes, len(rows)))
-        sums += (ones @ logs).toarray().reshape(sums.shape)
+        added = (ones @ logs).tocoo()
+        sums[added.row, added.col] += added.data
         cells += np.bincount(group, minlength=FOLDS * classes).reshape(cells.shape)
-    means = [_MeanCells.of(sums, cells, fold) for fold in range(FOLDS)]
+    means = [_MeanCells.of(sums.reshape(FOLDS, classes, -1), cells, fold) for fold in range(FOLDS)]
     margin, nearest = np.full(len(labels), np.nan), np.full(len(labels), -1)
     for rows, logs in _batches(expression, known):
         for fold in range(FOLDS):
@@ -123,7 +125,9 @@ class _MeanCells:
 
     def margins(self, logs: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Give how much nearer the own class is than the nearest other, and which one that is."""
-        correlations = _scaled(logs[:, self.genes].toarray()) @ self.cells.T
+        logs = logs[:, self.genes]
+        length = np.sqrt(_row_sums(logs.power(2)) - _row_sums(logs) ** 2 / len(self.genes))
+        correlations = logs @ self.cells.T / np.where(length > 0, length, 1.0)[:, None]  # the means are centred
         correlations[:, ~self.present] = -np.inf
         at = np.arange(len(labels))
         own = np.where(self.present[labels], correlations[at, labels], np.nan)
@@ -137,6 +141,10 @@ def _scaled(rows: np.ndarray) -> np.ndarray:
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     return centred / np.where(length > 0, length, 1.0)
+
+
+def _row_sums(rows: csr_matrix) -> np.ndarray:
+    return np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:

@@ -54,3 +54,12 @@ def test_nothing_is_kept_beyond_the_size_or_where_the_disk_is_full(tmp_path, mon
     kept.keep("e", chunk(9))
     assert kept.load("e") is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "b.npy"]
+
+
+@pytest.mark.parametrize("left", [0, 100, 700])
+def test_a_chunk_cut_short_is_none(tmp_path, left):
+    kept = KeptCounts(tmp_path)
+    kept.keep("a", in_smallest_types(chunk(9)))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content[:left])
+    assert kept.load("a") is None
