@@ -5,11 +5,9 @@ memory is fixed, merging is addition. It gives the same medians to the last bit 
 processes, which sketches that sample (KLL) or cluster (t-digest) do not.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csc_matrix
 
 from cellglot.tokenization.gene_encoding import row_sums
 
@@ -17,8 +15,7 @@ from cellglot.tokenization.gene_encoding import row_sums
 TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
-_VALUES_AT_ONCE = 1 << 16  # stay in the processor's cache
-_VALUES_KEPT = 1 << 23  # counted at once, 4 bytes each
+_CELLS_FOR_SHIFT = 64
 
 
 class CorpusStatistics:
@@ -42,6 +39,8 @@ class CorpusStatistics:
         Cells in which each gene has counts, shape (genes,).
     mean, squares : numpy.ndarray
         Mean, and sum of squared deviations from it, of each gene, shape (genes,).
+    histogram : numpy.ndarray
+        Cells by octave, gene and bucket of the octave, shape (octaves, genes, buckets).
     """
 
     def __init__(self, n_genes: int, histogram: np.ndarray | None = None):
@@ -53,8 +52,7 @@ class CorpusStatistics:
         self.squares = np.zeros(n_genes)
         self.own_histogram = histogram is None
         shape = (_OCTAVES, n_genes, 1 << self.bits)  # memory of octaves without values is never touched
-        self._histogram = np.zeros(shape, np.uint32) if histogram is None else histogram
-        self._kept, self._n_kept = np.empty(0, dtype=np.uint32), 0
+        self.histogram = np.zeros(shape, np.uint32) if histogram is None else histogram
 
     def update(
         self,
@@ -77,80 +75,34 @@ class CorpusStatistics:
         genes
             Gene (0 to n_genes - 1) of each column; by default columns are genes.
         """
+        from cellglot.tokenization.statistics_kernel import add_cells  # Numba, which takes its time to load
+
         n_cells = len(indptr) - 1
         if n_cells == 0:
             return
-        shift = self.mean if self.n_cells else None
-        detected, sums = np.zeros(self.n_genes), np.zeros(self.n_genes)
-        squares = np.zeros(self.n_genes)  # of distances from the shift, as the sums are, for precision
+        counts = np.ascontiguousarray(counts, dtype=np.float64)
+        genes = np.ascontiguousarray(columns if genes is None else genes.take(columns), dtype=np.int32)
+        indptr = np.ascontiguousarray(indptr, dtype=np.int64)
         own = row_sums(counts, indptr)
-        ones = np.ones(0)
-        for start, stop in _runs(indptr):
-            values = slice(indptr[start], indptr[stop])
-            lengths, at = np.diff(indptr[start : stop + 1]), columns[values]
-            at = at if genes is None else genes.take(at)
-            part = counts[values].astype(np.float64)
-            if totals is not None:
-                self._keep(part * _scale(totals[start:stop], lengths), at)
-            part *= _scale(own[start:stop], lengths)
-            if totals is None:
-                self._keep(part, at)
-            np.log1p(part, out=part)
-            ones = ones if len(ones) >= len(part) else np.ones(len(part))
-            detected += _gene_sums(ones[: len(part)], at, self.n_genes)
-            if shift is None:
-                shift = _gene_sums(part, at, self.n_genes) / (stop - start)
-            part -= shift.take(at)
-            sums += _gene_sums(part, at, self.n_genes)
-            part *= part
-            squares += _gene_sums(part, at, self.n_genes)
-        assert shift is not None
+        totals = own if totals is None else np.ascontiguousarray(totals, dtype=np.float64)
+        moments = np.zeros((self.n_genes, 4))
+        shift = self.mean if self.n_cells else self._some_mean(counts, genes, indptr, own)
+        moments[:, 3] = shift
+        add_cells(counts, genes, indptr, totals, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
+        detected, sums, squares, _ = moments.T
         sums -= (n_cells - detected) * shift
         squares += (n_cells - detected) * shift**2
         distance = sums / n_cells
         self._merge_moments(n_cells, shift + distance, np.maximum(squares - distance * sums, 0.0))
         self.detected += detected.astype(np.int64)
 
-    def _keep(self, scaled: np.ndarray, genes: np.ndarray) -> None:
-        """Keep the place of each value in the flat histogram until there are enough to be counted."""
-        if self._n_kept + len(scaled) > len(self._kept):
-            self._count()
-        if len(scaled) > len(self._kept):
-            self._kept = np.empty(max(len(scaled), _VALUES_KEPT), dtype=np.uint32)
-        keys = self._kept[self._n_kept : self._n_kept + len(scaled)]
-        self._n_kept += len(scaled)
-        bits, lowest = np.uint32(self.bits), np.uint32((127 + _LOWEST_OCTAVE) << self.bits)
-        np.right_shift(scaled.astype(np.float32).view(np.uint32), np.uint32(23) - bits, out=keys)
-        np.maximum(keys, lowest, out=keys)
-        keys -= lowest
-        np.minimum(keys, np.uint32((_OCTAVES << self.bits) - 1), out=keys)
-        within = keys & np.uint32((1 << self.bits) - 1)
-        keys >>= bits
-        keys *= np.uint32(self.n_genes)
-        keys += genes.astype(np.uint32)
-        keys <<= bits
-        keys |= within
-
-    def _count(self) -> None:
-        """Count the values kept in the histogram.
-
-        Sorted, they touch each part of it once, and leave Python's lock to the thread that reads the next cells.
-        """
-        keys, self._n_kept = self._kept[: self._n_kept], 0
-        keys.sort()
-        flat = self._histogram.reshape(-1)
-        for start in range(0, len(keys), _VALUES_AT_ONCE):
-            part = keys[start : start + _VALUES_AT_ONCE]
-            last = np.append(np.flatnonzero(part[1:] != part[:-1]), len(part) - 1)
-            places = part.take(last).astype(np.intp)
-            flat[places] = flat.take(places) + np.diff(last, prepend=-1).astype(np.uint32)
-
-    @property
-    def histogram(self) -> np.ndarray:
-        """Cells by octave, gene and bucket of the octave, shape (octaves, genes, buckets)."""
-        if self._n_kept:
-            self._count()
-        return self._histogram
+    def _some_mean(self, counts: np.ndarray, genes: np.ndarray, indptr: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Give the mean of the first cells: distances from it are summed up without loss of precision."""
+        lengths = np.diff(indptr[: _CELLS_FOR_SHIFT + 1])
+        values = slice(0, lengths.sum())
+        logs = np.log1p(counts[values] * np.repeat(TARGET_SUM / np.maximum(own[: len(lengths)], 1.0), lengths))
+        sums: np.ndarray = np.bincount(genes[values], logs, self.n_genes)
+        return sums / len(lengths)
 
     def _merge_moments(self, n_cells: int, mean: np.ndarray, squares: np.ndarray) -> None:
         """Add mean and squared deviations of other cells (Chan, Golub and LeVeque 1979)."""
@@ -193,7 +145,7 @@ class CorpusStatistics:
         """Write the state, whole or not at all."""
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, layout=np.array(self._histogram.shape), **self.state())
+            np.savez(file, allow_pickle=False, layout=np.array(self.histogram.shape), **self.state())
         temporary.replace(path)
 
     @classmethod
@@ -207,7 +159,7 @@ class CorpusStatistics:
         """
         statistics = cls(n_genes)
         with np.load(path, allow_pickle=False) as state:
-            if "layout" not in state or tuple(state["layout"]) != statistics._histogram.shape:
+            if "layout" not in state or tuple(state["layout"]) != statistics.histogram.shape:
                 raise ValueError(
                     f"{path} was written by another version of cellglot: begin anew, with --overwrite (overwrite=True)"
                 )
@@ -248,27 +200,6 @@ class CorpusStatistics:
         """Give the lower end of buckets."""
         leading = bucket.astype(np.int64) + ((127 + _LOWEST_OCTAVE) << self.bits)
         return (leading << (23 - self.bits)).astype(np.uint32).view(np.float32).astype(np.float64)
-
-
-def _runs(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut cells into runs of about `_VALUES_AT_ONCE` values."""
-    start, n_cells = 0, len(indptr) - 1
-    while start < n_cells:
-        stop = int(np.searchsorted(indptr, indptr[start] + _VALUES_AT_ONCE, side="right")) - 1
-        stop = min(max(stop, start + 1), n_cells)
-        yield start, stop
-        start = stop
-
-
-def _gene_sums(values: np.ndarray, genes: np.ndarray, n_genes: int) -> np.ndarray:
-    """Sum values by gene, shape (n_genes,): what `numpy.bincount` gives, without Python's lock."""
-    matrix = csc_matrix((values, genes, np.array([0, len(values)])), shape=(n_genes, 1))
-    sums: np.ndarray = matrix @ np.ones(1)
-    return sums
-
-
-def _scale(totals: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1.0), lengths)
 
 
 def _resolution(n_genes: int) -> int:

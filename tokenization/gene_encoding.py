@@ -12,6 +12,7 @@ from .gene_vocabulary import GeneMatch
 
 # Values sorted at once: two float64 arrays of this length stay in the second-level cache.
 BLOCK_VALUES = 1 << 17
+_SMALL = 16  # most counts are below
 _HIGH_WORD = 1 if np.little_endian else 0
 
 
@@ -60,8 +61,10 @@ class GeneColumns:
 
     Attributes
     ----------
-    weights, means, stds
-        Statistics of each column's gene that a tokenizer needs, 0 for unknown genes, shape (genes of the file,).
+    weights
+        Statistic of each column's gene that a tokenizer needs, 0 for unknown genes, shape (genes of the file,).
+    means, stds
+        Statistics of genes by token id, stds without zeros, shape (vocabulary,).
     counts_lost
         Counts seen so far on each unknown gene, shape (genes of the file,).
     counts_seen
@@ -72,6 +75,7 @@ class GeneColumns:
         self.match = match
         self.token_ids = match.token_ids.astype(np.int32)
         self.known = match.known
+        self.all_known = bool(self.known.all())
         duplicated = match.duplicated()
         self.duplicated = duplicated if duplicated.any() else None
         self.weights: np.ndarray | None = None
@@ -344,50 +348,72 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     """
     assert columns.means is not None and columns.stds is not None
     rows = columns.sum_duplicates(rows)
-    at = rows.indices.astype(np.intp)
-    known = columns.known.take(at, mode="clip") & (rows.data > 0)
-    indptr, counts = rows.indptr, rows.data
-    columns.see(counts, at, np.flatnonzero(~known))
-    if not known.all():
-        known_at = np.flatnonzero(known)
-        at, counts, indptr = at[known_at], counts[known_at], np.searchsorted(known_at, indptr)
+    counts, tokens, indptr = rows.data, columns.token_ids.take(rows.indices, mode="clip"), rows.indptr
+    lost_at = np.empty(0, dtype=np.intp)
+    if not columns.all_known or counts.min(initial=1) <= 0:
+        lost_at = np.flatnonzero((tokens < 0) | (counts <= 0))
+    columns.see(counts, rows.indices, lost_at)
+    if len(lost_at):
+        kept = np.ones(len(counts), dtype=bool)
+        kept[lost_at] = False
+        counts, tokens = counts[kept], tokens[kept]
+        indptr = indptr - np.searchsorted(lost_at, indptr)
+    tokens, counts = _in_ascending_order(tokens, counts, indptr)
+    at = tokens.astype(np.intp)
     totals = row_sums(counts, indptr)
-    lengths = np.diff(indptr)
-    values = counts * np.repeat(target_sum / np.where(totals > 0, totals, 1.0), lengths)
-    np.log1p(values, out=values)
-    values -= columns.means.take(at)
-    values /= np.where(columns.stds == 0, 1.0, columns.stds).take(at)
+    values = _log_scaled(counts, target_sum / np.where(totals > 0, totals, 1.0), indptr)
+    values -= columns.means.take(at, mode="clip")
+    values /= columns.stds.take(at, mode="clip")
     np.minimum(values, clip, out=values)
     values += 1.0
-    tokens = columns.token_ids.take(at)
-    order = _ascending_order(tokens, indptr)
-    if order is not None:
-        tokens, values, counts = tokens[order], values[order], counts[order]
     values = values.astype(np.float32)
     clipped_at = np.flatnonzero(values >= np.float32(clip + 1.0))
     return TokenRows(
         tokens,
         values,
         indptr,
-        np.zeros(len(lengths), dtype=np.int64),
+        np.zeros(len(indptr) - 1, dtype=np.int64),
         totals,
         counts.take(clipped_at),
         np.searchsorted(clipped_at, indptr),
     )
 
 
-def _ascending_order(tokens: np.ndarray, indptr: np.ndarray) -> np.ndarray | None:
-    """Order tokens within each cell; None where they already are."""
+def _log_scaled(counts: np.ndarray, scale: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Give log1p of counts times the scale of their cell, shape (values,).
+
+    Most counts of a cell are the same few small ones: their logarithms are computed once.
+    """
+    lengths = np.diff(indptr)
+    logs = np.log1p(np.arange(_SMALL) * scale[:, None])
+    place = np.repeat(np.arange(0, logs.size, _SMALL), lengths)
+    large = np.flatnonzero(counts >= _SMALL)
+    scale_of_large = scale.take(place.take(large) // _SMALL)
+    place += np.minimum(counts, _SMALL - 1).astype(np.uint8)
+    values: np.ndarray = logs.reshape(-1).take(place, mode="clip")
+    values[large] = np.log1p(counts.take(large) * scale_of_large)
+    return values
+
+
+def _in_ascending_order(tokens: np.ndarray, counts: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order the tokens within each cell, and their counts: sorted are numbers that hold both, one above the other."""
     rising = tokens[1:] > tokens[:-1]
     rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(tokens))] - 1] = True
     if rising.all():
-        return None
-    key = tokens.astype(np.int64) << 32
-    key |= np.arange(len(tokens))
+        return tokens, counts
+    bits = int(counts.max()).bit_length()
+    if int(tokens.max()).bit_length() + bits > 32:
+        order = np.lexsort((tokens, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))))
+        return tokens.take(order), counts.take(order)
+    key = tokens.astype(np.uint32)
+    key <<= np.uint32(bits)
+    key |= counts.astype(np.uint32)
     bounds = indptr.tolist()
     for low, stop in zip(bounds, bounds[1:], strict=False):
         key[low:stop].sort()
-    return key & 0xFFFFFFFF
+    counts = (key & np.uint32((1 << bits) - 1)).astype(counts.dtype)
+    key >>= np.uint32(bits)
+    return key.view(np.int32), counts
 
 
 __all__ = ["GeneColumns", "TokenRows", "blocks", "join", "rank_tokens", "row_sums", "standardized_tokens"]

@@ -8,7 +8,7 @@ import numpy as np
 from .count_matrix import CountRows
 from .gene_encoding import GeneColumns, TokenRows, standardized_tokens
 from .gene_vocabulary import GeneVocabulary
-from .tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer, column_statistics
+from .tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer, statistics_by_token
 
 
 # In a vocabulary's metadata, as "gene_order": which gene a row of the model stands for is not known.
@@ -100,8 +100,9 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
             )
         columns = super().gene_columns(counts, gene_column)
         assert self.vocabulary.means is not None and self.vocabulary.stds is not None
-        columns.means = column_statistics(columns, self.vocabulary, self.vocabulary.means)
-        columns.stds = column_statistics(columns, self.vocabulary, self.vocabulary.stds)
+        columns.means = statistics_by_token(self.vocabulary, self.vocabulary.means)
+        stds = statistics_by_token(self.vocabulary, self.vocabulary.stds)
+        columns.stds = np.where(stds == 0, 1.0, stds)
         return columns
 
     def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:

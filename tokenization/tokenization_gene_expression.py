@@ -418,9 +418,14 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
 def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
     """Give a statistic of the vocabulary's genes for the columns of a file, 0 where a column has no gene."""
+    return np.where(columns.known, statistics_by_token(vocabulary, values)[columns.token_ids], 0.0)
+
+
+def statistics_by_token(vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
+    """Give a statistic of the vocabulary's genes by token id, 0 for other tokens."""
     by_token = np.zeros(vocabulary.vocab_size, dtype=np.float64)
     by_token[vocabulary.gene_token_ids] = values
-    return np.where(columns.known, by_token[columns.token_ids], 0.0)
+    return by_token
 
 
 def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[str]) -> None:

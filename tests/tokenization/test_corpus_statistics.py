@@ -1,8 +1,12 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellglot.tokenization import corpus_statistics
+from cellglot.tokenization import statistics_kernel
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 
 
@@ -56,15 +60,50 @@ def test_columns_are_counted_for_their_genes(cells):
     assert np.allclose(by_column.mean, by_gene.mean, rtol=1e-13)
 
 
-def test_counted_in_parts_it_is_the_same(cells, monkeypatch):
+def test_counted_in_parts_it_is_the_same(cells):
     counts, _ = cells
     whole, parts = CorpusStatistics(40), CorpusStatistics(40)
     add(whole, counts, None)
-    for name, number in (("_VALUES_AT_ONCE", 97), ("_VALUES_KEPT", 211)):
-        monkeypatch.setattr(corpus_statistics, name, number)
-    add(parts, counts, None)
+    for start in range(0, 500, 77):
+        add(parts, counts[start : start + 77], None)
     assert np.array_equal(parts.histogram, whole.histogram)
     assert whole.histogram.sum() == counts.nnz
+
+
+@pytest.mark.parametrize("factor", [1, 20], ids=["small counts", "large counts"])
+def test_each_value_is_counted_in_its_bucket(cells, factor):
+    counts, totals = cells
+    statistics = CorpusStatistics(40)
+    add(statistics, counts * factor, totals * factor)
+    counts = counts.tocoo()
+    scaled = (counts.data * 1e4 / totals[counts.row]).astype(np.float32)
+    octave = np.floor(np.log2(scaled)).astype(int)
+    bucket = np.floor((scaled / 2.0**octave - 1) * (1 << statistics.bits)).astype(int)
+    expected = np.zeros_like(statistics.histogram)
+    np.add.at(expected, (octave + 8, counts.col, bucket), 1)
+    assert np.array_equal(statistics.histogram, expected)
+
+
+def test_counts_need_not_be_whole():
+    statistics = CorpusStatistics(2)
+    add(statistics, sp.csr_matrix([[2.5, 0.5], [1.0, 2.0]]), None)
+    logs = np.log1p([[2.5 / 3 * 1e4, 0.5 / 3 * 1e4], [1e4 / 3, 2e4 / 3]])
+    assert np.allclose(statistics.mean, logs.mean(0), rtol=1e-12)
+    assert np.allclose(statistics.std, logs.std(0), rtol=1e-10)
+
+
+def test_where_compiled_code_cannot_be_kept_it_is_compiled_anew(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "kernel.py").write_text(Path(statistics_kernel.__file__).read_text())
+    run = (
+        "import numba.core.caching as c; c.CacheImpl._locator_classes = []; import numpy as np; import kernel; "
+        "m = np.zeros((1, 4)); h = np.zeros((22, 1, 4), np.uint32); "
+        "kernel.add_cells(np.ones(1), np.zeros(1, np.int32), np.array([0, 1]), np.ones(1), m, h, 1e4, -8); "
+        "print(int(h.sum()), m[0, 0])"
+    )
+    done = subprocess.run([sys.executable, "-c", run], cwd=code, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1.0"]
 
 
 def test_the_median_of_two_values_is_their_mean():

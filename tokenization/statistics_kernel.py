@@ -1,0 +1,100 @@
+"""The loop over single counts behind the statistics of a corpus, compiled by Numba; for the rest there is NumPy.
+
+Numba compiles it where it first runs on a machine, in some seconds, and keeps the result beside this file or in the
+user's cache.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+
+_SMALL = 16  # most counts are below: what depends on cell and count alone is computed once for each of them
+
+
+def _compiled(function: Callable) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # there is nowhere to keep it
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[int, int, int], lowest: int) -> int:
+    """Give a value's place in the flat histogram for gene 0; `pattern` views the bits of `single`, a float32."""
+    octaves, n_genes, buckets = shape
+    single[0] = value
+    leading = np.int64(pattern[0]) * buckets >> 23
+    key = min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1)
+    return key // buckets * (n_genes * buckets) + key % buckets
+
+
+@_compiled
+def add_cells(
+    counts: np.ndarray,
+    genes: np.ndarray,
+    indptr: np.ndarray,
+    totals: np.ndarray,
+    moments: np.ndarray,
+    histogram: np.ndarray,
+    target_sum: float,
+    lowest_octave: int,
+) -> None:
+    """Add cells to moments and histogram.
+
+    Parameters
+    ----------
+    counts, genes
+        Positive counts, float64, and their genes, int32, shape (values,).
+    indptr
+        Where each cell begins, int64, shape (cells + 1,).
+    totals
+        What counts are scaled by for the histogram, float64, shape (cells,).
+    moments
+        For each gene the number of cells, the sum and the sum of squares of log1p of scaled counts less a shift, and
+        that shift, float64, shape (genes, 4). Scaled by the counts that are given here.
+    histogram
+        Cells by octave, gene and bucket, uint32, shape (octaves, genes, buckets), the latter a power of two.
+    target_sum
+        What counts are scaled to.
+    lowest_octave
+        Power of two at which the histogram begins; smaller values fall into its first bucket.
+    """
+    shape, flat, buckets = histogram.shape, histogram.reshape(-1), histogram.shape[2]
+    logs, places = np.empty(_SMALL), np.empty(_SMALL, np.int64)
+    single = np.empty(1, np.float32)
+    pattern = single.view(np.uint32)
+    keys = np.empty(1 << 12, np.uint32)
+    for cell in range(len(indptr) - 1):
+        start, stop = indptr[cell], indptr[cell + 1]
+        if stop == start:
+            continue
+        own = 0.0
+        for i in range(start, stop):
+            own += counts[i]
+        scale, of_all = target_sum / own, target_sum / totals[cell]
+        for count in range(1, _SMALL):
+            logs[count] = math.log1p(count * scale)
+            places[count] = _place(count * of_all, single, pattern, shape, lowest_octave)
+        if stop - start > len(keys):
+            keys = np.empty(stop - start, np.uint32)
+        for i in range(start, stop):
+            count, gene = np.int64(counts[i]), genes[i]
+            if count < _SMALL and count == counts[i]:
+                value, place = logs[count], places[count]
+            else:
+                value = math.log1p(counts[i] * scale)
+                place = _place(counts[i] * of_all, single, pattern, shape, lowest_octave)
+            keys[i - start] = place + np.int64(gene) * buckets
+            value -= moments[gene, 3]
+            moments[gene, 0] += 1
+            moments[gene, 1] += value
+            moments[gene, 2] += value * value
+        for i in range(stop - start):  # apart from the rest, so that slow places of memory are asked for at once
+            flat[keys[i]] += np.uint32(1)
+
+
+__all__ = ["add_cells"]
