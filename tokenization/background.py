@@ -28,26 +28,39 @@ def ahead(items: Iterable[Item], most: int = 1) -> Generator[Item, None, None]:
 class Behind:
     """Does calls one after the other in a thread; at most one waits or runs while the caller goes on.
 
-    An error of a call is raised by the next one, or at the end of the ``with`` block.
+    An error of a call is raised by the next one, and by its own result.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._last: Future | None = None
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Do a call as soon as the last one is done."""
+    def __call__(self, function: Callable[..., Item], *arguments: Any) -> "Future[Item]":
+        """Do a call as soon as the last one is done; its result can be waited for."""
         if self._last is not None:
             self._last.result()
         self._last = self._thread.submit(function, *arguments)
+        return self._last
 
-    def __enter__(self) -> "Behind":
-        return self
+    def wait(self) -> None:
+        """Wait until nothing runs."""
+        if self._last is not None:
+            self._last.exception()
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def close(self) -> None:
+        """End the thread as soon as nothing runs."""
         self._thread.shutdown(wait=True)
-        if error is None and self._last is not None:
-            self._last.result()
+
+
+def one_later(started: Iterable["Future[Item]"]) -> Iterator[Item]:
+    """Give results in order, each when the next piece of work has been started."""
+    last: Future | None = None
+    for future in started:
+        if last is not None:
+            yield last.result()
+        last = future
+    if last is not None:
+        yield last.result()
 
 
 class Helpers:
@@ -134,4 +147,4 @@ def _pass_on(done: Future, result: Future) -> None:
         result.set_result(done.result())
 
 
-__all__ = ["Behind", "Helpers", "ahead", "end_with_parent"]
+__all__ = ["Behind", "Helpers", "ahead", "end_with_parent", "one_later"]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
-from cellglot.tokenization.background import Helpers, end_with_parent
+from cellglot.tokenization.background import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
     FileOptions,
@@ -587,7 +587,9 @@ class _Run:
             return getattr(worker, method)(*arguments)
 
         try:
-            if self._helpers is None:
+            if self._helpers is None and job.tokenizer_class is not None:
+                yield from one_later(worker.start_tokens(*arguments) for _, arguments in pieces)
+            elif self._helpers is None:
                 yield from map(here, pieces)
             else:
                 yield from self._helpers.map(here, lambda piece: (work_on, job, *piece), pieces)

@@ -81,14 +81,14 @@ class CorpusStatistics:
         if n_cells == 0:
             return
         counts = np.ascontiguousarray(counts, dtype=np.float64)
-        genes = np.ascontiguousarray(columns if genes is None else genes.take(columns), dtype=np.int32)
+        columns = np.ascontiguousarray(columns, dtype=np.int32)
+        genes = np.ascontiguousarray(np.arange(self.n_genes) if genes is None else genes, dtype=np.int32)
         indptr = np.ascontiguousarray(indptr, dtype=np.int64)
-        own = row_sums(counts, indptr)
-        totals = own if totals is None else np.ascontiguousarray(totals, dtype=np.float64)
+        totals = np.ascontiguousarray([] if totals is None else totals, dtype=np.float64)
         moments = np.zeros((self.n_genes, 4))
-        shift = self.mean if self.n_cells else self._some_mean(counts, genes, indptr, own)
+        shift = self.mean if self.n_cells else self._some_mean(counts, columns, genes, indptr)
         moments[:, 3] = shift
-        add_cells(counts, genes, indptr, totals, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
+        add_cells(counts, columns, genes, indptr, totals, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
         detected, sums, squares, _ = moments.T
         sums -= (n_cells - detected) * shift
         squares += (n_cells - detected) * shift**2
@@ -96,12 +96,13 @@ class CorpusStatistics:
         self._merge_moments(n_cells, shift + distance, np.maximum(squares - distance * sums, 0.0))
         self.detected += detected.astype(np.int64)
 
-    def _some_mean(self, counts: np.ndarray, genes: np.ndarray, indptr: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def _some_mean(self, counts: np.ndarray, columns: np.ndarray, genes: np.ndarray, indptr: np.ndarray) -> np.ndarray:
         """Give the mean of the first cells: distances from it are summed up without loss of precision."""
-        lengths = np.diff(indptr[: _CELLS_FOR_SHIFT + 1])
-        values = slice(0, lengths.sum())
-        logs = np.log1p(counts[values] * np.repeat(TARGET_SUM / np.maximum(own[: len(lengths)], 1.0), lengths))
-        sums: np.ndarray = np.bincount(genes[values], logs, self.n_genes)
+        indptr = indptr[: _CELLS_FOR_SHIFT + 1]
+        lengths, values = np.diff(indptr), slice(0, indptr[-1])
+        scale = TARGET_SUM / np.maximum(row_sums(counts[values], indptr), 1.0)
+        logs = np.log1p(counts[values] * np.repeat(scale, lengths))
+        sums: np.ndarray = np.bincount(genes.take(columns[values]), logs, self.n_genes)
         return sums / len(lengths)
 
     def _merge_moments(self, n_cells: int, mean: np.ndarray, squares: np.ndarray) -> None:

@@ -1,28 +1,16 @@
-"""The loop over single counts behind the statistics of a corpus, compiled by Numba; for the rest there is NumPy.
-
-Numba compiles it where it first runs on a machine, in some seconds, and keeps the result beside this file or in the
-user's cache.
-"""
+"""The loop over single counts behind the statistics of a corpus, compiled by Numba."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
+
+from cellglot.tokenization.compiled import compiled
 
 
 _SMALL = 16  # most counts are below: what depends on cell and count alone is computed once for each of them
 
 
-def _compiled(function: Callable) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # there is nowhere to keep it
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[int, int, int], lowest: int) -> int:
     """Give a value's place in the flat histogram for gene 0; `pattern` views the bits of `single`, a float32."""
     octaves, n_genes, buckets = shape
@@ -32,9 +20,10 @@ def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[i
     return key // buckets * (n_genes * buckets) + key % buckets
 
 
-@_compiled
+@compiled
 def add_cells(
     counts: np.ndarray,
+    columns: np.ndarray,
     genes: np.ndarray,
     indptr: np.ndarray,
     totals: np.ndarray,
@@ -47,12 +36,14 @@ def add_cells(
 
     Parameters
     ----------
-    counts, genes
-        Positive counts, float64, and their genes, int32, shape (values,).
+    counts, columns
+        Positive counts, float64, and their columns, int32, shape (values,).
+    genes
+        Gene of each column, int32.
     indptr
         Where each cell begins, int64, shape (cells + 1,).
     totals
-        What counts are scaled by for the histogram, float64, shape (cells,).
+        What counts are scaled by for the histogram, float64, shape (cells,); empty where it is their sum.
     moments
         For each gene the number of cells, the sum and the sum of squares of log1p of scaled counts less a shift, and
         that shift, float64, shape (genes, 4). Scaled by the counts that are given here.
@@ -75,14 +66,14 @@ def add_cells(
         own = 0.0
         for i in range(start, stop):
             own += counts[i]
-        scale, of_all = target_sum / own, target_sum / totals[cell]
+        scale, of_all = target_sum / own, target_sum / (totals[cell] if len(totals) else own)
         for count in range(1, _SMALL):
             logs[count] = math.log1p(count * scale)
             places[count] = _place(count * of_all, single, pattern, shape, lowest_octave)
         if stop - start > len(keys):
             keys = np.empty(stop - start, np.uint32)
         for i in range(start, stop):
-            count, gene = np.int64(counts[i]), genes[i]
+            count, gene = np.int64(counts[i]), genes[columns[i]]
             if count < _SMALL and count == counts[i]:
                 value, place = logs[count], places[count]
             else:

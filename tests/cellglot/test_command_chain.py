@@ -57,7 +57,7 @@ def manifest_cells(manifest, split):
 def test_tokenize_goes_on_where_it_was_stopped(cellglot_command, files, tmp_path, monkeypatch):
     from cellglot.tokenization.corpus_worker import Worker
 
-    done, tokens = [], Worker.tokens
+    done, tokens = [], Worker.start_tokens
 
     def stopped_by_hand(self, *piece):
         if len(done) == 2:
@@ -67,13 +67,13 @@ def test_tokenize_goes_on_where_it_was_stopped(cellglot_command, files, tmp_path
 
     command = ["tokenize", *files, "-o", tmp_path / "stopped", "--processes", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "tokens", stopped_by_hand)
+        patch.setattr(Worker, "start_tokens", stopped_by_hand)
         assert cellglot_command(*command).status != 0
     assert len(done) == 2 and not (tmp_path / "stopped" / "manifest.json").exists()
     stopped = content(tmp_path / "stopped")
     done.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "tokens", lambda self, *piece: (done.append(piece), tokens(self, *piece))[1])
+        patch.setattr(Worker, "start_tokens", lambda self, *piece: (done.append(piece), tokens(self, *piece))[1])
         assert cellglot_command(*command).status == 0
     assert len(done) == 1
     whole = tmp_path / "whole"

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cellglot.tokenization.background import Behind, Helpers, ahead
+from cellglot.tokenization.background import Behind, Helpers, ahead, one_later
 
 
 def test_reading_ahead_keeps_the_order_and_the_error():
@@ -39,22 +39,46 @@ def test_the_next_items_are_made_while_this_one_is_worked_on(most):
     assert list(ahead(range(2), most)) == [0, 1]
 
 
-def test_calls_behind_run_in_order_and_give_their_errors():
-    written = []
-    with Behind() as behind:
-        for i in range(20):
-            behind(written.append, i)
-    assert written == list(range(20))
+@pytest.fixture
+def behind():
+    behind = Behind()
+    yield behind
+    behind.close()
 
+
+def test_calls_behind_run_in_order_and_give_their_results(behind):
+    written = []
+    results = [behind(lambda i: written.append(i) or i**2, i) for i in range(20)]
+    behind.wait()
+    assert written == list(range(20))
+    assert [r.result() for r in results] == [i**2 for i in range(20)]
+
+
+def test_an_error_of_a_call_behind_is_given_by_the_next_one_and_by_its_result(behind):
     def fail(number):
         raise OSError(f"no room for {number}")
 
-    with pytest.raises(OSError, match="no room for 1"), Behind() as behind:
-        behind(fail, 1)
+    written = []
+    result = behind(fail, 1)
+    with pytest.raises(OSError, match="no room for 1"):
         behind(written.append, 20)
-    assert 20 not in written
-    with pytest.raises(OSError, match="no room for 2"), Behind() as behind:
-        behind(fail, 2)
+    behind.wait()
+    assert written == []
+    with pytest.raises(OSError, match="no room for 1"):
+        result.result()
+
+
+def test_results_are_given_when_the_next_piece_of_work_has_been_started(behind):
+    started = []
+
+    def start():
+        for number in range(4):
+            started.append(number)
+            yield behind(lambda n: n, number)
+
+    seen = [(result, list(started)) for result in one_later(start())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2, 3]), (3, [0, 1, 2, 3])]
+    assert list(one_later([])) == []
 
 
 def test_helpers_and_this_process_share_the_work_and_results_stay_in_order():

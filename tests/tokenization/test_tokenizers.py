@@ -178,10 +178,12 @@ def check_reference_tokens(vocab, cells, expected):
 # -------------------------------------------------------------------- Exceiver
 
 
-def test_standardised_expression_is_that_of_the_formula(random_counts):
+@pytest.mark.parametrize("factor", [1, 9], ids=["small counts", "small and large counts"])
+def test_standardised_expression_is_that_of_the_formula(random_counts, factor):
     vocab = a_vocabulary(30)
     vocab.stds[4] = 0.0
     counts = random_counts(15, 30, 6)
+    counts.data[::3] *= factor
     tokenizer = ExceiverTokenizer.from_vocabulary(vocab, clip=3.0)
     batch = tokenizer(counts, genes=vocab.genes)
     dense = counts.toarray().astype(float)
@@ -196,9 +198,10 @@ def test_standardised_expression_is_that_of_the_formula(random_counts):
     assert (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.vocab_size) == (30, 31, 32)
 
 
-def test_genes_come_in_the_order_of_their_ids_whatever_the_order_of_columns(random_counts):
+@pytest.mark.parametrize("factor", [1, 2.0**28], ids=["", "counts too large to be sorted along"])
+def test_genes_come_in_the_order_of_their_ids_whatever_the_order_of_columns(random_counts, factor):
     vocab = a_vocabulary(25)
-    counts = random_counts(9, 25, 7)
+    counts = random_counts(9, 25, 7) * factor
     shuffled = np.random.default_rng(0).permutation(25)
     tokenizer = ExceiverTokenizer.from_vocabulary(vocab)
     a = tokenizer(counts, genes=vocab.genes)
