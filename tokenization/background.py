@@ -94,7 +94,7 @@ class Helpers:
         pieces
             The pieces.
         """
-        results: list[Future] = [Future() for _ in pieces]
+        results: dict[int, Future] = {number: Future() for number in range(len(pieces))}
         numbers, lock, left_alone = iter(range(len(pieces))), threading.Lock(), threading.Event()
 
         def take() -> int | None:
@@ -119,7 +119,7 @@ class Helpers:
                 if not results[given].done() and (number := take()) is not None:
                     results[number].set_result(here(pieces[number]))
                     continue
-                yield results[given].result()
+                yield results.pop(given).result()  # kept no longer: there may be many, and large ones
                 given += 1
         finally:
             left_alone.set()

@@ -16,7 +16,7 @@ def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[i
     octaves, n_genes, buckets = shape
     single[0] = value
     leading = np.int64(pattern[0]) * buckets >> 23
-    key = min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1)
+    key = int(min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1))
     return key // buckets * (n_genes * buckets) + key % buckets
 
 
@@ -73,9 +73,9 @@ def add_cells(
         if stop - start > len(keys):
             keys = np.empty(stop - start, np.uint32)
         for i in range(start, stop):
-            count, gene = np.int64(counts[i]), genes[columns[i]]
-            if count < _SMALL and count == counts[i]:
-                value, place = logs[count], places[count]
+            whole, gene = np.int64(counts[i]), genes[columns[i]]
+            if whole < _SMALL and whole == counts[i]:
+                value, place = logs[whole], places[whole]
             else:
                 value = math.log1p(counts[i] * scale)
                 place = _place(counts[i] * of_all, single, pattern, shape, lowest_octave)

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -94,6 +96,25 @@ def test_helpers_and_this_process_share_the_work_and_results_stay_in_order():
     assert results == [n**2 for n in range(40)]
     assert here and there
     assert sorted(here + there) == list(range(40))
+
+
+def test_results_are_not_kept_once_they_are_given():
+    class Result:
+        pass
+
+    references = []
+
+    def work(number):
+        time.sleep(0.002)
+        result = Result()
+        references.append(weakref.ref(result))
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in Helpers(pool, 2).map(work, lambda number: (work, number), range(40)):
+            pass
+        gc.collect()
+        assert sum(reference() is not None for reference in references) <= 3  # the loop's last one, and the threads' own
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
