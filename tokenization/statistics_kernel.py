@@ -15,8 +15,8 @@ def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[i
     """Give a value's place in the flat histogram for gene 0; `pattern` views the bits of `single`, a float32."""
     octaves, n_genes, buckets = shape
     single[0] = value
-    leading = np.int64(pattern[0]) * buckets >> 23
-    key = int(min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1))
+    leading = int(np.int64(pattern[0])) * buckets >> 23
+    key = min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1)
     return key // buckets * (n_genes * buckets) + key % buckets
 
 
