@@ -86,7 +86,7 @@ class CorpusStatistics:
         indptr = np.ascontiguousarray(indptr, dtype=np.int64)
         totals = np.ascontiguousarray([] if totals is None else totals, dtype=np.float64)
         moments = np.zeros((self.n_genes, 4))
-        shift = self.mean if self.n_cells else self._some_mean(counts, columns, genes, indptr)
+        shift = self.mean if self.n_cells else self._mean_of_first_cells(counts, columns, genes, indptr)
         moments[:, 3] = shift
         add_cells(counts, columns, genes, indptr, totals, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
         detected, sums, squares, _ = moments.T
@@ -96,7 +96,9 @@ class CorpusStatistics:
         self._merge_moments(n_cells, shift + distance, np.maximum(squares - distance * sums, 0.0))
         self.detected += detected.astype(np.int64)
 
-    def _some_mean(self, counts: np.ndarray, columns: np.ndarray, genes: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    def _mean_of_first_cells(
+        self, counts: np.ndarray, columns: np.ndarray, genes: np.ndarray, indptr: np.ndarray
+    ) -> np.ndarray:
         """Give the mean of the first cells: distances from it are summed up without loss of precision."""
         indptr = indptr[: _CELLS_FOR_SHIFT + 1]
         lengths, values = np.diff(indptr), slice(0, indptr[-1])
