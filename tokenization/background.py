@@ -26,26 +26,38 @@ def ahead(items: Iterable[Item], most: int = 1) -> Generator[Item, None, None]:
 
 
 class Behind:
-    """Does calls one after the other in a thread; at most one waits or runs while the caller goes on.
+    """Does calls one after the other in a thread; at most so many wait or run while the caller goes on.
 
-    An error of a call is raised by the next one, and by its own result.
+    The error of a call is raised by all that come after it, and by its own result.
+
+    Parameters
+    ----------
+    most
+        Calls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 2) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._last: Future | None = None
+        self._calls: deque[Future] = deque(maxlen=most)
 
     def __call__(self, function: Callable[..., Item], *arguments: Any) -> "Future[Item]":
-        """Do a call as soon as the last one is done; its result can be waited for."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._thread.submit(function, *arguments)
-        return self._last
+        """Do a call as soon as those before are done; its result can be waited for."""
+        if len(self._calls) == self._calls.maxlen:
+            self._calls[0].result()
+        last = self._calls[-1] if self._calls else None
+
+        def call() -> Item:
+            if last is not None:
+                last.result()
+            return function(*arguments)
+
+        self._calls.append(self._thread.submit(call))
+        return self._calls[-1]
 
     def wait(self) -> None:
         """Wait until nothing runs."""
-        if self._last is not None:
-            self._last.exception()
+        if self._calls:
+            self._calls[-1].exception()
 
     def close(self) -> None:
         """End the thread as soon as nothing runs."""

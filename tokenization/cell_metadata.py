@@ -184,12 +184,12 @@ def _plain(values: np.ndarray) -> np.ndarray:
 def _strings(values: Any) -> np.ndarray:
     array = np.asarray(values)
     strings = np.empty(len(array), dtype=object)
-    strings[:] = [_text(v) for v in array]
+    strings[:] = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in array.tolist()]
     return strings
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return str(_strings([value])[0])
 
 
 def schema_names(columns: Sequence[str], rename: Mapping[str, str] | None = None) -> dict[str, str]:

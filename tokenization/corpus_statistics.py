@@ -16,6 +16,7 @@ TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
 _CELLS_FOR_SHIFT = 64
+_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which the loop is compiled; others are converted
 
 
 class CorpusStatistics:
@@ -59,36 +60,37 @@ class CorpusStatistics:
         counts: np.ndarray,
         columns: np.ndarray,
         indptr: np.ndarray,
-        totals: np.ndarray | None = None,
         genes: np.ndarray | None = None,
+        wanted: np.ndarray | None = None,
     ) -> None:
         """Add cells.
 
         Parameters
         ----------
         counts, columns
-            Positive counts and their columns, no gene twice in a cell, shape (values,).
+            Counts and their columns, no gene twice in a cell, shape (values,).
         indptr
             Where each cell begins, shape (cells + 1,).
-        totals
-            All counts of each cell, shape (cells,), where these are not all.
         genes
-            Gene (0 to n_genes - 1) of each column; by default columns are genes.
+            Gene (0 to n_genes - 1) of each column, below 0 for none of these: such counts belong to the cell's total
+            alone. By default columns are genes.
+        wanted
+            Cells to add, shape (cells,); by default all.
         """
         from cellglot.tokenization.statistics_kernel import add_cells  # Numba, which takes its time to load
 
-        n_cells = len(indptr) - 1
+        wanted = np.ones(len(indptr) - 1, dtype=bool) if wanted is None else wanted
+        n_cells = int(np.count_nonzero(wanted))
         if n_cells == 0:
             return
-        counts = np.ascontiguousarray(counts, dtype=np.float64)
-        columns = np.ascontiguousarray(columns, dtype=np.int32)
+        counts = np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64)
+        columns = np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32)
         genes = np.ascontiguousarray(np.arange(self.n_genes) if genes is None else genes, dtype=np.int32)
         indptr = np.ascontiguousarray(indptr, dtype=np.int64)
-        totals = np.ascontiguousarray([] if totals is None else totals, dtype=np.float64)
         moments = np.zeros((self.n_genes, 4))
         shift = self.mean if self.n_cells else self._mean_of_first_cells(counts, columns, genes, indptr)
         moments[:, 3] = shift
-        add_cells(counts, columns, genes, indptr, totals, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
+        add_cells(counts, columns, genes, indptr, wanted, moments, self.histogram, TARGET_SUM, _LOWEST_OCTAVE)
         detected, sums, squares, _ = moments.T
         sums -= (n_cells - detected) * shift
         squares += (n_cells - detected) * shift**2
@@ -99,12 +101,13 @@ class CorpusStatistics:
     def _mean_of_first_cells(
         self, counts: np.ndarray, columns: np.ndarray, genes: np.ndarray, indptr: np.ndarray
     ) -> np.ndarray:
-        """Give the mean of the first cells: distances from it are summed up without loss of precision."""
+        """Give about the mean of the first cells: distances from it are summed up without loss of precision."""
         indptr = indptr[: _CELLS_FOR_SHIFT + 1]
         lengths, values = np.diff(indptr), slice(0, indptr[-1])
         scale = TARGET_SUM / np.maximum(row_sums(counts[values], indptr), 1.0)
         logs = np.log1p(counts[values] * np.repeat(scale, lengths))
-        sums: np.ndarray = np.bincount(genes.take(columns[values]), logs, self.n_genes)
+        gene = genes.take(columns[values])
+        sums: np.ndarray = np.bincount(gene[gene >= 0], logs[gene >= 0], self.n_genes)
         return sums / len(lengths)
 
     def _merge_moments(self, n_cells: int, mean: np.ndarray, squares: np.ndarray) -> None:

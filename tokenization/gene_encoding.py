@@ -1,6 +1,6 @@
 """Counts -> ranked or standardised gene tokens, on compressed sparse rows: no dense copy, no loop over genes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -154,34 +154,6 @@ def blocks(rows: CountRows) -> Iterator[CountRows]:
         high = rows.indptr[stop]
         yield CountRows(rows.data[low:high], rows.indices[low:high], rows.indptr[start : stop + 1] - low)
         start = stop
-
-
-def join(parts: list[TokenRows]) -> TokenRows:
-    """Put the tokens of consecutive runs of cells (at least one) together."""
-    if len(parts) == 1:
-        return parts[0]
-    clipped = _joined([part.clipped_counts for part in parts])
-    return TokenRows(
-        np.concatenate([part.tokens for part in parts]),
-        _joined([part.values for part in parts]),
-        _joined_bounds([part.indptr for part in parts]),
-        np.concatenate([part.tokens_cut for part in parts]),
-        _joined([part.totals for part in parts]),
-        clipped,
-        None if clipped is None else _joined_bounds([part.clipped_indptr for part in parts]),
-    )
-
-
-def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    present = [part for part in parts if part is not None]
-    return np.concatenate(present) if present else None
-
-
-def _joined_bounds(parts: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Put bounds within consecutive parts together, each counted from its part's beginning."""
-    present = [part for part in parts if part is not None]
-    ends = np.cumsum([0] + [int(part[-1]) for part in present])
-    return np.concatenate([[0], *(part[1:] + end for part, end in zip(present, ends, strict=False))])
 
 
 # -------------------------------------------------------------------- rank-value encoding
@@ -416,4 +388,4 @@ def _in_ascending_order(tokens: np.ndarray, counts: np.ndarray, indptr: np.ndarr
     return key.view(np.int32), counts
 
 
-__all__ = ["GeneColumns", "TokenRows", "blocks", "join", "rank_tokens", "row_sums", "standardized_tokens"]
+__all__ = ["GeneColumns", "TokenRows", "blocks", "rank_tokens", "row_sums", "standardized_tokens"]

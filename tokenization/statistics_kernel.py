@@ -26,7 +26,7 @@ def add_cells(
     columns: np.ndarray,
     genes: np.ndarray,
     indptr: np.ndarray,
-    totals: np.ndarray,
+    wanted: np.ndarray,
     moments: np.ndarray,
     histogram: np.ndarray,
     target_sum: float,
@@ -37,18 +37,19 @@ def add_cells(
     Parameters
     ----------
     counts, columns
-        Positive counts, float64, and their columns, int32, shape (values,).
+        Counts, numbers of any kind, and their columns, integers, shape (values,).
     genes
-        Gene of each column, int32.
+        Gene of each column, int32; below 0 for none of these.
     indptr
         Where each cell begins, int64, shape (cells + 1,).
-    totals
-        What counts are scaled by for the histogram, float64, shape (cells,); empty where it is their sum.
+    wanted
+        Cells to add, bool, shape (cells,).
     moments
         For each gene the number of cells, the sum and the sum of squares of log1p of scaled counts less a shift, and
-        that shift, float64, shape (genes, 4). Scaled by the counts that are given here.
+        that shift, float64, shape (genes, 4). Scaled by the cell's counts on these genes.
     histogram
-        Cells by octave, gene and bucket, uint32, shape (octaves, genes, buckets), the latter a power of two.
+        Cells by octave, gene and bucket, uint32, shape (octaves, genes, buckets), the latter a power of two. Scaled
+        by all the cell's counts.
     target_sum
         What counts are scaled to.
     lowest_octave
@@ -61,30 +62,39 @@ def add_cells(
     keys = np.empty(1 << 12, np.uint32)
     for cell in range(len(indptr) - 1):
         start, stop = indptr[cell], indptr[cell + 1]
-        if stop == start:
+        if not wanted[cell]:
             continue
-        own = 0.0
+        own = others = 0.0
         for i in range(start, stop):
-            own += counts[i]
-        scale, of_all = target_sum / own, target_sum / (totals[cell] if len(totals) else own)
+            if genes[columns[i]] >= 0:
+                own += counts[i]
+            else:
+                others += counts[i]
+        if own <= 0:
+            continue
+        scale, of_all = target_sum / own, target_sum / (own + others)
         for count in range(1, _SMALL):
             logs[count] = math.log1p(count * scale)
             places[count] = _place(count * of_all, single, pattern, shape, lowest_octave)
         if stop - start > len(keys):
             keys = np.empty(stop - start, np.uint32)
+        counted = 0
         for i in range(start, stop):
             whole, gene = np.int64(counts[i]), genes[columns[i]]
+            if gene < 0 or counts[i] <= 0:
+                continue
             if whole < _SMALL and whole == counts[i]:
                 value, place = logs[whole], places[whole]
             else:
                 value = math.log1p(counts[i] * scale)
                 place = _place(counts[i] * of_all, single, pattern, shape, lowest_octave)
-            keys[i - start] = place + np.int64(gene) * buckets
+            keys[counted] = place + np.int64(gene) * buckets
+            counted += 1
             value -= moments[gene, 3]
             moments[gene, 0] += 1
             moments[gene, 1] += value
             moments[gene, 2] += value * value
-        for i in range(stop - start):  # apart from the rest, so that slow places of memory are asked for at once
+        for i in range(counted):  # apart from the rest, so that slow places of memory are asked for at once
             flat[keys[i]] += np.uint32(1)
 
 

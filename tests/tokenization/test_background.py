@@ -56,18 +56,42 @@ def test_calls_behind_run_in_order_and_give_their_results(behind):
     assert [r.result() for r in results] == [i**2 for i in range(20)]
 
 
-def test_an_error_of_a_call_behind_is_given_by_the_next_one_and_by_its_result(behind):
+def test_after_an_error_nothing_runs_and_all_results_are_that_error(behind):
     def fail(number):
         raise OSError(f"no room for {number}")
 
     written = []
-    result = behind(fail, 1)
+    results = [behind(fail, 1), behind(written.append, 20)]
     with pytest.raises(OSError, match="no room for 1"):
-        behind(written.append, 20)
+        behind(written.append, 30)
     behind.wait()
     assert written == []
-    with pytest.raises(OSError, match="no room for 1"):
-        result.result()
+    for result in results:
+        with pytest.raises(OSError, match="no room for 1"):
+            result.result()
+
+
+def test_the_caller_is_at_most_so_many_calls_ahead():
+    behind, released, given = Behind(2), threading.Semaphore(0), []
+
+    def call():
+        for number in range(5):
+            behind(released.acquire)
+            given.append(number)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    for done in range(4):
+        deadline = time.monotonic() + 10
+        while len(given) < min(done + 2, 5) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert len(given) == done + 2  # two wait or run, the next one is not taken yet
+        released.release()
+    caller.join(10)
+    assert len(given) == 5
+    released.release()
+    behind.close()
 
 
 def test_results_are_given_when_the_next_piece_of_work_has_been_started(behind):

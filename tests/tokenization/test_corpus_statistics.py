@@ -8,9 +8,14 @@ import scipy.sparse as sp
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 
 
-def add(statistics, counts, totals):
+def add(statistics, counts, totals=None, genes=None, wanted=None):
+    """Add cells; what their totals have more than these counts lies on a gene that is none of these."""
+    genes = np.arange(counts.shape[1]) if genes is None else genes
+    if totals is not None:
+        others = totals - np.asarray(counts.sum(1)).ravel()
+        counts, genes = sp.hstack([others[:, None], counts]), [-1, *genes]
     counts = counts.tocsr()
-    statistics.update(counts.data.astype(float), counts.indices, counts.indptr.astype(np.int64), totals)
+    statistics.update(counts.data.astype(float), counts.indices, counts.indptr, np.asarray(genes), wanted)
 
 
 @pytest.fixture
@@ -51,11 +56,32 @@ def test_columns_are_counted_for_their_genes(cells):
     genes = np.random.default_rng(0).permutation(40)
     by_gene, by_column = CorpusStatistics(40), CorpusStatistics(40)
     add(by_gene, counts, totals)
-    moved = counts.tocsc()[:, genes].tocsr()
-    by_column.update(moved.data.astype(float), moved.indices, moved.indptr.astype(np.int64), totals, genes)
+    add(by_column, counts.tocsc()[:, genes].tocsr(), totals, genes)
     assert np.array_equal(by_column.medians(), by_gene.medians(), equal_nan=True)
     assert np.array_equal(by_column.detected, by_gene.detected)
     assert np.allclose(by_column.mean, by_gene.mean, rtol=1e-13)
+
+
+def test_cells_that_are_not_wanted_leave_no_trace(cells):
+    counts, totals = cells
+    wanted = np.arange(500) % 3 > 0
+    some, alone = CorpusStatistics(40), CorpusStatistics(40)
+    add(some, counts, totals, wanted=wanted)
+    add(alone, counts[wanted], totals[wanted])
+    assert some.n_cells == alone.n_cells == wanted.sum()
+    assert np.array_equal(some.histogram, alone.histogram) and np.array_equal(some.detected, alone.detected)
+    assert np.allclose(some.mean, alone.mean, rtol=1e-13) and np.allclose(some.std, alone.std, rtol=1e-11)
+    before = some.histogram.copy()
+    add(some, counts, totals, wanted=np.zeros(500, dtype=bool))
+    assert some.n_cells == wanted.sum() and np.array_equal(some.histogram, before)
+
+
+def test_stored_zeros_and_cells_without_these_genes_add_nothing_but_their_number():
+    statistics = CorpusStatistics(2)
+    stored = sp.csr_matrix((np.array([3, 0, 5, 0]), np.array([0, 1, 2, 2]), np.array([0, 2, 3, 4, 4])), shape=(4, 3))
+    add(statistics, stored, genes=[0, 1, -1])
+    assert statistics.n_cells == 4 and statistics.detected.tolist() == [1, 0] and statistics.histogram.sum() == 1
+    assert statistics.mean[1] == 0 and np.isclose(statistics.mean[0], np.log1p(1e4) / 4)
 
 
 def test_counted_in_parts_it_is_the_same(cells):
@@ -108,7 +134,7 @@ def test_the_median_of_two_values_is_their_mean():
 
 def test_values_beyond_the_histogram_are_not_lost():
     statistics = CorpusStatistics(2)
-    add(statistics, sp.csr_matrix([[1.0, 1e9]]), np.array([1e9]))
+    add(statistics, sp.csr_matrix([[1.0, 1e9]]), np.array([1e9 + 1]))
     assert statistics.histogram.sum() == 2
     assert statistics.detected.tolist() == [1, 1]
 
