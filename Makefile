@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

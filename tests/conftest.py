@@ -16,7 +16,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_configure(config):
-    torch.set_num_threads(2)
+    at_once = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(2 // at_once, 1))
 
 
 def reference_folder() -> Path:

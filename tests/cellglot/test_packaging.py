@@ -51,7 +51,7 @@ def test_every_other_file_goes_into_the_wheel():
     packages = {folder_of(name): name for name in SETUPTOOLS["packages"]}
     for folder, package in packages.items():
         matched = {p for pattern in data.get(package, []) for p in folder.glob(pattern)}
-        mine = {p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+        mine = {p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py" and p.parent.name != "__pycache__"}
         mine = {p for p in mine if next(f for f in p.parents if f in packages) == folder}
         assert mine - matched == set(), f"{package}: these files are in no pattern of package-data"
         for pattern in data.get(package, []):

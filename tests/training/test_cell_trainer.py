@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
 from cellglot.modeling import ExceiverConfig, ExceiverForSequenceClassification
 from cellglot.training.collators import ExceiverCollator
@@ -73,6 +74,20 @@ def test_accumulated_batches_are_one_batch(trainer):
     losses = [run.state.log_history[0] for run in (once, parts)]
     for name in ("loss", "classification_loss", "expression_loss"):
         assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_transformers_are_off_while_it_trains_and_saves_alone(trainer, tmp_path, capsys, shown):
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        run = trainer("trainer.save_strategy=steps", "trainer.save_steps=1")
+        run.train()
+        run.save_model(str(tmp_path / "model"))
+        assert logging.is_progress_bar_enabled() == shown
+        assert "shards" not in capsys.readouterr().err
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def test_order_follows_its_own_seed(trainer):
