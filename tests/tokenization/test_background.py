@@ -43,7 +43,7 @@ def test_the_next_items_are_made_while_this_one_is_worked_on(most):
 
 @pytest.fixture
 def behind():
-    behind = Behind()
+    behind = Behind(2)
     yield behind
     behind.close()
 
