@@ -117,7 +117,8 @@ class Cells:
                 for start in range(0, self.n_cells, NAMES_AT_ONCE)
             ]
         )
-        return self.n_cells - len(np.unique(hashes))
+        hashes.sort()  # several times as fast as to look for unique ones by a table
+        return int(np.count_nonzero(hashes[1:] == hashes[:-1]))
 
     def chunks(self, max_cells: int = 1 << 14, max_values: int = 1 << 22) -> Iterator["csr_matrix"]:
         """Stream raw counts as SciPy matrices in compressed sparse rows, in the order of the file.

@@ -18,6 +18,7 @@ from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 SPLITS = ("train", "validation", "test")
 UNIT_CELLS = 1 << 14
 UNIT_VALUES = 1 << 25
+CELLS_AT_ONCE = 1 << 16  # whose metadata are read while planning
 
 
 @dataclass(frozen=True)
@@ -277,10 +278,10 @@ def cell_groups(metadata: pd.DataFrame, dataset: str) -> tuple[np.ndarray, np.nd
 
 
 def _group_sizes(cells: Cells, name: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
     have = {c: cells.metadata_columns[c] for c in ("donor_id", "dataset_id") if c in cells.metadata_columns}
-    for start in range(0, cells.n_cells, 1_000_000):
-        stop = min(start + 1_000_000, cells.n_cells)
+    sizes: dict[str, int] = {} if have else {name: cells.n_cells}
+    for start in range(0, cells.n_cells if have else 0, CELLS_AT_ONCE):
+        stop = min(start + CELLS_AT_ONCE, cells.n_cells)
         columns = {c: cells.obs.column(column, start, stop) for c, column in have.items()}
         groups, _ = cell_groups(pd.DataFrame(columns, index=range(stop - start)), name)
         for group, n in zip(*np.unique(groups.astype(str), return_counts=True), strict=True):
