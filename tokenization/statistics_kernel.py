@@ -60,16 +60,18 @@ def add_cells(
     single = np.empty(1, np.float32)
     pattern = single.view(np.uint32)
     keys = np.empty(1 << 12, np.uint32)
+    some_unknown = (genes < 0).any()
     for cell in range(len(indptr) - 1):
         start, stop = indptr[cell], indptr[cell + 1]
         if not wanted[cell]:
             continue
-        own = others = 0.0
+        own = others = 0
         for i in range(start, stop):
-            if genes[columns[i]] >= 0:
-                own += counts[i]
-            else:
+            own += counts[i]
+        for i in range(start, stop if some_unknown else start):
+            if genes[columns[i]] < 0:
                 others += counts[i]
+        own -= others
         if own <= 0:
             continue
         scale, of_all = target_sum / own, target_sum / (own + others)
