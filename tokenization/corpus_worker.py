@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cellglot.tokenization import compiled_encoding
 from cellglot.tokenization.background import Behind, ahead
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.corpus_plan import (
@@ -34,7 +36,7 @@ from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
-CHUNK_VALUES = 3 << 19
+CHUNK_VALUES = 1 << 20
 CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
 ROW_GROUP_CELLS = 1 << 10  # at least, but for a shard's last ones
 
@@ -85,13 +87,20 @@ class Job:
 
 
 @dataclass
-class _Chunk:
-    """Some cells of a file: the first one's number, counts, metadata, and the file's genes."""
+class _Cells:
+    """Some cells of a file, for statistics: counts, the file's genes, and which cells are counted."""
 
-    first: int
     rows: CountRows
-    metadata: pd.DataFrame
     columns: GeneColumns
+    wanted: np.ndarray
+
+
+@dataclass
+class _SplitCells:
+    """Some cells of a file, for tokens: the file's genes, and of each split counts and metadata."""
+
+    columns: GeneColumns
+    splits: dict[str, tuple[CountRows, dict[str, pa.Array]]]
 
 
 class Worker:
@@ -118,8 +127,10 @@ class Worker:
         units: Sequence[tuple[int, int, int]] | None = None,
     ):
         self.job = job
+        self._prepare = self._to_count if job.tokenizer_class is None else self._to_encode
         self._stream = None if units is None else ahead(self._read_units(units), CHUNKS_AHEAD)
-        self._behind = Behind()
+        self._behind, self._beside = Behind(), Behind()
+        self._shards: deque[_ShardWriter] = deque(maxlen=2)  # of the unit at hand and the one that is being finished
         self._kept = KeptCounts(Path(job.work) / "counts")
         self._number = -1
         self._cells: Cells | None = None
@@ -133,11 +144,20 @@ class Worker:
             self.tokenizer = ready or job.tokenizer_class.from_pretrained(job.vocabulary)
 
     def close(self) -> None:
-        """Stop reading, write what there is to write, and close the file that is open."""
+        """Stop reading, write what there is to write, delete what is not whole, and close the file that is open."""
         if self._stream is not None:
             self._stream.close()
         self._behind.close()
+        self._beside.close()
+        self._discard()
         self._close_file()
+
+    def _discard(self) -> None:
+        """Delete shards that are not whole, once nothing is being written."""
+        self._behind.wait()
+        self._beside.wait()
+        for shards in self._shards:
+            shards.discard()
 
     def _close_file(self) -> None:
         if self._cells is not None:
@@ -159,22 +179,24 @@ class Worker:
                 self._columns = GeneColumns(match)
             else:
                 self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
+                self._columns.compiled = compiled_encoding
             self._number = number
         return self._cells, self._columns
 
-    def _chunks(self, unit: tuple[int, int, int]) -> Iterator[_Chunk]:
-        """Read the cells of a unit in chunks, ahead of the work on them."""
+    def _chunks(self, unit: tuple[int, int, int]) -> Iterator[Any]:
+        """Read the cells of a unit in chunks, as the pass needs them, ahead of the work on them."""
         stream = ahead(self._read_units([unit]), CHUNKS_AHEAD) if self._stream is None else self._stream
         while (chunk := next(stream)) is not None:
             yield chunk
 
-    def _read_units(self, units: Sequence[tuple[int, int, int]]) -> Iterator[_Chunk | None]:
+    def _read_units(self, units: Sequence[tuple[int, int, int]]) -> Iterator[Any]:
         """Read units chunk by chunk, None after each of them; what goes wrong is laid to the file."""
         for number, start, stop in units:
             cells, columns = self._open(number)
             try:
                 for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
-                    yield _Chunk(low, self._rows(number, low, high), cells.metadata(low, high), columns)
+                    rows, metadata = self._rows(number, low, high), cells.metadata(low, high)
+                    yield self._prepare(number, low, rows, metadata, columns)
             except READ_ERRORS as error:
                 raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
             yield None
@@ -190,6 +212,21 @@ class Worker:
                 self._behind(self._kept.keep, name, rows)
         return rows
 
+    def _to_count(
+        self, number: int, first: int, rows: CountRows, metadata: pd.DataFrame, columns: GeneColumns
+    ) -> _Cells:
+        splits, _ = self._splits(number, metadata)
+        return _Cells(columns.sum_duplicates(rows), columns, splits == "train")
+
+    def _to_encode(
+        self, number: int, first: int, rows: CountRows, metadata: pd.DataFrame, columns: GeneColumns
+    ) -> _SplitCells:
+        splits, datasets = self._splits(number, metadata)
+        carried = {"cell_index": pa.array(np.arange(first, first + len(splits)))}
+        carried |= self._metadata(metadata, datasets, splits)
+        masks = {split: splits == split for split in SPLITS}
+        return _SplitCells(columns, {s: (_only(rows, m), _taken(carried, m)) for s, m in masks.items() if m.any()})
+
     def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         groups, datasets = cell_groups(metadata, self.job.files[number].name)
         return self.job.split.assign(groups, metadata.index.to_numpy(dtype=object)), datasets
@@ -202,9 +239,8 @@ class Worker:
             self._statistics = CorpusStatistics(len(self.catalogue.genes), self._histogram)
         statistics = self._statistics
         for chunk in self._chunks(unit):
-            splits, _ = self._splits(unit[0], chunk.metadata)
-            rows = chunk.columns.sum_duplicates(chunk.rows)
-            statistics.update(rows.data, rows.indices, rows.indptr, chunk.columns.token_ids, splits == "train")
+            rows = chunk.rows
+            statistics.update(rows.data, rows.indices, rows.indptr, chunk.columns.token_ids, chunk.wanted)
         state = {name: array.copy() for name, array in statistics.state().items()}
         statistics.clear()
         return state
@@ -213,20 +249,21 @@ class Worker:
 
     def tokens(self, unit: tuple[int, int, int], unit_number: int) -> dict[str, Any]:
         """Write the token shards of a unit, and a record of what they hold."""
-        return self.start_tokens(unit, unit_number).result()
+        try:
+            return self.start_tokens(unit, unit_number).result()
+        except BaseException:
+            self._discard()
+            raise
 
     def start_tokens(self, unit: tuple[int, int, int], unit_number: int) -> "Future[dict[str, Any]]":
         """As `tokens`, but the last of it is still being written when this returns."""
-        shards = _ShardWriter(Path(self.job.output) / "data", unit_number)
-        try:
-            record = self._encode(unit, shards)
-            return self._behind(self._finish, shards, {"unit": unit_number, **record})
-        except BaseException:
-            self._behind.wait()
-            shards.discard()
-            raise
+        shards, writes = _ShardWriter(Path(self.job.output) / "data", unit_number), list[Future]()
+        self._shards.append(shards)
+        record = self._encode(unit, shards, writes)
+        return self._behind(self._finish, shards, writes, {"unit": unit_number, **record})
 
-    def _encode(self, unit: tuple[int, int, int], shards: "_ShardWriter") -> dict[str, Any]:
+    def _encode(self, unit: tuple[int, int, int], shards: "_ShardWriter", writes: list[Future]) -> dict[str, Any]:
+        """Encode a unit's cells; training cells and others are written by a thread each, as `writes` follows."""
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
         report: GeneReport | None = None
         for chunk in self._chunks(unit):
@@ -234,21 +271,16 @@ class Worker:
             if report is None:
                 report = columns.match.report()
                 columns.forget()
-            splits, datasets = self._splits(unit[0], chunk.metadata)
-            carried = {"cell_index": pa.array(np.arange(chunk.first, chunk.first + len(splits)))}
-            carried |= self._metadata(chunk.metadata, datasets, splits)
-            batches: dict[str, list[pa.RecordBatch]] = {}
-            for split in SPLITS:
-                if not (mask := splits == split).any():
-                    continue
-                metadata, first = _taken(carried, np.flatnonzero(mask)), 0
-                for encoded in self.tokenizer.encode_rows(_only(chunk.rows, mask), columns):
+            for split, (rows, metadata) in chunk.splits.items():
+                batches, first = list[pa.RecordBatch](), 0
+                for encoded in self.tokenizer.encode_rows(rows, columns):
                     self.tokenizer.count_cells(report, encoded)
                     lengths[split] = _add(lengths[split], np.bincount(np.diff(encoded.indptr)))
                     own = {name: column.slice(first, len(encoded)) for name, column in metadata.items()}
-                    batches.setdefault(split, []).append(_record_batch(encoded, own))
+                    batches.append(_record_batch(encoded, own))
                     first += len(encoded)
-            self._behind(shards.add, batches)
+                writer = self._behind if split == "train" else self._beside
+                writes.append(writer(shards.add, split, batches))
         assert report is not None  # a unit has cells
         return {
             "file": unit[0],
@@ -263,7 +295,9 @@ class Worker:
             "counts_lost": {int(i): float(columns.counts_lost[i]) for i in np.flatnonzero(columns.counts_lost)},
         }
 
-    def _finish(self, shards: "_ShardWriter", record: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, shards: "_ShardWriter", writes: list[Future], record: dict[str, Any]) -> dict[str, Any]:
+        for write in writes:
+            write.result()
         record["shards"] = shards.finish()
         write_whole(Path(self.job.work) / "units" / f"{record['unit']:06d}.json", json.dumps(record))
         return record
@@ -283,9 +317,9 @@ class Worker:
         return columns
 
 
-def _taken(columns: dict[str, pa.Array], cells: np.ndarray) -> dict[str, pa.Array]:
-    """Take the values of some cells."""
-    return {name: column.take(pa.array(cells)) for name, column in columns.items()}
+def _taken(columns: dict[str, pa.Array], kept: np.ndarray) -> dict[str, pa.Array]:
+    """Keep the values of some cells."""
+    return {name: column.filter(pa.array(kept)) for name, column in columns.items()}
 
 
 def _only(rows: CountRows, kept: np.ndarray) -> CountRows:
@@ -360,7 +394,10 @@ def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class _ShardWriter:
-    """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole."""
+    """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole.
+
+    Each split may be written by a thread of its own.
+    """
 
     def __init__(self, folder: Path, unit: int):
         self.folder, self.unit = folder, unit
@@ -369,14 +406,13 @@ class _ShardWriter:
         self.cells: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self.tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
 
-    def add(self, batches: dict[str, list[pa.RecordBatch]]) -> None:
-        """Add cells of each split."""
-        for split, own in batches.items():
-            self.waiting[split] += own
-            self.cells[split] += sum(len(batch) for batch in own)
-            self.tokens[split] += sum(int(np.sum(batch.column("length").to_numpy())) for batch in own)
-            if sum(len(b) for b in self.waiting[split]) >= ROW_GROUP_CELLS:
-                self._flush(split)
+    def add(self, split: str, batches: list[pa.RecordBatch]) -> None:
+        """Add cells of a split."""
+        self.waiting[split] += batches
+        self.cells[split] += sum(len(batch) for batch in batches)
+        self.tokens[split] += sum(int(np.sum(batch.column("length").to_numpy())) for batch in batches)
+        if sum(len(b) for b in self.waiting[split]) >= ROW_GROUP_CELLS:
+            self._flush(split)
 
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}-{self.unit:06d}.parquet"
@@ -396,8 +432,8 @@ class _ShardWriter:
             for split in SPLITS:
                 if self.waiting[split]:
                     self._flush(split)
-            for split, writer in self.writers.items():
-                writer.close()
+            for split in (s for s in SPLITS if s in self.writers):
+                self.writers[split].close()
                 path = self._path(split)
                 os.replace(_unfinished(path), path)
                 written.append(

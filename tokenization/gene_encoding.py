@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,12 @@ class GeneColumns:
         Counts seen so far on each unknown gene, shape (genes of the file,).
     counts_seen
         All counts seen so far.
+    compiled
+        Module of compiled functions that encode in place of those here; None where NumPy does it. The same tokens
+        and values: for large work, as it takes seconds to load or compile.
     """
+
+    compiled: Any = None
 
     def __init__(self, match: GeneMatch):
         self.match = match
@@ -187,6 +193,10 @@ def rank_tokens(
     """
     assert columns.weights is not None
     rows = columns.sum_duplicates(rows)
+    if columns.compiled is not None:
+        return columns.compiled.rank_tokens(
+            rows, columns, max_genes=max_genes, cls_token_id=cls_token_id, target_sum=target_sum, total=total
+        )
     at, counts = rows.indices.astype(np.intp), rows.data.astype(np.float64)
     weighted = columns.weights.take(at, mode="clip")
     weighted *= counts
@@ -205,12 +215,33 @@ def rank_tokens(
     _lead(tokens.take(places), rows.indptr, placed, first, kept)
     values = totals = None
     if target_sum is not None:
-        totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
         placed_counts = np.zeros(len(placed))
         _lead(counts.take(places), rows.indptr, placed_counts, first, kept)
-        scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
-        values = np.log1p(placed_counts * scale).astype(np.float32)
+        totals, values = log_scaled_values(rows, columns, placed_counts, indptr, target_sum, total)
     return TokenRows(placed, values, indptr, genes - kept, totals)
+
+
+def log_scaled_values(
+    rows: CountRows, columns: GeneColumns, placed: np.ndarray, indptr: np.ndarray, target_sum: float, total: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each cell's total, and log1p of its placed counts scaled by it, float32.
+
+    Parameters
+    ----------
+    rows, columns, target_sum, total
+        As in `rank_tokens`.
+    placed
+        Counts of its tokens, shape (tokens,).
+    indptr
+        Where each cell begins in `placed`, shape (cells + 1,).
+    """
+    assert columns.weights is not None
+    counts = rows.data.astype(np.float64)
+    if total != "all":
+        counts[columns.weights.take(rows.indices) <= 0] = 0.0
+    totals = row_sums(counts, rows.indptr)
+    scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
+    return totals, np.log1p(placed * scale).astype(np.float32)
 
 
 def _lead(values: np.ndarray, indptr: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray) -> None:
@@ -320,6 +351,8 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     """
     assert columns.means is not None and columns.stds is not None
     rows = columns.sum_duplicates(rows)
+    if columns.compiled is not None:
+        return columns.compiled.standardized_tokens(rows, columns, target_sum=target_sum, clip=clip)
     counts, tokens, indptr = rows.data, columns.token_ids.take(rows.indices, mode="clip"), rows.indptr
     lost_at = np.empty(0, dtype=np.intp)
     if not columns.all_known or counts.min(initial=1) <= 0:
@@ -388,4 +421,4 @@ def _in_ascending_order(tokens: np.ndarray, counts: np.ndarray, indptr: np.ndarr
     return key.view(np.int32), counts
 
 
-__all__ = ["GeneColumns", "TokenRows", "blocks", "rank_tokens", "row_sums", "standardized_tokens"]
+__all__ = ["GeneColumns", "TokenRows", "blocks", "log_scaled_values", "rank_tokens", "row_sums", "standardized_tokens"]

@@ -190,7 +190,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         max_length
             In place of the tokenizer's own length.
         """
-        for block in blocks(rows):
+        for block in blocks(rows) if columns.compiled is None else [rows]:
             yield self._encode_block(block, columns, max_length)
 
     def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:

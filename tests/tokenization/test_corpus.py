@@ -545,6 +545,31 @@ def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, m
     assert content(tokenize_corpus([blood_file], tmp_path / "c", **QUIET).folder) == content(whole.folder)
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch, split, at_the_end):
+    import cellglot.tokenization.corpus_worker as worker
+
+    small_units(monkeypatch)
+    monkeypatch.setattr(worker, "ROW_GROUP_CELLS", 1 << 20 if at_the_end else 1)
+    options = QUIET | {"validation_fraction": 0.3}
+    whole = tokenize_corpus(files, tmp_path / "whole", **options)
+    flush, left = worker._ShardWriter._flush, 3
+
+    def failing(self, of):
+        nonlocal left
+        flush(self, of)
+        left -= of == split
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(worker._ShardWriter, "_flush", failing)
+        tokenize_corpus(files, tmp_path / "c", **options)
+    assert not list((tmp_path / "c").rglob("*.tmp"))
+    assert content(tokenize_corpus(files, tmp_path / "c", **options).folder) == content(whole.folder)
+
+
 def test_a_folder_that_cannot_be_written(blood_file, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

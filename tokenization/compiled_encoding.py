@@ -1,0 +1,69 @@
+"""Counts -> gene tokens by compiled loops, for large work: the same tokens and values as by NumPy."""
+
+import numpy as np
+
+from cellglot.tokenization.count_matrix import CountRows
+from cellglot.tokenization.encoding_kernels import rank_cells, standardize_cells
+from cellglot.tokenization.gene_encoding import GeneColumns, TokenRows, log_scaled_values
+
+
+_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which the loops are compiled; others are converted
+
+
+def loop_arrays(rows: CountRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give counts, columns and offsets in types for which loops are compiled."""
+    counts, columns = rows.data, rows.indices
+    return (
+        np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64),
+        np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32),
+        np.ascontiguousarray(rows.indptr, dtype=np.int64),
+    )
+
+
+def rank_tokens(
+    rows: CountRows,
+    columns: GeneColumns,
+    *,
+    max_genes: int | None = None,
+    cls_token_id: int | None = None,
+    target_sum: float | None = None,
+    total: str = "all",
+) -> TokenRows:
+    """Do as `gene_encoding.rank_tokens` does, of rows in which no gene stands twice."""
+    counts, at, indptr = loop_arrays(rows)
+    n_cells, special = len(rows), 0 if cls_token_id is None else 1
+    most = len(columns.token_ids) if max_genes is None else max_genes
+    room = int(np.minimum(np.diff(indptr), most).sum()) + special * n_cells
+    placed, bounds = np.empty(room, dtype=np.int32), np.empty(n_cells + 1, dtype=np.int64)
+    placed_counts = np.empty(0 if target_sum is None else room)
+    cut, lost = np.empty(n_cells, dtype=np.int64), columns.counts_lost
+    first = -1 if cls_token_id is None else cls_token_id
+    weights, ids = columns.weights, columns.token_ids
+    seen = rank_cells(counts, at, indptr, weights, ids, first, most, placed, placed_counts, bounds, cut, lost)
+    columns.counts_seen += seen
+    values = totals = None
+    if target_sum is not None:
+        totals, values = log_scaled_values(rows, columns, placed_counts[: bounds[-1]], bounds, target_sum, total)
+    return TokenRows(placed[: bounds[-1]], values, bounds, cut, totals)
+
+
+def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
+    """Do as `gene_encoding.standardized_tokens` does, of rows in which no gene stands twice."""
+    assert columns.means is not None
+    counts, at, indptr = loop_arrays(rows)
+    n_cells, n_values = len(rows), len(counts)
+    placed, values = np.empty(n_values, dtype=np.int32), np.empty(n_values, dtype=np.float32)
+    bounds, clipped_bounds = (np.empty(n_cells + 1, dtype=np.int64) for _ in range(2))
+    totals, clipped = np.empty(n_cells), np.empty_like(counts)
+    digits = -(-len(columns.means).bit_length() // 8)
+    columns.counts_seen += standardize_cells(
+        counts, at, indptr, columns.token_ids, digits,
+        columns.means, columns.stds, target_sum, clip,
+        placed, values, bounds, totals, clipped, clipped_bounds, columns.counts_lost,
+    )  # fmt: skip
+    tokens_cut = np.zeros(n_cells, dtype=np.int64)
+    placed, values, clipped = placed[: bounds[-1]], values[: bounds[-1]], clipped[: clipped_bounds[-1]].copy()
+    return TokenRows(placed, values, bounds, tokens_cut, totals, clipped, clipped_bounds)
+
+
+__all__ = ["loop_arrays", "rank_tokens", "standardized_tokens"]
