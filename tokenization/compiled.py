@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
+
+
+_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which loops are compiled; others are converted
 
 
 def compiled(function: Callable) -> Any:
@@ -17,4 +21,15 @@ def compiled(function: Callable) -> Any:
         return numba.njit(nogil=True)(function)
 
 
-__all__ = ["compiled"]
+def loop_arrays(
+    counts: np.ndarray, columns: np.ndarray, indptr: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give counts, columns and offsets of sparse rows in types for which loops are compiled."""
+    return (
+        np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64),
+        np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32),
+        np.ascontiguousarray(indptr, dtype=np.int64),
+    )
+
+
+__all__ = ["compiled", "loop_arrays"]

@@ -2,22 +2,10 @@
 
 import numpy as np
 
+from cellglot.tokenization.compiled import loop_arrays
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.encoding_kernels import rank_cells, standardize_cells
 from cellglot.tokenization.gene_encoding import GeneColumns, TokenRows, log_scaled_values
-
-
-_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which the loops are compiled; others are converted
-
-
-def loop_arrays(rows: CountRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give counts, columns and offsets in types for which loops are compiled."""
-    counts, columns = rows.data, rows.indices
-    return (
-        np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64),
-        np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32),
-        np.ascontiguousarray(rows.indptr, dtype=np.int64),
-    )
 
 
 def rank_tokens(
@@ -30,7 +18,7 @@ def rank_tokens(
     total: str = "all",
 ) -> TokenRows:
     """Do as `gene_encoding.rank_tokens` does, of rows in which no gene stands twice."""
-    counts, at, indptr = loop_arrays(rows)
+    counts, at, indptr = loop_arrays(rows.data, rows.indices, rows.indptr)
     n_cells, special = len(rows), 0 if cls_token_id is None else 1
     most = len(columns.token_ids) if max_genes is None else max_genes
     room = int(np.minimum(np.diff(indptr), most).sum()) + special * n_cells
@@ -50,7 +38,7 @@ def rank_tokens(
 def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
     """Do as `gene_encoding.standardized_tokens` does, of rows in which no gene stands twice."""
     assert columns.means is not None
-    counts, at, indptr = loop_arrays(rows)
+    counts, at, indptr = loop_arrays(rows.data, rows.indices, rows.indptr)
     n_cells, n_values = len(rows), len(counts)
     placed, values = np.empty(n_values, dtype=np.int32), np.empty(n_values, dtype=np.float32)
     bounds, clipped_bounds = (np.empty(n_cells + 1, dtype=np.int64) for _ in range(2))
@@ -66,4 +54,4 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     return TokenRows(placed, values, bounds, tokens_cut, totals, clipped, clipped_bounds)
 
 
-__all__ = ["loop_arrays", "rank_tokens", "standardized_tokens"]
+__all__ = ["rank_tokens", "standardized_tokens"]

@@ -16,7 +16,6 @@ TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
 _CELLS_FOR_SHIFT = 64
-_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which the loop is compiled; others are converted
 
 
 class CorpusStatistics:
@@ -77,16 +76,15 @@ class CorpusStatistics:
         wanted
             Cells to add, shape (cells,); by default all.
         """
-        from cellglot.tokenization.statistics_kernel import add_cells  # Numba, which takes its time to load
+        from cellglot.tokenization.compiled import loop_arrays  # Numba, which takes its time to load
+        from cellglot.tokenization.statistics_kernel import add_cells
 
         wanted = np.ones(len(indptr) - 1, dtype=bool) if wanted is None else wanted
         n_cells = int(np.count_nonzero(wanted))
         if n_cells == 0:
             return
-        counts = np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64)
-        columns = np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32)
+        counts, columns, indptr = loop_arrays(counts, columns, indptr)
         genes = np.ascontiguousarray(np.arange(self.n_genes) if genes is None else genes, dtype=np.int32)
-        indptr = np.ascontiguousarray(indptr, dtype=np.int64)
         moments = np.zeros((self.n_genes, 4))
         shift = self.mean if self.n_cells else self._mean_of_first_cells(counts, columns, genes, indptr)
         moments[:, 3] = shift

@@ -14,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellglot.tokenization import compiled_encoding
 from cellglot.tokenization.background import Behind, ahead
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.corpus_plan import (
@@ -178,6 +177,8 @@ class Worker:
                 match = self.catalogue.resolve(counts.index, counts.columns, self.job.options.gene_column)
                 self._columns = GeneColumns(match)
             else:
+                from cellglot.tokenization import compiled_encoding  # Numba, which takes its time to load
+
                 self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
                 self._columns.compiled = compiled_encoding
             self._number = number
