@@ -35,9 +35,9 @@ from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
-CHUNK_VALUES = 1 << 20
+CHUNK_VALUES = 5 << 17
 CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
-ROW_GROUP_CELLS = 1 << 10  # at least, but for a shard's last ones
+ROW_GROUP_CELLS = 1 << 9  # at least, but for a shard's last ones
 
 
 class BrokenFileError(Exception):
