@@ -26,7 +26,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 corpus, output, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-torch.set_num_threads(2)
+torch.set_num_threads(int(sys.argv[4]))  # sums are then the same to the last bit
 pretrain(load_config(configs_folder() / "exceiver_tiny.yaml", settings), corpus, output, callbacks=[Kill()])
 """
 SAVED = [
@@ -41,7 +41,7 @@ SAVED = [
 def killed(corpus, tiny_training, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "model"
     settings = json.dumps(tiny_training(*SAVED, as_text=True))
-    command = [sys.executable, "-c", KILLED, str(corpus.folder), str(folder), settings]
+    command = [sys.executable, "-c", KILLED, str(corpus.folder), str(folder), settings, str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     return folder
