@@ -5,7 +5,7 @@ import numpy as np
 from cellglot.tokenization.compiled import loop_arrays
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.encoding_kernels import rank_cells, standardize_cells
-from cellglot.tokenization.gene_encoding import GeneColumns, TokenRows, log_scaled_values
+from cellglot.tokenization.gene_encoding import GeneColumns, TokenRows, log_scaled_values, row_sums
 
 
 def rank_tokens(
@@ -31,7 +31,9 @@ def rank_tokens(
     columns.counts_seen += seen
     values = totals = None
     if target_sum is not None:
-        totals, values = log_scaled_values(rows, columns, placed_counts[: bounds[-1]], bounds, target_sum, total)
+        assert weights is not None
+        totals = row_sums(counts if total == "all" else np.where(weights.take(at) > 0, counts, 0), indptr)
+        values = log_scaled_values(placed_counts[: bounds[-1]], bounds, totals, target_sum)
     return TokenRows(placed[: bounds[-1]], values, bounds, cut, totals)
 
 

@@ -217,31 +217,15 @@ def rank_tokens(
     if target_sum is not None:
         placed_counts = np.zeros(len(placed))
         _lead(counts.take(places), rows.indptr, placed_counts, first, kept)
-        totals, values = log_scaled_values(rows, columns, placed_counts, indptr, target_sum, total)
+        totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
+        values = log_scaled_values(placed_counts, indptr, totals, target_sum)
     return TokenRows(placed, values, indptr, genes - kept, totals)
 
 
-def log_scaled_values(
-    rows: CountRows, columns: GeneColumns, placed: np.ndarray, indptr: np.ndarray, target_sum: float, total: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give each cell's total, and log1p of its placed counts scaled by it, float32.
-
-    Parameters
-    ----------
-    rows, columns, target_sum, total
-        As in `rank_tokens`.
-    placed
-        Counts of its tokens, shape (tokens,).
-    indptr
-        Where each cell begins in `placed`, shape (cells + 1,).
-    """
-    assert columns.weights is not None
-    counts = rows.data.astype(np.float64)
-    if total != "all":
-        counts[columns.weights.take(rows.indices) <= 0] = 0.0
-    totals = row_sums(counts, rows.indptr)
+def log_scaled_values(placed: np.ndarray, indptr: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
+    """Give log1p of the counts of tokens, scaled to `target_sum` by their cells' totals, float32, shape (tokens,)."""
     scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
-    return totals, np.log1p(placed * scale).astype(np.float32)
+    return np.log1p(placed * scale).astype(np.float32)
 
 
 def _lead(values: np.ndarray, indptr: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray) -> None:
