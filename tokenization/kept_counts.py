@@ -11,6 +11,7 @@ from cellglot.tokenization.count_matrix import CountRows
 
 MOST_BYTES = 2 << 30
 _FREE_FOR_OTHERS = 4  # times as much as is kept stays free
+_LOOKS = 8  # into the folder, at least, before a process fills what is left of it
 
 
 class KeptCounts:
@@ -26,6 +27,7 @@ class KeptCounts:
 
     def __init__(self, folder: str | os.PathLike, most_bytes: int = MOST_BYTES):
         self.folder, self.most_bytes = Path(folder), most_bytes
+        self._granted, self._full = 0, False
 
     def keep(self, name: str, rows: CountRows) -> None:
         """Keep a chunk of checked counts, unless there is no room."""
@@ -42,9 +44,14 @@ class KeptCounts:
             path.unlink(missing_ok=True)
 
     def _fits(self, n_bytes: int) -> bool:
-        kept = sum(entry.stat().st_size for entry in os.scandir(self.folder))
-        free = shutil.disk_usage(self.folder).free
-        return kept + n_bytes <= self.most_bytes and free > _FREE_FOR_OTHERS * (kept + n_bytes)
+        """Whether there is room; the folder is looked at now and then only, which takes the longer the fuller it is."""
+        if n_bytes > self._granted and not self._full:
+            kept = sum(entry.stat().st_size for entry in os.scandir(self.folder))
+            free = shutil.disk_usage(self.folder).free
+            left = min(self.most_bytes, free // _FREE_FOR_OTHERS) - kept
+            self._granted, self._full = max(left // _LOOKS, n_bytes), left < n_bytes
+        self._granted -= n_bytes
+        return not self._full
 
     def load(self, name: str) -> CountRows | None:
         """Give a chunk that was kept, None where it was not, or not whole."""
