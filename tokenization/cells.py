@@ -103,11 +103,24 @@ class Cells:
         """Read names of cells, shape (stop - start,)."""
         return self.obs.index(start, self.n_cells if stop is None else stop)
 
-    def metadata(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Read metadata of cells `start` to `stop` under the schema's names."""
+    def metadata(
+        self, start: int = 0, stop: int | None = None, only: Sequence[str] | None = None, names: bool = True
+    ) -> pd.DataFrame:
+        """Read metadata of cells `start` to `stop` under the schema's names.
+
+        Parameters
+        ----------
+        start, stop
+            The cells; by default all.
+        only
+            Columns to read, of those that there are; by default all.
+        names
+            Read the names of the cells, too; without them the index has numbers.
+        """
         stop = self.n_cells if stop is None else stop
-        columns = {name: self.obs.column(have, start, stop) for name, have in self.metadata_columns.items()}
-        return pd.DataFrame(columns, index=pd.Index(self.names(start, stop)))
+        wanted = {n: have for n, have in self.metadata_columns.items() if only is None or n in only}
+        columns = {name: self.obs.column(have, start, stop) for name, have in wanted.items()}
+        return pd.DataFrame(columns, index=pd.Index(self.names(start, stop)) if names else pd.RangeIndex(start, stop))
 
     def duplicate_names(self) -> int:
         """Count cells whose name an earlier cell has; holds 8 bytes a cell."""

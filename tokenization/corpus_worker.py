@@ -30,12 +30,14 @@ from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
-from cellglot.tokenization.kept_counts import KeptCounts, in_smallest_types
+from cellglot.tokenization.kept_counts import KeptCounts
+from cellglot.tokenization.small_counts import small_rows
 from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 CHUNK_VALUES = 5 << 17
+METADATA_CELLS = 1 << 13  # whose metadata are read at once: small reads cost more than what they give
 CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
 ROW_GROUP_CELLS = 1 << 9  # at least, but for a shard's last ones
 
@@ -83,6 +85,33 @@ class Job:
     output: str
     vocabulary: str
     tokenizer_class: type[GeneExpressionTokenizer] | None = None
+
+
+class _Metadata:
+    """Metadata of some cells of a file that follow each other: their splits, and of each split what shards carry.
+
+    Parameters
+    ----------
+    first
+        The first of these cells.
+    splits
+        Split of each cell, shape (cells,).
+    carried
+        Column -> values of the cells.
+    """
+
+    def __init__(self, first: int, splits: np.ndarray, carried: dict[str, pa.Array]):
+        self.first, self.stop, self.splits = first, first + len(splits), splits
+        self._masks = {split: splits == split for split in SPLITS}
+        self._before = {split: np.concatenate([[0], np.cumsum(mask)]) for split, mask in self._masks.items()}
+        self._carried = {split: _taken(carried, mask) for split, mask in self._masks.items() if mask.any()}
+
+    def of(self, split: str, start: int, stop: int) -> tuple[np.ndarray, dict[str, pa.Array]]:
+        """Give which of cells `start` to `stop` are of a split, and what those carry."""
+        start, stop = start - self.first, stop - self.first
+        low, high = (int(self._before[split][place]) for place in (start, stop))
+        carried = {name: column.slice(low, high - low) for name, column in self._carried.get(split, {}).items()}
+        return self._masks[split][start:stop], carried
 
 
 @dataclass
@@ -194,10 +223,12 @@ class Worker:
         """Read units chunk by chunk, None after each of them; what goes wrong is laid to the file."""
         for number, start, stop in units:
             cells, columns = self._open(number)
+            metadata: _Metadata | None = None
             try:
                 for low, high in cells.counts.ranges(CHUNK_VALUES, start=start, stop=stop):
-                    rows, metadata = self._rows(number, low, high), cells.metadata(low, high)
-                    yield self._prepare(number, low, rows, metadata, columns)
+                    if metadata is None or high > metadata.stop:
+                        metadata = self._metadata(number, low, max(high, min(low + METADATA_CELLS, stop)))
+                    yield self._prepare(low, self._rows(number, low, high), metadata, columns)
             except READ_ERRORS as error:
                 raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
             yield None
@@ -208,29 +239,48 @@ class Worker:
         name = f"{number:06d}-{start:012d}-{stop:012d}"
         rows = None if self.job.tokenizer_class is None else self._kept.load(name)
         if rows is None:
-            rows = in_smallest_types(self._cells.counts.rows(start, stop))
+            rows = small_rows(self._cells.counts, start, stop)
             if self.job.tokenizer_class is None:
                 self._behind(self._kept.keep, name, rows)
         return rows
 
-    def _to_count(
-        self, number: int, first: int, rows: CountRows, metadata: pd.DataFrame, columns: GeneColumns
-    ) -> _Cells:
-        splits, _ = self._splits(number, metadata)
-        return _Cells(columns.sum_duplicates(rows), columns, splits == "train")
+    def _to_count(self, first: int, rows: CountRows, metadata: _Metadata, columns: GeneColumns) -> _Cells:
+        return _Cells(columns.sum_duplicates(rows), columns, metadata.of("train", first, first + len(rows))[0])
 
-    def _to_encode(
-        self, number: int, first: int, rows: CountRows, metadata: pd.DataFrame, columns: GeneColumns
-    ) -> _SplitCells:
-        splits, datasets = self._splits(number, metadata)
-        carried = {"cell_index": pa.array(np.arange(first, first + len(splits)))}
-        carried |= self._metadata(metadata, datasets, splits)
-        masks = {split: splits == split for split in SPLITS}
-        return _SplitCells(columns, {s: (_only(rows, m), _taken(carried, m)) for s, m in masks.items() if m.any()})
+    def _to_encode(self, first: int, rows: CountRows, metadata: _Metadata, columns: GeneColumns) -> _SplitCells:
+        splits = {split: metadata.of(split, first, first + len(rows)) for split in SPLITS}
+        return _SplitCells(columns, {s: (_only(rows, mask), own) for s, (mask, own) in splits.items() if mask.any()})
 
-    def _splits(self, number: int, metadata: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    def _metadata(self, number: int, start: int, stop: int) -> _Metadata:
+        """Read the metadata of some cells of the open file: for statistics, only what says in which split they are."""
+        assert self._cells is not None
+        counting, by = self.job.tokenizer_class is None, self.job.split.by
+        needed = None if not counting else [] if by == "cell" else ["donor_id", "dataset_id"]
+        metadata = self._cells.metadata(start, stop, needed, names=not counting or by == "cell")
         groups, datasets = cell_groups(metadata, self.job.files[number].name)
-        return self.job.split.assign(groups, metadata.index.to_numpy(dtype=object)), datasets
+        splits = self.job.split.assign(groups, metadata.index.to_numpy(dtype=object))
+        carried = {} if counting else self._carried(start, metadata, datasets, splits)
+        return _Metadata(start, splits, carried)
+
+    def _carried(
+        self, first: int, metadata: pd.DataFrame, datasets: np.ndarray, splits: np.ndarray
+    ) -> dict[str, pa.Array]:
+        """Give the columns that shards carry."""
+        columns = {
+            "cell_index": pa.array(np.arange(first, first + len(splits))),
+            "split": pa.array(splits, pa.string()),
+        }
+        for name, kind in self.job.columns.items():
+            if name == "cell_id":
+                values = metadata.index.to_numpy(dtype=object)
+            elif name == "dataset_id":
+                values = datasets
+            elif name in metadata:
+                values = metadata[name].to_numpy()
+            else:
+                values = np.full(len(metadata), None, dtype=object)
+            columns[name] = _to_arrow(values, kind)
+        return columns
 
     # ---------------------------------------------------------------- statistics
 
@@ -302,20 +352,6 @@ class Worker:
         record["shards"] = shards.finish()
         write_whole(Path(self.job.work) / "units" / f"{record['unit']:06d}.json", json.dumps(record))
         return record
-
-    def _metadata(self, metadata: pd.DataFrame, datasets: np.ndarray, splits: np.ndarray) -> dict[str, pa.Array]:
-        columns = {"split": pa.array(splits, pa.string())}
-        for name, kind in self.job.columns.items():
-            if name == "cell_id":
-                values = metadata.index.to_numpy(dtype=object)
-            elif name == "dataset_id":
-                values = datasets
-            elif name in metadata:
-                values = metadata[name].to_numpy()
-            else:
-                values = np.full(len(metadata), None, dtype=object)
-            columns[name] = _to_arrow(values, kind)
-        return columns
 
 
 def _taken(columns: dict[str, pa.Array], kept: np.ndarray) -> dict[str, pa.Array]:
@@ -391,6 +427,7 @@ def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
         write_statistics=[name for name in schema.names if name not in lists],
         column_encoding={leaves[name]: "BYTE_STREAM_SPLIT" for name in lists},
         write_batch_size=1 << 16,
+        data_page_size=1 << 18,  # stays in the processor's cache
     )
 
 

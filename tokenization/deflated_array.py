@@ -1,5 +1,6 @@
 """One-dimensional HDF5 arrays read chunk by chunk past HDF5's filters: the same values, two to four times as fast."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import deflate
@@ -21,6 +22,7 @@ class DeflatedArray:
         self.shape, self.dtype = dataset.shape, dataset.dtype
         self.length = int(dataset.chunks[0])
         self.shuffled = bool(dataset.shuffle)
+        self._last: tuple[int, np.ndarray] | None = None  # the next range often begins in the chunk where one ends
 
     @staticmethod
     def fits(array: Any) -> bool:
@@ -44,13 +46,26 @@ class DeflatedArray:
         start, stop, step = place.indices(self.shape[0])
         if step != 1:
             return self.dataset[place]
-        result = np.empty(max(stop - start, 0), dtype=self.dtype)
-        for chunk in range(start // self.length, -(-stop // self.length) if len(result) else 0):
-            first = chunk * self.length
-            low, high = max(start, first), min(stop, first + self.length)
-            values = self._chunk(first)
-            result[low - start : high - start] = values[low - first : high - first]
+        result, at = np.empty(max(stop - start, 0), dtype=self.dtype), 0
+        for part in self.parts(start, stop):
+            result[at : at + len(part)] = part
+            at += len(part)
         return result
+
+    def parts(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Read numbers `start` to `stop`, chunk by chunk.
+
+        Raises
+        ------
+        OSError
+            If a chunk cannot be inflated.
+        """
+        for chunk in range(start // self.length, -(-stop // self.length) if stop > start else 0):
+            first, last = chunk * self.length, self._last
+            values = last[1] if last is not None and last[0] == first else self._chunk(first)
+            if stop < first + self.length:
+                self._last = first, values
+            yield values[max(start - first, 0) : stop - first]
 
     def _chunk(self, first: int) -> np.ndarray:
         """Read the chunk that begins at a number; HDF5 itself reads those not there or stored without a filter."""
@@ -78,4 +93,12 @@ def fast_array(array: Any) -> Any:
     return DeflatedArray(array) if DeflatedArray.fits(array) else array
 
 
-__all__ = ["DeflatedArray", "fast_array"]
+def parts(array: Any, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Read numbers `start` to `stop` of any array: of a `DeflatedArray` chunk by chunk, of others at once."""
+    if isinstance(array, DeflatedArray):
+        yield from array.parts(start, stop)
+    elif stop > start:
+        yield np.asarray(array[start:stop])
+
+
+__all__ = ["DeflatedArray", "fast_array", "parts"]

@@ -44,7 +44,7 @@ class KeptCounts:
             path.unlink(missing_ok=True)
 
     def _fits(self, n_bytes: int) -> bool:
-        """Whether there is room; the folder is looked at now and then only, which takes the longer the fuller it is."""
+        """Whether there is room; the folder is looked at now and then only: that takes the longer the fuller it is."""
         if n_bytes > self._granted and not self._full:
             kept = sum(entry.stat().st_size for entry in os.scandir(self.folder))
             free = shutil.disk_usage(self.folder).free
@@ -63,11 +63,4 @@ class KeptCounts:
         return CountRows(data, indices, indptr)
 
 
-def in_smallest_types(rows: CountRows) -> CountRows:
-    """Give checked counts and their columns as the smallest unsigned integers that hold them: often 3 bytes, not 8."""
-    data = rows.data.astype(np.min_scalar_type(int(rows.data.max(initial=0))))
-    indices = rows.indices.astype(np.min_scalar_type(int(rows.indices.max(initial=0))))
-    return CountRows(data, indices, rows.indptr)
-
-
-__all__ = ["KeptCounts", "in_smallest_types"]
+__all__ = ["KeptCounts"]

@@ -53,6 +53,19 @@ class StoredRows:
                 f"{int(indptr[n_offsets - 1]):,} do not belong together"
             )
 
+    def offsets(self, start: int, stop: int) -> tuple[int, int, np.ndarray]:
+        """Read where the values of some cells begin and end, and where among them each cell begins.
+
+        Raises
+        ------
+        CellFileError
+            If offsets fall.
+        """
+        bounds = np.asarray(self.indptr[start : stop + 1]).astype(np.int64)
+        if (np.diff(bounds) < 0).any():
+            raise CellFileError(f"indptr falls between cells {start:,} and {stop:,}: the matrix is damaged")
+        return int(bounds[0]), int(bounds[-1]), bounds - bounds[0]
+
     def read_rows(self, start: int, stop: int) -> CountRows:
         """Read some cells.
 
@@ -61,17 +74,14 @@ class StoredRows:
         CellFileError
             If offsets fall or an index lies beyond the columns.
         """
-        bounds = np.asarray(self.indptr[start : stop + 1]).astype(np.int64)
-        if (np.diff(bounds) < 0).any():
-            raise CellFileError(f"indptr falls between cells {start:,} and {stop:,}: the matrix is damaged")
-        low, high = int(bounds[0]), int(bounds[-1])
+        low, high, indptr = self.offsets(start, stop)
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.stored_columns):
             raise CellFileError(
                 f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,}, but the matrix has "
                 f"{self.stored_columns:,} columns"
             )
-        rows = CountRows(data, indices, bounds - low)
+        rows = CountRows(data, indices, indptr)
         if self.column_map is not None:
             rows = _map_columns(rows, self.column_map)
         return _canonical(rows)

@@ -21,11 +21,16 @@ import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from cellglot.cli import app
-from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
+from cellglot.tokenization import (
+    CellFileError,
+    ExceiverTokenizer,
+    GeneCoverageError,
+    RankValueTokenizer,
+    corpus_worker,
+)
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
 from cellglot.tokenization.corpus_worker import Worker
-from cellglot.tokenization.count_matrix import CountMatrix
 from cellglot.tokenization.kept_counts import KeptCounts
 
 
@@ -267,10 +272,25 @@ def test_two_processes_give_the_bytes_of_one(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tokenizer", ["rank-value", "exceiver"])
+@pytest.mark.parametrize("by_donor", [True, False])
+def test_how_much_is_read_at_once_changes_no_cell(files, tmp_path, monkeypatch, tokenizer, by_donor):
+    files = files if by_donor else files[2:]
+    usual = rows(tokenize_corpus(files, tmp_path / "usual", tokenizer=tokenizer, test_fraction=0.1, **QUIET))
+    monkeypatch.setattr(corpus_worker, "METADATA_CELLS", 7)
+    monkeypatch.setattr(corpus_worker, "CHUNK_VALUES", 2500)
+    small = rows(tokenize_corpus(files, tmp_path / "small", tokenizer=tokenizer, test_fraction=0.1, **QUIET))
+    pd.testing.assert_frame_equal(small, usual)
+    assert small.split.nunique() == 3
+    names = np.concatenate([ad.read_h5ad(path).obs_names for path in files])
+    ordered = small.sort_values(["dataset_id", "cell_index"])
+    assert ordered.cell_id.tolist() == names.tolist()
+
+
+@pytest.mark.parametrize("tokenizer", ["rank-value", "exceiver"])
 def test_counts_kept_from_the_first_pass_change_nothing(files, tmp_path, monkeypatch, tokenizer):
     read = []
-    rows_of = CountMatrix.rows
-    monkeypatch.setattr(CountMatrix, "rows", lambda self, *a: (read.append(a), rows_of(self, *a))[1])
+    rows_of = corpus_worker.small_rows
+    monkeypatch.setattr(corpus_worker, "small_rows", lambda *a: (read.append(a), rows_of(*a))[1])
     kept = tokenize_corpus(files, tmp_path / "kept", tokenizer=tokenizer, **QUIET)
     once = len(read)
     monkeypatch.setattr(KeptCounts, "_fits", lambda self, n_bytes: False)

@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cellglot.tokenization.deflated_array import DeflatedArray, fast_array
+from cellglot.tokenization.deflated_array import DeflatedArray, fast_array, parts
 
 
 VALUES = np.random.default_rng(0).integers(0, 1000, 1003)
@@ -27,6 +27,25 @@ def test_values_are_those_that_hdf5_reads(file, dtype, shuffle):
         np.testing.assert_array_equal(read, stored[slice(*slice(start, stop).indices(1003)[:2])])
     assert array[1002] == stored[1002]
     np.testing.assert_array_equal(array[0:100:7], stored[0:100:7])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (64,), "compression": "gzip"}])
+def test_parts_are_the_numbers_in_order(file, options):
+    array = fast_array(file.create_dataset("x", data=VALUES, **options))
+    for start, stop in ((0, 1003), (0, 30), (30, 64), (64, 70), (70, 200), (200, 200), (10, 20), (1000, 1003)):
+        read = list(parts(array, start, stop))
+        np.testing.assert_array_equal(np.concatenate([VALUES[:0], *read]), VALUES[start:stop])
+        assert all(len(part) for part in read)
+
+
+def test_a_chunk_in_which_one_range_ends_and_the_next_begins_is_inflated_once(file, monkeypatch):
+    array = fast_array(file.create_dataset("x", data=VALUES, chunks=(64,), compression="gzip"))
+    inflated = []
+    chunk = DeflatedArray._chunk
+    monkeypatch.setattr(DeflatedArray, "_chunk", lambda self, first: (inflated.append(first), chunk(self, first))[1])
+    for start in range(0, 1003, 100):
+        np.testing.assert_array_equal(array[start : start + 100], VALUES[start : start + 100])
+    assert inflated == list(range(0, 1003, 64))
 
 
 def test_chunks_that_were_never_written_hold_the_fill_value(file):

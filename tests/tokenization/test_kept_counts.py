@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cellglot.tokenization.count_matrix import CountRows
-from cellglot.tokenization.kept_counts import KeptCounts, in_smallest_types
+from cellglot.tokenization.kept_counts import KeptCounts
+from cellglot.tokenization.small_counts import in_smallest_types
 
 
 def chunk(largest, n_columns=1000, kind=np.float32):
