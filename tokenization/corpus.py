@@ -30,10 +30,11 @@ from cellglot.tokenization.corpus_plan import (
     open_planned,
 )
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
-from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on, write_whole
+from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
 from cellglot.tokenization.stored_matrix import READ_ERRORS
+from cellglot.tokenization.token_shards import write_whole
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer

@@ -1,7 +1,6 @@
 """The work on one piece of a corpus: statistics of its cells, or its token shards. Runs in any process."""
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cellglot.tokenization.background import Behind, ahead
 from cellglot.tokenization.cells import Cells
@@ -33,13 +31,13 @@ from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.kept_counts import KeptCounts
 from cellglot.tokenization.small_counts import small_rows
 from cellglot.tokenization.stored_matrix import READ_ERRORS
+from cellglot.tokenization.token_shards import ShardWriter, record_batch, write_whole
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 CHUNK_VALUES = 5 << 17
 METADATA_CELLS = 1 << 13  # whose metadata are read at once: small reads cost more than what they give
 CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
-ROW_GROUP_CELLS = 1 << 9  # at least, but for a shard's last ones
 
 
 class BrokenFileError(Exception):
@@ -158,7 +156,7 @@ class Worker:
         self._prepare = self._to_count if job.tokenizer_class is None else self._to_encode
         self._stream = None if units is None else ahead(self._read_units(units), CHUNKS_AHEAD)
         self._behind, self._beside = Behind(), Behind()
-        self._shards: deque[_ShardWriter] = deque(maxlen=2)  # of the unit at hand and the one that is being finished
+        self._shards: deque[ShardWriter] = deque(maxlen=2)  # of the unit at hand and the one that is being finished
         self._kept = KeptCounts(Path(job.work) / "counts")
         self._number = -1
         self._cells: Cells | None = None
@@ -308,12 +306,12 @@ class Worker:
 
     def start_tokens(self, unit: tuple[int, int, int], unit_number: int) -> "Future[dict[str, Any]]":
         """As `tokens`, but the last of it is still being written when this returns."""
-        shards, writes = _ShardWriter(Path(self.job.output) / "data", unit_number), list[Future]()
+        shards, writes = ShardWriter(Path(self.job.output) / "data", unit_number), list[Future]()
         self._shards.append(shards)
         record = self._encode(unit, shards, writes)
         return self._behind(self._finish, shards, writes, {"unit": unit_number, **record})
 
-    def _encode(self, unit: tuple[int, int, int], shards: "_ShardWriter", writes: list[Future]) -> dict[str, Any]:
+    def _encode(self, unit: tuple[int, int, int], shards: "ShardWriter", writes: list[Future]) -> dict[str, Any]:
         """Encode a unit's cells; training cells and others are written by a thread each, as `writes` follows."""
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
         report: GeneReport | None = None
@@ -328,7 +326,7 @@ class Worker:
                     self.tokenizer.count_cells(report, encoded)
                     lengths[split] = _add(lengths[split], np.bincount(np.diff(encoded.indptr)))
                     own = {name: column.slice(first, len(encoded)) for name, column in metadata.items()}
-                    batches.append(_record_batch(encoded, own))
+                    batches.append(record_batch(encoded, own))
                     first += len(encoded)
                 writer = self._behind if split == "train" else self._beside
                 writes.append(writer(shards.add, split, batches))
@@ -346,7 +344,7 @@ class Worker:
             "counts_lost": {int(i): float(columns.counts_lost[i]) for i in np.flatnonzero(columns.counts_lost)},
         }
 
-    def _finish(self, shards: "_ShardWriter", writes: list[Future], record: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, shards: "ShardWriter", writes: list[Future], record: dict[str, Any]) -> dict[str, Any]:
         for write in writes:
             write.result()
         record["shards"] = shards.finish()
@@ -390,125 +388,6 @@ def _to_arrow(values: np.ndarray, kind: str) -> pa.Array:
     return pa.array(values, pa.type_for_alias(kind), from_pandas=True)
 
 
-def _record_batch(encoded: Any, metadata: dict[str, pa.Array]) -> pa.RecordBatch:
-    offsets = pa.array(encoded.indptr.astype(np.int32))
-    columns = {
-        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens)),
-        "length": pa.array(np.diff(encoded.indptr).astype(np.int32)),
-    }
-    if encoded.values is not None:
-        columns["expression_values"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.values))
-        columns["expression_total"] = pa.array(encoded.totals)
-    if encoded.clipped_counts is not None:
-        clipped = pa.array(encoded.clipped_counts.astype(np.int64))
-        columns["clipped_counts"] = pa.ListArray.from_arrays(
-            pa.array(encoded.clipped_indptr.astype(np.int32)), clipped
-        )
-    return pa.RecordBatch.from_pydict(columns | metadata)
-
-
-def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a shard; token ids and expression values are stored byte by byte, which compresses better and faster.
-
-    Readers of Parquet know that encoding for whole numbers since its format 2.11 (PyArrow 15, DuckDB 1.2). Expression
-    values hardly compress: LZ4 loses less time on them than zstd, and the ids beside them are a quarter of the bytes.
-    """
-    lists = [name for name in ("input_ids", "expression_values") if name in schema.names]
-    plain = [*lists, "length", "cell_id", "cell_index"]
-    leaves = {field.name: field.name + ".list.element" * pa.types.is_list(field.type) for field in schema}
-    fast = lists if len(lists) == 2 else []
-    zstd = [leaf for name, leaf in leaves.items() if name not in fast]
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression={leaf: "zstd" if leaf in zstd else "lz4" for leaf in leaves.values()},
-        compression_level=dict.fromkeys(zstd, 1),
-        use_dictionary=[name for name in schema.names if name not in plain],
-        write_statistics=[name for name in schema.names if name not in lists],
-        column_encoding={leaves[name]: "BYTE_STREAM_SPLIT" for name in lists},
-        write_batch_size=1 << 16,
-        data_page_size=1 << 18,  # stays in the processor's cache
-    )
-
-
-class _ShardWriter:
-    """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole.
-
-    Each split may be written by a thread of its own.
-    """
-
-    def __init__(self, folder: Path, unit: int):
-        self.folder, self.unit = folder, unit
-        self.writers: dict[str, pq.ParquetWriter] = {}
-        self.waiting: dict[str, list[pa.RecordBatch]] = {split: [] for split in SPLITS}
-        self.cells: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        self.tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
-
-    def add(self, split: str, batches: list[pa.RecordBatch]) -> None:
-        """Add cells of a split."""
-        self.waiting[split] += batches
-        self.cells[split] += sum(len(batch) for batch in batches)
-        self.tokens[split] += sum(int(np.sum(batch.column("length").to_numpy())) for batch in batches)
-        if sum(len(b) for b in self.waiting[split]) >= ROW_GROUP_CELLS:
-            self._flush(split)
-
-    def _path(self, split: str) -> Path:
-        return self.folder / f"{split}-{self.unit:06d}.parquet"
-
-    def _flush(self, split: str) -> None:
-        table = pa.Table.from_batches(self.waiting[split])
-        if split not in self.writers:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.writers[split] = _parquet_writer(str(_unfinished(self._path(split))), table.schema)
-        self.writers[split].write_table(table, row_group_size=4 * ROW_GROUP_CELLS)
-        self.waiting[split] = []
-
-    def finish(self) -> list[dict[str, Any]]:
-        """Write what is left, and give the files their names; say what each holds."""
-        written = []
-        try:
-            for split in SPLITS:
-                if self.waiting[split]:
-                    self._flush(split)
-            for split in (s for s in SPLITS if s in self.writers):
-                self.writers[split].close()
-                path = self._path(split)
-                os.replace(_unfinished(path), path)
-                written.append(
-                    {
-                        "file": f"data/{path.name}",
-                        "split": split,
-                        "cells": self.cells[split],
-                        "tokens": self.tokens[split],
-                        "bytes": path.stat().st_size,
-                    }
-                )
-        finally:
-            self.discard()
-        return written
-
-    def discard(self) -> None:
-        """Delete files that are not whole."""
-        for split, writer in self.writers.items():
-            try:
-                writer.close()
-            finally:
-                _unfinished(self._path(split)).unlink(missing_ok=True)
-
-
-def _unfinished(path: Path) -> Path:
-    """Give the name under which this process writes a file that is not whole yet."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name first, so that it is whole under its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _unfinished(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 # -------------------------------------------------------------------- processes
 
 _worker: Worker | None = None
@@ -523,4 +402,4 @@ def work_on(job: Job, method: str, arguments: tuple[Any, ...]) -> Any:
     return function(*arguments)
 
 
-__all__ = ["BrokenFileError", "Job", "Worker", "work_on", "write_whole"]
+__all__ = ["BrokenFileError", "Job", "Worker", "work_on"]

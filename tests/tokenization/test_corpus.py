@@ -27,6 +27,7 @@ from cellglot.tokenization import (
     GeneCoverageError,
     RankValueTokenizer,
     corpus_worker,
+    token_shards,
 )
 from cellglot.tokenization.corpus import Corpus, CorpusError, tokenize_corpus
 from cellglot.tokenization.corpus_plan import draw_split
@@ -95,7 +96,7 @@ def test_tokens_are_those_of_the_tokenizer(files, tmp_path):
 def test_every_column_of_a_shard_is_compressed_and_row_groups_are_bounded(
     files, tmp_path, monkeypatch, tokenizer, fast
 ):
-    monkeypatch.setattr("cellglot.tokenization.corpus_worker.ROW_GROUP_CELLS", 16)
+    monkeypatch.setattr("cellglot.tokenization.token_shards.ROW_GROUP_CELLS", 16)
     corpus = tokenize_corpus(files, tmp_path / "corpus", tokenizer=tokenizer, **QUIET)
     for shard in corpus.shards("train"):
         metadata = pq.read_metadata(shard)
@@ -546,16 +547,14 @@ def test_no_corpus(tmp_path):
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
 def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, monkeypatch, error):
-    import cellglot.tokenization.corpus_worker as worker
-
     whole = tokenize_corpus([blood_file], tmp_path / "whole", **QUIET)
-    write = worker.pq.ParquetWriter.write_table
+    write = pq.ParquetWriter.write_table
 
     def failing(self, table, **options):
         write(self, table.slice(0, len(table) // 2), **options)
         raise OSError(error, os.strerror(error), "shard")
 
-    monkeypatch.setattr(worker.pq.ParquetWriter, "write_table", failing)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", failing)
     with pytest.raises(OSError, match=os.strerror(error)):
         tokenize_corpus([blood_file], tmp_path / "c", **QUIET)
     assert not list((tmp_path / "c").rglob("*.parquet*"))
@@ -568,13 +567,12 @@ def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, m
 @pytest.mark.parametrize("at_the_end", [False, True])
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch, split, at_the_end):
-    import cellglot.tokenization.corpus_worker as worker
 
     small_units(monkeypatch)
-    monkeypatch.setattr(worker, "ROW_GROUP_CELLS", 1 << 20 if at_the_end else 1)
+    monkeypatch.setattr(token_shards, "ROW_GROUP_CELLS", 1 << 20 if at_the_end else 1)
     options = QUIET | {"validation_fraction": 0.3}
     whole = tokenize_corpus(files, tmp_path / "whole", **options)
-    flush, left = worker._ShardWriter._flush, 3
+    flush, left = token_shards.ShardWriter._flush, 3
 
     def failing(self, of):
         nonlocal left
@@ -584,7 +582,7 @@ def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr(worker._ShardWriter, "_flush", failing)
+        patched.setattr(token_shards.ShardWriter, "_flush", failing)
         tokenize_corpus(files, tmp_path / "c", **options)
     assert not list((tmp_path / "c").rglob("*.tmp"))
     assert content(tokenize_corpus(files, tmp_path / "c", **options).folder) == content(whole.folder)
