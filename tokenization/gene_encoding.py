@@ -230,7 +230,7 @@ def log_scaled_values(placed: np.ndarray, indptr: np.ndarray, totals: np.ndarray
 
 def _lead(values: np.ndarray, indptr: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray) -> None:
     """Write the leading values of each cell one after the other, from the cell's first place on."""
-    bounds, source, target = indptr.tolist(), memoryview(values), memoryview(into)  # cut in half the time of arrays
+    bounds, source, target = indptr.tolist(), values.data, into.data  # cut in half the time of arrays
     for low, start, n in zip(bounds, first.tolist(), kept.tolist(), strict=False):
         target[start : start + n] = source[low : low + n]
 

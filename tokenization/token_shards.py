@@ -61,6 +61,13 @@ class ShardWriter:
     """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole.
 
     Each split may be written by a thread of its own.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    unit
+        Number of the unit, for their names.
     """
 
     def __init__(self, folder: Path, unit: int):
