@@ -11,7 +11,7 @@ from cellglot.tokenization.count_matrix import CountRows
 
 MOST_BYTES = 2 << 30
 _FREE_FOR_OTHERS = 4  # times as much as is kept stays free
-_LOOKS = 8  # into the folder, at least, before a process fills what is left of it
+_LOOKS = 32  # into the folder, at least, before a process fills what is left of it: so many may share it
 
 
 class KeptCounts:

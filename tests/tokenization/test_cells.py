@@ -12,6 +12,7 @@ import zarr
 
 from cellglot.tokenization import CellFileError, NotCountsError, read_cells
 from cellglot.tokenization.cell_metadata import schema_names
+from cellglot.tokenization.small_counts import small_rows
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +112,19 @@ def test_every_format_gives_the_same_cells(form, cells, tmp_path):
         assert len(parts) > 2
         read = sp.vstack(parts)
         assert (read != cells.X).nnz == 0
+        small = small_rows(opened.counts, 3, 90)
+        assert small.data.dtype == np.uint8 and small.indices.dtype == np.uint16
+        small = sp.csr_matrix((small.data, small.indices, small.indptr), (87, cells.n_vars))
+        assert (small != cells.X[3:90]).nnz == 0
         assert opened.names().tolist() == list(cells.obs_names)
         assert opened.names(7, 9).tolist() == list(cells.obs_names[7:9])
         var = opened.var
         assert list(var["gene_ids"]) == list(cells.var["gene_ids"])
         assert list(var.index) == list(cells.var_names)
+        numbered = opened.metadata(2, 5, only=[], names=False)
+        assert numbered.index.tolist() == [2, 3, 4] and not len(numbered.columns)
         if form.startswith(("h5ad", "zarr")) or form == "loom":
+            assert opened.metadata(2, 5, only=["cell_type"]).columns.tolist() == ["cell_type"]
             assert opened.metadata()["cell_type"].tolist()[:3] == cells.obs["celltype"].tolist()[:3]
         if "antibodies" in form:
             assert "4 Antibody Capture" in opened.notes[0]
