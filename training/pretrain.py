@@ -13,7 +13,16 @@ from cellglot.training.pretrain_exceiver import exceiver_recipe
 from cellglot.training.pretrain_langcell import langcell_recipe
 from cellglot.training.pretrain_sccello import sccello_recipe
 from cellglot.training.recipe import Recipe
-from cellglot.training.run import check_held_out, check_vocabulary, end, run_trainer, save_run, say, training_arguments
+from cellglot.training.run import (
+    check_held_out,
+    check_vocabulary,
+    end,
+    final_metrics,
+    run_trainer,
+    save_run,
+    say,
+    training_arguments,
+)
 from cellglot.training.trainer import CellTrainer
 
 
@@ -83,7 +92,7 @@ def pretrain(
     )
     say(trainer, recipe.summary)
     run_trainer(trainer, output, resume)
-    metrics = trainer.evaluate() if recipe.held_out is not None else {}
+    metrics = final_metrics(trainer) if recipe.held_out is not None else {}
     save_run(trainer, output, config, corpus, metrics, recipe.facts)
     return metrics
 

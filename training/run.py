@@ -122,6 +122,15 @@ def run_trainer(trainer: CellTrainer, output: str | Path, resume: bool) -> None:
     trainer.save_model(str(output))
 
 
+def final_metrics(trainer: CellTrainer) -> dict[str, float]:
+    """Give the held-out cells' metrics of the model that was saved, evaluated now unless the last step did."""
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    last_is_saved = not trainer.args.load_best_model_at_end
+    if last_is_saved and evaluated and evaluated[-1]["step"] == trainer.state.global_step:
+        return {name: value for name, value in evaluated[-1].items() if name != "step"}
+    return trainer.evaluate()
+
+
 def say(trainer: CellTrainer, text: str) -> None:
     """Print on the main process alone."""
     if trainer.is_world_process_zero():

@@ -34,7 +34,7 @@ def test_the_record_of_a_run(pretrained, corpus):
     assert record["corpus"]["files"] == [{"name": "blood", "n_cells": 700, "counts_in": "X"}]
     assert record["processes"] == 1
     evaluated = [entry for entry in record["log"] if "eval_explained_variance" in entry]
-    assert [e["step"] for e in evaluated][:2] == [4, 5]
+    assert [e["step"] for e in evaluated] == [4, 5]
     assert evaluated[1]["eval_masked_mse"] < evaluated[0]["eval_masked_mse"]
     assert record["metrics"]["eval_explained_variance"] == evaluated[-1]["eval_explained_variance"]
 
@@ -51,6 +51,26 @@ def test_metrics_are_those_of_the_saved_model_on_held_out_cells(pretrained, corp
             metrics.add(model(**batch).predicted_expression.numpy(), batch["labels"].numpy())
     for name, value in metrics.compute().items():
         assert record["metrics"][f"eval_{name}"] == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "best", "steps"), [(2, False, [2, 4]), (3, False, [3, 4]), (2, True, [2, 4, 4])]
+)
+def test_the_saved_model_is_evaluated_once(corpus, tiny_training, tmp_path, eval_steps, best, steps):
+    """A model that is the best of several, not the last, is evaluated again."""
+    settings = [
+        "max_steps=4",
+        "save_strategy=steps",
+        "eval_strategy=steps",
+        f"eval_steps={eval_steps}",
+        f"save_steps={eval_steps}",
+    ]
+    settings += [f"load_best_model_at_end={str(best).lower()}"]
+    metrics = pretrain(tiny_training(*(f"trainer.{s}" for s in settings)), corpus, tmp_path / "model")
+    log = json.loads((tmp_path / "model" / RUN_FILE).read_text())["log"]
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluated] == steps
+    assert metrics == {name: value for name, value in evaluated[-1].items() if name != "step"}
 
 
 def test_the_folder_is_ready_for_the_hub(pretrained):
