@@ -14,6 +14,7 @@ from .gene_vocabulary import GeneMatch
 # Values sorted at once: two float64 arrays of this length stay in the second-level cache.
 BLOCK_VALUES = 1 << 17
 _SMALL = 16  # most counts are below
+_EXACT_IN_SINGLE = 1 << 24  # whole numbers below, and so all sums on the way to one below
 _HIGH_WORD = 1 if np.little_endian else 0
 
 
@@ -109,7 +110,7 @@ class GeneColumns:
         lost_at
             Places of the counts that are not kept, shape (counts lost,).
         """
-        self.counts_seen += float(counts.sum(dtype=np.float64))
+        self.counts_seen += _sum(counts)
         np.add.at(self.counts_lost, columns.take(lost_at), counts.take(lost_at).astype(np.float64))
 
     def forget(self) -> None:
@@ -139,6 +140,13 @@ class GeneColumns:
         """Give the lost genes with the most counts, by name."""
         order = np.argsort(-self.counts_lost, kind="stable")[:most]
         return [(str(self.match.names[i]), float(self.counts_lost[i])) for i in order if self.counts_lost[i] > 0]
+
+
+def _sum(counts: np.ndarray) -> float:
+    """Add up counts exactly; in single precision, which is faster, where that can be exact."""
+    if counts.dtype == np.float32 and (total := counts.sum()) < _EXACT_IN_SINGLE:
+        return float(total)
+    return float(counts.sum(dtype=np.float64))
 
 
 def row_sums(values: np.ndarray, indptr: np.ndarray, dtype: type = np.float64) -> np.ndarray:
@@ -197,17 +205,19 @@ def rank_tokens(
         return columns.compiled.rank_tokens(
             rows, columns, max_genes=max_genes, cls_token_id=cls_token_id, target_sum=target_sum, total=total
         )
-    at, counts = rows.indices.astype(np.intp), rows.data.astype(np.float64)
+    at, counts = rows.indices.astype(np.intp), rows.data
     weighted = columns.weights.take(at, mode="clip")
     weighted *= counts
-    lost_at = np.flatnonzero(weighted <= 0)
+    lost_at = (weighted <= 0).nonzero()[0]
     columns.see(counts, at, lost_at)
-    genes = np.diff(rows.indptr - np.searchsorted(lost_at, rows.indptr))
+    known = rows.indptr - lost_at.searchsorted(rows.indptr)
+    genes = known[1:] - known[:-1]
     tokens = columns.token_ids.take(at, mode="clip")
     places = _descending_places(weighted, rows.indptr, tokens, columns.bits_below_weights)
     kept = genes if max_genes is None else np.minimum(genes, max_genes)
     special = 0 if cls_token_id is None else 1
-    indptr = np.concatenate([[0], np.cumsum(kept + special)])
+    indptr = np.zeros(len(kept) + 1, dtype=np.int64)
+    (kept + special).cumsum(out=indptr[1:])
     placed = np.empty(int(indptr[-1]), dtype=np.int32)
     if cls_token_id is not None:
         placed[indptr[:-1]] = cls_token_id
@@ -216,7 +226,7 @@ def rank_tokens(
     values = totals = None
     if target_sum is not None:
         placed_counts = np.zeros(len(placed))
-        _lead(counts.take(places), rows.indptr, placed_counts, first, kept)
+        _lead(counts.take(places).astype(np.float64), rows.indptr, placed_counts, first, kept)
         totals = row_sums(counts if total == "all" else np.where(weighted > 0, counts, 0), rows.indptr)
         values = log_scaled_values(placed_counts, indptr, totals, target_sum)
     return TokenRows(placed, values, indptr, genes - kept, totals)
@@ -261,7 +271,7 @@ def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarra
     n = len(values)
     if n == 0:
         return np.empty(0, dtype=np.intp)
-    lengths = np.diff(indptr)
+    lengths = indptr[1:] - indptr[:-1]
     place_bits = max(int(lengths.max()) - 1, 1).bit_length()
     zero = np.uint32(lowest_bits)
     key = np.maximum(values.view(np.uint32)[_HIGH_WORD::2], zero)
@@ -279,7 +289,7 @@ def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarra
         key[low:stop].sort()
     place_mask = np.uint32((1 << place_bits) - 1)
     np.bitwise_xor(key[1:], key[:-1], out=scratch[1:])
-    tied = np.flatnonzero(scratch[1:] <= place_mask)
+    tied = (scratch[1:] <= place_mask).nonzero()[0]
     if len(tied):
         zero_key = (largest - zero) >> excess << np.uint32(place_bits)
         tied = tied[(key.take(tied) < zero_key) & (begin.take(tied) == begin.take(tied + 1))]
@@ -295,16 +305,13 @@ def _order_exactly(places: np.ndarray, tied: np.ndarray, values: np.ndarray, tok
     """Order runs of `tied` places (each tied with the next) by exact value, then token."""
     continues = np.zeros(len(tied) + 1, dtype=bool)
     np.equal(tied[1:], tied[:-1] + 1, out=continues[1:-1])
-    alone = np.flatnonzero(~(continues[1:] | continues[:-1]))
-    pairs = tied.take(alone)
+    pairs = tied[~(continues[1:] | continues[:-1])]
     one, other = places.take(pairs), places.take(pairs + 1)
     difference = values.take(one) - values.take(other)
     swapped = difference < 0
-    equal = np.flatnonzero(difference == 0)
-    swapped[equal] = tokens.take(one[equal]) > tokens.take(other[equal])
-    places[pairs] = np.where(swapped, other, one)
-    places[pairs + 1] = np.where(swapped, one, other)
-    if len(alone) == len(tied):
+    swapped |= (difference == 0) & (tokens.take(one) > tokens.take(other))
+    places[pairs[swapped]], places[pairs[swapped] + 1] = other[swapped], one[swapped]
+    if len(pairs) == len(tied):
         return
     first = np.flatnonzero(~continues[:-1] & continues[1:])
     lengths = np.flatnonzero(continues[:-1] & ~continues[1:]) - first + 2

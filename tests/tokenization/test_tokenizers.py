@@ -360,6 +360,19 @@ def test_the_report_of_a_call(blood, vocabulary):
 # -------------------------------------------------------------------- finding counts
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16])
+def test_counts_are_added_up_exactly(dtype):
+    """Float32 cannot hold the sum of these counts, nor many sums on the way to it."""
+    largest = 1 << (15 if dtype is np.uint16 else 24)
+    counts = sp.csr_matrix(np.array([[largest, 1, 1], [1, largest - 1, 0]], dtype=dtype))
+    vocab = a_vocabulary(3)
+    for genes in (vocab.genes, [*vocab.genes[:2], "ENSG99999999999"]):
+        tokenizer = RankValueTokenizer.from_vocabulary(vocab)
+        tokenizer(counts, genes=genes)
+        assert tokenizer.last_report.counts == 2 * largest + 2
+        assert tokenizer.last_report.counts_covered == 2 * largest + 2 - (genes != vocab.genes)
+
+
 def test_counts_are_found_where_they_are(blood, vocabulary):
     tokenizer = ExceiverTokenizer.from_vocabulary(vocabulary)
     expected = tokenizer(blood)["input_ids"]
