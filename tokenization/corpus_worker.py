@@ -252,9 +252,12 @@ class Worker:
     def _metadata(self, number: int, start: int, stop: int) -> _Metadata:
         """Read the metadata of some cells of the open file: for statistics, only what says in which split they are."""
         assert self._cells is not None
-        counting, by = self.job.tokenizer_class is None, self.job.split.by
-        needed = None if not counting else [] if by == "cell" else ["donor_id", "dataset_id"]
-        metadata = self._cells.metadata(start, stop, needed, names=not counting or by == "cell")
+        counting, by_cell = self.job.tokenizer_class is None, self.job.split.by == "cell"
+        if counting:
+            groups_of = [] if by_cell else ["donor_id", "dataset_id"]
+            metadata = self._cells.metadata(start, stop, only=groups_of, names=by_cell)
+        else:
+            metadata = self._cells.metadata(start, stop)
         groups, datasets = cell_groups(metadata, self.job.files[number].name)
         splits = self.job.split.assign(groups, metadata.index.to_numpy(dtype=object))
         carried = {} if counting else self._carried(start, metadata, datasets, splits)

@@ -11,7 +11,7 @@ from .count_matrix import CountRows
 from .gene_vocabulary import GeneMatch
 
 
-# Values sorted at once: two float64 arrays of this length stay in the second-level cache.
+# Values sorted at once: with fewer the calls of NumPy cost more, with more the arrays leave the processor's caches.
 BLOCK_VALUES = 1 << 17
 _SMALL = 16  # most counts are below
 _EXACT_IN_SINGLE = 1 << 24  # whole numbers below, and so all sums on the way to one below

@@ -4,7 +4,7 @@ import numpy as np
 
 from cellglot.tokenization.count_matrix import CountMatrix, CountRows
 from cellglot.tokenization.deflated_array import parts
-from cellglot.tokenization.stored_matrix import StoredRows
+from cellglot.tokenization.stored_matrix import StoredRows, canonical
 
 
 _COUNTS, _COLUMNS = ("<f4", "<f8", "<i4", "<i8"), ("<i4", "<i8")  # as files have them; loops are compiled for these
@@ -15,7 +15,7 @@ def small_rows(counts: CountMatrix, start: int, stop: int) -> CountRows:
     """Do as `CountMatrix.rows` does, and give counts and columns in the smallest unsigned integers that hold them.
 
     Usual matrices are checked and copied by a compiled loop, part by part as they are inflated; where that finds
-    anything unusual, and of all other matrices, the rows are read as ever.
+    larger counts or bad values, and of all other matrices, the rows are read by `CountMatrix.rows`, with its errors.
     """
     matrix = counts.matrix
     rows = _narrowed(matrix, start, stop) if isinstance(matrix, StoredRows) and not counts.recover else None
@@ -32,7 +32,7 @@ def _smallest(numbers: np.ndarray) -> np.ndarray:
 
 
 def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
-    """Read rows that have counts up to 65,535 and columns in ascending order; None where they are anything else."""
+    """Read rows of whole numbers up to 65,535 in columns that there are; None where they hold anything else."""
     from cellglot.tokenization.narrowing_kernels import narrow_columns, narrow_counts  # Numba, slow to load
 
     if matrix.column_map is not None or matrix.stored_columns > _MOST_COLUMNS:
@@ -55,8 +55,8 @@ def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
         falls, at, last = falls + found, at + len(part), int(part[-1])
     first = indptr[1:-1][np.diff(indptr[:-1]) > 0]  # of each cell that has counts, but for the first such cell
     first = first[first < len(columns)]
-    if falls != np.count_nonzero(columns[first] <= columns[first - 1]):
-        return None  # within a cell: a gene stands twice, or the order is another
+    if falls != np.count_nonzero(columns[first] <= columns[first - 1]):  # a gene stands twice, or they are mixed
+        return in_smallest_types(canonical(CountRows(data.astype(np.int64), columns.astype(np.int32), indptr)))
     return CountRows(data.astype(np.uint8) if largest <= np.iinfo(np.uint8).max else data, _smallest(columns), indptr)
 
 

@@ -84,7 +84,7 @@ class StoredRows:
         rows = CountRows(data, indices, indptr)
         if self.column_map is not None:
             rows = _map_columns(rows, self.column_map)
-        return _canonical(rows)
+        return canonical(rows)
 
 
 def _map_columns(rows: CountRows, column_map: np.ndarray) -> CountRows:
@@ -93,7 +93,7 @@ def _map_columns(rows: CountRows, column_map: np.ndarray) -> CountRows:
     return CountRows(rows.data[kept_at], columns[kept_at], np.searchsorted(kept_at, rows.indptr))
 
 
-def _canonical(rows: CountRows) -> CountRows:
+def canonical(rows: CountRows) -> CountRows:
     """Sum values that stand twice for the same cell and gene; columns in ascending order are known to be fine."""
     rising = rows.indices[1:] > rows.indices[:-1]
     starts = rows.indptr[1:-1]
@@ -366,6 +366,7 @@ __all__ = [
     "ConvertedRows",
     "StoredDense",
     "StoredRows",
+    "canonical",
     "columns_to_rows",
     "market_to_rows",
     "read_market_header",

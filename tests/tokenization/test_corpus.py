@@ -567,7 +567,6 @@ def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, m
 @pytest.mark.parametrize("at_the_end", [False, True])
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch, split, at_the_end):
-
     small_units(monkeypatch)
     monkeypatch.setattr(token_shards, "ROW_GROUP_CELLS", 1 << 20 if at_the_end else 1)
     options = QUIET | {"validation_fraction": 0.3}

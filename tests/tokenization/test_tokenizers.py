@@ -357,9 +357,6 @@ def test_the_report_of_a_call(blood, vocabulary):
     assert "400 of 765 genes are in the vocabulary" in report.summary()
 
 
-# -------------------------------------------------------------------- finding counts
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16])
 def test_counts_are_added_up_exactly(dtype):
     """Float32 cannot hold the sum of these counts, nor many sums on the way to it."""
@@ -371,6 +368,9 @@ def test_counts_are_added_up_exactly(dtype):
         tokenizer(counts, genes=genes)
         assert tokenizer.last_report.counts == 2 * largest + 2
         assert tokenizer.last_report.counts_covered == 2 * largest + 2 - (genes != vocab.genes)
+
+
+# -------------------------------------------------------------------- finding counts
 
 
 def test_counts_are_found_where_they_are(blood, vocabulary):
