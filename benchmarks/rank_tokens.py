@@ -3,7 +3,8 @@
 python benchmarks/rank_tokens.py
 
 The dense way makes each run of 512 cells dense, divides by totals and medians, and sorts each cell's genes
-(Geneformer's code, which scCello and LangCell use). Asked for: at least 12 times as fast.
+(Geneformer's code, which scCello and LangCell use). Asked for: at least 12 times as fast. The last size is large
+enough for compiled loops to take over from NumPy, as they do where cellglot is installed.
 """
 
 import os
@@ -20,6 +21,9 @@ from measure import DATA, alternate, median, memory_of, parser, ratio, report  #
 
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer  # noqa: E402
 from cellglot.tokenization.count_matrix import open_counts  # noqa: E402
+
+
+LARGE = 100_000  # cells, of which fewer rounds are timed
 
 
 def prepare(side: str, cells: Path, genes: Path, n_cells: int):
@@ -63,26 +67,31 @@ def main() -> None:
     options = parser(__doc__, repeats=15)
     options.add_argument("--cells", type=Path, default=DATA / "cells" / "pbmc_facs.h5ad", help="file (.h5ad)")
     options.add_argument("--genes", type=Path, default=DATA / "genes", help="folder of the released dictionaries")
-    options.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="numbers of cells")
+    options.add_argument(
+        "--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000, 200_000], help="numbers of cells"
+    )
     given = options.parse_args()
     if given.quick:
         given.sizes, given.repeats = given.sizes[:2], 3
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    rows, ratios = [], []
+    rows, ratios = [], {}
     for n in given.sizes:
         arguments = (given.cells, given.genes, n)
         sides = {side: prepare(side, *arguments) for side in ("dense", "cellglot")}
         same = check(sides)
-        times = alternate(sides, given.repeats)
-        ratios.append(ratio(times["dense"], times["cellglot"]))
+        times = alternate(sides, given.repeats if n < LARGE else min(given.repeats, 5), untimed=0)  # both have run
+        ratios[n] = ratio(times["dense"], times["cellglot"])
         row = {"cells": n}
         for side in sides:
             row[f"{side}, us per cell"] = median(times[side]) / n * 1e6
-        row["ratio"] = ratios[-1]
+        row["ratio"] = ratios[n]
         for side in sides:
             row[f"{side}, peak MiB"] = memory_of(prepare, side, *arguments)
         rows.append(row | {"same place": f"{same:.2%}"})
-    report(given, rows, [("times as fast as the dense way", 12, ratios[-1], ratios[-1] >= 12)])
+    targets = [
+        (f"times as fast as the dense way, {n:,} cells", 12, ratios[n], ratios[n] >= 12) for n in given.sizes[-2:]
+    ]
+    report(given, rows, targets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 
-_COUNT_TYPES = (np.uint8, np.uint16)  # usual ones, for which loops are compiled; others are converted
+_COUNT_TYPES = (np.uint8, np.uint16, np.float32)  # usual ones, for which loops are compiled; others are converted
 
 
 def compiled(function: Callable) -> Any:

@@ -95,6 +95,12 @@ class CountMatrix:
         return int(self.matrix.shape[1])
 
     @property
+    def n_stored(self) -> int | None:
+        """Number of stored counts; None where the matrix does not say, as a dense one."""
+        offsets = self._offsets()
+        return None if offsets is None else int(offsets[self.n_cells])
+
+    @property
     def described_location(self) -> str:
         """Where the counts come from, for reports."""
         remarks = ["recovered from log1p values"] if self.recover else []
@@ -151,19 +157,24 @@ class CountMatrix:
     ) -> Iterator[tuple[int, int]]:
         """Cut the cells from `start` to `stop` into ranges of at most so many cells and stored values."""
         stop = self.n_cells if stop is None else stop
-        indptr = getattr(self.matrix, "indptr", None)
-        if indptr is None and hasattr(self.matrix, "group"):  # backed AnnData: where its rows lie in the file
-            indptr = self.matrix.group["indptr"]
+        offsets = self._offsets()
         while start < stop:
             end = min(start + max_cells, stop)
-            if indptr is not None:
-                bounds = np.asarray(indptr[start : end + 1]).astype(np.int64)
+            if offsets is not None:
+                bounds = np.asarray(offsets[start : end + 1]).astype(np.int64)
                 fitting = int(np.searchsorted(bounds, bounds[0] + max_values, side="right")) - 1
                 end = start + max(1, min(fitting, end - start))
             else:
                 end = min(end, start + max(1, max_values // max(self.n_genes, 1)))
             yield start, end
             start = end
+
+    def _offsets(self) -> Any:
+        """Give where the cells begin among the stored counts, an array or a data set of a file; None if dense."""
+        indptr = getattr(self.matrix, "indptr", None)
+        if indptr is None and hasattr(self.matrix, "group"):  # backed AnnData: where its rows lie in the file
+            indptr = self.matrix.group["indptr"]
+        return indptr
 
 
 # -------------------------------------------------------------------- opening

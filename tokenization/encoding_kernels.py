@@ -12,8 +12,9 @@ from cellglot.tokenization.compiled import compiled
 
 _SMALL = 16  # most counts are below: their logarithms are computed once a cell
 _DIGIT = 256
-_SHORT_RUN = 24  # up to here insertion is faster than a sort that needs memory
+_SHORT_RUN = 24  # up to here insertion is the fastest way to order a run
 _PLACE = np.uint64((1 << 32) - 1)  # lower half of a sorted number: place in the cell; upper half: what is sorted by
+_RANK_BITS = 16  # most bits of a value that ranks are sorted by first: two digits
 
 
 @compiled
@@ -37,22 +38,68 @@ def _sort(numbers: np.ndarray, n: int, scratch: np.ndarray, digits: int) -> np.n
 
 
 @compiled
-def _order_run(places: np.ndarray, values: np.ndarray, tokens: np.ndarray) -> None:
-    """Order places whose leading bits agree by exact value, the largest first, then by token."""
-    if len(places) > _SHORT_RUN:
-        own = places[np.argsort(tokens[places], kind="mergesort")]
-        places[:] = own[np.argsort(-values[own], kind="mergesort")]
-        return
-    for i in range(1, len(places)):
-        place = places[i]
-        k = i
-        while k > 0 and (
-            values[places[k - 1]] < values[place]
-            or (values[places[k - 1]] == values[place] and tokens[places[k - 1]] > tokens[place])
-        ):
-            places[k] = places[k - 1]
-            k -= 1
-        places[k] = place
+def _is_before(place: int, value: float, token: int, values: np.ndarray, tokens: np.ndarray) -> bool:
+    """Tell whether what stands at a place comes before a value and its token: ties go to the smaller token."""
+    return values[place] > value or (values[place] == value and tokens[place] < token)
+
+
+@compiled
+def _order_long_runs(numbers: np.ndarray, places: int, values: np.ndarray, tokens: np.ndarray) -> None:
+    """Order numbers in long runs of the same leading bits by the values at their places: a Shell sort."""
+    first = 0
+    for stop in range(1, len(numbers) + 1):
+        if stop < len(numbers) and numbers[stop] ^ numbers[first] <= places:
+            continue
+        gap = stop - first if stop - first > _SHORT_RUN else 1
+        while gap > 1:
+            gap = max(1, gap * 5 // 11)
+            for i in range(first + gap, stop):
+                number = numbers[i]
+                value, token = values[number & places], tokens[number & places]
+                k = i
+                while k >= first + gap and not _is_before(numbers[k - gap] & places, value, token, values, tokens):
+                    numbers[k] = numbers[k - gap]
+                    k -= gap
+                numbers[k] = number
+        first = stop
+
+
+@compiled
+def _sort_by_leading_bits(
+    bits: np.ndarray, n: int, highest: int, shift: int, place_bits: int, numbers: np.ndarray, scratch: np.ndarray
+) -> None:
+    """Put the places of the first n values in descending order of their leading bits, which stand above the places.
+
+    Parameters
+    ----------
+    bits, highest
+        Values as whole numbers, uint64, and their largest.
+    shift
+        Bits to leave out, so that differences have as many as there is room for: at most two digits.
+    place_bits
+        Room for places.
+    numbers, scratch
+        The former receives the result; both uint32, of the length of the longest cell.
+    """
+    low, high, digit = np.uint32(place_bits), np.uint32(place_bits + 8), np.uint32(_DIGIT - 1)
+    low_ends, high_ends = np.zeros(_DIGIT, np.int32), np.zeros(_DIGIT, np.int32)
+    for i in range(n):
+        number = np.uint32((highest - bits[i]) >> shift) << low | np.uint32(i)
+        numbers[i] = number
+        low_ends[(number >> low) & digit] += 1
+        high_ends[number >> high] += 1
+    low_end = high_end = 0
+    for d in range(_DIGIT):
+        low_end, low_ends[d] = low_end + low_ends[d], low_end
+        high_end, high_ends[d] = high_end + high_ends[d], high_end
+    for i in range(n):
+        d = (numbers[i] >> low) & digit
+        scratch[low_ends[d]] = numbers[i]
+        low_ends[d] += 1
+    for i in range(n):
+        d = scratch[i] >> high
+        numbers[high_ends[d]] = scratch[i]
+        high_ends[d] += 1
 
 
 @compiled
@@ -100,39 +147,49 @@ def rank_cells(
     longest = 0
     for cell in range(len(indptr) - 1):
         longest = max(longest, indptr[cell + 1] - indptr[cell])
-    values, tokens = np.empty(longest), np.empty(longest, np.int32)
-    positions, order = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    place_bits = 32 - _RANK_BITS
+    while longest > 1 << place_bits:
+        place_bits += 1
+    places = np.uint32((1 << place_bits) - 1)
+    values, tokens, positions = np.empty(longest + 2), np.empty(longest, np.int32), np.empty(longest, np.int32)
     bits = values.view(np.uint64)  # the order of positive floats is that of their bits
-    numbers, scratch = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+    numbers, scratch = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
     with_counts, seen, end = len(placed_counts) > 0, 0, 0
     bounds[0] = 0
     for cell in range(len(indptr) - 1):
         start, n = indptr[cell], 0
-        smallest, largest = np.uint64(0x7FFFFFFFFFFFFFFF), np.uint64(0)
+        smallest, largest = np.inf, 0.0
         for i in range(start, indptr[cell + 1]):
             column, count = columns[i], counts[i]
             seen += count
             value = weights[column] * count
             if value > 0:
                 values[n], tokens[n], positions[n] = value, token_ids[column], i - start
-                smallest, largest = min(smallest, bits[n]), max(largest, bits[n])
+                smallest, largest = min(smallest, value), max(largest, value)
                 n += 1
             else:
                 lost[column] += count
+        values[longest], values[longest + 1] = smallest, largest
+        lowest, highest = bits[longest], bits[longest + 1]
         shift = np.uint64(0)
-        while n > 0 and (largest - smallest) >> shift >= np.uint64(_DIGIT * _DIGIT):
+        while n > 0 and (highest - lowest) >> shift >= np.uint64(1 << (32 - place_bits)):
             shift += np.uint64(1)
-        for k in range(n):
-            numbers[k] = (largest - bits[k]) >> shift << np.uint64(32) | np.uint64(k)
-        by_leading_bits = _sort(numbers, n, scratch, 2)
-        for k in range(n):
-            order[k] = np.int32(by_leading_bits[k] & _PLACE)
-        first = 0
-        for k in range(1, n + 1):
-            if k == n or (by_leading_bits[k] ^ by_leading_bits[first]) > _PLACE:
-                if k > first + 1:
-                    _order_run(order[first:k], values, tokens)
+        _sort_by_leading_bits(bits, n, highest, shift, place_bits, numbers, scratch)
+        first, has_long_runs = 0, False  # runs of the same leading bits
+        for k in range(1, n):
+            number = numbers[k]
+            if number ^ numbers[k - 1] > places:
                 first = k
+            elif k - first >= _SHORT_RUN:
+                has_long_runs = True
+            else:
+                value, token, i = values[number & places], tokens[number & places], k
+                while i > first and not _is_before(numbers[i - 1] & places, value, token, values, tokens):
+                    numbers[i] = numbers[i - 1]
+                    i -= 1
+                numbers[i] = number
+        if has_long_runs:
+            _order_long_runs(numbers[:n], places, values, tokens)
         if first_token >= 0:
             placed[end] = first_token
             if with_counts:
@@ -140,9 +197,9 @@ def rank_cells(
             end += 1
         kept = min(n, most)
         for k in range(kept):
-            placed[end + k] = tokens[order[k]]
+            placed[end + k] = tokens[numbers[k] & places]
         for k in range(kept if with_counts else 0):
-            placed_counts[end + k] = counts[start + positions[order[k]]]
+            placed_counts[end + k] = counts[start + positions[numbers[k] & places]]
         end += kept
         bounds[cell + 1], cut[cell] = end, n - kept
     return np.float64(seen)

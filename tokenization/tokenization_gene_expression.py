@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
 from .count_matrix import CountMatrix, CountRows, open_counts
-from .gene_encoding import GeneColumns, TokenRows, blocks
+from .gene_encoding import GeneColumns, TokenRows, blocks, compiled_for
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
 from .token_batches import batches_of_similar_length
@@ -174,6 +174,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
         columns = GeneColumns(match)
+        columns.compiled = compiled_for(counts.n_stored)
         if not columns.known.any():
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
         return columns

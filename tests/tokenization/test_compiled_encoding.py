@@ -6,7 +6,13 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellglot.tokenization import ExceiverTokenizer, GeneVocabulary, RankValueTokenizer, compiled_encoding
+from cellglot.tokenization import (
+    ExceiverTokenizer,
+    GeneVocabulary,
+    RankValueTokenizer,
+    compiled_encoding,
+    gene_encoding,
+)
 from cellglot.tokenization.count_matrix import CountRows, open_counts
 
 
@@ -146,3 +152,32 @@ def test_token_ids_of_one_two_and_three_bytes(n_genes):
     fields = check(ExceiverTokenizer.from_vocabulary(vocabulary), rows, genes)
     assert len(fields["tokens"]) == counts.nnz
     check(RankValueTokenizer.from_vocabulary(vocabulary), rows, genes)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_cells_with_more_genes_than_two_bytes_number(ties):
+    vocabulary = a_vocabulary(70_000, ties=ties)
+    random = np.random.default_rng(2)
+    genes = random.permutation(vocabulary.genes).tolist()
+    counts = random.integers(1, 5, (2, 70_000))
+    counts[1, ::2] = 0
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, add_cls_token=False, model_max_length=70_000)
+    assert len(check(tokenizer, the_rows(counts), genes)["tokens"]) == 105_000
+
+
+def test_large_work_is_done_by_compiled_loops_where_cellglot_runs(random_counts, monkeypatch):
+    vocabulary = a_vocabulary(40)
+    cells = sp.csr_matrix(random_counts(9, 40, 2))
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, return_expression_values=True)
+    counts = open_counts(cells, genes=vocabulary.genes)
+    assert counts.n_stored == cells.nnz
+    assert tokenizer.gene_columns(counts).compiled is None
+    by_numpy, report = tokenizer(cells, genes=vocabulary.genes), tokenizer.last_report
+    monkeypatch.setattr(gene_encoding, "LARGE_WORK", cells.nnz)
+    assert tokenizer.gene_columns(counts).compiled is compiled_encoding
+    assert dict(tokenizer(cells, genes=vocabulary.genes)) == dict(by_numpy)
+    assert tokenizer.last_report == report
+    dense = open_counts(cells.toarray(), genes=vocabulary.genes)
+    assert dense.n_stored is None and tokenizer.gene_columns(dense).compiled is None
+    monkeypatch.setattr(gene_encoding, "__package__", "transformers_modules.a_model")  # a copy that travels with one
+    assert tokenizer.gene_columns(counts).compiled is None
