@@ -36,7 +36,7 @@ class Behind:
         Calls.
     """
 
-    def __init__(self, most: int = 1) -> None:
+    def __init__(self, most: int) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._calls: deque[Future] = deque(maxlen=most)
 

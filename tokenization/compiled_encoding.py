@@ -45,9 +45,11 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
     placed, values = np.empty(n_values, dtype=np.int32), np.empty(n_values, dtype=np.float32)
     bounds, clipped_bounds = (np.empty(n_cells + 1, dtype=np.int64) for _ in range(2))
     totals, clipped = np.empty(n_cells), np.empty_like(counts)
-    digits = -(-len(columns.means).bit_length() // 8)
+    longest, token_bits = int(np.diff(indptr).max(initial=1)), len(columns.means).bit_length()
+    place_bits = longest.bit_length()
+    numbers, scratch = np.empty((2, longest), dtype=np.uint32 if place_bits + token_bits <= 32 else np.uint64)
     columns.counts_seen += standardize_cells(
-        counts, at, indptr, columns.token_ids, digits,
+        counts, at, indptr, columns.token_ids, -(-token_bits // 8), place_bits, numbers, scratch,
         columns.means, columns.stds, target_sum, clip,
         placed, values, bounds, totals, clipped, clipped_bounds, columns.counts_lost,
     )  # fmt: skip

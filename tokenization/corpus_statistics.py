@@ -16,6 +16,7 @@ TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
 _CELLS_FOR_SHIFT = 64
+_GENES_AT_ONCE = 256
 
 
 class CorpusStatistics:
@@ -40,7 +41,7 @@ class CorpusStatistics:
     mean, squares : numpy.ndarray
         Mean, and sum of squared deviations from it, of each gene, shape (genes,).
     histogram : numpy.ndarray
-        Cells by octave, gene and bucket of the octave, shape (octaves, genes, buckets).
+        Cells by octave, bucket of the octave and gene, shape (octaves, buckets, genes).
     """
 
     def __init__(self, n_genes: int, histogram: np.ndarray | None = None):
@@ -51,7 +52,7 @@ class CorpusStatistics:
         self.mean = np.zeros(n_genes)
         self.squares = np.zeros(n_genes)
         self.own_histogram = histogram is None
-        shape = (_OCTAVES, n_genes, 1 << self.bits)  # memory of octaves without values is never touched
+        shape = (_OCTAVES, 1 << self.bits, n_genes)  # memory of octaves without values is never touched
         self.histogram = np.zeros(shape, np.uint32) if histogram is None else histogram
 
     def update(
@@ -182,12 +183,11 @@ class CorpusStatistics:
         genes, less with fewer). The median of an even number is the mean of the two in the middle.
         """
         medians = np.full(self.n_genes, np.nan)
-        seen = np.flatnonzero(self.detected)
-        for genes in np.array_split(seen, -(-len(seen) // 256)) if len(seen) else []:
-            histogram = self.histogram[:, genes].swapaxes(0, 1).reshape(len(genes), -1)
-            filled = np.flatnonzero(histogram.any(axis=0))  # a few octaves of all there are
-            lowest = int(filled[0])
-            histogram = histogram[:, lowest : filled[-1] + 1]
+        rows = self.histogram.reshape(-1, self.n_genes)
+        filled = np.flatnonzero(rows.max(axis=1, initial=0))  # a few octaves of all there are
+        for start in range(0, self.n_genes if len(filled) else 0, _GENES_AT_ONCE):
+            genes = start + np.flatnonzero(self.detected[start : start + _GENES_AT_ONCE])
+            histogram = rows[filled[0] : filled[-1] + 1, start : start + _GENES_AT_ONCE].T[genes - start]
             ends = np.cumsum(histogram, axis=1, dtype=np.int64)
             of_gene = np.arange(len(genes))
             halves = []
@@ -195,7 +195,7 @@ class CorpusStatistics:
                 bucket = (ends <= middle[:, None]).sum(axis=1)
                 count = histogram[of_gene, bucket].astype(np.int64)
                 share = (middle - (ends[of_gene, bucket] - count) + 0.5) / count
-                low, high = self._edge(lowest + bucket), self._edge(lowest + bucket + 1)
+                low, high = self._edge(filled[0] + bucket), self._edge(filled[0] + bucket + 1)
                 halves.append(low + (high - low) * share)
             medians[genes] = (halves[0] + halves[1]) / 2
         return medians

@@ -38,6 +38,7 @@ from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTok
 CHUNK_VALUES = 5 << 17
 METADATA_CELLS = 1 << 13  # whose metadata are read at once: small reads cost more than what they give
 CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
+WRITES_BEHIND = 2  # a chunk waits while one is written, so that the writing thread goes on at once
 
 
 class BrokenFileError(Exception):
@@ -155,7 +156,7 @@ class Worker:
         self.job = job
         self._prepare = self._to_count if job.tokenizer_class is None else self._to_encode
         self._stream = None if units is None else ahead(self._read_units(units), CHUNKS_AHEAD)
-        self._behind, self._beside = Behind(), Behind()
+        self._behind, self._beside = Behind(WRITES_BEHIND), Behind(WRITES_BEHIND)
         self._shards: deque[ShardWriter] = deque(maxlen=2)  # of the unit at hand and the one that is being finished
         self._kept = KeptCounts(Path(job.work) / "counts")
         self._number = -1

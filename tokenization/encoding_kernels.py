@@ -13,16 +13,15 @@ from cellglot.tokenization.compiled import compiled
 _SMALL = 16  # most counts are below: their logarithms are computed once a cell
 _DIGIT = 256
 _SHORT_RUN = 24  # up to here insertion is the fastest way to order a run
-_PLACE = np.uint64((1 << 32) - 1)  # lower half of a sorted number: place in the cell; upper half: what is sorted by
 _RANK_BITS = 16  # most bits of a value that ranks are sorted by first: two digits
 
 
 @compiled
-def _sort(numbers: np.ndarray, n: int, scratch: np.ndarray, digits: int) -> np.ndarray:
-    """Sort the first n numbers by so many bytes of their upper halves, the lowest ones, stably; gives the array."""
-    ends = np.empty(_DIGIT, np.int64)
+def _sort(numbers: np.ndarray, n: int, scratch: np.ndarray, place_bits: int, digits: int) -> np.ndarray:
+    """Sort the first n numbers by so many bytes above their places, the lowest ones, stably; gives the array."""
+    ends = np.empty(_DIGIT, np.int32)
     for digit in range(digits):
-        shift = np.uint64(32 + 8 * digit)
+        shift = np.uint64(place_bits + 8 * digit)
         ends[:] = 0
         for i in range(n):
             ends[(numbers[i] >> shift) & np.uint64(_DIGIT - 1)] += 1
@@ -212,6 +211,9 @@ def standardize_cells(
     indptr: np.ndarray,
     token_ids: np.ndarray,
     digits: int,
+    place_bits: int,
+    numbers: np.ndarray,
+    scratch: np.ndarray,
     means: np.ndarray,
     stds: np.ndarray,
     target_sum: float,
@@ -230,8 +232,10 @@ def standardize_cells(
     ----------
     counts, columns, indptr, token_ids, lost
         As in `rank_cells`; token ids below 0 for unknown genes.
-    digits
-        Bytes that token ids have.
+    digits, place_bits
+        Bytes that token ids have, and bits that places in a cell have.
+    numbers, scratch
+        Room for as many numbers as the longest cell has counts, unsigned, wide enough for a token id above a place.
     means, stds
         By token id, float64, stds without zeros.
     target_sum, clip
@@ -248,11 +252,8 @@ def standardize_cells(
     float
         Sum of all counts.
     """
-    longest = 0
-    for cell in range(len(indptr) - 1):
-        longest = max(longest, indptr[cell + 1] - indptr[cell])
-    numbers, scratch = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    logs, own_logs = np.empty(_SMALL), np.empty(longest)
+    logs, own_logs = np.empty(_SMALL), np.empty(len(numbers))
+    above, places = np.uint64(place_bits), np.uint64((1 << place_bits) - 1)
     seen, end, n_clipped = 0, 0, 0
     bounds[0] = clipped_bounds[0] = 0
     highest = np.float32(clip + 1.0)
@@ -262,7 +263,7 @@ def standardize_cells(
             column, count = columns[i], counts[i]
             token = token_ids[column]
             if token >= 0 and count > 0:
-                numbers[n] = np.uint64(token) << np.uint64(32) | np.uint64(i - start)
+                numbers[n] = np.uint64(token) << above | np.uint64(i - start)
                 rising &= token > last
                 last = token
                 total += count
@@ -274,18 +275,18 @@ def standardize_cells(
         scale = target_sum / (total if total > 0 else 1.0)
         for k in range(_SMALL):
             logs[k] = math.log1p(k * scale)
-        ordered = numbers if rising else _sort(numbers, n, scratch, digits)
+        ordered = numbers if rising else _sort(numbers, n, scratch, place_bits, digits)
         for k in range(n):
-            count = counts[start + np.int64(ordered[k] & _PLACE)]
+            count = counts[start + np.int64(ordered[k] & places)]
             whole = np.int64(count)
-            placed[end + k] = np.int32(ordered[k] >> np.uint64(32))
+            placed[end + k] = np.int32(ordered[k] >> above)
             own_logs[k] = logs[whole] if whole < _SMALL and whole == count else math.log1p(count * scale)
         for k in range(n):
             token = placed[end + k]
-            values[end + k] = min((own_logs[k] - means[token]) / stds[token], clip) + 1.0
-        for k in range(n):
-            if values[end + k] >= highest:
-                clipped[n_clipped] = counts[start + np.int64(ordered[k] & _PLACE)]
+            value = np.float32(min((own_logs[k] - means[token]) / stds[token], clip) + 1.0)
+            values[end + k] = value
+            if value >= highest:
+                clipped[n_clipped] = counts[start + np.int64(ordered[k] & places)]
                 n_clipped += 1
         end += n
         bounds[cell + 1], totals[cell], clipped_bounds[cell + 1] = end, total, n_clipped

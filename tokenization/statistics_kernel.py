@@ -13,11 +13,11 @@ _SMALL = 16  # most counts are below: what depends on cell and count alone is co
 @compiled
 def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[int, int, int], lowest: int) -> int:
     """Give a value's place in the flat histogram for gene 0; `pattern` views the bits of `single`, a float32."""
-    octaves, n_genes, buckets = shape
+    octaves, buckets, n_genes = shape
     single[0] = value
     leading = int(np.int64(pattern[0])) * buckets >> 23
     key = min(max(leading - (127 + lowest) * buckets, 0), octaves * buckets - 1)
-    return key // buckets * (n_genes * buckets) + key % buckets
+    return key * n_genes
 
 
 @compiled
@@ -48,18 +48,21 @@ def add_cells(
         For each gene the number of cells, the sum and the sum of squares of log1p of scaled counts less a shift, and
         that shift, float64, shape (genes, 4). Scaled by the cell's counts on these genes.
     histogram
-        Cells by octave, gene and bucket, uint32, shape (octaves, genes, buckets), the latter a power of two. Scaled
-        by all the cell's counts.
+        Cells by octave, bucket and gene, uint32, shape (octaves, buckets, genes), buckets a power of two. Scaled by
+        all the cell's counts. The genes of a cell that have the same count stand in the same row.
     target_sum
         What counts are scaled to.
     lowest_octave
         Power of two at which the histogram begins; smaller values fall into its first bucket.
     """
-    shape, flat, buckets = histogram.shape, histogram.reshape(-1), histogram.shape[2]
+    shape, flat = histogram.shape, histogram.reshape(-1)
     logs, places = np.empty(_SMALL), np.empty(_SMALL, np.int64)
     single = np.empty(1, np.float32)
     pattern = single.view(np.uint32)
-    keys = np.empty(1 << 12, np.uint32)
+    longest = 0
+    for cell in range(len(indptr) - 1):
+        longest = max(longest, indptr[cell + 1] - indptr[cell])
+    own_genes, keys, values = np.empty(longest, np.uint32), np.empty(longest, np.uint32), np.empty(longest)
     some_unknown = (genes < 0).any()
     for cell in range(len(indptr) - 1):
         start, stop = indptr[cell], indptr[cell + 1]
@@ -78,8 +81,6 @@ def add_cells(
         for count in range(1, _SMALL):
             logs[count] = math.log1p(count * scale)
             places[count] = _place(count * of_all, single, pattern, shape, lowest_octave)
-        if stop - start > len(keys):
-            keys = np.empty(stop - start, np.uint32)
         counted = 0
         for i in range(start, stop):
             whole, gene = np.int64(counts[i]), genes[columns[i]]
@@ -90,13 +91,15 @@ def add_cells(
             else:
                 value = math.log1p(counts[i] * scale)
                 place = _place(counts[i] * of_all, single, pattern, shape, lowest_octave)
-            keys[counted] = place + np.int64(gene) * buckets
+            own_genes[counted], keys[counted], values[counted] = gene, place + np.int64(gene), value
             counted += 1
-            value -= moments[gene, 3]
+        for i in range(counted):  # loops of their own: memory is asked for without waiting for what comes before
+            gene = own_genes[i]
+            value = values[i] - moments[gene, 3]
             moments[gene, 0] += 1
             moments[gene, 1] += value
             moments[gene, 2] += value * value
-        for i in range(counted):  # apart from the rest, so that slow places of memory are asked for at once
+        for i in range(counted):
             flat[keys[i]] += np.uint32(1)
 
 

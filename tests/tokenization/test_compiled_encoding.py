@@ -163,6 +163,7 @@ def test_cells_with_more_genes_than_two_bytes_number(ties):
     counts[1, ::2] = 0
     tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, add_cls_token=False, model_max_length=70_000)
     assert len(check(tokenizer, the_rows(counts), genes)["tokens"]) == 105_000
+    assert len(check(ExceiverTokenizer.from_vocabulary(vocabulary), the_rows(counts), genes)["tokens"]) == 105_000
 
 
 def test_large_work_is_done_by_compiled_loops_where_cellglot_runs(random_counts, monkeypatch):

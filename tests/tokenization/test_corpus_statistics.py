@@ -104,7 +104,7 @@ def test_each_value_is_counted_in_its_bucket(cells, factor):
     octave = np.floor(np.log2(scaled)).astype(int)
     bucket = np.floor((scaled / 2.0**octave - 1) * (1 << statistics.bits)).astype(int)
     expected = np.zeros_like(statistics.histogram)
-    np.add.at(expected, (octave + 8, counts.col, bucket), 1)
+    np.add.at(expected, (octave + 8, bucket, counts.col), 1)
     assert np.array_equal(statistics.histogram, expected)
 
 
