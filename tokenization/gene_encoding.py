@@ -1,6 +1,5 @@
 """Counts -> ranked or standardised gene tokens, on compressed sparse rows: no dense copy, no loop over genes."""
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,6 @@ from .gene_vocabulary import GeneMatch
 
 # Values sorted at once: with fewer the calls of NumPy cost more, with more the arrays leave the processor's caches.
 BLOCK_VALUES = 1 << 17
-LARGE_WORK = 1 << 27  # counts from which on the second pays that compiled functions take to load
 _SMALL = 16  # most counts are below
 _EXACT_IN_SINGLE = 1 << 24  # whole numbers below, and so all sums on the way to one below
 _HIGH_WORD = 1 if np.little_endian else 0
@@ -170,13 +168,6 @@ def blocks(rows: CountRows) -> Iterator[CountRows]:
         high = rows.indptr[stop]
         yield CountRows(rows.data[low:high], rows.indices[low:high], rows.indptr[start : stop + 1] - low)
         start = stop
-
-
-def compiled_for(n_counts: int | None) -> Any:
-    """Give the module of compiled functions; None for little work, and in copies of this file that models carry."""
-    if n_counts is None or n_counts < LARGE_WORK or __package__ != "cellglot.tokenization":
-        return None
-    return importlib.import_module(".compiled_encoding", __package__)
 
 
 # -------------------------------------------------------------------- rank-value encoding
@@ -421,13 +412,4 @@ def _in_ascending_order(tokens: np.ndarray, counts: np.ndarray, indptr: np.ndarr
     return key.view(np.int32), counts
 
 
-__all__ = [
-    "GeneColumns",
-    "TokenRows",
-    "blocks",
-    "compiled_for",
-    "log_scaled_values",
-    "rank_tokens",
-    "row_sums",
-    "standardized_tokens",
-]
+__all__ = ["GeneColumns", "TokenRows", "blocks", "log_scaled_values", "rank_tokens", "row_sums", "standardized_tokens"]

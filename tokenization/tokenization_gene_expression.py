@@ -1,9 +1,9 @@
 """What the gene tokenizers share: cells in, padded tokens out, a report of every call."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedTokenizer
@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
 from .count_matrix import CountMatrix, CountRows, open_counts
-from .gene_encoding import GeneColumns, TokenRows, blocks, compiled_for
+from .gene_encoding import GeneColumns, TokenRows, blocks
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
 from .token_batches import batches_of_similar_length
@@ -24,6 +24,8 @@ DEFAULT_MIN_COVERAGE = 0.5
 # Counts that are held at once, 8 bytes each, beside the batches that a model takes.
 VALUES_READ_AHEAD = 1 << 20
 
+LARGE_WORK = 1 << 27  # counts from which on the second pays that compiled functions take to load
+
 
 class GeneCoverageError(ValueError):
     """Too few of the counts, or none of the genes, are in the vocabulary."""
@@ -32,7 +34,7 @@ class GeneCoverageError(ValueError):
 class GeneExpressionTokenizer(PreTrainedTokenizer):
     """Base of the tokenizers that turn cells into gene tokens.
 
-    Subclasses say how counts become tokens in `encode_rows`; everything else is here.
+    Subclasses say how counts become tokens in `_encode_block`; everything else is here.
 
     Parameters
     ----------
@@ -49,7 +51,12 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         Genes, names and statistics.
     last_report : GeneReport or None
         What the last call matched, lost and cut.
+    load_compiled : callable or None
+        Loads compiled functions for large work (`GeneColumns.compiled`). cellglot sets it; None in copies of this file
+        that travel with models, where NumPy does all work.
     """
+
+    load_compiled: ClassVar[Callable[[], Any] | None] = None
 
     _auto_class = "AutoTokenizer"  # what register_for_auto_class sets, which would import PyTorch
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
@@ -174,7 +181,9 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
         columns = GeneColumns(match)
-        columns.compiled = compiled_for(counts.n_stored)
+        load_compiled = type(self).load_compiled
+        if load_compiled is not None and (counts.n_stored or 0) >= LARGE_WORK:
+            columns.compiled = load_compiled()
         if not columns.known.any():
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
         return columns

@@ -6,11 +6,14 @@ Importing it makes `transformers`' Auto classes load our models and tokenizers w
 import importlib
 import multiprocessing
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 
 __version__ = "0.1.0"
+
+_COMPILED_ENCODING = "cellglot.tokenization.compiled_encoding"  # Numba, loaded by the first large work
 
 _PUBLIC = {
     "CellEmbeddingPipeline": "modeling",
@@ -55,7 +58,10 @@ def __dir__() -> list[str]:
 
 
 def register_auto_classes() -> None:
-    """Register configurations, models and tokenizers with the Auto classes, and pipelines with their tasks."""
+    """Register configurations, models and tokenizers with the Auto classes, and pipelines with their tasks.
+
+    Tokenizers also learn where the package's compiled loops are.
+    """
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -70,6 +76,7 @@ def register_auto_classes() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from cellglot import modeling, tokenization
+    from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
     config = modeling.ExceiverConfig
     AutoConfig.register("exceiver", config, exist_ok=True)
@@ -102,6 +109,7 @@ def register_auto_classes() -> None:
     AutoTokenizer.register(config, slow_tokenizer_class=tokenization.RankValueTokenizer, exist_ok=True)
 
     REGISTERED_TOKENIZER_CLASSES["RankValueTokenizer"] = tokenization.RankValueTokenizer
+    GeneExpressionTokenizer.load_compiled = staticmethod(partial(importlib.import_module, _COMPILED_ENCODING))
 
     for task, pipeline_class in (
         ("cell-embedding", modeling.CellEmbeddingPipeline),
