@@ -72,8 +72,8 @@ class GeneColumns:
     counts_seen
         All counts seen so far.
     compiled
-        Module of compiled functions that encode in place of those here; None where NumPy does it. The same tokens
-        and values.
+        Module of compiled functions that encode in place of those here; None where NumPy does it. The same tokens,
+        and the same values up to one unit in the last place (another logarithm, where processors have wide registers).
     """
 
     compiled: Any = None

@@ -24,7 +24,8 @@ DEFAULT_MIN_COVERAGE = 0.5
 # Counts that are held at once, 8 bytes each, beside the batches that a model takes.
 VALUES_READ_AHEAD = 1 << 20
 
-LARGE_WORK = 1 << 27  # counts from which on the second pays that compiled functions take to load
+# Counts of a process from which on compiled functions work: by then they would have saved the time they take to load.
+LARGE_WORK = 1 << 27
 
 
 class GeneCoverageError(ValueError):
@@ -52,11 +53,14 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     last_report : GeneReport or None
         What the last call matched, lost and cut.
     load_compiled : callable or None
-        Loads compiled functions for large work (`GeneColumns.compiled`). cellglot sets it; None in copies of this file
-        that travel with models, where NumPy does all work.
+        Loads compiled functions (`GeneColumns.compiled`), which take over in a process with `LARGE_WORK` counts.
+        cellglot sets it; None in copies of this file that travel with models, where NumPy does all work.
+    counts_encoded : int
+        Counts that all tokenizers of this process have encoded.
     """
 
     load_compiled: ClassVar[Callable[[], Any] | None] = None
+    counts_encoded: ClassVar[int] = 0
 
     _auto_class = "AutoTokenizer"  # what register_for_auto_class sets, which would import PyTorch
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
@@ -182,7 +186,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
         columns = GeneColumns(match)
         load_compiled = type(self).load_compiled
-        if load_compiled is not None and (counts.n_stored or 0) >= LARGE_WORK:
+        if load_compiled is not None and self.counts_encoded + (counts.n_stored or 0) >= LARGE_WORK:
             columns.compiled = load_compiled()
         if not columns.known.any():
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
@@ -200,6 +204,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         max_length
             In place of the tokenizer's own length.
         """
+        GeneExpressionTokenizer.counts_encoded += len(rows.data)
         for block in blocks(rows) if columns.compiled is None else [rows]:
             yield self._encode_block(block, columns, max_length)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cellglot.tokenization import ExceiverTokenizer, GeneVocabulary, RankValueTokenizer, compiled_encoding
 from cellglot.tokenization import tokenization_gene_expression as tokenizer_module
 from cellglot.tokenization.count_matrix import CountRows, open_counts
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 FIELDS = ("tokens", "values", "totals", "tokens_cut", "clipped_counts")
@@ -161,19 +162,23 @@ def test_cells_with_more_genes_than_two_bytes_number(ties):
     assert len(check(ExceiverTokenizer.from_vocabulary(vocabulary), the_rows(counts), genes)["tokens"]) == 105_000
 
 
-def test_large_work_is_done_by_compiled_loops_where_cellglot_runs(random_counts, monkeypatch):
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_compiled_loops_take_over_after_much_work_where_cellglot_runs(form, random_counts, monkeypatch):
+    monkeypatch.setattr(GeneExpressionTokenizer, "counts_encoded", 0)
     vocabulary = a_vocabulary(40)
-    cells = sp.csr_matrix(random_counts(9, 40, 2))
+    counts = random_counts(9, 40, 2).toarray()
+    cells, n_stored = form(counts), np.count_nonzero(counts)
+    monkeypatch.setattr(tokenizer_module, "LARGE_WORK", 2 * n_stored)
     tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, return_expression_values=True)
-    counts = open_counts(cells, genes=vocabulary.genes)
-    assert counts.n_stored == cells.nnz
-    assert tokenizer.gene_columns(counts).compiled is None
     by_numpy, report = tokenizer(cells, genes=vocabulary.genes), tokenizer.last_report
-    monkeypatch.setattr(tokenizer_module, "LARGE_WORK", cells.nnz)
-    assert tokenizer.gene_columns(counts).compiled is compiled_encoding
+    assert GeneExpressionTokenizer.counts_encoded == n_stored
+    opened = open_counts(cells, genes=vocabulary.genes)
+    assert opened.n_stored == (None if form is np.asarray else n_stored)
+    known_ahead = tokenizer.gene_columns(opened).compiled
+    assert known_ahead is (None if form is np.asarray else compiled_encoding)
+    ExceiverTokenizer.from_vocabulary(vocabulary)(cells, genes=vocabulary.genes)  # work of all tokenizers counts
+    assert tokenizer.gene_columns(opened).compiled is compiled_encoding
     assert dict(tokenizer(cells, genes=vocabulary.genes)) == dict(by_numpy)
     assert tokenizer.last_report == report
-    dense = open_counts(cells.toarray(), genes=vocabulary.genes)
-    assert dense.n_stored is None and tokenizer.gene_columns(dense).compiled is None
-    monkeypatch.setattr(tokenizer_module.GeneExpressionTokenizer, "load_compiled", None)  # as in a copy of its file
-    assert tokenizer.gene_columns(counts).compiled is None
+    monkeypatch.setattr(GeneExpressionTokenizer, "load_compiled", None)  # as in a copy of its file
+    assert tokenizer.gene_columns(opened).compiled is None
