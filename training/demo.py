@@ -1,6 +1,8 @@
 """The demo: from a file of real cells to Hub-ready models, with a report."""
 
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from cellglot.training.demo_sharing import AdapterDemo, Publisher, SharingDemo
 
 
 CLEAN_CELLS = 16
+CLEAN_PROCESSES = 2  # at a time
 MOST_DIFFERENCE = 1e-4
 
 
@@ -106,10 +109,12 @@ class Demo:
         chosen = np.flatnonzero(self.data.splits == "validation")[:CLEAN_CELLS]
         some = np.vstack([_dense_row(cells, int(c)) for c in chosen])
         genes = [str(g) for g in cells.counts.index]
+        saved = [(part, *job) for part in self.parts for job in part.saved()]
         found = []
-        for part in self.parts:
-            for auto_class, folder, model_class, field in part.saved():
-                values, facts = run_in_clean_process(folder, auto_class, field, some, genes)
+        with ThreadPoolExecutor(min(CLEAN_PROCESSES, os.cpu_count() or 1)) as processes:
+            jobs = [(folder, auto_class, field, some, genes) for _, auto_class, folder, _, field in saved]
+            strangers = processes.map(lambda job: run_in_clean_process(*job), jobs)
+            for (part, auto_class, folder, model_class, field), (values, facts) in zip(saved, strangers, strict=True):
                 model = model_class.from_pretrained(folder)
                 tokenizer = type(part.corpus.tokenizer()).from_pretrained(folder)
                 here = run_model(model, tokenizer, some, field, genes=genes, progress=False, device="cpu")

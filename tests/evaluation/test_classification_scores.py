@@ -57,3 +57,22 @@ def test_all_right_and_all_wrong(true, predicted, value):
 def test_what_cannot_be_scored(true, predicted):
     with pytest.raises(ValueError, match="cannot be scored"):
         classification_scores(true, predicted)
+
+
+def test_intervals_need_draws(answers):
+    with pytest.raises(ValueError, match="0 draws"):
+        classification_scores(*answers, draws=0)
+
+
+def test_samples_are_scored_as_scikit_learn_scores_them(answers):
+    true, predicted = (np.append(a, "rare") for a in answers)  # a class that samples may lack
+    scores = classification_scores(true, predicted, draws=30, seed=5)
+    random = np.random.default_rng(5)
+    samples = [random.integers(0, len(true), len(true)) for _ in range(30)]
+    assert any("rare" not in true[s] for s in samples)
+    by_sample = {
+        "accuracy": [accuracy_score(true[s], predicted[s]) for s in samples],
+        "macro_f1": [f1_score(true[s], predicted[s], labels=np.unique(true[s]), average="macro") for s in samples],
+    }
+    for name, drawn in by_sample.items():
+        assert scores[name][1:] == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
