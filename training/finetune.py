@@ -28,6 +28,7 @@ from cellglot.training.run import (
     check_same_vocabulary,
     check_vocabulary,
     end,
+    final_metrics,
     run_trainer,
     save_run,
     say,
@@ -305,7 +306,7 @@ def _gives_the_same_every_epoch(collator: Any) -> bool:
 
 
 def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
-    metrics = trainer.evaluate() if task.held_out is not None else {}
+    metrics = final_metrics(trainer) if task.held_out is not None else {}
     if task.test is not None:
         metrics |= trainer.evaluate(task.test, metric_key_prefix="test")
     undefined = [

@@ -17,6 +17,7 @@ from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTok
 from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
 from cellglot.training.trainer import CellTrainer, last_checkpoint
+from cellglot.training.weight_average import WeightAverage
 
 
 RUN_FILE = "training_run.json"
@@ -125,7 +126,8 @@ def run_trainer(trainer: CellTrainer, output: str | Path, resume: bool) -> None:
 def final_metrics(trainer: CellTrainer) -> dict[str, float]:
     """Give the held-out cells' metrics of the model that was saved, evaluated now unless the last step did."""
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    last_is_saved = not trainer.args.load_best_model_at_end
+    averaged = any(isinstance(callback, WeightAverage) for callback in trainer.callback_handler.callbacks)
+    last_is_saved = not averaged and not trainer.args.load_best_model_at_end
     if last_is_saved and evaluated and evaluated[-1]["step"] == trainer.state.global_step:
         return {name: value for name, value in evaluated[-1].items() if name != "step"}
     return trainer.evaluate()

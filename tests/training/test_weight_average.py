@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -5,6 +7,7 @@ from transformers import TrainerCallback
 
 from cellglot.training.config import TrainingConfig
 from cellglot.training.finetune import finetune
+from cellglot.training.run import RUN_FILE
 from cellglot.training.weight_average import WeightAverage
 
 
@@ -72,3 +75,14 @@ def test_an_average_of_other_steps_is_refused(pretrained, corpus, tmp_path, befo
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ValueError, match=r"finetuning.average_weights .*: it is a share of the steps"):
         WeightAverage(share)
+
+
+@pytest.mark.parametrize(("average", "steps"), [(None, [2, 4]), (0.5, [2, 4, 4])])
+def test_the_saved_model_is_evaluated_once(pretrained, corpus, tmp_path, average, steps):
+    """The average is another model than the last step left, which is evaluated, too."""
+    trainer = {"eval_strategy": "steps", "eval_steps": 2}
+    metrics = finetune(settings(trainer, average_weights=average), pretrained, corpus, tmp_path / "model")
+    log = json.loads((tmp_path / "model" / RUN_FILE).read_text())["log"]
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluated] == steps
+    assert metrics == {name: value for name, value in evaluated[-1].items() if name != "step"}
