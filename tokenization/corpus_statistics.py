@@ -16,7 +16,6 @@ TARGET_SUM = 1e4
 _LOWEST_OCTAVE, _OCTAVES = -8, 22  # values from 2**-8 (one of 2.56 million counts) to 2**14 (above all of 10,000)
 _MOST_BYTES = 192 << 20
 _CELLS_FOR_SHIFT = 64
-_GENES_AT_ONCE = 256
 
 
 class CorpusStatistics:
@@ -183,22 +182,32 @@ class CorpusStatistics:
         genes, less with fewer). The median of an even number is the mean of the two in the middle.
         """
         medians = np.full(self.n_genes, np.nan)
-        rows = self.histogram.reshape(-1, self.n_genes)
-        filled = np.flatnonzero(rows.max(axis=1, initial=0))  # a few octaves of all there are
-        for start in range(0, self.n_genes if len(filled) else 0, _GENES_AT_ONCE):
-            genes = start + np.flatnonzero(self.detected[start : start + _GENES_AT_ONCE])
-            histogram = rows[filled[0] : filled[-1] + 1, start : start + _GENES_AT_ONCE].T[genes - start]
-            ends = np.cumsum(histogram, axis=1, dtype=np.int64)
-            of_gene = np.arange(len(genes))
-            halves = []
-            for middle in ((ends[:, -1] - 1) // 2, ends[:, -1] // 2):
-                bucket = (ends <= middle[:, None]).sum(axis=1)
-                count = histogram[of_gene, bucket].astype(np.int64)
-                share = (middle - (ends[of_gene, bucket] - count) + 0.5) / count
-                low, high = self._edge(filled[0] + bucket), self._edge(filled[0] + bucket + 1)
-                halves.append(low + (high - low) * share)
-            medians[genes] = (halves[0] + halves[1]) / 2
+        genes = np.flatnonzero(self.detected)
+        in_octaves = self.histogram.sum(axis=1, dtype=np.uint32)[:, genes].astype(np.int64)
+        ends = in_octaves.cumsum(axis=0)
+        middles = (ends[-1] - 1) // 2, ends[-1] // 2
+        medians[genes] = sum(self._value_of_rank(genes, rank, in_octaves, ends) for rank in middles) / 2
         return medians
+
+    def _value_of_rank(
+        self, genes: np.ndarray, rank: np.ndarray, in_octaves: np.ndarray, ends: np.ndarray
+    ) -> np.ndarray:
+        """Give the value at a rank (from 0) of some genes, by their values in each octave and those up to its end."""
+        values, of_gene = np.empty(len(genes)), np.arange(len(genes))
+        octaves = (ends <= rank).sum(axis=0)
+        rank = rank - (ends - in_octaves)[octaves, of_gene]
+        for octave in np.unique(octaves):
+            at = np.flatnonzero(octaves == octave)
+            histogram = self.histogram[octave].take(genes[at], axis=1)
+            up_to = histogram.cumsum(axis=0, dtype=np.uint32)
+            bucket = (up_to <= rank[at]).sum(axis=0)
+            one = bucket, np.arange(len(at))
+            count = histogram[one].astype(np.int64)
+            share = (rank[at] - (up_to[one] - count) + 0.5) / count
+            bucket += octave * len(histogram)
+            low, high = self._edge(bucket), self._edge(bucket + 1)
+            values[at] = low + (high - low) * share
+        return values
 
     def _edge(self, bucket: np.ndarray) -> np.ndarray:
         """Give the lower end of buckets."""

@@ -76,8 +76,9 @@ class GeneVocabulary:
         if ids and ids[0] < 0:
             raise ValueError(f"token {ordered[0][0]!r} has the id {ids[0]}: ids start at 0")
         self.tokens: dict[int, str] = {i: t for t, i in ordered}
-        self.genes: list[str] = [t for t, _ in ordered if not _SPECIAL.match(t)]
-        self.special_tokens: list[str] = [t for t, _ in ordered if _SPECIAL.match(t)]
+        self.special_tokens: list[str] = [t for t, _ in ordered if t.startswith("<") and _SPECIAL.match(t)]
+        special = set(self.special_tokens)
+        self.genes: list[str] = [t for t, _ in ordered if t not in special]
         self.gene_token_ids = np.array([self.token_ids[g] for g in self.genes], dtype=np.int64)
         known = set(self.genes)
         self.symbols = {g: str(s) for g, s in (symbols or {}).items() if g in known}
