@@ -187,7 +187,10 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         columns = GeneColumns(match)
         load_compiled = type(self).load_compiled
         if load_compiled is not None and self.counts_encoded + (counts.n_stored or 0) >= LARGE_WORK:
-            columns.compiled = load_compiled()
+            try:
+                columns.compiled = load_compiled()
+            except ImportError as error:  # as of a Numba that does not fit a newer NumPy
+                logger.warning_once(f"compiled loops do not load, and NumPy goes on in their place, slower: {error}")
         if not columns.known.any():
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
         return columns

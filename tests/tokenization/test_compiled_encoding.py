@@ -182,3 +182,19 @@ def test_compiled_loops_take_over_after_much_work_where_cellglot_runs(form, rand
     assert tokenizer.last_report == report
     monkeypatch.setattr(GeneExpressionTokenizer, "load_compiled", None)  # as in a copy of its file
     assert tokenizer.gene_columns(opened).compiled is None
+
+
+def test_loops_that_do_not_load_are_reported_and_numpy_goes_on(random_counts, monkeypatch, caplog):
+    def fail():
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(GeneExpressionTokenizer, "load_compiled", staticmethod(fail))
+    monkeypatch.setattr(GeneExpressionTokenizer, "counts_encoded", tokenizer_module.LARGE_WORK)
+    vocabulary = a_vocabulary(40)
+    counts = open_counts(random_counts(9, 40, 2), genes=vocabulary.genes)
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary)
+    for _ in range(2):
+        assert tokenizer.gene_columns(counts).compiled is None
+    assert [r.getMessage() for r in caplog.records] == [
+        "compiled loops do not load, and NumPy goes on in their place, slower: Numba needs NumPy 2.3 or less"
+    ]
