@@ -23,6 +23,7 @@ from cellglot.training.demo_exceiver import ExceiverDemo
 from cellglot.training.demo_langcell import LangCellDemo
 from cellglot.training.demo_sccello import ScCelloDemo
 from cellglot.training.demo_sharing import AdapterDemo, Publisher, SharingDemo
+from cellglot.training.progress import no_other_bars
 
 
 CLEAN_CELLS = 16
@@ -57,6 +58,7 @@ class Demo:
     seed: int = 0
     publisher: Publisher | None = None
 
+    @no_other_bars()
     def run(self) -> Path:
         """Run every step; give the path of the report.
 

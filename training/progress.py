@@ -1,11 +1,14 @@
 """A progress bar for training: steps, cells per second, loss, and a line for every evaluation."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 
 class TrainingProgress(TrainerCallback):
@@ -75,4 +78,16 @@ class TrainingProgress(TrainerCallback):
             self.bar = None
 
 
-__all__ = ["TrainingProgress"]
+@contextmanager
+def no_other_bars() -> Iterator[None]:
+    """Keep the bars of transformers for reading and writing weights off for a while."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+__all__ = ["TrainingProgress", "no_other_bars"]

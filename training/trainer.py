@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from cellglot.training.data import EpochSampler
-from cellglot.training.progress import TrainingProgress
+from cellglot.training.progress import TrainingProgress, no_other_bars
 
 
 class CellTrainer(Trainer):
@@ -58,7 +56,7 @@ class CellTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does, with one progress bar."""
-        with _no_other_bars():
+        with no_other_bars():
             return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -136,24 +134,12 @@ class CellTrainer(Trainer):
         return outputs.loss.detach(), predicted.detach(), inputs["labels"]
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
-        with _no_other_bars():
+        with no_other_bars():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             arguments = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
             if os.path.exists(arguments):
                 os.remove(arguments)
-
-
-@contextmanager
-def _no_other_bars() -> Iterator[None]:
-    """Keep the bars of transformers for reading and writing weights off for a while."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
