@@ -7,7 +7,7 @@ expressed genes' share and adds their true terms. Sums are read off ordinary att
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,14 +78,15 @@ def background_attention(
     genes: torch.Tensor,
     scaling: float,
     bias: float = 1.0,
+    sums: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Attend to expressed genes and, with a bias on their logits, to all others.
 
     With sums Z and numerators N of exponentials over all background genes (a), the background of a cell's expressed
     genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are kept as
     logarithms or as shares of Z_a: stable whatever the logits. A cell whose own genes hold nearly all of Z_a, so that
-    the difference would lose digits, is computed over all genes instead, and so is a cell alone, for which sums save
-    nothing. Float32 throughout.
+    the difference would lose digits, is computed over all genes instead, and so is a cell alone without sums at hand,
+    which would save nothing. Float32 throughout.
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ def background_attention(
         Factor of products of queries and keys.
     bias
         Added to the logits of unexpressed genes.
+    sums
+        From `background_sums`, where `attention` is None; by default they are computed.
 
     Returns
     -------
@@ -114,14 +117,15 @@ def background_attention(
     """
     query, key, value = query.float(), key.float(), value.float()
     background_key, background_value = background_key.float(), background_value.float()
-    if len(key) == 1 and not torch.compiler.is_compiling():
+    if len(key) == 1 and sums is None and not torch.compiler.is_compiling():
         everything = (background_key, background_value, None)
         return _over_all_genes(query, everything, (key, value, key_mask), genes, 0, scaling, bias)
     own_key, own_value = _rows(background_key, genes), _rows(background_value, genes)
     everything = (background_key, background_value, None)
     own, true = (own_key, own_value, key_mask), (key, value, key_mask)
     if attention is None:
-        output, left = _from_logsumexps(query, everything, own, true, scaling, bias)
+        sums = background_sums(query, background_key, background_value, scaling) if sums is None else sums
+        output, left = _from_logsumexps(query, sums, own, true, scaling, bias)
     else:
         output, left = _from_sinks(attention, query, everything, own, true, scaling, bias)
     if torch.compiler.is_compiling():
@@ -153,10 +157,30 @@ def _from_sinks(
     return _divide(numerator, left, left / (true_sink * n_genes))
 
 
-def _from_logsumexps(
-    query: torch.Tensor, everything: Part, own: Part, true: Part, scaling: float, bias: float
+def background_sums(
+    query: torch.Tensor, background_key: torch.Tensor, background_value: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    all_output, all_log = _CpuAttention.apply(query, *everything, scaling)
+    """Attend over the background alone by PyTorch's kernel for the CPU (where `has_cpu_kernel`).
+
+    Parameters
+    ----------
+    query, background_key, background_value, scaling
+        As in `background_attention`.
+
+    Returns
+    -------
+    output
+        N_a / Z_a, shape (1, heads, queries, size).
+    log
+        Logarithm of Z_a without the bias, shape (1, heads, queries).
+    """
+    return _CpuAttention.apply(query, background_key, background_value, None, scaling)
+
+
+def _from_logsumexps(
+    query: torch.Tensor, sums: tuple[torch.Tensor, torch.Tensor], own: Part, true: Part, scaling: float, bias: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    all_output, all_log = sums
     query = query.expand(true[0].shape[0], -1, -1, -1)
     true_output, true_log = _CpuAttention.apply(query, *true, scaling)
     own_output, own_log = _CpuAttention.apply(query, *own, scaling)
@@ -251,4 +275,42 @@ def _rows(states: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
     return nn.functional.embedding(genes, table).unflatten(-1, (heads, size)).transpose(1, 2)
 
 
-__all__ = ["attend_with_sink", "background_attention", "has_cpu_kernel"]
+class BackgroundMemory:
+    """Keeps what the background comes to while nothing that it depends on has changed.
+
+    In use, when weights stay, keys, values and sums of the background are the same in every batch. What they depend on
+    is kept, too, and compared by value: no change goes unnoticed, however it was made. Copies begin empty.
+    """
+
+    kept: tuple[tuple[torch.Tensor, ...], Any] | None = None
+
+    def __call__(self, sources: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
+        """Give what `compute` gives for these tensors, computed only where they are others than last time."""
+        kept = self.kept  # once: another thread may replace it
+        if kept is None or not all(map(_same, kept[0], sources)):
+            self.kept = kept = (tuple(t.detach().clone() for t in sources), compute())
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is kept out of copies and pickles."""
+        return {}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
+def works_alone(module: nn.Module) -> bool:
+    """Whether a plain layer's output depends on its input and parameters alone: no adapter, nothing hooked in."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in (nn.LayerNorm, nn.Linear) and not hooked
+
+
+__all__ = [
+    "BackgroundMemory",
+    "attend_with_sink",
+    "background_attention",
+    "background_sums",
+    "has_cpu_kernel",
+    "works_alone",
+]

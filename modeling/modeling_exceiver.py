@@ -17,7 +17,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_folders import AdapterFolders
-from .background_attention import background_attention, has_cpu_kernel
+from .background_attention import (
+    BackgroundMemory,
+    background_attention,
+    background_sums,
+    has_cpu_kernel,
+    works_alone,
+)
 from .configuration_exceiver import ExceiverConfig
 from .dropout import Dropout
 from .label_losses import in_units, label_terms
@@ -248,6 +254,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
             nn.LayerNorm(query_size, eps=eps),
             nn.Linear(query_size, query_size),
         )
+        self.background_memory = BackgroundMemory()
 
     def forward(
         self,
@@ -280,7 +287,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
             attended, _ = self.cross_attn(queries, keys, key_mask, **kwargs)
         else:
             assert genes is not None
-            attended = self._attend_all(queries, keys, key_mask, self.norm_key_value(background_states), genes)
+            attended = self._attend_all(queries, keys, key_mask, background_states, genes)
         states = query_states + attended
         return states + self.mlp(states)
 
@@ -293,22 +300,28 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
         genes: torch.Tensor,
     ) -> torch.Tensor:
         attn = self.cross_attn
-        states = [
+        query, key, value = (
             attn.split_heads(projection(source))
-            for projection, source in (
-                (attn.q_proj, queries),
-                (attn.k_proj, keys),
-                (attn.v_proj, keys),
-                (attn.k_proj, background),
-                (attn.v_proj, background),
-            )
-        ]
-        query, key, value, background_key, background_value = states
+            for projection, source in ((attn.q_proj, queries), (attn.k_proj, keys), (attn.v_proj, keys))
+        )
+        by_kernel = has_cpu_kernel(query)
+
+        def prepare() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+            states = self.norm_key_value(background)
+            key, value = attn.split_heads(attn.k_proj(states)), attn.split_heads(attn.v_proj(states))
+            return key, value, background_sums(query, key, value, attn.scaling) if stays else None
+
+        layers = (self.norm_key_value, attn.k_proj, attn.v_proj)
+        stays = by_kernel and not torch.is_grad_enabled() and all(map(works_alone, layers))
+        if stays:
+            weights = [weight for layer in layers for weight in layer.parameters()]
+            background_key, background_value, sums = self.background_memory([query, background, *weights], prepare)
+        else:
+            background_key, background_value, sums = prepare()
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             return attn.attend(q, k, v, mask)[0].transpose(1, 2)
 
-        by_kernel = has_cpu_kernel(query)
         with torch.autocast(query.device.type, enabled=False):
             context = background_attention(
                 None if by_kernel else attention,
@@ -320,6 +333,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
                 background_value,
                 genes,
                 attn.scaling,
+                sums=sums,
             )
         return attn.o_proj(context.to(queries.dtype).transpose(1, 2).flatten(2))
 
