@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from cellglot.evaluation.annotation import annotate_cells
 from cellglot.evaluation.bootstrap import DRAWS, Score, bootstrap_scores
 from cellglot.evaluation.cell_split import CellSplit
+from cellglot.evaluation.classification import weighted_scores
 from cellglot.evaluation.evaluated_model import EvaluatedModel
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.metrics.cell_type_classification.cell_type_classification import classification_scores
@@ -71,27 +72,17 @@ def score_classes(
 def _weighted_scores(true: np.ndarray, predicted: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> Any:
     """Give the scores of `classification_scores` as a function of how often each cell counts."""
     names, codes = np.unique(true, return_inverse=True)
-    place = {str(name): i for i, name in enumerate(names)}
-    guesses = np.array([place.get(str(p), len(names)) for p in predicted])
-    right = (guesses == codes).astype(float)
     usable = np.isfinite(scores).all(axis=1)
     columns = {str(name): scores[usable, i] for i, name in enumerate(classes)}
     constant = np.zeros(usable.sum())
-    rankings = [WeightedAuroc(columns.get(str(n), constant), codes[usable] == i) for n, i in place.items()]
+    rankings = [WeightedAuroc(columns.get(str(n), constant), codes[usable] == i) for i, n in enumerate(names)]
+
+    of_classes = weighted_scores(true, predicted)
 
     def result(weights: np.ndarray) -> dict[str, float]:
-        hits = np.bincount(codes, weights * right, minlength=len(names))
-        cells = np.bincount(codes, weights, minlength=len(names))
-        guessed = np.bincount(guesses, weights, minlength=len(names) + 1)[:-1]
-        there = cells > 0
         aurocs = [ranking(weights[usable]) for ranking in rankings]
         defined = [a for a in aurocs if np.isfinite(a)]
-        return {
-            "accuracy": float(hits.sum() / weights.sum()),
-            "balanced_accuracy": float((hits[there] / cells[there]).mean()),
-            "macro_f1": float((2 * hits[there] / (cells + guessed)[there]).mean()),
-            "auroc": float(np.mean(defined)) if defined else float("nan"),
-        }
+        return of_classes(weights) | {"auroc": float(np.mean(defined)) if defined else float("nan")}
 
     return result
 

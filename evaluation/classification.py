@@ -1,6 +1,6 @@
 """Scores of predicted classes, with bootstrap confidence intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,22 +37,42 @@ def classification_scores(
         raise ValueError(f"{len(b):,} predictions for {len(a):,} cells cannot be scored")
     if draws < 1:
         raise ValueError(f"{draws} draws give no interval: at least one is needed")
-    classes, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
-    n = len(classes)
-    pairs = codes[: len(a)] * n + codes[len(a) :]
+    with_intervals = {}
+    for name, score in bootstrap_scores(weighted_scores(a, b), len(a), draws, seed).items():
+        assert score.low is not None and score.high is not None  # all are defined in every sample
+        with_intervals[name] = (score.value, score.low, score.high)
+    return {name: with_intervals[name] for name in ("accuracy", "macro_f1")}
+
+
+def weighted_scores(
+    true: Sequence[str] | np.ndarray, predicted: Sequence[str | None] | np.ndarray
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """Give accuracy, balanced accuracy and macro F1 as a function of how often each cell counts.
+
+    Means are over the classes among the cells that count.
+
+    Parameters
+    ----------
+    true, predicted
+        Class of each cell; None where a cell has no prediction, an error.
+    """
+    names, codes = np.unique(np.asarray(true, dtype=str), return_inverse=True)
+    place = {str(name): i for i, name in enumerate(names)}
+    guesses = np.array([len(names) if p is None else place.get(str(p), len(names)) for p in predicted])
+    right = (guesses == codes).astype(float)
 
     def scores(weights: np.ndarray) -> dict[str, float]:
-        confusion = np.bincount(pairs, weights, minlength=n * n).reshape(n, n)
-        right, having, named = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-        there = having > 0
-        f1 = 2 * right[there] / (having + named)[there]
-        return {"accuracy": right.sum() / having.sum(), "macro_f1": f1.mean()}
+        hits = np.bincount(codes, weights * right, minlength=len(names))
+        cells = np.bincount(codes, weights, minlength=len(names))
+        guessed = np.bincount(guesses, weights, minlength=len(names) + 1)[:-1]
+        there = cells > 0
+        return {
+            "accuracy": float(hits.sum() / weights.sum()),
+            "balanced_accuracy": float((hits[there] / cells[there]).mean()),
+            "macro_f1": float((2 * hits[there] / (cells + guessed)[there]).mean()),
+        }
 
-    with_intervals = {}
-    for name, score in bootstrap_scores(scores, len(a), draws, seed).items():
-        assert score.low is not None and score.high is not None  # both are defined in every sample
-        with_intervals[name] = (score.value, score.low, score.high)
-    return with_intervals
+    return scores
 
 
-__all__ = ["classification_scores"]
+__all__ = ["classification_scores", "weighted_scores"]

@@ -287,7 +287,7 @@ class BackgroundMemory:
     def __call__(self, sources: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
         """Give what `compute` gives for these tensors, computed only where they are others than last time."""
         kept = self.kept  # once: another thread may replace it
-        if kept is None or not all(map(_same, kept[0], sources)):
+        if kept is None or len(kept[0]) != len(sources) or not all(map(_same, kept[0], sources)):
             self.kept = kept = (tuple(t.detach().clone() for t in sources), compute())
         return kept[1]
 
@@ -301,7 +301,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def works_alone(module: nn.Module) -> bool:
-    """Whether a plain layer's output depends on its input and parameters alone: no adapter, nothing hooked in."""
+    """Whether this is a plain layer, neither adapted nor hooked: nothing but its parameters shapes its output."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) in (nn.LayerNorm, nn.Linear) and not hooked
 

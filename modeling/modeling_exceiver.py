@@ -291,6 +291,28 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
         states = query_states + attended
         return states + self.mlp(states)
 
+    def _background(
+        self, query: torch.Tensor, background: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Give keys and values of the background, and its sums where they are kept from call to call."""
+        norm, attn = self.norm_key_value, self.cross_attn
+        layers = (norm, attn.k_proj, attn.v_proj)
+
+        def projected() -> tuple[torch.Tensor, torch.Tensor]:
+            states = norm(background)
+            return attn.split_heads(attn.k_proj(states)), attn.split_heads(attn.v_proj(states))
+
+        if not has_cpu_kernel(query) or torch.is_grad_enabled() or not all(map(works_alone, layers)):
+            return *projected(), None
+
+        def summed() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+            keys, values = projected()
+            return keys, values, background_sums(query, keys, values, attn.scaling)
+
+        numbers = torch.tensor([norm.eps, attn.scaling], dtype=torch.float64)
+        weights = [weight for layer in layers for weight in layer.parameters()]
+        return self.background_memory([query, background, numbers, *weights], summed)
+
     def _attend_all(
         self,
         queries: torch.Tensor,
@@ -304,27 +326,14 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
             attn.split_heads(projection(source))
             for projection, source in ((attn.q_proj, queries), (attn.k_proj, keys), (attn.v_proj, keys))
         )
-        by_kernel = has_cpu_kernel(query)
-
-        def prepare() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-            states = self.norm_key_value(background)
-            key, value = attn.split_heads(attn.k_proj(states)), attn.split_heads(attn.v_proj(states))
-            return key, value, background_sums(query, key, value, attn.scaling) if stays else None
-
-        layers = (self.norm_key_value, attn.k_proj, attn.v_proj)
-        stays = by_kernel and not torch.is_grad_enabled() and all(map(works_alone, layers))
-        if stays:
-            weights = [weight for layer in layers for weight in layer.parameters()]
-            background_key, background_value, sums = self.background_memory([query, background, *weights], prepare)
-        else:
-            background_key, background_value, sums = prepare()
+        background_key, background_value, sums = self._background(query, background)
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             return attn.attend(q, k, v, mask)[0].transpose(1, 2)
 
         with torch.autocast(query.device.type, enabled=False):
             context = background_attention(
-                None if by_kernel else attention,
+                None if has_cpu_kernel(query) else attention,
                 query,
                 key,
                 value,

@@ -16,6 +16,8 @@ def model(exceiver_config):
     torch.manual_seed(0)
     model = ExceiverModel(exceiver_config(unexpressed_genes="bias")).eval()
     model.set_background_values(torch.randn(40))
+    with torch.no_grad():
+        model.encoder.cross_attn.v_proj.bias.normal_()
     return model
 
 
@@ -64,6 +66,8 @@ CHANGES = {
     "a step of training": lambda m: m.encoder.cross_attn.k_proj.weight.mul_(-3.0),
     "data that no version counts": lambda m: m.encoder.cross_attn.v_proj.bias.data.add_(0.5),
     "another parameter": lambda m: setattr(m.encoder.norm_key_value, "bias", torch.nn.Parameter(torch.randn(8))),
+    "a parameter less": lambda m: setattr(m.encoder.cross_attn.v_proj, "bias", None),
+    "a number": lambda m: setattr(m.encoder.norm_key_value, "eps", 1.0),
     "embeddings": lambda m: m.gene_embedding.weight[:20].neg_(),
     "queries": lambda m: m.latent_queries.mul_(2.0),
     "background values": lambda m: m.set_background_values(torch.randn(40)),
