@@ -63,7 +63,7 @@ def test_an_epoch_through_a_loader_with_workers(corpus, table):
         sampler=EpochSampler(cells.lengths, 100, seed=0),
         collate_fn=ExceiverCollator(corpus.manifest["vocab_size"] - 2, 5),
         num_workers=1,
-        multiprocessing_context="fork",
+        multiprocessing_context="spawn",  # as on macOS and Windows; forks of a process with threads may hang
     )
     loaded = list(loader)
     assert len(loaded) == 6
