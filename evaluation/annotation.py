@@ -396,7 +396,7 @@ def _labels(source: Any, labels: str | Sequence[str | None] | None, n_cells: int
         labels = list(source.obs.column(column, 0, n_cells))
     if len(labels) != n_cells:
         raise ValueError(f"{len(labels):,} labels for {n_cells:,} cells")
-    return [None if x is None or x != x or not str(x).strip() else str(x) for x in labels]
+    return [None if pd.isna(x) or not str(x).strip() else str(x) for x in labels]
 
 
 def _annotate(

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from cellglot.evaluation.ontology_geometry import OntologyGeometry
@@ -70,7 +71,7 @@ def embedding_plot(
     missing
         Name of the cells without a label.
     """
-    unlabelled = np.array([label is None or label != label for label in labels], dtype=bool)
+    unlabelled = np.array([pd.isna(label) for label in labels], dtype=bool)
     given = np.asarray(labels, dtype=str)
     names, counts = np.unique(given[~unlabelled], return_counts=True)
     groups = [(str(name), given == name) for name in names[np.argsort(-counts, kind="stable")]]

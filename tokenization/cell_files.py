@@ -161,11 +161,11 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
         columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
         places[name] = (matrix, [str(g) for g in genes.index], columns)
 
-    if "X" in group and _is_matrix(group["X"]):
+    if _holds(group, "X"):
         add("X", group["X"], var)
-    if "raw" in group and "X" in group["raw"]:
+    if _holds(group, "raw") and _holds(group["raw"], "X"):
         add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"]))
-    layers = group.get("layers", {})
+    layers = group["layers"] if _holds(group, "layers") else {}
     for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
         add(f"layers[{name!r}]", layers[name], var)
     if not places:
@@ -174,8 +174,9 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     return CellFile(format_name, places, _cell_table(group["obs"], n_cells), notes)
 
 
-def _is_matrix(element: Any) -> bool:
-    encoding = element.attrs.get("encoding-type", "")  # AnnData writes "null" where there is no X
+def _holds(group: Any, name: str) -> bool:
+    """Tell whether a group holds something by that name; AnnData writes "null" in place of an X or raw of None."""
+    encoding = group[name].attrs.get("encoding-type", "") if name in group else "null"
     return (encoding.decode() if isinstance(encoding, bytes) else encoding) != "null"
 
 

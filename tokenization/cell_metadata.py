@@ -170,11 +170,11 @@ def _lengths(element: Any) -> list[int]:
 
 def plain_column(values: pd.Series) -> np.ndarray:
     """Give a column of a data frame as numbers, or as objects with None for what is missing."""
-    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == object or values.dtype.kind not in "iufb":
-        plain = values.astype(object).to_numpy(dtype=object, copy=True)
-        plain[pd.isna(values).to_numpy()] = None
-        return plain
-    return values.to_numpy()
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
+        return values.to_numpy()
+    plain = values.astype(object).to_numpy(dtype=object, copy=True)
+    plain[pd.isna(values).to_numpy()] = None
+    return plain
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

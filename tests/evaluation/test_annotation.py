@@ -146,7 +146,7 @@ def test_smoothing_over_neighbours(plain, loaded, few, ontology, asked):
 def test_calibration_by_labelled_cells(plain, loaded, few, ontology, asked):
     labels = [None] * 30
     labels[:20] = [plain.predicted[i] for i in range(20)]
-    labels[20] = "no such type"
+    labels[20:23] = ["no such type", pd.NA, float("nan")]
     found = annotate_cells(*loaded, few, asked, labels=labels, **QUIET)
     fit = found.calibration
     assert (fit.cells, fit.unused) == (20, {"no such type": 1}) and fit.nll_after < fit.nll_before

@@ -2,6 +2,7 @@ import base64
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 
@@ -57,6 +58,9 @@ def test_the_legend_counts_the_cells_of_every_class():
     figure = plots.embedding_plot(np.zeros((5, 2)), ["b", "a", "b", "b", "c"], "Cells")
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts == ["b (3)", "a (1)", "c (1)"]
+    figure = plots.embedding_plot(np.zeros((5, 2)), pd.array(["b", None, "b", "b", pd.NA], dtype="string"), "Cells")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()][0] == "b (3)"
+    assert figure.axes[0].get_legend().get_texts()[1].get_text().endswith(" (2)")
 
 
 def test_the_confusion_counts_cells():

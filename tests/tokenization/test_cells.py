@@ -10,7 +10,7 @@ import scipy.io
 import scipy.sparse as sp
 import zarr
 
-from cellglot.tokenization import CellFileError, NotCountsError, read_cells
+from cellglot.tokenization import CellFileError, GeneVocabulary, NotCountsError, read_cells
 from cellglot.tokenization.cell_metadata import schema_names
 from cellglot.tokenization.small_counts import small_rows
 
@@ -145,6 +145,33 @@ def test_metadata_under_the_schemas_names(cells, tmp_path):
             assert table["is_primary_data"].tolist() == [True, False, True, False]
             assert table["batch"].tolist() == [2, 3, 4, 5]
             assert list(table.index) == list(cells.obs_names[2:6])
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr", "memory"])
+def test_columns_of_pandas_own_types_with_missing_values(form, cells, tmp_path):
+    given = {
+        "cell_type": pd.array(["B cell", None, "T cell"] * 40, dtype="string"),
+        "donor_id": pd.array([7, 8, None] * 40, dtype="Int64"),
+        "is_primary_data": pd.array([None, True, False] * 40, dtype="boolean"),
+    }
+    genes = {"gene_ids": pd.array([None, *cells.var["gene_ids"][1:]], dtype="string")}
+    source = ad.AnnData(cells.X, pd.DataFrame(given, cells.obs_names), pd.DataFrame(genes, cells.var_names))
+    if form != "memory":
+        path = tmp_path / f"cells.{form}"
+        group = h5py.File(path, "w") if form == "h5ad" else zarr.open_group(path, mode="w")
+        with ad.settings.override(allow_write_nullable_strings=True):
+            ad.io.write_elem(group, "/", source)  # as write_h5ad, which would make strings categories first
+        if form == "h5ad":
+            group.close()
+        source = path
+    vocabulary = GeneVocabulary.from_statistics(list(cells.var["gene_ids"]))
+    with read_cells(source) as opened:
+        table = opened.metadata()
+        assert table["cell_type"].tolist() == ["B cell", None, "T cell"] * 40
+        assert table["donor_id"].tolist() == [7, 8, None] * 40
+        assert table["is_primary_data"].tolist() == [None, True, False] * 40
+        match = vocabulary.resolve(opened.counts.index, opened.counts.columns)
+    assert match.token_ids[0] == -1 and match.known[1:].all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import io
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cellglot.tokenization import GeneVocabulary
@@ -49,6 +50,15 @@ def test_a_name_of_several_genes_is_left_out_and_counted(vocab, name):
     tokens, report = rule(vocab, name)
     assert tokens == [-1]
     assert (report.ambiguous, report.unknown) == (1, 0)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_names_that_are_missing_or_no_strings(vocab, missing):
+    tokens, report = rule(vocab, missing, 7, " TWO", ids=["ENSG00000000001", missing, "ENSG00000000003 "])
+    assert (tokens, report.unknown, report.ambiguous) == ([-1, -1, -1], 2, 1)
+    tokens, report = rule(vocab, missing, 7, " TWO", gene_ids=["ENSG00000000001", missing, "ENSG00000000003 "])
+    assert (tokens, report.matched) == ([2, -1, 7], 2)
+    assert vocab.resolve([missing, 7, " TWO"]).names.tolist() == ["", "7", "TWO"]
 
 
 @pytest.mark.parametrize("name", ["", "one", "NOPE", "ENSMUSG00000000001", "ENST00000000001"])
