@@ -23,6 +23,13 @@ from cellglot.tokenization.stored_matrix import (
     columns_to_rows,
     market_to_rows,
 )
+from cellglot.tokenization.unread_files import (
+    why_missing,
+    why_no_anndata,
+    why_no_cells,
+    why_no_matrix,
+    why_unread,
+)
 from cellglot.tokenization.zarr_sparse import absent_chunks, checked_arrays
 
 
@@ -70,13 +77,13 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
         Says what is wrong with the file.
     """
     if not path.exists():
-        raise CellFileError(f"{path} does not exist")
+        raise CellFileError(why_missing(path))
     if path.is_dir():
         return _open_folder(path, folder)
     if path.name.endswith((".mtx", ".mtx.gz")):
         return _open_market(path, folder)
     if not h5py.is_hdf5(path):
-        raise CellFileError(_not_hdf5(path))
+        raise CellFileError(why_unread(path))
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -89,18 +96,6 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
     except READ_ERRORS as error:
         file.close()
         raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
-
-
-def _not_hdf5(path: Path) -> str:
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if not start:
-        return f"{path} is empty"
-    if start.startswith(b"\x1f\x8b"):
-        return f"{path} is gzipped: unpack it first"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
-        return f"{path} is a text file, not HDF5: it begins {start[:40].decode()!r}"
-    return f"{path} is no HDF5 file (it begins {start[:8]!r}): a broken download, or another format?"
 
 
 def _open_hdf5(path: Path, file: h5py.File, folder: Path | None) -> CellFile:
@@ -126,10 +121,7 @@ def _open_folder(path: Path, folder: Path | None) -> CellFile:
             raise CellFileError(f"{path} cannot be read, it may be damaged: {error}") from error
     matrices = sorted(p for p in path.iterdir() if p.name.endswith(("matrix.mtx", "matrix.mtx.gz")))
     if len(matrices) != 1:
-        content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise CellFileError(
-            f"{path} is neither zarr nor a 10x folder with one matrix.mtx or matrix.mtx.gz: it holds {content}"
-        )
+        raise CellFileError(why_no_cells(path))
     return _open_market(matrices[0], folder)
 
 
@@ -139,10 +131,7 @@ def _open_folder(path: Path, folder: Path | None) -> CellFile:
 def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile:
     missing = [name for name in ("obs", "var") if name not in group]
     if missing:
-        raise CellFileError(
-            f"no group {' and no group '.join(repr(m) for m in missing)}: this is no AnnData file; it holds "
-            f"{', '.join(repr(k) for k in sorted(group)[:8]) or 'nothing'}"
-        )
+        raise CellFileError(why_no_anndata(group, missing))
     var = _gene_table(group["var"])
     notes: list[str] = []
     places: dict[str, Place] = {}
@@ -169,7 +158,7 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
         add(f"layers[{name!r}]", layers[name], var)
     if not places:
-        raise CellFileError("no matrix: neither X nor raw.X nor a layer")
+        raise CellFileError(why_no_matrix(group.get("mod", ())))
     n_cells = next(iter(places.values()))[0].shape[0]
     return CellFile(format_name, places, _cell_table(group["obs"], n_cells), notes)
 

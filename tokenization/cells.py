@@ -217,7 +217,7 @@ def read_cells(
         If `source` is neither a path nor an AnnData.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
+        path = Path(source).expanduser()
         opened = open_cell_file(path, None if folder is None else Path(folder))
         try:
             counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))

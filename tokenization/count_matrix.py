@@ -5,6 +5,7 @@ AnnData and SciPy are recognised by their attributes, so that this file needs ne
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,8 +187,9 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     Parameters
     ----------
     cells
-        AnnData (in memory or backed), a matrix of cells x genes, one cell as a vector, a data frame with genes as
-        columns, one ``{gene: count}`` or a list of them, or an opened file (`cellglot.tokenization.read_cells`).
+        AnnData (in memory or backed), a matrix or tensor of cells x genes, one cell as a vector, a data frame with
+        genes as columns or a series of one cell, one ``{gene: count}`` or a list of them, or an opened file
+        (`cellglot.tokenization.read_cells`).
     genes
         Names of the columns, where `cells` does not carry them.
     layer
@@ -209,13 +211,16 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     if hasattr(cells, "var_names") and hasattr(cells, "X"):
         places = _places(cells)
         return choose_counts(places, layer, cell_names=cells.obs_names, source="the AnnData")
-    if isinstance(cells, Mapping):
+    if isinstance(cells, Mapping) and not hasattr(cells, "tocsr"):  # SciPy's dok_matrix is a dictionary
         cells = [cells]
     if isinstance(cells, (list, tuple)) and cells and all(isinstance(c, Mapping) for c in cells):
         cells, genes = _from_mappings(cells)
     if hasattr(cells, "columns") and hasattr(cells, "to_numpy"):
         genes = list(cells.columns) if genes is None else genes
-        cells = cells.to_numpy()
+        cells = _frame_values(cells)
+    elif hasattr(cells, "index") and hasattr(cells, "to_numpy"):  # a series
+        genes = list(cells.index) if genes is None else genes
+        cells = cells.to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(cells, (list, tuple)):
         cells = np.asarray(cells)
     if isinstance(cells, str) or not hasattr(cells, "shape"):
@@ -348,6 +353,24 @@ def _from_mappings(cells: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list
     return matrix, genes
 
 
+def _frame_values(frame: Any) -> Any:
+    """Give the values of a data frame, NaN where they are missing; those of text are refused by column."""
+    if hasattr(frame, "sparse"):  # pandas' accessor, where all columns are
+        return frame.sparse.to_coo()
+    values = frame.to_numpy()
+    if values.dtype != object:  # columns of different types, or of types that know missing values, come as objects
+        return values
+    try:
+        return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        text = [str(name) for name, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+        raise NotCountsError(
+            f"{len(text):,} of the data frame's {len(frame.columns):,} columns hold no numbers: "
+            f"{', '.join(text[:5])}{', ...' if len(text) > 5 else ''}. Columns are genes: leave out others, or make "
+            "the names of cells the index."
+        ) from error
+
+
 # -------------------------------------------------------------------- reading rows
 
 
@@ -360,11 +383,21 @@ def _row_readable(matrix: Any) -> Any:
     if getattr(matrix, "has_canonical_format", True) is False:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    if hasattr(matrix, "detach"):  # a tensor
-        matrix = matrix.detach().cpu().numpy()
+    if hasattr(matrix, "detach"):
+        matrix = _from_tensor(matrix.detach().cpu())
+    if np.ma.is_masked(matrix):
+        raise NotCountsError(f"{int(np.ma.count_masked(matrix)):,} values are masked: fill them with counts")
     if isinstance(matrix, np.matrix):
         matrix = np.asarray(matrix)
     return matrix
+
+
+def _from_tensor(tensor: Any) -> Any:
+    if "sparse" not in str(tensor.layout):
+        return tensor.numpy()
+    rows = (tensor.coalesce() if str(tensor.layout) == "torch.sparse_coo" else tensor).to_sparse_csr()
+    indptr, indices, data = (part.numpy() for part in (rows.crow_indices(), rows.col_indices(), rows.values()))
+    return SimpleNamespace(shape=tuple(rows.shape), indptr=indptr, indices=indices, data=data)
 
 
 def read_rows(matrix: Any, start: int, stop: int) -> CountRows:

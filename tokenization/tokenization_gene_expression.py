@@ -336,9 +336,9 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         Parameters
         ----------
         cells
-            AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format), one cell as a
-            vector, ``{gene: count}`` or a list of such, a data frame with genes as columns, or an opened file. Raw
-            counts; in an AnnData they are looked for in X, raw.X and the usual layers.
+            AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format, a tensor), one
+            cell as a vector, ``{gene: count}`` or a list of such, a data frame with genes as columns or a series of
+            one cell, or an opened file. Raw counts; in an AnnData they are looked for in X, raw.X and usual layers.
         genes
             Names of the columns, where `cells` does not carry them.
         layer

@@ -326,23 +326,35 @@ def test_empty_matrices(tmp_path, shape):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (b"cell,gene,count\n1,2,3\n", "is a text file, not HDF5: it begins 'cell,gene,count"),
-        (b"", "is empty"),
-        (b"\x1f\x8b\x08rest", "is gzipped: unpack it first"),
-        (b"\x00\x01\x02\xff" * 30, "is no HDF5 file"),
+        ("a.h5ad", b"cell,gene,count\n1,2,3\n", "is a text file, not HDF5: it begins 'cell,gene,count.*read_csv"),
+        ("a.h5ad", b"", "is empty"),
+        ("a.h5ad.gz", b"\x1f\x8b\x08rest", "is gzipped: unpack it first"),
+        ("a.zarr.zip", b"PK\x03\x04rest", "is a zip archive: unpack it first"),
+        ("a.RDS", b"\x1f\x8b\x08rest", "is an object of R: write it as .h5ad there"),
+        ("a.h5ad", b"\x00\x01\x02\xff" * 30, "is no HDF5 file"),
     ],
 )
-def test_files_that_are_no_hdf5(tmp_path, content, message):
-    (tmp_path / "a.h5ad").write_bytes(content)
-    with pytest.raises(CellFileError, match=message):
-        read_cells(tmp_path / "a.h5ad")
+def test_files_that_are_no_hdf5(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CellFileError, match=f"{name} {message}"):
+        read_cells(tmp_path / name)
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(CellFileError, match="nothing.h5ad does not exist"):
         read_cells(tmp_path / "nothing.h5ad")
+    with pytest.raises(CellFileError, match="is an address, not a file: download it first"):
+        read_cells("https://example.org/a.h5ad")
+
+
+def test_the_home_folder(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write("h5ad csr", cells, tmp_path / "a.h5ad")
+    with read_cells("~/a.h5ad") as opened:
+        assert len(opened) == 120
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
@@ -368,6 +380,18 @@ def test_hdf5_of_something_else(tmp_path):
         file["model_weights"] = np.ones(3)
     with pytest.raises(CellFileError, match="no AnnData file; it holds 'model_weights'"):
         read_cells(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        file.create_group("assays/RNA/counts")
+    with pytest.raises(CellFileError, match="this is a Seurat object of R: write it as .h5ad there"):
+        read_cells(tmp_path / "a.h5ad")
+
+
+def test_mudata_is_named(cells, tmp_path):
+    with h5py.File(tmp_path / "a.h5mu", "w") as file:
+        for name, element in {"obs": cells.obs, "var": cells.var, "mod/rna": cells, "mod/prot": cells}.items():
+            ad.io.write_elem(file, name, element)
+    with pytest.raises(CellFileError, match=r"this is MuData of prot, rna: write .* by mudata.read\(...\)\['rna'\]"):
+        read_cells(tmp_path / "a.h5mu")
 
 
 def damage(path, name, change):
@@ -550,7 +574,13 @@ def test_a_matrix_market_file_without_entries(cells, tmp_path):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(CellFileError, match="it holds nothing"):
+    with pytest.raises(CellFileError, match="it holds nothing$"):
+        read_cells(tmp_path)
+
+
+def test_folders_with_a_matrix_inside_are_named(cells, tmp_path):
+    write_10x(tmp_path / "filtered_feature_bc_matrix", cells, zipped=True)
+    with pytest.raises(CellFileError, match="name one of its folders with a matrix: filtered_feature_bc_matrix$"):
         read_cells(tmp_path)
 
 

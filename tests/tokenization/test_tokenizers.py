@@ -269,7 +269,13 @@ def forms(random_counts, tmp_path):
         "sparse array": (sp.csr_array(counts), genes),
         "explicit zero": (duplicated, genes),
         "tensor": (torch.from_numpy(counts.toarray()), genes),
+        "sparse tensor by rows": (torch.from_numpy(counts.toarray()).to_sparse_csr(), genes),
+        "sparse tensor by columns": (torch.from_numpy(counts.toarray()).to_sparse_csc(), genes),
+        "sparse tensor of coordinates": (torch.from_numpy(counts.toarray()).to_sparse_coo(), genes),
+        "dictionary of keys": (counts.todok(), genes),
         "data frame": (pd.DataFrame(counts.toarray(), columns=genes), None),
+        "sparse data frame": (pd.DataFrame.sparse.from_spmatrix(counts, columns=genes), None),
+        "data frame of pandas' integers": (pd.DataFrame(counts.toarray(), columns=genes).astype("Int64"), None),
         "mappings": ([{g: c for g, c in zip(genes, row, strict=True) if c} for row in counts.toarray()], None),
     }
 
@@ -291,6 +297,25 @@ def test_a_single_cell(random_counts):
         assert tokenizer(counts[1], genes=vocab.genes)["input_ids"] == expected[1:2]
         named = {g: c for g, c in zip(vocab.genes, counts[1], strict=True) if c}
         assert tokenizer(named)["input_ids"] == expected[1:2]
+        assert tokenizer(pd.Series(counts[1], index=vocab.genes))["input_ids"] == expected[1:2]
+
+
+def test_values_that_are_missing_masked_or_text_are_refused(random_counts):
+    vocab = a_vocabulary(20)
+    counts = random_counts(3, 20, 9).toarray()
+    frame = pd.DataFrame(counts, columns=vocab.genes).astype("Int64")
+    missing = frame.copy()
+    missing.iloc[1, 2] = pd.NA
+    masked = np.ma.masked_array(counts, mask=counts == counts.max())
+    for tokenizer in tokenizers(vocab):
+        with pytest.raises(NotCountsError, match=r"1 missing \(NaN\)"):
+            tokenizer(missing)
+        with pytest.raises(NotCountsError, match=r"1 missing \(NaN\)"):
+            tokenizer(missing.iloc[1])
+        with pytest.raises(NotCountsError, match="1 of the data frame's 21 columns hold no numbers: sample. "):
+            tokenizer(frame.assign(sample="a"))
+        with pytest.raises(NotCountsError, match=f"{masked.mask.sum()} values are masked"):
+            tokenizer(masked, genes=vocab.genes)
 
 
 @pytest.mark.parametrize("kind", ["pt", "np"])

@@ -1,0 +1,68 @@
+"""Files that are not read: what they are, and what to do with them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+R_ENDINGS = (".rds", ".rdata", ".rda", ".h5seurat")
+
+
+def why_missing(path: Path) -> str:
+    """Say why nothing is at a path."""
+    start = str(path).split("/")[0]
+    if start.endswith(":") and len(start) > 2:
+        return f"{path} is an address, not a file: download it first"
+    return f"{path} does not exist"
+
+
+def why_unread(path: Path) -> str:
+    """Say what a file is that is no HDF5."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        return f"{path} is empty"
+    if path.suffix.lower() in R_ENDINGS:
+        return f"{path} is an object of R: write it as .h5ad there, e.g. by zellkonverter::writeH5AD"
+    if start.startswith(b"\x1f\x8b"):
+        return f"{path} is gzipped: unpack it first"
+    if start.startswith(b"PK\x03\x04"):
+        return f"{path} is a zip archive: unpack it first"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        return (
+            f"{path} is a text file, not HDF5: it begins {start[:40].decode()!r}. A table of counts becomes a file of "
+            "cells by anndata.AnnData(pandas.read_csv(..., index_col=0)).write_h5ad(...), cells being rows"
+        )
+    return f"{path} is no HDF5 file (it begins {start[:8]!r}): a broken download, or another format?"
+
+
+def why_no_cells(path: Path) -> str:
+    """Say what a folder is that holds neither zarr nor one Matrix Market file."""
+    content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    inside = sorted({p.parent.name for p in path.glob("*/*matrix.mtx*")})
+    hint = f"; name one of its folders with a matrix: {', '.join(inside)}" if inside else ""
+    return f"{path} is neither zarr nor a 10x folder with one matrix.mtx or matrix.mtx.gz: it holds {content}{hint}"
+
+
+def why_no_anndata(content: Iterable[str], missing: Iterable[str]) -> str:
+    """Say what HDF5 or zarr is that lacks groups that AnnData has."""
+    content = sorted(content)
+    if "assays" in content:
+        return "this is a Seurat object of R: write it as .h5ad there, e.g. by zellkonverter::writeH5AD"
+    return (
+        f"no group {' and no group '.join(repr(name) for name in missing)}: this is no AnnData file; it holds "
+        f"{', '.join(repr(name) for name in content[:8]) or 'nothing'}"
+    )
+
+
+def why_no_matrix(modalities: Iterable[str]) -> str:
+    """Say why AnnData or MuData has no matrix of its own."""
+    if names := sorted(modalities):
+        of_rna = next((name for name in names if name.lower() in ("rna", "gex")), names[0])
+        return (
+            f"this is MuData of {', '.join(names)}: write the one with RNA counts to a file of its own, by "
+            f"mudata.read(...)[{of_rna!r}].write_h5ad(...)"
+        )
+    return "no matrix: neither X nor raw.X nor a layer"
+
+
+__all__ = ["why_missing", "why_no_anndata", "why_no_cells", "why_no_matrix", "why_unread"]
