@@ -57,8 +57,8 @@ class CellPipeline(Pipeline):
     """Base of the pipelines over cells.
 
     Cells are an AnnData (in memory or backed), the path of an ``.h5ad`` (read by anndata, which has to be installed),
-    ``{gene: count}`` or a list of such, a matrix with ``genes=``, or cells opened by cellglot: raw counts, audited and
-    matched as the tokenizer does; ``pipeline.last_report`` says what was matched and lost.
+    ``{gene: count}`` or a list of such, a matrix with ``genes=``, or else what the tokenizer takes: raw counts,
+    audited and matched by it; ``pipeline.last_report`` says what was matched and lost.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class CellPipeline(Pipeline):
         if report.cells_cut or report.cells_without_genes:
             logger.warning_once(report.summary())
         results = self.postprocess(values, **of_result)
-        return results[0] if isinstance(cells, Mapping) else results
+        return results[0] if self.tokenizer.is_named_cell(cells) else results
 
     def prepare(self, **of_model: Any) -> dict[str, Any]:
         """Make what all batches share.

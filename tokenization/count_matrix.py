@@ -188,7 +188,7 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     ----------
     cells
         AnnData (in memory or backed), a matrix or tensor of cells x genes, one cell as a vector, a data frame with
-        genes as columns or a series of one cell, one ``{gene: count}`` or a list of them, or an opened file
+        genes as columns, one ``{gene: count}`` (or a series) or a list of them, or an opened file
         (`cellglot.tokenization.read_cells`).
     genes
         Names of the columns, where `cells` does not carry them.
@@ -211,16 +211,13 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     if hasattr(cells, "var_names") and hasattr(cells, "X"):
         places = _places(cells)
         return choose_counts(places, layer, cell_names=cells.obs_names, source="the AnnData")
-    if isinstance(cells, Mapping) and not hasattr(cells, "tocsr"):  # SciPy's dok_matrix is a dictionary
+    if is_named_cell(cells):
         cells = [cells]
-    if isinstance(cells, (list, tuple)) and cells and all(isinstance(c, Mapping) for c in cells):
-        cells, genes = _from_mappings(cells)
+    if isinstance(cells, (list, tuple)) and cells and all(map(is_named_cell, cells)):
+        cells, genes = _from_named(cells)
     if hasattr(cells, "columns") and hasattr(cells, "to_numpy"):
         genes = list(cells.columns) if genes is None else genes
         cells = _frame_values(cells)
-    elif hasattr(cells, "index") and hasattr(cells, "to_numpy"):  # a series
-        genes = list(cells.index) if genes is None else genes
-        cells = cells.to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(cells, (list, tuple)):
         cells = np.asarray(cells)
     if isinstance(cells, str) or not hasattr(cells, "shape"):
@@ -343,14 +340,32 @@ def _places(adata: Any) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any]
     return places
 
 
-def _from_mappings(cells: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str]]:
-    genes = list(dict.fromkeys(str(g) for cell in cells for g in cell))
-    column = {g: i for i, g in enumerate(genes)}
-    matrix = np.zeros((len(cells), len(genes)))
-    for row, cell in enumerate(cells):
+def is_named_cell(cells: Any) -> bool:
+    """Tell whether this is one cell as gene -> count: a mapping or a series, neither a table nor a sparse matrix."""
+    named = hasattr(cells, "keys") and hasattr(cells, "items")
+    return named and not hasattr(cells, "columns") and not hasattr(cells, "tocsr")
+
+
+def _from_named(cells: Sequence[Any]) -> tuple[Any, list[str]]:
+    column: dict[str, int] = {}
+    rows: list[dict[int, float]] = []
+    for number, cell in enumerate(cells):
+        rows.append(row := {})
         for gene, count in cell.items():
-            matrix[row, column[str(gene)]] = count
-    return matrix, genes
+            at = column.setdefault(str(gene), len(column))
+            try:
+                row[at] = row.get(at, 0.0) + float(count)  # a series may name a gene twice
+            except (TypeError, ValueError):
+                raise NotCountsError(f"cell {number} has {count!r} for the gene {str(gene)!r}, not a count") from None
+    indices = np.fromiter((at for row in rows for at in row), dtype=np.int64)
+    data = np.fromiter((count for row in rows for count in row.values()), dtype=np.float64)
+    indptr = np.cumsum([0, *map(len, rows)])
+    return _by_rows((len(rows), len(column)), indptr, indices, data), list(column)
+
+
+def _by_rows(shape: tuple[int, ...], indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> Any:
+    """Give what is read as a sparse matrix by rows."""
+    return SimpleNamespace(shape=shape, indptr=indptr, indices=indices, data=data)
 
 
 def _frame_values(frame: Any) -> Any:
@@ -397,7 +412,7 @@ def _from_tensor(tensor: Any) -> Any:
         return tensor.numpy()
     rows = (tensor.coalesce() if str(tensor.layout) == "torch.sparse_coo" else tensor).to_sparse_csr()
     indptr, indices, data = (part.numpy() for part in (rows.crow_indices(), rows.col_indices(), rows.values()))
-    return SimpleNamespace(shape=tuple(rows.shape), indptr=indptr, indices=indices, data=data)
+    return _by_rows(tuple(rows.shape), indptr, indices, data)
 
 
 def read_rows(matrix: Any, start: int, stop: int) -> CountRows:
@@ -441,4 +456,4 @@ def sample_rows(matrix: Any, cells: int = SAMPLE_CELLS) -> CountRows:
     )
 
 
-__all__ = ["CountMatrix", "CountRows", "choose_counts", "open_counts"]
+__all__ = ["CountMatrix", "CountRows", "choose_counts", "is_named_cell", "open_counts"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizer
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
-from .count_matrix import CountMatrix, CountRows, open_counts
+from .count_matrix import CountMatrix, CountRows, is_named_cell, open_counts
 from .gene_encoding import GeneColumns, TokenRows, blocks
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
@@ -279,6 +279,11 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         return open_counts(cells, genes, layer)
 
+    @staticmethod
+    def is_named_cell(cells: Any) -> bool:
+        """Tell whether this is one cell as ``{gene: count}``, a mapping or a series."""
+        return is_named_cell(cells)
+
     def batches(
         self,
         cells: Any,
@@ -337,8 +342,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         ----------
         cells
             AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format, a tensor), one
-            cell as a vector, ``{gene: count}`` or a list of such, a data frame with genes as columns or a series of
-            one cell, or an opened file. Raw counts; in an AnnData they are looked for in X, raw.X and usual layers.
+            cell as a vector, ``{gene: count}`` (or a series) or a list of such, a data frame with genes as columns, or
+            an opened file. Raw counts; in an AnnData they are looked for in X, raw.X and the usual layers.
         genes
             Names of the columns, where `cells` does not carry them.
         layer

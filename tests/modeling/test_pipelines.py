@@ -80,16 +80,17 @@ def test_embeddings_of_every_form_of_cells(embed, gene_classifiers, few):
         given = {
             "AnnData": cells, "path": path, "name of a path": str(path), "backed": backed, "opened": opened,
             "columns": ad.AnnData(sp.csc_matrix(cells.X), var=cells.var), "view": cells[::-1][::-1],
-            "dictionaries": [cell(cells, i) for i in range(40)],
+            "dictionaries": [cell(cells, i) for i in range(40)], "data frame": cells.to_df(),
+            "series": [cells.to_df().iloc[i] for i in range(40)],
         }  # fmt: skip
         for name, form in given.items():
             found = embed(form, batch_size=7)
             assert found.dtype == np.float32 and found.shape == expected.shape, name
             np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
-    for matrix in (cells.X, cells.X.toarray()):
+    for matrix in (cells.X, cells.X.toarray(), cells.X.todok(), torch.from_numpy(cells.X.toarray()).to_sparse_csr()):
         np.testing.assert_allclose(embed(matrix, genes=genes), expected, atol=2e-6)
     np.testing.assert_allclose(embed(cell(cells, 3)), expected[3], atol=2e-6)
-    assert embed(cell(cells, 3)).shape == (16,)
+    assert embed(cell(cells, 3)).shape == embed(cells.to_df().iloc[3]).shape == (16,)
 
 
 def test_report_and_audit(embed, few, blood_log):

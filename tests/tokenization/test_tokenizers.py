@@ -297,7 +297,11 @@ def test_a_single_cell(random_counts):
         assert tokenizer(counts[1], genes=vocab.genes)["input_ids"] == expected[1:2]
         named = {g: c for g, c in zip(vocab.genes, counts[1], strict=True) if c}
         assert tokenizer(named)["input_ids"] == expected[1:2]
-        assert tokenizer(pd.Series(counts[1], index=vocab.genes))["input_ids"] == expected[1:2]
+        series = pd.Series(counts[1], index=vocab.genes)
+        assert tokenizer(series)["input_ids"] == expected[1:2]
+        assert tokenizer([named, series.astype("Int64")])["input_ids"] == expected[1:2] * 2
+        halves = pd.concat([series // 2, series - series // 2])  # a gene that stands twice is summed
+        assert tokenizer(halves)["input_ids"] == expected[1:2]
 
 
 def test_values_that_are_missing_masked_or_text_are_refused(random_counts):
@@ -310,8 +314,10 @@ def test_values_that_are_missing_masked_or_text_are_refused(random_counts):
     for tokenizer in tokenizers(vocab):
         with pytest.raises(NotCountsError, match=r"1 missing \(NaN\)"):
             tokenizer(missing)
-        with pytest.raises(NotCountsError, match=r"1 missing \(NaN\)"):
+        with pytest.raises(NotCountsError, match=f"cell 0 has <NA> for the gene '{vocab.genes[2]}', not a count"):
             tokenizer(missing.iloc[1])
+        with pytest.raises(NotCountsError, match=f"cell 1 has 'many' for the gene '{vocab.genes[0]}', not a count"):
+            tokenizer([{vocab.genes[0]: 3}, {vocab.genes[0]: "many"}])
         with pytest.raises(NotCountsError, match="1 of the data frame's 21 columns hold no numbers: sample. "):
             tokenizer(frame.assign(sample="a"))
         with pytest.raises(NotCountsError, match=f"{masked.mask.sum()} values are masked"):
