@@ -350,7 +350,8 @@ def _from_named(cells: Sequence[Any]) -> tuple[Any, list[str]]:
     column: dict[str, int] = {}
     rows: list[dict[int, float]] = []
     for number, cell in enumerate(cells):
-        rows.append(row := {})
+        row: dict[int, float] = {}
+        rows.append(row)
         for gene, count in cell.items():
             at = column.setdefault(str(gene), len(column))
             try:
