@@ -15,6 +15,7 @@ from anndata.io import read_elem
 from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
+from cellglot.tokenization.hdf5_filters import prepare_filters
 from cellglot.tokenization.stored_matrix import (
     READ_ERRORS,
     CellFileError,
@@ -99,6 +100,8 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
 
 
 def _open_hdf5(path: Path, file: h5py.File, folder: Path | None) -> CellFile:
+    if (unreadable := prepare_filters(file)) is not None:
+        raise CellFileError(unreadable)
     if "row_attrs" in file and "matrix" in file:
         opened = _open_loom(file)
     elif "matrix" in file and "barcodes" in file["matrix"]:

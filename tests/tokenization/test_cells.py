@@ -375,6 +375,22 @@ def test_missing_groups_are_named(cells, tmp_path, group):
         read_cells(tmp_path / "a.h5ad")
 
 
+@pytest.mark.parametrize("name", ["X/data", "X/indptr", "obs/n", "var/gene_ids"])
+def test_compression_that_is_not_read_is_named(cells, tmp_path, name):
+    write("h5ad csr", cells, tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        kind, shape = file[name].id.get_type(), file[name].shape
+        del file[name]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk(shape)
+        settings.set_filter(40_000, h5py.h5z.FLAG_OPTIONAL)
+        h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), settings)
+        file["uns/nowhere"] = h5py.SoftLink("/nothing")
+        file["obs/nowhere"] = h5py.SoftLink("/nothing")
+    with pytest.raises(CellFileError, match=f"a.h5ad: /{name} is compressed by .* 40000.*: pip install hdf5plugin"):
+        read_cells(tmp_path / "a.h5ad")
+
+
 def test_hdf5_of_something_else(tmp_path):
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file["model_weights"] = np.ones(3)
