@@ -13,6 +13,7 @@ import zarr
 from anndata.io import read_elem
 
 from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable
+from cellglot.tokenization.compound_table import compound_frame
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
 from cellglot.tokenization.hdf5_filters import prepare_filters
@@ -135,7 +136,8 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     missing = [name for name in ("obs", "var") if name not in group]
     if missing:
         raise CellFileError(why_no_anndata(group, missing))
-    var = _gene_table(group["var"])
+    beside = group["uns"] if _holds(group, "uns") and hasattr(group["uns"], "keys") else {}
+    var = _gene_table(group["var"], beside)
     notes: list[str] = []
     places: dict[str, Place] = {}
 
@@ -156,14 +158,16 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     if _holds(group, "X"):
         add("X", group["X"], var)
     if _holds(group, "raw") and _holds(group["raw"], "X"):
-        add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"]))
+        add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"], beside))
+    elif _holds(group, "raw.X"):  # before version 0.7
+        add("raw.X", group["raw.X"], _gene_table(group["raw.var"], beside))
     layers = group["layers"] if _holds(group, "layers") else {}
     for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
         add(f"layers[{name!r}]", layers[name], var)
     if not places:
         raise CellFileError(why_no_matrix(group.get("mod", ())))
     n_cells = next(iter(places.values()))[0].shape[0]
-    return CellFile(format_name, places, _cell_table(group["obs"], n_cells), notes)
+    return CellFile(format_name, places, _cell_table(group["obs"], n_cells, beside), notes)
 
 
 def _holds(group: Any, name: str) -> bool:
@@ -195,16 +199,16 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     return StoredRows(*arrays, shape=(n_cells, n_genes))
 
 
-def _gene_table(element: Any) -> pd.DataFrame:
-    table = read_elem(element)
+def _gene_table(element: Any, beside: Any) -> pd.DataFrame:
+    table = read_elem(element) if hasattr(element, "keys") else compound_frame(element, beside)
     if not isinstance(table, pd.DataFrame):
         raise CellFileError(f"{element.name} is no table but a {type(table).__name__}")
     return table
 
 
-def _cell_table(element: Any, n_cells: int) -> CellTable:
-    if not hasattr(element, "keys"):  # a compound array, as AnnData wrote before version 0.7
-        frame = read_elem(element)
+def _cell_table(element: Any, n_cells: int, beside: Any) -> CellTable:
+    if not hasattr(element, "keys"):
+        frame = compound_frame(element, beside)
         _check_length("obs", len(frame), n_cells)
         return FrameTable(frame)
     table = StoredTable(element, n_cells)

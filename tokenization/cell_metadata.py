@@ -143,7 +143,7 @@ class StoredTable:
             if "codes" in element and "categories" in element:
                 return self._decode(name, element["codes"][start:stop], element["categories"])
             if "values" in element and "mask" in element:
-                values = _plain(element["values"][start:stop]).astype(object)
+                values = plain_values(element["values"][start:stop]).astype(object)
                 values[np.asarray(element["mask"][start:stop], dtype=bool)] = None
                 return values
             raise ValueError(f"column {name!r} of obs is stored in a way that is not read: {sorted(element)}")
@@ -151,11 +151,11 @@ class StoredTable:
         categories = element.attrs.get("categories")
         if categories is not None:  # AnnData 0.7 keeps them beside, by reference
             return self._decode(name, values, self.group[categories])
-        return _plain(values)
+        return plain_values(values)
 
     def _decode(self, name: str, codes: np.ndarray, categories: Any) -> np.ndarray:
         if name not in self._categories:
-            values = _plain(categories[:])
+            values = plain_values(categories[:])
             self._categories[name] = np.append(values.astype(object), [None])
         return self._categories[name][np.asarray(codes)]
 
@@ -177,7 +177,8 @@ def plain_column(values: pd.Series) -> np.ndarray:
     return plain
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
+def plain_values(values: np.ndarray) -> np.ndarray:
+    """Give numbers as they are, and texts of any kind as an object array of strings."""
     return _strings(values) if values.dtype.kind in "OSUT" else values
 
 

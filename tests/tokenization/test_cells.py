@@ -147,6 +147,76 @@ def test_metadata_under_the_schemas_names(cells, tmp_path):
             assert list(table.index) == list(cells.obs_names[2:6])
 
 
+def write_old_sparse(file, name, matrix):
+    group = file.create_group(name)
+    group.attrs["h5sparse_format"], group.attrs["h5sparse_shape"] = b"csr", matrix.shape
+    for part in ("data", "indices", "indptr"):
+        group[part] = getattr(matrix.tocsr(), part)
+
+
+def write_records(file, name, names, columns):
+    """Write a table as AnnData did before version 0.7."""
+    parts = {"index": np.array(list(names), "S"), **columns}
+    table = np.zeros(len(parts["index"]), [(part, values.dtype) for part, values in parts.items()])
+    for part, values in parts.items():
+        table[part] = values
+    file[name] = table
+
+
+def write_table_of_07(file, name, names, columns, categories):
+    group = file.create_group(name)
+    group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.1.0", "_index": "index"})
+    group.attrs["column-order"] = list(columns)
+    group["index"] = list(names)
+    for column, values in columns.items():
+        group[column] = values
+        if column in categories:
+            group[f"__categories/{column}"] = list(categories[column])
+            group[column].attrs["categories"] = group[f"__categories/{column}"].ref
+
+
+@pytest.mark.parametrize("version", [0.6, 0.7])
+@pytest.mark.parametrize("in_raw", [True, False])
+def test_files_of_early_anndata(version, in_raw, cells, tmp_path):
+    types = cells.obs["celltype"].cat
+    obs = {"celltype": types.codes.to_numpy(), "n": np.arange(120), "level": np.arange(120) % 3}
+    genes = {"gene_ids": np.array(list(cells.var["gene_ids"]), "S" if version < 0.7 else h5py.string_dtype())}
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        write_old_sparse(file, "X", cells.X.log1p() * 0.7 if in_raw else cells.X)
+        raw = {0.6: "raw.", 0.7: "raw/"}[version]
+        if in_raw:
+            write_old_sparse(file, f"{raw}X", cells.X)
+        for name in ("var", *([f"{raw}var"] if in_raw else [])):
+            if version < 0.7:
+                write_records(file, name, cells.var_names, genes)
+            else:
+                write_table_of_07(file, name, cells.var_names, genes, {})
+        if version < 0.7:
+            write_records(file, "obs", cells.obs_names, obs)
+            file["uns/celltype_categories"] = np.array(list(types.categories), "S")
+            file["uns/level_categories"] = np.array([b"low", b"high"])  # of something else: too few for the numbers
+        else:
+            write_table_of_07(file, "obs", cells.obs_names, obs, {"celltype": types.categories})
+    with read_cells(tmp_path / "a.h5ad", rename={"n": "batch", "level": "level"}) as opened:
+        assert opened.counts.location == ("raw.X" if in_raw else "X")
+        assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
+        table = opened.metadata()
+        assert table["cell_type"].tolist() == [None if pd.isna(t) else t for t in cells.obs["celltype"]]
+        assert table["batch"].tolist() == list(range(120)) and table["level"].tolist() == [i % 3 for i in range(120)]
+        assert list(table.index) == list(cells.obs_names)
+        assert list(opened.var.index) == list(cells.var_names)
+        assert list(opened.var["gene_ids"]) == list(cells.var["gene_ids"])
+
+
+def test_a_table_that_is_none(cells, tmp_path):
+    write("h5ad csr", cells, tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        del file["obs"]
+        file["obs"] = np.arange(120)
+    with pytest.raises(CellFileError, match="a.h5ad: /obs is no table but an array of int64"):
+        read_cells(tmp_path / "a.h5ad")
+
+
 @pytest.mark.parametrize("form", ["h5ad", "zarr", "memory"])
 def test_columns_of_pandas_own_types_with_missing_values(form, cells, tmp_path):
     given = {
