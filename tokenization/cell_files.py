@@ -16,6 +16,7 @@ from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTab
 from cellglot.tokenization.compound_table import compound_frame
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
+from cellglot.tokenization.gene_vocabulary import ID_COLUMNS, NAME_COLUMNS
 from cellglot.tokenization.hdf5_filters import prepare_filters
 from cellglot.tokenization.stored_matrix import (
     READ_ERRORS,
@@ -34,6 +35,9 @@ from cellglot.tokenization.unread_files import (
 )
 from cellglot.tokenization.zarr_sparse import absent_chunks, checked_arrays
 
+
+NAMES_OF_CELLS = ("cellid", "cell_id", "obs_names", "cell_names", "barcode", "barcodes")  # in loom, in lower case
+NAMES_OF_GENES = (*NAME_COLUMNS, *ID_COLUMNS)
 
 Place = tuple[Any, list[str], Mapping[str, Any]]
 
@@ -105,7 +109,7 @@ def _open_hdf5(path: Path, file: h5py.File, folder: Path | None) -> CellFile:
         raise CellFileError(unreadable)
     if "row_attrs" in file and "matrix" in file:
         opened = _open_loom(file)
-    elif "matrix" in file and "barcodes" in file["matrix"]:
+    elif isinstance(file.get("matrix"), h5py.Group) and "barcodes" in file["matrix"]:
         opened = _open_10x(file["matrix"])
     elif _genomes(file):
         opened = _open_10x_by_genome(file)
@@ -276,7 +280,8 @@ def _one_place(matrix: Any, table: dict[str, list[str]], kept: np.ndarray) -> di
 
 
 def _open_market(path: Path, folder: Path | None) -> CellFile:
-    stem = path.name.removesuffix(".gz").removesuffix("matrix.mtx")
+    plain = path.name.removesuffix(".gz")
+    stem = plain.removesuffix("matrix.mtx") if plain.endswith("matrix.mtx") else ""  # as of UniqueAndMult-EM.mtx
     features = _beside(path, [f"{stem}{name}{end}" for name in ("features", "genes") for end in (".tsv", ".tsv.gz")])
     barcodes = _beside(path, [f"{stem}barcodes{end}" for end in (".tsv", ".tsv.gz")])
     rows = [line.split("\t") for line in _lines(features)]
@@ -312,10 +317,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _open_loom(file: h5py.File) -> CellFile:
-    genes = {
-        name: _strings(file["row_attrs"][name]) for name in file["row_attrs"] if _is_vector(file["row_attrs"][name])
-    }
-    cells = {name: file["col_attrs"][name] for name in file["col_attrs"] if _is_vector(file["col_attrs"][name])}
+    genes = {name: _strings(values) for name, values in _vectors(file, "row_attrs").items()}
+    cells = _vectors(file, "col_attrs")
     matrix = StoredDense(file["matrix"], transposed=True)
     for name, values in cells.items():
         _check_length(f"col_attrs/{name}", len(values), matrix.shape[0])
@@ -323,14 +326,21 @@ def _open_loom(file: h5py.File) -> CellFile:
         _check_length(f"row_attrs/{name}", len(names_of_genes), matrix.shape[1], "genes")
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
     frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
-    names = next((n for n in ("CellID", "obs_names", "cell_id", "barcode") if n in frame), None)
+    names = next((n for n in frame if n.lower() in NAMES_OF_CELLS), None)
     if names is not None:
         frame = frame.set_index(names)
     columns = dict(genes)
     for usual, name in (("gene_symbols", "Gene"), ("gene_ids", "Accession")):
         if name in genes:
             columns.setdefault(usual, genes[name])
-    index = next((genes[n] for n in ("Gene", "var_names", "gene_symbols", "Accession") if n in genes), None)
+    usual_names = (
+        "Gene",
+        "var_names",
+        "gene_symbols",
+        "Accession",
+        *(n for n in genes if n.lower() in NAMES_OF_GENES),
+    )
+    index = next((genes[n] for n in usual_names if n in genes), None)
     if index is None:
         raise CellFileError(f"no names of genes among the row attributes {', '.join(genes) or '(none)'}")
     places: dict[str, Place] = {"X": (matrix, index, columns)}
@@ -339,8 +349,9 @@ def _open_loom(file: h5py.File) -> CellFile:
     return CellFile("loom", places, FrameTable(frame))
 
 
-def _is_vector(dataset: Any) -> bool:
-    return isinstance(dataset, h5py.Dataset) and len(dataset.shape) == 1
+def _vectors(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
+    found = file.get(name, {}).items()
+    return {key: item for key, item in found if isinstance(item, h5py.Dataset) and len(item.shape) == 1}
 
 
 def _strings(values: Any) -> list[str]:

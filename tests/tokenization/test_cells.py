@@ -659,6 +659,43 @@ def test_a_matrix_market_file_without_entries(cells, tmp_path):
         assert len(opened) == 120
 
 
+@pytest.mark.parametrize(
+    ("genes", "barcodes"),
+    [("gene_names", "cell_names"), ("Ensembl", "Barcodes"), ("Gene", "CellID"), ("var_names", "")],
+)
+def test_usual_names_in_loom(cells, tmp_path, genes, barcodes):
+    write_loom(tmp_path / "a.loom", cells)
+    with h5py.File(tmp_path / "a.loom", "r+") as file:
+        del file["row_attrs"], file["col_attrs"]
+        file[f"row_attrs/{genes}"] = np.array(list(cells.var_names), "S")
+        if barcodes:
+            file[f"col_attrs/{barcodes}"] = np.array(list(cells.obs_names), "S")
+    with read_cells(tmp_path / "a.loom") as opened:
+        assert list(opened.var.index) == list(cells.var_names)
+        assert opened.names().tolist() == (list(cells.obs_names) if barcodes else [str(i) for i in range(120)])
+        assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
+
+
+def test_loom_without_names_of_genes(cells, tmp_path):
+    write_loom(tmp_path / "a.loom", cells)
+    with h5py.File(tmp_path / "a.loom", "r+") as file:
+        del file["row_attrs/Gene"], file["row_attrs/Accession"]
+        file["row_attrs/length"] = np.ones(cells.n_vars)
+    with pytest.raises(CellFileError, match="no names of genes among the row attributes length"):
+        read_cells(tmp_path / "a.loom")
+    with h5py.File(tmp_path / "a.loom", "r+") as file:
+        del file["row_attrs"]
+    with pytest.raises(CellFileError, match="it holds 'col_attrs', 'layers', 'matrix'"):
+        read_cells(tmp_path / "a.loom")
+
+
+def test_a_matrix_of_another_name(cells, tmp_path):
+    write_10x(tmp_path / "raw", cells, zipped=False)
+    (tmp_path / "raw" / "matrix.mtx").rename(tmp_path / "raw" / "UniqueAndMult-EM.mtx")
+    with read_cells(tmp_path / "raw" / "UniqueAndMult-EM.mtx") as opened:
+        assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
+
+
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(CellFileError, match="it holds nothing$"):
         read_cells(tmp_path)
