@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from cellglot.evaluation.ontology_geometry import OntologyGeometry
@@ -45,8 +46,11 @@ def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
         raise ValueError(f"{len(embedding):,} cells are too few for a UMAP: it takes four or more")
     from umap import UMAP
 
-    neighbors = min(15, len(embedding) - 1)
-    return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
+    neighbors, threads = min(15, len(embedding) - 1), torch.get_num_threads()
+    try:
+        return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
+    finally:
+        torch.set_num_threads(threads)  # Numba's parallel loops set them anew, for PyTorch, too
 
 
 def embedding_plot(

@@ -1,4 +1,6 @@
 import base64
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -80,6 +82,21 @@ def test_umap_tells_groups_of_cells_apart():
     assert np.array_equal(where, plots.umap_coordinates(embedding, seed=1))
     nearest = np.linalg.norm(where[:, None] - where[None] + 1e9 * np.eye(60)[..., None], axis=2).argmin(axis=1)
     assert (group[nearest] == group).all()
+
+
+THREADS = """
+import numpy as np, torch
+torch.set_num_threads(1)
+assert torch.get_num_threads() == 1  # asked for the first time PyTorch sets them once more
+from cellglot.evaluation.plots import umap_coordinates
+umap_coordinates(np.random.default_rng(0).normal(size=(60, 5)))
+print(torch.get_num_threads())
+"""
+
+
+def test_the_first_umap_of_a_process_changes_no_threads_of_models():
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("n_cells", [0, 1, 3])
