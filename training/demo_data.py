@@ -21,6 +21,7 @@ from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 
 
 MOST_CELLS = 5_000
+LEAST_CELLS = 100  # so that cells for training and held-out ones are enough for what the demo shows
 
 
 @dataclass
@@ -156,7 +157,7 @@ def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: C
     Raises
     ------
     ValueError
-        If the file has no column of that name.
+        If the file has no column of that name, or too few cells or classes in it.
     """
     if cells is None:
         import scanpy
@@ -167,6 +168,12 @@ def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: C
     with read_cells(cells) as opened:
         if labels not in opened.obs.names:
             raise ValueError(f"{cells} has no column {labels!r} in obs: {', '.join(opened.obs.names)}")
+        classes = pd.Series(opened.obs.column(labels, 0, opened.n_cells)).dropna()
+        if len(classes) < LEAST_CELLS or classes.nunique() < 2:
+            raise ValueError(
+                f"{cells} has {len(classes):,} cells with a {labels!r}, of {classes.nunique():,} classes: the demo "
+                f"takes {LEAST_CELLS:,} cells or more, of two classes or more"
+            )
         if opened.n_cells <= MOST_CELLS:
             return cells
         chosen = np.sort(np.random.default_rng(seed).choice(opened.n_cells, MOST_CELLS, replace=False))

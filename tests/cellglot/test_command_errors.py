@@ -41,6 +41,7 @@ ERRORS = {
     "missing checkpoint": ("convert exceiver none.ckpt -o new", "none.ckpt does not exist"),
     "no labels named": ("demo --cells good.h5ad -o new", "--labels COLUMN"),
     "unknown labels": ("demo --cells good.h5ad --labels weather -o new", "no column 'weather' in obs"),
+    "few cells": ("demo --cells good.h5ad --labels cell_type -o new", "the demo takes 100 cells or more"),
 }
 
 
