@@ -326,7 +326,7 @@ def _open_loom(file: h5py.File) -> CellFile:
         _check_length(f"row_attrs/{name}", len(names_of_genes), matrix.shape[1], "genes")
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
     frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
-    names = next((n for n in frame if n.lower() in NAMES_OF_CELLS), None)
+    names = next((n for n in cells if n.lower() in NAMES_OF_CELLS), None)
     if names is not None:
         frame = frame.set_index(names)
     columns = dict(genes)
