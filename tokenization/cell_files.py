@@ -1,7 +1,7 @@
 """Files of cells: which format is it, and where in it are matrices, genes and metadata."""
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from cellglot.tokenization.unread_files import (
 from cellglot.tokenization.zarr_sparse import absent_chunks, checked_arrays
 
 
-NAMES_OF_CELLS = ("cellid", "cell_id", "obs_names", "cell_names", "barcode", "barcodes")  # in loom, in lower case
-NAMES_OF_GENES = (*NAME_COLUMNS, *ID_COLUMNS)
+# Attributes of loom that name cells and genes, in lower case, the most believed first.
+NAMES_OF_CELLS = ("cellid", "obs_names", "cell_id", "barcode", "cell_names", "barcodes")
+NAMES_OF_GENES = ("gene", "var_names", "gene_symbols", "accession", *NAME_COLUMNS, *ID_COLUMNS)
 
 Place = tuple[Any, list[str], Mapping[str, Any]]
 
@@ -322,31 +323,32 @@ def _open_loom(file: h5py.File) -> CellFile:
     matrix = StoredDense(file["matrix"], transposed=True)
     for name, values in cells.items():
         _check_length(f"col_attrs/{name}", len(values), matrix.shape[0])
-    for name, names_of_genes in genes.items():
-        _check_length(f"row_attrs/{name}", len(names_of_genes), matrix.shape[1], "genes")
+    for name, values_of_genes in genes.items():
+        _check_length(f"row_attrs/{name}", len(values_of_genes), matrix.shape[1], "genes")
     frame = pd.DataFrame({n: _strings(v) if v.dtype.kind in "OS" else v[:] for n, v in cells.items()})
     frame = frame if len(frame.columns) else pd.DataFrame(index=range(matrix.shape[0]))
-    names = next((n for n in cells if n.lower() in NAMES_OF_CELLS), None)
-    if names is not None:
+    if (names := _first_of(NAMES_OF_CELLS, cells)) is not None:
         frame = frame.set_index(names)
     columns = dict(genes)
     for usual, name in (("gene_symbols", "Gene"), ("gene_ids", "Accession")):
         if name in genes:
             columns.setdefault(usual, genes[name])
-    usual_names = (
-        "Gene",
-        "var_names",
-        "gene_symbols",
-        "Accession",
-        *(n for n in genes if n.lower() in NAMES_OF_GENES),
-    )
-    index = next((genes[n] for n in usual_names if n in genes), None)
-    if index is None:
-        raise CellFileError(f"no names of genes among the row attributes {', '.join(genes) or '(none)'}")
+    names_of_genes = _first_of(NAMES_OF_GENES, genes)
+    if names_of_genes is None:
+        raise CellFileError(
+            f"no names of genes among the row attributes {', '.join(genes) or '(none)'}: symbols are expected in Gene, "
+            "Ensembl ids in Accession"
+        )
+    index = genes[names_of_genes]
     places: dict[str, Place] = {"X": (matrix, index, columns)}
     for name in file.get("layers", {}):
         places[f"layers[{name!r}]"] = (StoredDense(file["layers"][name], transposed=True), index, columns)
     return CellFile("loom", places, FrameTable(frame))
+
+
+def _first_of(usual: Iterable[str], names: Iterable[str]) -> str | None:
+    by_lower = {name.lower(): name for name in names}
+    return next((by_lower[name] for name in usual if name in by_lower), None)
 
 
 def _vectors(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:

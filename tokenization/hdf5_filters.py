@@ -20,7 +20,7 @@ def prepare_filters(file: h5py.File) -> str | None:
     if missing is None:
         return None
     name, code = missing
-    kind = f"{FILTERS.get(code, 'an unknown way')} (HDF5's filter {code})"
+    kind = f"{FILTERS.get(code, 'unknown means')} (HDF5's filter {code})"
     return f"{name} is compressed by {kind}, which h5py alone does not read: pip install hdf5plugin"
 
 
