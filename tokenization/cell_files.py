@@ -336,7 +336,7 @@ def _open_loom(file: h5py.File) -> CellFile:
     names_of_genes = _first_of(NAMES_OF_GENES, genes)
     if names_of_genes is None:
         raise CellFileError(
-            f"no names of genes among the row attributes {', '.join(genes) or '(none)'}: symbols are expected in Gene, "
+            f"no names of genes among the row attributes {', '.join(genes) or '(none)'}: symbols belong in Gene, "
             "Ensembl ids in Accession"
         )
     index = genes[names_of_genes]
