@@ -1,0 +1,28 @@
+"""Everything about writing results: which paths may be written, whose files they are, one run at a time."""
+
+from cellglot.outputs.folder import MANIFEST_FILE, OutputFolder, read_manifest
+from cellglot.outputs.lock import LOCK_FILE, LockedError, lock
+from cellglot.outputs.paths import OutputError, check_file, check_files, check_folder, holds, same_file
+from cellglot.outputs.writing import atomic, remove_leftovers, sha256, share, write_json, write_text
+
+
+__all__ = [
+    "LOCK_FILE",
+    "MANIFEST_FILE",
+    "LockedError",
+    "OutputError",
+    "OutputFolder",
+    "atomic",
+    "check_file",
+    "check_files",
+    "check_folder",
+    "holds",
+    "lock",
+    "read_manifest",
+    "remove_leftovers",
+    "same_file",
+    "sha256",
+    "share",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,252 @@
+"""Output folders that know their own files by a manifest: nothing else in them is ever touched."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cellglot.outputs.kinds import KINDS, Kind, kinds_of_earlier_versions
+from cellglot.outputs.lock import lock
+from cellglot.outputs.paths import OutputError, check_folder
+from cellglot.outputs.writing import is_leftover, sha256, write_json
+
+
+MANIFEST_FILE = ".cellglot-output.json"
+FORMAT_VERSION = 1
+DIGESTED_BYTES = 1 << 20  # larger files are known again by their size
+ASIDE = ".changed"
+_log = logging.getLogger(__name__)
+
+
+class OutputFolder:
+    """The folder of a result, for one run at a time.
+
+    Entering it checks everything before any work: that the folder is nobody's else (`check_folder`), that no other
+    run works there, that it holds no result of another kind, and that no file of somebody else has a name that is to
+    be written. After that, files with the names of the kind are the run's own.
+
+    Parameters
+    ----------
+    path
+        The folder. Made where it does not exist.
+    kind
+        A key of `KINDS`: the verb that writes it.
+    inputs
+        Files and folders that are read; names of repositories and None are passed over.
+
+    Attributes
+    ----------
+    own
+        Names of the files that an earlier run of this kind wrote, as they were found on entering.
+    was_finished
+        Whether an earlier run came to its end.
+
+    Raises
+    ------
+    OutputError
+        On entering, if the folder may not be written to; says why and what to do.
+    LockedError
+        On entering, if another run is at work there.
+    """
+
+    def __init__(self, path: str | os.PathLike, kind: str, inputs: Iterable[str | os.PathLike | None] = ()):
+        self.path, self.kind, self.inputs = Path(path), kind, list(inputs)
+        self.own: list[str] = []
+        self.was_finished = False
+        self._record: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def check(self) -> None:
+        """Refuse a folder that may not be written to, without writing anything.
+
+        Raises
+        ------
+        OutputError
+            Says why, and what to do.
+        """
+        check_folder(self.path, self.inputs)
+        self._look()
+
+    def __enter__(self) -> "OutputFolder":
+        check_folder(self.path, self.inputs)
+        if self.path.exists():
+            self._look()
+        with ExitStack() as stack:
+            stack.enter_context(lock(self.path))
+            self._look()
+            for path in [path for _, path in self._found() if is_leftover(path)]:
+                path.unlink(missing_ok=True)
+            self._record |= {"started": _now(), "finished": None}
+            self._write()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._record.get("finished") is None and self.path.is_dir():
+                self._note()
+        except OSError:
+            if error[0] is None:
+                raise
+        finally:
+            self._stack.close()
+
+    def clear(self) -> list[Path]:
+        """Delete the files of an earlier run, and nothing else.
+
+        A file that was changed after cellglot wrote it is somebody's work: it is kept under a name with ``.changed``.
+
+        Returns
+        -------
+        list of Path
+            Files that were kept under another name.
+        """
+        known, kept = self._record.get("files", {}), []
+        for name, path in list(self._found()):
+            if path.is_symlink() or (name in known and not _is_as_written(path, known[name])):
+                kept.append(_put_aside(path))
+            else:
+                path.unlink(missing_ok=True)
+        for folder in self._own_folders():
+            _remove_empty(folder)
+        if kept:
+            _log.warning("kept under another name, as they were changed: %s", ", ".join(map(str, kept)))
+        self.own, self.was_finished = [], False
+        self._record |= {"started": _now(), "finished": None, "files": {}}
+        self._write()
+        return kept
+
+    def finish(self) -> None:
+        """Note that the run came to its end, and its files as they are now."""
+        self._record["finished"] = _now()
+        self._note()
+
+    # ---------------------------------------------------------------- what is there
+
+    def _look(self) -> None:
+        """Read the manifest, and refuse results of another kind and files of somebody else."""
+        outputs = read_manifest(self.path)
+        mine: Kind = KINDS[self.kind]
+        before = [] if outputs else kinds_of_earlier_versions(self.path)
+        for other in [*outputs, *before]:
+            if self.kind not in (*outputs, *before) and not (mine.companion or KINDS[other].companion):
+                raise OutputError(
+                    f"{self.path} holds {KINDS[other].title}: it is not an output for {mine.title}. Choose another "
+                    "folder"
+                )
+        for folder in self._own_folders(links=True):
+            if folder.is_symlink():
+                raise OutputError(f"{folder} is a link: cellglot writes there. Choose another folder for the result")
+        found = dict(self._found())
+        self._record = outputs.get(self.kind, {"started": None, "finished": None, "files": {}})
+        self.was_finished = self._record["finished"] is not None
+        if self.kind in outputs:
+            known = set(self._record["files"]) if self.was_finished else set(found)
+        else:
+            known = set(found) if self.kind in before else set()
+        links = {name for name, path in found.items() if path.is_symlink()}
+        foreign = sorted((set(found) - known) | links)
+        foreign = [name for name in foreign if not is_leftover(found[name])]
+        if foreign:
+            raise OutputError(
+                f"{self.path} holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}, which cellglot did "
+                "not write and would replace: choose another folder, or move "
+                f"{'it' if len(foreign) == 1 else 'them'} away"
+            )
+        self.own = sorted(set(found) & known)
+
+    def _found(self) -> Iterator[tuple[str, Path]]:
+        """Yield the files with names of this kind: the name, and the path."""
+        places = [self.path, *self._own_folders()]
+        for place in places:
+            for folder, folders, files in os.walk(place):
+                if place == self.path:
+                    folders.clear()
+                folders.sort()
+                for file in sorted([*files, *(f for f in folders if Path(folder, f).is_symlink())]):
+                    path = Path(folder, file)
+                    name = path.relative_to(self.path).as_posix()
+                    if KINDS[self.kind].owns(name) or is_leftover(path):
+                        yield name, path
+
+    def _own_folders(self, links: bool = False) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        found = [path for path in sorted(self.path.iterdir()) if KINDS[self.kind].folders.fullmatch(path.name)]
+        return [path for path in found if path.is_dir() and (links or not path.is_symlink())]
+
+    # ---------------------------------------------------------------- the manifest
+
+    def _note(self) -> None:
+        self._record["files"] = {name: _facts(path) for name, path in self._found() if not path.is_symlink()}
+        self._write()
+
+    def _write(self) -> None:
+        outputs = read_manifest(self.path) | {self.kind: self._record}
+        write_json(self.path / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "outputs": outputs})
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Read what an output folder says of itself: kind -> started, finished, files; empty where there is no manifest.
+
+    Raises
+    ------
+    OutputError
+        If the manifest is damaged, or of a later version of cellglot.
+    """
+    path = Path(folder, MANIFEST_FILE)
+    if not path.exists():
+        return {}
+    way_out = "choose another folder for the result; if nothing else of value is here, delete this one"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, outputs = content["format_version"], content["outputs"]
+        whole = all(
+            isinstance(record["files"], dict) and {"started", "finished"} <= set(record) for record in outputs.values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OutputError(f"{path} is damaged ({type(error).__name__}): {way_out}") from error
+    if version != FORMAT_VERSION or not whole or not set(outputs) <= set(KINDS):
+        raise OutputError(f"{path} is damaged or of another version of cellglot: {way_out}")
+    return outputs
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    facts: dict[str, Any] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return facts | ({"sha256": sha256(path)} if status.st_size <= DIGESTED_BYTES else {})
+
+
+def _is_as_written(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file is the one that was written: by size and time, else by its digest; large ones by size."""
+    status = path.stat()
+    if status.st_size != facts.get("bytes"):
+        return False
+    return status.st_mtime_ns == facts.get("mtime_ns") or "sha256" not in facts or sha256(path) == facts["sha256"]
+
+
+def _put_aside(path: Path) -> Path:
+    number = 0
+    while os.path.lexists(aside := path.with_name(f"{path.name}{ASIDE}{f'-{number}' if number else ''}")):
+        number += 1
+    return path.rename(aside)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and those inside it, as far as they are empty."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        try:
+            os.rmdir(place)
+        except OSError:
+            continue
+
+
+__all__ = ["MANIFEST_FILE", "OutputFolder", "read_manifest"]

@@ -1,0 +1,166 @@
+"""Kinds of output folders: the names of the files in each, and how folders of earlier versions are recognised."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output folder.
+
+    Parameters
+    ----------
+    title
+        What such a folder holds, in words.
+    names
+        Pattern of the names of its files, relative to the folder and with ``/`` between parts.
+    folders
+        Pattern of the names of its own folders, directly below the output.
+    made_before
+        Whether a folder without a manifest was made by an earlier version of cellglot, for certain.
+    code
+        Whether the code that travels to the Hub is written beside.
+    companion
+        Whether it may lie in a folder beside another kind.
+    """
+
+    title: str
+    names: re.Pattern[str]
+    folders: re.Pattern[str]
+    made_before: Callable[[Path], bool]
+    code: bool = False
+    companion: bool = False
+
+    def owns(self, name: str) -> bool:
+        """Whether a file of this name, relative to the folder, belongs to the kind."""
+        if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
+            return False
+        return self.names.fullmatch(name) is not None or (self.code and name.split("/")[-1] in code_files())
+
+
+@cache
+def code_files() -> frozenset[str]:
+    """Return the names of the files of code that are written beside a model or tokenizer."""
+    found: set[str] = set()
+    for package in ("cellglot.modeling", "cellglot.tokenization"):
+        spec = importlib.util.find_spec(package)
+        for place in (spec and spec.submodule_search_locations) or ():
+            found |= {path.name for path in Path(place).glob("*.py") if path.name != "__init__.py"}
+    return frozenset(found)
+
+
+_WEIGHTS = r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|(adapter_)?model\.safetensors\.index\.json"
+_SETTINGS = (
+    r"(gene_vocab|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|config|generation_config|"
+    r"processor_config|adapter_config|gene_labels)\.json|gene_stats\.safetensors|(vocab|merges)\.txt"
+)
+_SAVED = rf"((text_)?tokenizer/)?({_WEIGHTS}|{_SETTINGS}|[a-z_]+\.model)"
+_STATE = (
+    r"[\w.-]+\.(safetensors|json|pt|pth|bin|distcp|txt|py|md)|(text_tokenizer|tokenizer)/[\w.-]+|"
+    r"(pytorch_model_fsdp_\d+|optimizer_\d+|global_step\d+)/[\w./-]+|latest"
+)
+_TRAINED = (
+    rf"{_SAVED}|weight_average\.safetensors|training_run\.json|run_identity\.json|trainer_state\.json|"
+    rf"training_args\.bin|checkpoint-\d+/({_STATE})|runs/[\w./-]*events\.out\.tfevents\.[\w.-]+"
+)
+_TRAINED_FOLDERS = r"checkpoint-\d+|runs|text_tokenizer|tokenizer"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _corpus(folder: Path) -> bool:
+    manifest, plan = _json(folder / "manifest.json"), _json(folder / ".work" / "plan.json")
+    return {"format_version", "shards", "plan"} <= set(manifest) or {"arguments", "files", "units"} <= set(plan)
+
+
+def _is_ours(folder: Path) -> bool:
+    return _json(folder / "config.json").get("model_type") in ("exceiver", "sccello", "langcell")
+
+
+def _trained(folder: Path) -> bool:
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    return "cellglot" in _json(folder / "training_run.json") or any(_is_ours(state.parent) for state in states)
+
+
+def _converted(folder: Path) -> bool:
+    return _is_ours(folder) and not _trained(folder) and not _published(folder)
+
+
+def _evaluated(folder: Path) -> bool:
+    return {"results", "finished", "models"} <= set(_json(folder / "evaluation.json"))
+
+
+def _published(folder: Path) -> bool:
+    try:
+        with open(folder / "README.md", encoding="utf-8", errors="replace") as card:
+            head = card.read(1 << 16)
+    except OSError:
+        return False
+    return head.startswith("---\n") and "cellglot" in head
+
+
+def _nothing_before(folder: Path) -> bool:
+    return False
+
+
+KINDS = {
+    "tokenize": Kind(
+        "a corpus of tokens",
+        re.compile(
+            r"manifest\.json(\.\d+\.tmp)?|data/(train|validation|test)-\d{6,}\.parquet(\.\d+\.tmp)?|"
+            rf"tokenizer/({_SETTINGS})|\.work/.+"
+        ),
+        re.compile(r"data|tokenizer|\.work"),
+        _corpus,
+        code=True,
+    ),
+    "pretrain": Kind(
+        "a pretrained model", re.compile(_TRAINED), re.compile(_TRAINED_FOLDERS), _trained, code=True
+    ),
+    "finetune": Kind(
+        "a fine-tuned model", re.compile(_TRAINED), re.compile(_TRAINED_FOLDERS), _trained, code=True
+    ),
+    "convert": Kind(
+        "a converted model",
+        re.compile(rf"{_SAVED}|README\.md"),
+        re.compile(r"text_tokenizer|tokenizer"),
+        _converted,
+        code=True,
+    ),
+    "evaluate": Kind(
+        "an evaluation",
+        re.compile(r"evaluation\.(json|md)|scores\.png|umap_\w+\.png"),
+        re.compile(r"(?!)"),
+        _evaluated,
+        companion=True,
+    ),
+    "publish": Kind("a published folder", re.compile(r"(?!\.cellglot).+"), re.compile(r"(?!\.).+"), _published),
+    "demo": Kind(
+        "a demo",
+        re.compile(r"report\.html|[\w-]+\.(png|json|npy)|[\w.-]+\.h5ad"),
+        re.compile(r"(?!)"),
+        _nothing_before,
+        companion=True,
+    ),
+}  # fmt: skip
+
+
+def kinds_of_earlier_versions(folder: Path) -> list[str]:
+    """Return the kinds of output that a folder without a manifest holds for certain."""
+    return [name for name, kind in KINDS.items() if kind.made_before(folder)]
+
+
+__all__ = ["KINDS", "Kind", "code_files", "kinds_of_earlier_versions"]

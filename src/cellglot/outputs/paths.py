@@ -1,0 +1,148 @@
+"""Which paths may be written: never an input, a folder that holds one, a repository, a home or a root."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+REPOSITORIES = (".git", ".hg", ".svn", ".jj")
+
+
+class OutputError(ValueError):
+    """An output cannot be written to without harm, or belongs to something else."""
+
+
+def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether two paths are one file or folder: through links, ``..`` and other spellings."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _ancestors(path: str | os.PathLike) -> list[Path]:
+    """Return a path and all folders above it, as it is spelt and with its links followed."""
+    spelt, followed = Path(os.path.abspath(path)), Path(os.path.realpath(path))
+    return list(dict.fromkeys([spelt, *spelt.parents, followed, *followed.parents]))
+
+
+def holds(folder: str | os.PathLike, path: str | os.PathLike) -> bool:
+    """Whether a folder is, or holds at any depth, a file or folder; also one that is linked into it."""
+    return any(same_file(folder, above) for above in _ancestors(path))
+
+
+def local(given: Iterable[str | os.PathLike | None]) -> list[Path]:
+    """Return those inputs that are files or folders of this machine; names of repositories are left out."""
+    return [Path(path) for path in given if path is not None and os.path.lexists(path)]
+
+
+def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
+    """Refuse a folder for results that is somebody's already.
+
+    Parameters
+    ----------
+    output
+        The folder; it need not exist.
+    inputs
+        Files and folders that are read: cells, models, tables, settings. None and names of repositories are passed
+        over.
+
+    Raises
+    ------
+    OutputError
+        If the output is a file, is or holds an input, is inside an input that is a store of cells, is the root of a
+        repository, or is or holds a home folder.
+    """
+    output = Path(output)
+    other = "choose a folder of its own for the result"
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file: {other}")
+    if os.path.lexists(output) and not output.exists():
+        raise OutputError(f"{output} is a link to a place that does not exist: {other}")
+    real = Path(os.path.realpath(output))
+    if real == real.parent:
+        raise OutputError(f"{output} is the root of a file system: {other}")
+    if any(holds(output, home) for home in _homes()):
+        raise OutputError(f"{output} is or holds a home folder: {other}")
+    for path in local(inputs):
+        if holds(output, path):
+            what = "is an input" if same_file(output, path) else f"holds the input {path}"
+            raise OutputError(f"{output} {what}: {other}")
+        if path.suffix == ".zarr" and path.is_dir() and holds(path, output):
+            raise OutputError(f"{output} lies inside the input {path}: {other}")
+    for name in REPOSITORIES:
+        if os.path.lexists(output / name):
+            raise OutputError(f"{output} is the root of a repository ({name}): {other}")
+
+
+def _homes() -> list[Path]:
+    homes = {os.environ.get("HOME"), os.path.expanduser("~")}
+    try:
+        import pwd
+
+        homes.add(pwd.getpwuid(os.getuid()).pw_dir)
+    except (ImportError, KeyError):
+        pass
+    return [Path(home) for home in homes if home and os.path.isabs(home) and os.path.isdir(home)]
+
+
+def check_file(
+    output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = (), *, overwrite: bool = False
+) -> None:
+    """Refuse a file for a result that is an input or that somebody else's content is in.
+
+    Parameters
+    ----------
+    output
+        The file; it need not exist.
+    inputs
+        Files and folders that are read. Never replaced, also not by `overwrite`; neither are files inside folders
+        among them. None and names of repositories are passed over.
+    overwrite
+        Replace a file that exists.
+
+    Raises
+    ------
+    OutputError
+        If the output is an input or an existing file inside one, a folder, exists and is not to be replaced, or
+        there is no folder to write it to.
+    """
+    output = Path(output)
+    for path in local(inputs):
+        if output.exists() and (same_file(output, path) or (path.is_dir() and holds(path, output))):
+            raise OutputError(f"{output} is {_input_name(output, path)}: write the result to another file")
+        if path.suffix == ".zarr" and path.is_dir() and holds(path, output):
+            raise OutputError(f"{output} lies inside the input {path}: write the result to another place")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: name a file for the result")
+    if not output.parent.is_dir():
+        raise OutputError(f"there is no folder {output.parent} to write {output.name} to: make it first")
+    if os.path.lexists(output) and not overwrite:
+        raise OutputError(f"{output} exists: choose another name, or replace it by --overwrite (overwrite=True)")
+
+
+def _input_name(output: Path, path: Path) -> str:
+    return "an input" if same_file(output, path) else f"a file of the input {path}"
+
+
+def check_files(
+    outputs: Iterable[str | os.PathLike | None],
+    inputs: Iterable[str | os.PathLike | None] = (),
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Check several files as `check_file` does, before any work; also that no two of them are one file.
+
+    Raises
+    ------
+    OutputError
+        As `check_file`, or if two outputs are the same file.
+    """
+    given, inputs = [Path(path) for path in outputs if path is not None], list(inputs)
+    for number, output in enumerate(given):
+        if any(same_file(output, earlier) for earlier in given[:number]):
+            raise OutputError(f"{output} is named for two results: name another file for one of them")
+        check_file(output, inputs, overwrite=overwrite)
+
+
+__all__ = ["OutputError", "check_file", "check_files", "check_folder", "holds", "local", "same_file"]
