@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import cellglot
+from cellglot.inputs import read_json, reading
 from cellglot.tokenization.background import Helpers, end_with_parent, one_later
+from cellglot.tokenization.corpus_check import (
+    AGAIN,
+    MOST_MANIFEST_BYTES,
+    CorpusError,
+    SourceMarks,
+    check_shards,
+    is_whole,
+    read_manifest,
+    same_plan,
+    vocabulary_digest,
+)
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
     FileOptions,
@@ -52,10 +63,6 @@ UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth i
 def default_processes() -> int:
     """Give how many processes keep this machine busy: more than one for two processors get in each other's way."""
     return max((os.cpu_count() or 1) // 2, 1)
-
-
-class CorpusError(ValueError):
-    """A corpus folder is unfinished, damaged, or holds something else."""
 
 
 @dataclass
@@ -90,34 +97,19 @@ class Corpus:
                 f"{folder} holds {'an unfinished corpus' if unfinished else 'no corpus'} (no {MANIFEST}): "
                 f"run cellglot tokenize {'again with the same arguments, it goes on' if unfinished else 'first'}"
             )
-        corpus = cls(folder, json.loads(path.read_text(encoding="utf-8")))
+        corpus = cls(folder, read_manifest(path))
         corpus.check()
         return corpus
 
     def check(self) -> None:
-        """Compare the shards with the manifest.
+        """Compare the shards with the manifest: size, content (by its digest), cells.
 
         Raises
         ------
         CorpusError
             If a shard is missing, unreadable, or has other bytes or cells than the manifest says; names the shard.
         """
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard["file"]
-            again = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
-            if not path.exists():
-                raise CorpusError(f"{path} is missing: {again}")
-            if path.stat().st_size != shard["bytes"]:
-                raise CorpusError(
-                    f"{path} has {path.stat().st_size:,} bytes where the manifest says {shard['bytes']:,}: it was cut "
-                    f"short or changed; {again}"
-                )
-            try:
-                rows = pq.read_metadata(path).num_rows
-            except (OSError, ValueError) as error:
-                raise CorpusError(f"{path} is no readable Parquet file ({error}): {again}") from error
-            if rows != shard["cells"]:
-                raise CorpusError(f"{path} has {rows:,} cells where the manifest says {shard['cells']:,}: {again}")
+        check_shards(self.folder, self.manifest)
 
     def shards(self, split: str) -> list[str]:
         """Give the paths of a split's shards."""
@@ -133,9 +125,28 @@ class Corpus:
         return self.folder / "tokenizer"
 
     def tokenizer(self) -> GeneExpressionTokenizer:
-        """Load the tokenizer."""
+        """Load the tokenizer.
+
+        Raises
+        ------
+        CorpusError
+            If it is damaged, or has another vocabulary than the manifest says.
+        """
         classes = {c.__name__: c for c in TOKENIZERS.values()}
-        return classes[self.manifest["tokenizer"]].from_pretrained(self.tokenizer_folder)
+        named = self.manifest["tokenizer"]
+        if named not in classes:
+            raise CorpusError(
+                f"{self.folder / MANIFEST} names the tokenizer {named!r:.60}: there are {', '.join(classes)}"
+            )
+        with reading(self.tokenizer_folder, AGAIN):
+            tokenizer = classes[named].from_pretrained(self.tokenizer_folder)
+        recorded = self.manifest.get("vocabulary_digest")
+        if recorded is not None and vocabulary_digest(tokenizer.vocabulary) != recorded:
+            raise CorpusError(
+                f"{self.tokenizer_folder} has another vocabulary or other statistics than the manifest says: it is "
+                f"damaged or was changed; {AGAIN}"
+            )
+        return tokenizer
 
     def summary(self) -> str:
         """Say what the corpus holds and what was left out."""
@@ -344,6 +355,7 @@ class _Run:
         self.processes, self.skip_broken, self.show = processes, skip_broken, progress
         self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
         self.plan: Plan
+        self.sources: SourceMarks
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
         self._helpers: Helpers | None = None
 
@@ -356,7 +368,7 @@ class _Run:
         broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
         self._make_plan(broken)
         earlier = self._earlier_plan()
-        if earlier is not None and (overwrite or earlier != self.plan.to_dict()):
+        if earlier is not None and (overwrite or not same_plan(earlier, self.plan)):
             if not overwrite:
                 changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
                 raise CorpusError(
@@ -378,6 +390,7 @@ class _Run:
             broken=broken,
             skip_broken=self.skip_broken,
         )
+        self.sources = SourceMarks(self.plan)
 
     def _earlier_plan(self) -> dict[str, Any] | None:
         for path, read in (
@@ -385,7 +398,7 @@ class _Run:
             (self.output / MANIFEST, lambda content: content["plan"]),
         ):
             if path.exists():
-                return read(json.loads(path.read_text(encoding="utf-8")))
+                return read(read_json(path, most_bytes=MOST_MANIFEST_BYTES))
         return None
 
     def _clear(self) -> None:
@@ -418,6 +431,7 @@ class _Run:
             tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
             records = self._write_tokens(bars, tokenizer)
             manifest = self._manifest(records, tokenizer)
+            self.sources.check()
         write_whole(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         shutil.rmtree(self.work, ignore_errors=True)
         return Corpus(self.output, manifest)
@@ -512,10 +526,8 @@ class _Run:
         path = self.work / "units" / f"{unit:06d}.json"
         if not path.exists():
             return None
-        record = json.loads(path.read_text())
-        sizes = [(self.output / s["file"], s["bytes"]) for s in record["shards"]]
-        whole = all(shard.exists() and shard.stat().st_size == size for shard, size in sizes)
-        return record if whole else None
+        record = read_json(path)
+        return record if all(is_whole(self.output, shard) for shard in record["shards"]) else None
 
     def _check_coverage(self, tokenizer: GeneExpressionTokenizer) -> None:
         """Refuse a file of which the vocabulary covers too little, by a sample of its cells, before the long pass."""
@@ -523,7 +535,7 @@ class _Run:
             return
         for file in self.plan.files:
             try:
-                with open_planned(file.path, self.options, conversion_folder(self.work, file.path)) as cells:
+                with open_planned(file.path, self.options, conversion_folder(self.work, file.fingerprint)) as cells:
                     columns = tokenizer.gene_columns(cells.counts, self.options.gene_column)
                     rows = cells.counts.rows(0, min(64, cells.n_cells))
             except GeneCoverageError as error:
@@ -627,6 +639,7 @@ class _Run:
             "format_version": 1,
             "tokenizer": self.tokenizer_class.__name__,
             "vocab_size": tokenizer.vocab_size,
+            "vocabulary_digest": vocabulary_digest(tokenizer.vocabulary),
             "split": plan["split"],
             "median_length": _weighted_median(lengths),
             "shards": [shard for record in records for shard in record["shards"]],

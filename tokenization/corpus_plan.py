@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 
+from cellglot.inputs import digest_of
 from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
@@ -52,7 +54,7 @@ class PlannedFile:
     name
         Name in the manifest, and ``dataset_id`` of cells that have none: the file's name without its ending.
     fingerprint
-        Size, and a hash of its beginning and end: tells a file that changed since.
+        Digest of its content, see `fingerprint`: tells a file that changed since.
     n_cells, n_genes
         Its size.
     counts_in
@@ -149,7 +151,31 @@ class Plan:
 
 
 def fingerprint(path: Path) -> str:
-    """Hash size, beginning and end of a file, or the names and sizes of a folder's files."""
+    """Give the digest of a file's content, or of a folder's names and contents.
+
+    Barcodes and features beside a Matrix Market file are part of its content.
+
+    Parameters
+    ----------
+    path
+        A file that `read_cells` reads.
+    """
+    digest = digest_of(path, progress=True)
+    if path.is_dir() or not path.name.removesuffix(".gz").endswith(".mtx"):
+        return digest
+    beside = sorted(p for p in path.parent.iterdir() if p.is_file() and p.name.removesuffix(".gz").endswith(".tsv"))
+    names = [f"{file.name}:{digest_of(file)}" for file in beside]
+    return f"mtx:{hashlib.blake2b(' '.join([digest, *names]).encode(), digest_size=16).hexdigest()}"
+
+
+def fingerprint_of_ends(path: Path) -> str:
+    """Hash size, beginning and end of a file, or names and sizes in a folder, as cellglot 0.1 did at first.
+
+    Parameters
+    ----------
+    path
+        A file that `read_cells` reads.
+    """
     digest = hashlib.blake2b(digest_size=16)
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -173,9 +199,17 @@ def open_planned(path: str | Path, options: FileOptions, folder: Path | None) ->
     return cells
 
 
-def conversion_folder(work: Path, path: str | Path) -> Path:
-    """Give the folder in which a file's matrix is kept when it has to be converted to rows."""
-    return work / "converted" / hashlib.blake2b(str(Path(path).resolve()).encode(), digest_size=8).hexdigest()
+def conversion_folder(work: Path, digest: str) -> Path:
+    """Give the folder in which a file's matrix is kept when it has to be converted to rows: one for each content.
+
+    Parameters
+    ----------
+    work
+        Folder of unfinished work.
+    digest
+        The file's `fingerprint`.
+    """
+    return work / "converted" / digest.rpartition(":")[2]
 
 
 @dataclass
@@ -205,11 +239,12 @@ class Inspected:
 
 def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Inspected:
     """Open a file, find its counts, and read what planning needs."""
-    with open_planned(path, options, conversion_folder(work, path)) as cells:
+    digest = fingerprint(path) if _may_hold_cells(path) else ""  # what holds none is refused by opening it
+    with open_planned(path, options, conversion_folder(work, digest)) as cells:
         file = PlannedFile(
             path=str(path),
             name=name,
-            fingerprint=fingerprint(path),
+            fingerprint=digest or fingerprint(path),
             n_cells=cells.n_cells,
             n_genes=cells.n_genes,
             counts_in=cells.counts.described_location,
@@ -226,6 +261,14 @@ def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Ins
             group_sizes=_group_sizes(cells, name),
             kinds={n: cells.obs.column(c, 0, 1).dtype.kind for n, c in file.metadata.items()},
         )
+
+
+def _may_hold_cells(path: Path) -> bool:
+    """Whether it is worth while to read all of a file or folder: of what is of another kind, none is read."""
+    if path.is_dir():
+        marks = (".zgroup", ".zattrs", "zarr.json", "*matrix.mtx*")
+        return any(next(path.glob(mark), None) is not None for mark in marks)
+    return path.is_file() and (h5py.is_hdf5(path) or ".mtx" in path.suffixes)
 
 
 def inspect_files(
@@ -444,6 +487,8 @@ __all__ = [
     "Split",
     "cell_groups",
     "conversion_folder",
+    "fingerprint",
+    "fingerprint_of_ends",
     "make_plan",
     "open_planned",
 ]

@@ -195,7 +195,7 @@ class Worker:
         if number != self._number or self._cells is None or self._columns is None:
             self._close_file()
             file = self.job.files[number]
-            folder = conversion_folder(Path(self.job.work), file.path)
+            folder = conversion_folder(Path(self.job.work), file.fingerprint)
             try:
                 self._cells = open_planned(file.path, self.job.options, folder)
             except READ_ERRORS as error:

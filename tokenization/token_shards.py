@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cellglot.inputs import digest_of
 from cellglot.tokenization.corpus_plan import SPLITS
 from cellglot.tokenization.gene_encoding import TokenRows
 
@@ -106,6 +107,7 @@ class ShardWriter:
             for split in (s for s in SPLITS if s in self.writers):
                 self.writers[split].close()
                 path = self._path(split)
+                digest = digest_of(_unfinished(path))
                 os.replace(_unfinished(path), path)
                 written.append(
                     {
@@ -114,6 +116,7 @@ class ShardWriter:
                         "cells": self.cells[split],
                         "tokens": self.tokens[split],
                         "bytes": path.stat().st_size,
+                        "digest": digest,
                     }
                 )
         finally:

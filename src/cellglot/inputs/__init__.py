@@ -1,0 +1,9 @@
+"""What is read: errors that name the file, digests of content, bounded JSON and YAML, names inside a folder."""
+
+from cellglot.inputs.documents import read_json, read_yaml
+from cellglot.inputs.errors import InputError, reading
+from cellglot.inputs.file_digests import FileMark, digest_of, file_mark
+from cellglot.inputs.inside import path_inside
+
+
+__all__ = ["FileMark", "InputError", "digest_of", "file_mark", "path_inside", "read_json", "read_yaml", "reading"]
