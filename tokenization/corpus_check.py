@@ -214,5 +214,6 @@ def _marks(path: Path) -> dict[str, FileMark]:
 
 
 __all__ = [
-    "AGAIN", "MOST_MANIFEST_BYTES", "CorpusError", "SourceMarks", "check_shards", "is_whole", "read_manifest", "same_plan", "vocabulary_digest",
+    "AGAIN", "MOST_MANIFEST_BYTES", "CorpusError", "SourceMarks", "check_shards", "is_whole", "read_manifest",
+    "same_plan", "vocabulary_digest",
 ]  # fmt: skip

@@ -517,7 +517,7 @@ def test_arguments_that_cannot_be(files, tmp_path, options, message):
     ("damage", "message"),
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-100]), "was cut short or changed"),
-        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "no readable Parquet file"),
+        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "has another content than the manifest says"),
         (lambda p: p.unlink(), "is missing"),
     ],
 )

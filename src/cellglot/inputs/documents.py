@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from cellglot.inputs.errors import InputError, reading
 
 
 MOST_BYTES = 64 << 20  # a configuration has thousands, a vocabulary with names a few millions
-MOST_YAML_BYTES = 1 << 20  # PyYAML reads some 50,000 bytes a second
+MOST_YAML_BYTES = 1 << 17  # PyYAML reads some 50,000 bytes a second
 MOST_ALIASES = 100  # of a YAML file, which a few of them can multiply into gigabytes
+MOST_VALUES = 100_000
+DEEPEST = 100
+
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 def read_json(
@@ -82,7 +87,14 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
         Of the file or option that it comes from, for messages.
     loader
         `yaml.SafeLoader`, or a class below it.
+
+    Raises
+    ------
+    InputError
+        As `read_yaml`.
     """
+    if _depth(text) > DEEPEST:
+        raise InputError(f"{name} is nested too deeply: write it again")
     with reading(name, "write it again"):
         try:
             aliases = (
@@ -95,14 +107,23 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
             raise InputError(f"{name} is not YAML: {error}") from error
 
 
+def _depth(text: str) -> int:
+    """Give how many brackets are open at once, for whose number PyYAML takes time by its square."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(text):
+        depth = max(depth + (1 if found.group() in "[{" else -1), 0)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def _plain(content: Any, name: str) -> Any:
     """Refuse content that grows or turns in circles through aliases."""
-    left = 1_000_000
+    left = MOST_VALUES
 
     def count(value: Any, depth: int) -> None:
         nonlocal left
         left -= 1
-        if left < 0 or depth > 200:
+        if left < 0 or depth > DEEPEST:
             raise InputError(f"{name} repeats or nests parts of itself without end (YAML aliases): write them out")
         if isinstance(value, dict):
             for key, inner in value.items():
