@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import pandas as pd
 import zarr
 from anndata.io import read_elem
@@ -237,8 +236,9 @@ def _genomes(file: h5py.File) -> list[str]:
 def _open_10x(group: h5py.Group) -> CellFile:
     features = group["features"]
     table = {"gene_ids": _strings(features["id"]), "gene_symbols": _strings(features["name"])}
-    types = _strings(features["feature_type"]) if "feature_type" in features else None
-    return _from_10x(group, table, types, "10x h5")
+    if "feature_type" in features:
+        table["feature_types"] = _strings(features["feature_type"])
+    return _from_10x(group, table, "10x h5")
 
 
 def _open_10x_by_genome(file: h5py.File) -> CellFile:
@@ -247,37 +247,18 @@ def _open_10x_by_genome(file: h5py.File) -> CellFile:
         raise CellFileError(f"several genomes: {', '.join(genomes)}; write the cells of one to a file of its own")
     group = file[genomes[0]]
     table = {"gene_ids": _strings(group["genes"]), "gene_symbols": _strings(group["gene_names"])}
-    return _from_10x(group, table, None, "10x h5 (version 2)")
+    return _from_10x(group, table, "10x h5 (version 2)")
 
 
-def _from_10x(group: h5py.Group, table: dict[str, list[str]], types: list[str] | None, format_name: str) -> CellFile:
+def _from_10x(group: h5py.Group, table: dict[str, list[str]], format_name: str) -> CellFile:
     n_genes, n_cells = (int(n) for n in group["shape"][:])
     for name, values in table.items():
         _check_length(name, len(values), n_genes, "genes")
     _check_length("barcodes", len(group["barcodes"]), n_cells)
-    column_map, kept, notes = _gene_expression_only(types, n_genes)
     data, indices = fast_array(group["data"]), fast_array(group["indices"])
-    matrix = StoredRows(data, indices, group["indptr"], (n_cells, n_genes), column_map)
-    places = _one_place(matrix, table, kept)
+    matrix = StoredRows(data, indices, group["indptr"], (n_cells, n_genes))
     obs = FrameTable(pd.DataFrame(index=_strings(group["barcodes"])))
-    return CellFile(format_name, places, obs, notes)
-
-
-def _gene_expression_only(types: list[str] | None, n: int) -> tuple[np.ndarray | None, np.ndarray, list[str]]:
-    kept = np.ones(n, dtype=bool) if types is None else np.array([t == "Gene Expression" for t in types])
-    if kept.all():
-        return None, kept, []
-    assert types is not None
-    if not kept.any():
-        raise CellFileError(f"no features of type 'Gene Expression', only {', '.join(sorted(set(types)))}")
-    others = pd.Series([t for t in types if t != "Gene Expression"]).value_counts()
-    note = "left out features that are no genes: " + ", ".join(f"{n:,} {name}" for name, n in others.items())
-    return np.where(kept, np.cumsum(kept) - 1, -1), kept, [note]
-
-
-def _one_place(matrix: Any, table: dict[str, list[str]], kept: np.ndarray) -> dict[str, Place]:
-    columns = {name: [v for v, k in zip(values, kept, strict=True) if k] for name, values in table.items()}
-    return {"X": (matrix, columns["gene_symbols"], columns)}
+    return CellFile(format_name, {"X": (matrix, table["gene_symbols"], table)}, obs)
 
 
 def _open_market(path: Path, folder: Path | None) -> CellFile:
@@ -290,12 +271,12 @@ def _open_market(path: Path, folder: Path | None) -> CellFile:
     if not rows or not cells:
         raise CellFileError(f"{features if not rows else barcodes} is empty")
     table = {"gene_ids": [r[0] for r in rows], "gene_symbols": [r[1] if len(r) > 1 else r[0] for r in rows]}
-    types = [r[2] for r in rows] if all(len(r) > 2 for r in rows) else None
-    column_map, kept, notes = _gene_expression_only(types, len(rows))
-    target = None if folder is None else folder / "matrix"
-    matrix = market_to_rows(path, (len(cells), len(rows)), target, column_map)
-    notes.append("a Matrix Market file is text: it is converted to rows on disk before it is read")
-    return CellFile("10x matrix folder", _one_place(matrix, table, kept), FrameTable(pd.DataFrame(index=cells)), notes)
+    if any(len(r) > 2 for r in rows):
+        table["feature_types"] = [r[2] if len(r) > 2 else "" for r in rows]
+    matrix = market_to_rows(path, (len(cells), len(rows)), None if folder is None else folder / "matrix")
+    places: dict[str, Place] = {"X": (matrix, table["gene_symbols"], table)}
+    notes = ["a Matrix Market file is text: it is converted to rows on disk before it is read"]
+    return CellFile("10x matrix folder", places, FrameTable(pd.DataFrame(index=cells)), notes)
 
 
 def _beside(path: Path, names: list[str]) -> Path:

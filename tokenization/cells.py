@@ -60,6 +60,11 @@ class Cells:
         self.metadata_columns = schema_names(opened.obs.names, rename)
         others = tuple(f"{place} " for place in opened.places if place != counts.location)
         self.notes = [note for note in opened.notes if not note.startswith(others)]
+        if counts.left_out:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in counts.left_out.items())
+            self.notes.append(f"left out features that are no genes: {kinds}")
+        if counts.note:
+            self.notes.append(counts.note)
         if counts.recover:
             self.notes.append(
                 f"{counts.location} holds log1p of scaled counts: raw counts are computed back exactly, each cell's "

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .count_audit import NotCountsError, not_counts_reason, recover_counts
+from .feature_types import Features, features_of, only_genes, with_types
 
 
 COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "UMIs")
@@ -60,6 +61,17 @@ class CountMatrix:
         Names of the cells, for messages.
     empty_places
         Places that hold nothing but zeros in the cells looked at, for reports.
+    features
+        Which columns are genes; the others are left out of everything. By default all are.
+    source
+        What the matrix belongs to, for messages: the path of a file.
+
+    Attributes
+    ----------
+    left_out : dict
+        Type of features that are no genes -> how many were left out.
+    note : str
+        Types of features that say nothing, in a sentence.
     """
 
     def __init__(
@@ -72,10 +84,13 @@ class CountMatrix:
         recover: bool = False,
         cell_names: Sequence[str] | None = None,
         empty_places: Sequence[str] = (),
+        features: Features | None = None,
+        source: str = "",
     ):
         self.matrix = _row_readable(matrix)
         self.index = index
         self.columns = columns
+        self.source = source
         self.location = location
         self.recover = recover
         self.cell_names = cell_names
@@ -84,6 +99,13 @@ class CountMatrix:
             raise ValueError(f"{location} has shape {self.matrix.shape}, not (cells, genes)")
         if self.matrix.shape[1] != len(index):
             raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but {len(index):,} genes are named")
+        self.left_out: dict[str, int] = {}
+        self.note = "" if features is None else features.note
+        if features is not None and features.genes is not None:
+            self.left_out = dict(features.left_out)
+            self.matrix = GenesOnly(self.matrix, features.genes)
+            self.index = only_genes(index, features.genes)
+            self.columns = {name: only_genes(values, features.genes) for name, values in (columns or {}).items()}
 
     @property
     def n_cells(self) -> int:
@@ -172,10 +194,49 @@ class CountMatrix:
 
     def _offsets(self) -> Any:
         """Give where the cells begin among the stored counts, an array or a data set of a file; None if dense."""
-        indptr = getattr(self.matrix, "indptr", None)
-        if indptr is None and hasattr(self.matrix, "group"):  # backed AnnData: where its rows lie in the file
-            indptr = self.matrix.group["indptr"]
-        return indptr
+        return _offsets_of(self.matrix)
+
+
+class GenesOnly:
+    """The columns of a matrix that are genes; those of other features are dropped from each row that is read.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features, as `CountMatrix` reads them.
+    genes
+        Whether each column is a gene, shape (features,).
+    """
+
+    def __init__(self, matrix: Any, genes: np.ndarray):
+        self.matrix, self.genes = matrix, genes
+        self.column_map = np.where(genes, np.cumsum(genes) - 1, -1).astype(np.int32)
+        self.shape = (int(matrix.shape[0]), int(np.count_nonzero(genes)))
+        if hasattr(matrix, "sample_values"):
+            self.sample_values = lambda: matrix.sample_values(genes)
+
+    @property
+    def indptr(self) -> Any:
+        """Where each cell begins among all stored values, those of other features included; None if dense."""
+        return _offsets_of(self.matrix)
+
+    def read_rows(self, start: int, stop: int) -> CountRows:
+        """Read the genes of some cells."""
+        return self.select(read_rows(self.matrix, start, stop))
+
+    def select(self, rows: CountRows) -> CountRows:
+        """Drop the values of other features."""
+        columns = self.column_map.take(rows.indices)
+        kept = np.flatnonzero(columns >= 0)
+        return CountRows(rows.data.take(kept), columns.take(kept), kept.searchsorted(rows.indptr))
+
+
+def _offsets_of(matrix: Any) -> Any:
+    """Give where the rows of a matrix begin among its stored values; None where it is dense."""
+    indptr = getattr(matrix, "indptr", None)
+    if indptr is None and hasattr(matrix, "group"):  # backed AnnData: where its rows lie in the file
+        indptr = matrix.group["indptr"]
+    return indptr
 
 
 # -------------------------------------------------------------------- opening
@@ -211,6 +272,10 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     if hasattr(cells, "var_names") and hasattr(cells, "X"):
         places = _places(cells)
         return choose_counts(places, layer, cell_names=cells.obs_names, source="the AnnData")
+    if hasattr(cells, "mod") and hasattr(cells, "obs_names"):
+        raise TypeError(
+            f"this is MuData of {', '.join(map(str, cells.mod))}: pass the AnnData with RNA counts, as in cells['rna']"
+        )
     if is_named_cell(cells):
         cells = [cells]
     if isinstance(cells, (list, tuple)) and cells and all(map(is_named_cell, cells)):
@@ -268,15 +333,13 @@ def choose_counts(
         if name not in places:
             raise ValueError(f"{source} has no {layer!r}: it has {', '.join(places)}")
         places = {name: places[name]}
+    candidates = _candidates(places, cell_names, source)
     seen: dict[str, str] = {}
     counts: list[CountMatrix] = []
     recoverable: list[CountMatrix] = []
     empty: list[CountMatrix] = []
     usual = {"X", "raw.X", *(f"layers[{name!r}]" for name in COUNT_LAYERS)}
-    for name, (matrix, index, columns) in places.items():
-        candidate = CountMatrix(matrix, index, columns, location=name, cell_names=cell_names)
-        if candidate.n_cells == 0 or candidate.n_genes == 0:
-            raise ValueError(f"{source} is empty: {candidate.n_cells:,} cells x {candidate.n_genes:,} genes")
+    for name, candidate in candidates.items():
         if layer is None and name not in usual:
             continue
         sample = sample_rows(candidate.matrix)
@@ -298,6 +361,33 @@ def choose_counts(
         + (f"Other layers: {', '.join(others)}; name one by layer=... if it holds counts. " if others else "")
         + "Counts are whole numbers, not normalised, scaled or corrected."
     )
+
+
+def _candidates(
+    places: Mapping[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]],
+    cell_names: Sequence[str] | None,
+    source: str,
+) -> dict[str, CountMatrix]:
+    """Give the genes of each place; places that hold none are passed over where another one does."""
+    candidates: dict[str, CountMatrix] = {}
+    others = ""
+    for name, (matrix, index, columns) in with_types(places).items():
+        features = features_of(index, columns)
+        if features.genes is not None and not features.genes.any():
+            others = others or f"{name} has {features.described()}"
+            continue
+        candidate = CountMatrix(
+            matrix, index, columns, location=name, cell_names=cell_names, features=features, source=source
+        )
+        if candidate.n_cells == 0 or candidate.n_genes == 0:
+            raise ValueError(f"{source} is empty: {candidate.n_cells:,} cells x {candidate.n_genes:,} genes")
+        candidates[name] = candidate
+    if others and not candidates:
+        raise ValueError(
+            f"{source} has no genes, no features of type 'Gene Expression': {others}. If they are genes, correct "
+            "the column that says so (feature_types, modality), or leave it out"
+        )
+    return candidates
 
 
 def _is_recoverable(candidate: CountMatrix, sample: CountRows) -> bool:

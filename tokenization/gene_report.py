@@ -42,6 +42,8 @@ class GeneReport:
         Where the counts were found (``X``, ``raw.X``, ``layers['counts']``), with how they were recovered.
     hint
         What would match more genes, where the names tell.
+    left_out
+        Type of features that are no genes (antibodies, peaks, ...) -> how many were left out, before all else.
     """
 
     genes: int = 0
@@ -59,6 +61,7 @@ class GeneReport:
     tokens_cut: int = 0
     counts_in: str = ""
     hint: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def matched(self) -> int:
@@ -92,6 +95,9 @@ class GeneReport:
             f"{self.coverage:.1%} of counts are covered"
             + (f"; counts are in {self.counts_in}" if self.counts_in else ""),
         ]
+        if self.left_out:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
+            lines.append(f"left out features that are no genes: {kinds}")
         if self.lost:
             lines.append(f"lost: {self.unknown:,} unknown genes, {self.ambiguous:,} ambiguous names")
         if self.largest_losses:

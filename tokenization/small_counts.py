@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cellglot.tokenization.count_matrix import CountMatrix, CountRows
+from cellglot.tokenization.count_matrix import CountMatrix, CountRows, GenesOnly
 from cellglot.tokenization.deflated_array import parts
 from cellglot.tokenization.stored_matrix import StoredRows, canonical
 
@@ -18,8 +18,11 @@ def small_rows(counts: CountMatrix, start: int, stop: int) -> CountRows:
     larger counts or bad values, and of all other matrices, the rows are read by `CountMatrix.rows`, with its errors.
     """
     matrix = counts.matrix
-    rows = _narrowed(matrix, start, stop) if isinstance(matrix, StoredRows) and not counts.recover else None
-    return in_smallest_types(counts.rows(start, stop)) if rows is None else rows
+    stored = matrix.matrix if isinstance(matrix, GenesOnly) else matrix
+    rows = _narrowed(stored, start, stop) if isinstance(stored, StoredRows) and not counts.recover else None
+    if rows is None:
+        return in_smallest_types(counts.rows(start, stop))
+    return in_smallest_types(matrix.select(rows)) if isinstance(matrix, GenesOnly) else rows
 
 
 def in_smallest_types(rows: CountRows) -> CountRows:
@@ -35,7 +38,7 @@ def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
     """Read rows of whole numbers up to 65,535 in columns that there are; None where they hold anything else."""
     from cellglot.tokenization.narrowing_kernels import narrow_columns, narrow_counts  # Numba, slow to load
 
-    if matrix.column_map is not None or matrix.stored_columns > _MOST_COLUMNS:
+    if matrix.shape[1] > _MOST_COLUMNS:
         return None
     if np.dtype(matrix.data.dtype).str not in _COUNTS or np.dtype(matrix.indices.dtype).str not in _COLUMNS:
         return None
@@ -49,7 +52,7 @@ def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
         largest, at = max(largest, found), at + len(part)
     falls, at, last = 0, 0, -1
     for part in parts(matrix.indices, low, high):
-        found = narrow_columns(part, columns[at : at + len(part)], last, matrix.stored_columns)
+        found = narrow_columns(part, columns[at : at + len(part)], last, matrix.shape[1])
         if found < 0:
             return None
         falls, at, last = falls + found, at + len(part), int(part[-1])

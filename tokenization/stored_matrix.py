@@ -33,17 +33,12 @@ class StoredRows:
     data, indices, indptr
         The three arrays; anything that can be sliced.
     shape
-        (cells, genes) as stored.
-    column_map
-        New number of each stored column, -1 for columns left out; None keeps all as they are.
+        (cells, genes).
     """
 
-    def __init__(self, data: Any, indices: Any, indptr: Any, shape: tuple[int, int], column_map: Any = None):
+    def __init__(self, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]):
         self.data, self.indices, self.indptr = data, indices, indptr
-        self.stored_columns = int(shape[1])
-        self.column_map = column_map
-        kept = self.stored_columns if column_map is None else int((column_map >= 0).sum())
-        self.shape = (int(shape[0]), kept)
+        self.shape = (int(shape[0]), int(shape[1]))
         n_values, n_indices, n_offsets = (int(array.shape[0]) for array in (data, indices, indptr))
         if n_offsets != self.shape[0] + 1:
             raise CellFileError(f"indptr has {n_offsets:,} entries, not one more than the {self.shape[0]:,} cells")
@@ -76,21 +71,12 @@ class StoredRows:
         """
         low, high, indptr = self.offsets(start, stop)
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
-        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.stored_columns):
+        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.shape[1]):
             raise CellFileError(
                 f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,}, but the matrix has "
-                f"{self.stored_columns:,} columns"
+                f"{self.shape[1]:,} columns"
             )
-        rows = CountRows(data, indices, indptr)
-        if self.column_map is not None:
-            rows = _map_columns(rows, self.column_map)
-        return canonical(rows)
-
-
-def _map_columns(rows: CountRows, column_map: np.ndarray) -> CountRows:
-    columns = column_map[rows.indices]
-    kept_at = np.flatnonzero(columns >= 0)
-    return CountRows(rows.data[kept_at], columns[kept_at], np.searchsorted(kept_at, rows.indptr))
+        return canonical(CountRows(data, indices, indptr))
 
 
 def canonical(rows: CountRows) -> CountRows:
@@ -143,26 +129,21 @@ class ConvertedRows:
     entries
         Called twice; gives (cell, gene, value) arrays of bounded length, genes in ascending order within each cell.
     sample
-        Gives some values.
+        Gives some values, of the genes flagged if an array of flags is passed.
     folder
         Where to keep the converted matrix; a temporary folder by default.
-    column_map
-        As in `StoredRows`.
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
         entries: Callable[[], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]],
-        sample: Callable[[], np.ndarray],
+        sample: Callable[..., np.ndarray],
         folder: Path | None = None,
-        column_map: np.ndarray | None = None,
     ):
-        self.stored_shape = (int(shape[0]), int(shape[1]))
-        kept = self.stored_shape[1] if column_map is None else int((column_map >= 0).sum())
-        self.shape = (self.stored_shape[0], kept)
+        self.shape = (int(shape[0]), int(shape[1]))
         self.entries, self.sample_values = entries, sample
-        self.folder, self.column_map = folder, column_map
+        self.folder = folder
         self._temporary: tempfile.TemporaryDirectory | None = None
         self._rows: StoredRows | None = None
 
@@ -179,7 +160,7 @@ class ConvertedRows:
             data, indices, indptr = (
                 np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr")
             )
-            self._rows = StoredRows(data, indices, indptr, shape=self.stored_shape, column_map=self.column_map)
+            self._rows = StoredRows(data, indices, indptr, shape=self.shape)
         return self._rows
 
     @property
@@ -193,7 +174,7 @@ class ConvertedRows:
 
     def _convert(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        lengths = np.zeros(self.stored_shape[0], dtype=np.int64)
+        lengths = np.zeros(self.shape[0], dtype=np.int64)
         dtype: np.dtype = np.dtype(np.int8)
         for cells, _, values in self.entries():
             lengths += np.bincount(cells, minlength=len(lengths))
@@ -257,16 +238,23 @@ def columns_to_rows(
             yield cells, genes, np.asarray(data[low:high])
             gene = stop
 
-    def sample() -> np.ndarray:
+    def sample(genes: np.ndarray | None = None) -> np.ndarray:
         starts = sorted({0, n_values // 2, max(n_values - 10_000, 0)})
-        return np.concatenate([np.asarray(data[s : s + 10_000]) for s in starts])
+        if genes is None:
+            return np.concatenate([np.asarray(data[s : s + 10_000]) for s in starts])
+        of_genes = np.cumsum(np.where(genes, np.diff(bounds), 0))  # values of the flagged genes up to each
+        parts = [np.asarray(data[:0])]
+        for nth in (0, of_genes[-1] // 2, max(of_genes[-1] - 10_000, 0)):
+            first = int(np.searchsorted(of_genes, nth, side="right"))
+            low = int(bounds[min(first, shape[1])])
+            flags = genes[np.searchsorted(bounds, np.arange(low, min(low + 10_000, n_values)), side="right") - 1]
+            parts.append(np.asarray(data[low : low + 10_000])[flags])
+        return np.concatenate(parts)
 
     return ConvertedRows(shape, entries, sample, folder)
 
 
-def market_to_rows(
-    path: Path, shape: tuple[int, int], folder: Path | None = None, column_map: np.ndarray | None = None
-) -> ConvertedRows:
+def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = None) -> ConvertedRows:
     """Give a Matrix Market file of genes x cells, plain or gzipped, as rows of cells.
 
     Parameters
@@ -275,7 +263,7 @@ def market_to_rows(
         The file.
     shape
         (cells, genes) by the barcodes and features beside it.
-    folder, column_map
+    folder
         As in `ConvertedRows`.
 
     Raises
@@ -325,11 +313,17 @@ def market_to_rows(
         if seen != header["entries"]:
             raise CellFileError(f"{path} has {seen:,} entries where its head says {header['entries']:,}: cut short?")
 
-    def sample() -> np.ndarray:
-        first = next(chunks(10_000), None)
-        return np.zeros(0, dtype=np.int64) if first is None else first["value"].to_numpy()
+    def sample(genes: np.ndarray | None = None) -> np.ndarray:
+        for chunk in chunks(10_000):
+            values = chunk["value"].to_numpy()
+            if genes is not None:
+                gene = chunk["row" if genes_first else "column"].to_numpy() - 1
+                values = values[genes.take(gene, mode="clip")]
+            if len(values):
+                return values
+        return np.zeros(0, dtype=np.int64)
 
-    return ConvertedRows(shape, entries, sample, folder, column_map)
+    return ConvertedRows(shape, entries, sample, folder)
 
 
 def read_market_header(path: Path) -> dict[str, Any]:

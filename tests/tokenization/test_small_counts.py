@@ -6,6 +6,7 @@ import scipy.sparse as sp
 from cellglot.tokenization.count_audit import NotCountsError
 from cellglot.tokenization.count_matrix import CountMatrix
 from cellglot.tokenization.deflated_array import fast_array
+from cellglot.tokenization.feature_types import Features
 from cellglot.tokenization.small_counts import in_smallest_types, small_rows
 from cellglot.tokenization.stored_matrix import CellFileError, StoredRows
 
@@ -35,14 +36,14 @@ def stored(tmp_path):
     """Write a matrix as HDF5 has it, compressed, and open it."""
     files = []
 
-    def store(matrix, data="<f4", indices="<i4", column_map=None, **options):
+    def store(matrix, data="<f4", indices="<i4", features=None, **options):
         files.append(h5py.File(tmp_path / f"{len(files)}.h5", "w"))
         options = options or {"chunks": (64,), "compression": "gzip"}
         files[-1].create_dataset("data", data=matrix.data.astype(data), **options)
         files[-1].create_dataset("indices", data=matrix.indices.astype(indices), **options)
         arrays = (fast_array(files[-1][name]) for name in ("data", "indices"))
-        rows = StoredRows(*arrays, matrix.indptr, matrix.shape, column_map)
-        return CountMatrix(rows, [f"g{i}" for i in range(rows.shape[1])])
+        rows = StoredRows(*arrays, matrix.indptr, matrix.shape)
+        return CountMatrix(rows, [f"g{i}" for i in range(rows.shape[1])], features=features)
 
     yield store
     for file in files:
@@ -106,8 +107,7 @@ def test_genes_out_of_order_or_twice_in_a_cell(matrix, stored, monkeypatch, orde
 
 
 def test_columns_that_are_left_out(matrix, stored):
-    column_map = np.arange(N_GENES) - 1
-    counts = stored(matrix, column_map=column_map)
+    counts = stored(matrix, features=Features(np.arange(N_GENES) > 0, {"Antibody Capture": 1}))
     rows = small_rows(counts, 0, N_CELLS)
     found = sp.csr_matrix((rows.data, rows.indices, rows.indptr), (N_CELLS, N_GENES - 1)).toarray()
     np.testing.assert_array_equal(found, matrix.toarray()[:, 1:])

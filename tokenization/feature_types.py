@@ -1,0 +1,214 @@
+"""Which features of a file are genes: antibodies, peaks, guides and hashtags are told by their type, or by their name.
+
+One rule for all formats. A feature of a type that is known to be something else is left out. A type that is not known
+(``NA``, a biotype such as ``protein_coding``, nothing at all) says nothing, and the feature is taken for a gene.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+
+# Names of columns, types: in lower case, letters and digits alone.
+TYPE_COLUMNS = (
+    "featuretypes", "featuretype", "featurestype", "featurestypes", "modality", "modalities", "featuremodality", "mod",
+    "omic", "omics",
+)  # fmt: skip
+# Columns that hold types of features among others: short words that mean something else, too, are not believed there.
+OTHER_COLUMNS = (
+    "type", "types", "assay", "assays", "assaytype", "librarytype", "librarytypes", "datatype", "class",
+    "featureclass", "category", "featurecategory", "kind", "genetype", "biotype", "genebiotype", "featurebiotype", "measurement",
+)  # fmt: skip
+GENE_TYPES = {
+    "geneexpression", "gene", "genes", "rna", "mrna", "gex", "expression", "rnaexpression", "transcriptome", "scrna",
+    "scrnaseq", "snrna", "snrnaseq",
+}  # fmt: skip
+OTHER_TYPES = {
+    # proteins
+    "antibodycapture", "antibody", "antibodies", "antibodyderivedtag", "antibodyderivedtags", "antibodytag", "adt",
+    "adts", "adtcapture", "abcapture", "abseq", "citeseq", "surfaceprotein", "surfaceproteins", "cellsurfaceprotein",
+    "proteinexpression", "proteincapture", "proteinadt", "prot", "antigencapture", "antigen",
+    # guides
+    "crisprguidecapture", "crisprcapture", "crispr", "crisprguide", "guidecapture", "grna", "grnas", "sgrna", "sgrnas",
+    # samples
+    "multiplexingcapture", "multiplexing", "multiplexingtag", "cellmultiplexing", "hto", "htos", "hashtag", "hashtags",
+    "hashtagoligo", "hashtagoligos", "hashing", "cellhashing", "hashtagcapture", "cmo", "cmos", "lmo", "lmos",
+    "sampletag", "sampletags", "featurebarcode", "featurebarcodes", "featurebarcoding",
+    # chromatin
+    "peak", "peaks", "atac", "atacpeak", "atacpeaks", "atacseq", "scatac", "scatacseq", "chromatinaccessibility",
+    "openchromatin", "chromatin", "accessibility", "geneactivity", "genescore", "genescores", "chromvar", "motifs",
+    "methylation", "dnamethylation",
+    # receptors
+    "tcr", "bcr",
+    # controls of imaging
+    "negativecontrolprobe", "negativecontrolcodeword", "negativecontrol", "negativeprobe", "negprobe",
+    "genomiccontrol", "unassignedcodeword", "deprecatedcodeword", "blankcodeword", "controlprobe", "controlcodeword",
+    "systemcontrol",
+}  # fmt: skip
+# Believed in columns that are about types of features alone.
+SHORT_TYPES = {
+    "custom",
+    "customfeature",
+    "protein",
+    "proteins",
+    "ab",
+    "guide",
+    "guides",
+    "guiderna",
+    "guidernas",
+    "tag",
+}
+BIOTYPES = {"proteincoding", "lncrna", "lincrna"}
+
+_INTERVAL = re.compile(r"^(?:[\w.]+:\d+-\d+|(?:[A-Za-z0-9]+_+)?chr[0-9A-Za-z]+[._-]\d+[._-]\d+)$")
+_ANTIBODY = re.compile(r"(?:^|[-_. ])Total(?:Seq)?[-_ ]?[ABCD]$", re.IGNORECASE)
+_MISSING = ("", "na", "nan", "none", "nat", "null")
+
+
+@dataclass
+class Features:
+    """What the features of a matrix are.
+
+    Parameters
+    ----------
+    genes
+        Whether each feature is taken for a gene, shape (features,); None where all are.
+    left_out
+        Type, as the file writes it -> features of that type, which are no genes.
+    note
+        Types that say nothing, in a sentence; empty where there are none.
+    """
+
+    genes: np.ndarray | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    def described(self) -> str:
+        """Say what was left out: ``12 Antibody Capture, 3 Peaks``."""
+        return ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
+
+
+def features_of(index: Iterable[Any], columns: Mapping[str, Any] | None) -> Features:
+    """Tell genes from other features, by their types or else by their names.
+
+    Parameters
+    ----------
+    index
+        Names of the features, shape (features,).
+    columns
+        Columns of their table, as in ``adata.var``.
+    """
+    names = list(index)
+    left_out: dict[int, str] = {}
+    said = np.zeros(len(names), dtype=bool)
+    note = ""
+    for name, values, own in _type_columns(columns):
+        found, genes, unknown = _read_types(values, own)
+        said |= genes
+        for i, kind in found.items():
+            left_out.setdefault(i, kind)
+        if own and unknown and not note:
+            note = _note(name, unknown)
+    for i, kind in _by_name(names):
+        if not said[i]:
+            left_out.setdefault(i, kind)
+    if not left_out:
+        return Features(note=note)
+    kept = np.ones(len(names), dtype=bool)
+    kept[list(left_out)] = False
+    return Features(kept, dict(Counter(left_out.values()).most_common()), note)
+
+
+def with_types(
+    places: Mapping[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]],
+) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]]:
+    """Give places without types of features those that another place of the same file gives features of that name.
+
+    Parameters
+    ----------
+    places
+        Name of the place -> (matrix, names of the features, columns of their table).
+    """
+    typed = next(((i, c) for _, i, c in places.values() if any(own for *_, own in _type_columns(c))), None)
+    if typed is None:
+        return dict(places)
+    index, columns = typed
+    name, values, _ = next(column for column in _type_columns(columns) if column[2])
+    types: dict[str, str] = {}
+    for feature, kind in zip(map(str, index), map(_text, values), strict=True):
+        types[feature] = kind if types.get(feature, kind) == kind else ""  # two features of one name
+    return {
+        place: (matrix, own_index, own)
+        if any(primary for *_, primary in _type_columns(own))
+        else (matrix, own_index, {**(own or {}), name: [types.get(str(feature), "") for feature in own_index]})
+        for place, (matrix, own_index, own) in places.items()
+    }
+
+
+def only_genes(values: Any, genes: np.ndarray) -> Any:
+    """Keep the names or the column of features that are genes, in the type in which they come."""
+    return values[genes] if hasattr(values, "dtype") else list(compress(values, genes))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
+    text = str(value).strip()
+    return "" if _plain(text) in _MISSING else text
+
+
+def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, bool]]:
+    """Give (name, values, whether it is about types of features alone) of columns that may tell."""
+    named = {} if columns is None else {str(c): c for c in columns}
+    found = []
+    for name, key in named.items():
+        plain = _plain(name)
+        if plain in TYPE_COLUMNS or plain in OTHER_COLUMNS:
+            found.append((name, columns[key], plain in TYPE_COLUMNS))  # type: ignore[index]
+    return sorted(found, key=lambda column: not column[2])
+
+
+def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Counter]:
+    """Give features of other types with their type, which features are said to be genes, and unknown types."""
+    texts = list(map(_text, values))
+    kinds = {text: _plain(text) for text in set(texts)}
+    believed = OTHER_TYPES | SHORT_TYPES if own else OTHER_TYPES
+    if BIOTYPES & set(kinds.values()):
+        believed = believed - {"guiderna", "guidernas"}  # a biotype of small RNAs
+    others = {text for text, kind in kinds.items() if kind in believed or kind.startswith("vdj")}
+    genes = {text for text, kind in kinds.items() if kind in GENE_TYPES}
+    unknown = (
+        Counter(t for t in texts if t not in others and t not in genes) if len(kinds) > len(others | genes) else {}
+    )
+    found = {i: text for i, text in enumerate(texts) if text in others} if others else {}
+    return found, np.fromiter((t in genes for t in texts), bool, len(texts)), unknown
+
+
+def _note(column: str, unknown: Counter) -> str:
+    listed = [f"{kind!r} ({n:,})" if kind else f"nothing ({n:,})" for kind, n in unknown.most_common(3)]
+    more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
+    return f"{column} says {', '.join(listed)}{more}, no known type of features: these are taken for genes"
+
+
+def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
+    """Give features whose name alone tells that they are no genes: intervals of the genome, antibodies of a kit."""
+    for i, name in enumerate(names):
+        if isinstance(name, str) and (":" in name or "chr" in name or "otal" in name or "OTAL" in name):
+            if _INTERVAL.match(name.strip()):
+                yield i, "intervals of the genome (by name)"
+            elif _ANTIBODY.search(name.strip()):
+                yield i, "antibodies (by name)"
+
+
+__all__ = ["Features", "features_of", "only_genes", "with_types"]
