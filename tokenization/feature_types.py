@@ -22,7 +22,8 @@ TYPE_COLUMNS = (
 # Columns that hold types of features among others: short words that mean something else, too, are not believed there.
 OTHER_COLUMNS = (
     "type", "types", "assay", "assays", "assaytype", "librarytype", "librarytypes", "datatype", "class",
-    "featureclass", "category", "featurecategory", "kind", "genetype", "biotype", "genebiotype", "featurebiotype", "measurement",
+    "featureclass", "category", "featurecategory", "kind", "genetype", "biotype", "genebiotype", "featurebiotype",
+    "measurement",
 )  # fmt: skip
 GENE_TYPES = {
     "geneexpression", "gene", "genes", "rna", "mrna", "gex", "expression", "rnaexpression", "transcriptome", "scrna",
