@@ -123,13 +123,23 @@ class GeneVocabulary:
         statistics = [n for n, v in zip(STATISTICS, self._statistics(), strict=True) if v is not None]
         return f"GeneVocabulary({len(self.genes):,} genes, special tokens {self.special_tokens}, {statistics})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what makes the vocabulary, without tables for look-ups: the same in every process."""
+        names = {name: given for name, given in self._names().items() if name != "metadata"}
+        return {"names": json.dumps(names), "metadata": self.metadata, "statistics": self._statistics()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        medians, means, stds = state["statistics"]
+        given = {"medians": medians, "means": means, "stds": stds, "metadata": state["metadata"]}
+        self.__init__(**json.loads(state["names"]), **given)  # type: ignore[misc]
+
     def _statistics(self) -> tuple[np.ndarray | None, ...]:
         return self.medians, self.means, self.stds
 
     @property
     def vocab_size(self) -> int:
         """Largest token id plus one: the rows an embedding needs."""
-        return max(self.tokens, default=-1) + 1
+        return next(reversed(self.tokens), -1) + 1  # they are in the order of their ids
 
     def symbol(self, gene: str) -> str:
         """Give the gene's symbol, or the gene itself where it has none."""

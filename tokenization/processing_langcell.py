@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 DEFAULT_TEXT_LENGTH = 512
+
+TEXT_FIELDS = ("text_input_ids", "text_attention_mask")
 
 # Kind of text tokenizer -> model whose tokenizer it is.
 MODEL_TYPES = {"Camembert": "camembert", "Electra": "electra", "Roberta": "roberta", "XLMRoberta": "xlm-roberta"}
@@ -48,6 +50,10 @@ class LangCellProcessor(ProcessorMixin):
     def __init__(self, tokenizer: Any, text_tokenizer: Any):
         super().__init__(tokenizer, text_tokenizer)
         self.texts_cut = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what makes the processor, not what its calls left."""
+        return self.__dict__ | {"texts_cut": 0}
 
     @property
     def model_input_names(self) -> list[str]:
@@ -115,13 +121,6 @@ class LangCellProcessor(ProcessorMixin):
             if not isinstance(one, str) or not one.strip():
                 raise ValueError(f"text {number} of {len(texts):,} is empty: {one!r}. Every class needs a description")
         longest = min(max_length or self.text_tokenizer.model_max_length, DEFAULT_TEXT_LENGTH)
-        lengths = [len(ids) for ids in self.text_tokenizer(texts, verbose=False)["input_ids"]]
-        self.texts_cut = sum(length > longest for length in lengths)
-        if self.texts_cut:
-            logger.warning(
-                f"{self.texts_cut:,} of {len(texts):,} texts have more than {longest:,} tokens (the longest has "
-                f"{max(lengths):,}) and were cut."
-            )
         tokens = self.text_tokenizer(
             texts,
             truncation=True,
@@ -130,7 +129,43 @@ class LangCellProcessor(ProcessorMixin):
             return_tensors=return_tensors,
             return_token_type_ids=False,
         )
+        # A fast tokenizer keeps how it was asked to cut and pad; asked for neither last, it is the same as before.
+        lengths = [len(ids) for ids in self.text_tokenizer(texts, verbose=False)["input_ids"]]
+        self.texts_cut = sum(length > longest for length in lengths)
+        if self.texts_cut:
+            logger.warning(
+                f"{self.texts_cut:,} of {len(texts):,} texts have more than {longest:,} tokens (the longest has "
+                f"{max(lengths):,}) and were cut."
+            )
         return {f"text_{name}": tokens[name] for name in ("input_ids", "attention_mask")}
+
+    def pad(self, encoded_inputs: Any, *, return_tensors: str | None = None, **options: Any) -> BatchEncoding:
+        """Pad cells and texts that are tokens already, as transformers' collators ask for it.
+
+        Parameters
+        ----------
+        encoded_inputs
+            What a call gives, or a list of such, one for each pair of a cell and a text; either part can be missing.
+        return_tensors
+            ``"pt"`` or ``"np"``; by default what `encoded_inputs` are in.
+        **options
+            Of both tokenizers' ``pad``.
+
+        Raises
+        ------
+        ValueError
+            As the gene tokenizer does.
+        """
+        if not isinstance(encoded_inputs, Mapping):
+            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
+        texts = {n: given for n, given in encoded_inputs.items() if n in TEXT_FIELDS}
+        cells = {n: given for n, given in encoded_inputs.items() if n not in texts}
+        padded = dict(self.tokenizer.pad(cells, return_tensors=return_tensors, **options)) if cells else {}
+        if texts:
+            named = {n.removeprefix("text_"): given for n, given in texts.items()}
+            of_texts = self.text_tokenizer.pad(named, return_tensors=return_tensors, **options)
+            padded |= {f"text_{n}": given for n, given in of_texts.items()}
+        return BatchEncoding(padded)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any

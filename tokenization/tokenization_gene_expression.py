@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedTokenizer
-from transformers.tokenization_utils_base import BatchEncoding
+from transformers.tokenization_python import Trie
+from transformers.tokenization_utils_base import AddedToken, BatchEncoding
 from transformers.utils import logging
 
 from .count_matrix import CountMatrix, CountRows, is_named_cell, open_counts
@@ -15,6 +16,7 @@ from .gene_encoding import GeneColumns, TokenRows, blocks
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
 from .token_batches import batches_of_similar_length
+from .token_padding import FieldPadding, as_columns, kind_of_tensors
 
 
 logger = logging.get_logger(__name__)
@@ -28,8 +30,26 @@ VALUES_READ_AHEAD = 1 << 20
 LARGE_WORK = 1 << 27
 
 
+# Lengths from here on stand for none: what transformers gives a tokenizer without a length of its own.
+NO_LENGTH = 1 << 40
+
+
 class GeneCoverageError(ValueError):
     """Too few of the counts, or none of the genes, are in the vocabulary."""
+
+
+class Calls:
+    """What the calls of a tokenizer leave behind; pickled as if there had been none.
+
+    So a tokenizer is the same before and after a call, and `datasets` finds what it computed with it.
+    """
+
+    def __init__(self) -> None:
+        self.report: GeneReport | None = None
+        self.warnings: dict[str, bool] = {}
+
+    def __reduce__(self) -> tuple:
+        return Calls, ()
 
 
 class GeneExpressionTokenizer(PreTrainedTokenizer):
@@ -66,6 +86,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
     model_input_names = ["input_ids", "attention_mask"]
     required_statistics: Sequence[str] = ()
+    order_matters: ClassVar[bool] = False  # whether models look at the place of a token
     special_tokens_first: Sequence[str] = ()
     special_tokens_last: Sequence[str] = ()
 
@@ -90,7 +111,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
                 )
         self.vocabulary = self.number_tokens(vocabulary)
         self.min_coverage = min_coverage
-        self.last_report: GeneReport | None = None
+        self._calls = Calls()
         super().__init__(min_coverage=min_coverage, **kwargs)
 
     @classmethod
@@ -114,23 +135,101 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         return cls(vocabulary=vocabulary, **options)
 
+    # ---------------------------------------------------------------- state
+
+    @property
+    def last_report(self) -> GeneReport | None:
+        """What the last call matched, lost and cut; None before the first, and in a copy."""
+        return self._calls.report
+
+    @last_report.setter
+    def last_report(self, report: GeneReport | None) -> None:
+        self._calls.report = report
+
+    @property
+    def deprecation_warnings(self) -> dict[str, bool]:
+        """Warnings of transformers that were given, which its collators note here."""
+        return self._calls.warnings
+
+    @deprecation_warnings.setter
+    def deprecation_warnings(self, given: dict[str, bool]) -> None:
+        self._calls.warnings = given
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what makes the tokenizer: the same in every process, and before and after a call."""
+        return {name: value for name, value in self.__dict__.items() if name != "tokens_trie"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "tokens_trie" not in state:  # a set, of which each process has its own order
+            self.tokens_trie = Trie()
+            self._update_trie()
+
     # ---------------------------------------------------------------- tokens and ids
 
     @property
     def vocab_size(self) -> int:
-        """Largest token id plus one: the rows a model's embedding needs."""
+        """Largest id of the vocabulary plus one, without added tokens."""
         return self.vocabulary.vocab_size
 
     def __len__(self) -> int:
-        """Give the number of ids, as `vocab_size`."""
-        return self.vocabulary.vocab_size
+        """Give the largest token id plus one, added tokens included: the rows a model's embedding needs."""
+        return max([self.vocabulary.vocab_size, *(number + 1 for number in self._added_tokens_decoder)])
 
     def get_vocab(self) -> dict[str, int]:
-        """Give token -> id, genes by Ensembl id."""
-        return dict(self.vocabulary.token_ids)
+        """Give token -> id, genes by Ensembl id, added tokens behind them."""
+        return self.vocabulary.token_ids | self.added_tokens_encoder
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        """Add tokens behind the last id; the vocabulary of genes stays. Gives the number of new ids."""
+        before = len(self)
+        genes = []
+        for given in new_tokens or ():
+            if not isinstance(given, str | AddedToken):
+                raise TypeError(f"the token {given!r} is of the type {type(given).__name__}, not text")
+            text = str(given)
+            if not text or text in self._added_tokens_encoder:
+                continue
+            if any(sign.isspace() for sign in text):
+                raise ValueError(f"the token {text!r} holds blanks: decoded tokens stand between blanks")
+            is_special = special_tokens or text in self.all_special_tokens or getattr(given, "special", False)
+            number = self.vocabulary.token_ids.get(text, len(self))
+            token = AddedToken(text, normalized=False, special=is_special)
+            self._added_tokens_decoder[number] = token
+            self._added_tokens_encoder[text] = number
+            if is_special and text not in self.all_special_tokens:
+                self._extra_special_tokens.append(token)
+            elif not is_special and text not in self.vocabulary and not text.startswith("<"):
+                genes.append(text)
+        if genes:
+            logger.warning(
+                f"{len(genes):,} added tokens, such as {genes[0]!r}, are not genes: no cell has them, since a gene "
+                "needs statistics. Genes are added to a GeneVocabulary"
+            )
+        self._update_trie()
+        self._update_total_vocab_size()
+        return len(self) - before
+
+    def _update_total_vocab_size(self) -> None:
+        self.total_vocab_size = len(self)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return text.split()
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """Flag the tokens of a cell that are no genes: its tokens have their special ones already.
+
+        Parameters
+        ----------
+        token_ids_0
+            Tokens of a cell.
+        token_ids_1, already_has_special_tokens
+            As for texts, without effect.
+        """
+        special = set(self.all_special_ids)
+        return [int(int(token) in special) for token in token_ids_0]
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self.vocabulary:
@@ -376,8 +475,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(kwargs))}")
-        if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors={return_tensors!r}: it is 'pt', 'np' or None")
+        _check_tensors(return_tensors)
         counts = open_counts(cells, genes, layer)
         columns = self.gene_columns(counts, gene_column)
         report = columns.match.report()
@@ -388,23 +486,103 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             logger.warning_once(report.summary())
         if return_tensors is None:
             return BatchEncoding(self._ragged(encoded))
-        width = max((int(np.diff(rows.indptr).max(initial=0)) for rows in encoded), default=0)
+        longest = max((int(np.diff(rows.indptr).max(initial=0)) for rows in encoded), default=0)
+        width = self._width(padding, longest, max_length, pad_to_multiple_of)
+        if width is None:
+            raise ValueError("tensors need padding: padding=True or 'max_length'")
+        return _in_tensors(self._padded(encoded, width, self._pads_on_left()), return_tensors)
+
+    # ---------------------------------------------------------------- padding
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad cells that are tokens already, as transformers' collators ask for it: every field, not ids alone.
+
+        Parameters
+        ----------
+        encoded_inputs
+            What a call gives, one cell of it, or a list of cells; lists, arrays or tensors, with further fields such
+            as labels. A field with one entry for each token of a cell, or each gene of ``query_ids``, is padded with
+            them (`FieldPadding`); other fields stay as they are.
+        padding
+            True pads to the longest cell, ``"max_length"`` to `max_length`, False not at all.
+        max_length
+            For ``"max_length"``, in place of the tokenizer's own length.
+        pad_to_multiple_of
+            Round the padded length up.
+        padding_side
+            ``"right"`` or ``"left"``, in place of the tokenizer's own.
+        return_attention_mask
+            Whether to add ``attention_mask`` where it is missing; by default where the model takes it.
+        return_tensors
+            ``"pt"`` or ``"np"``; by default what `encoded_inputs` are in.
+        verbose
+            Without effect.
+
+        Returns
+        -------
+        transformers.BatchEncoding
+            The fields, tokens of shape (cells, tokens); (tokens,) for one cell.
+
+        Raises
+        ------
+        ValueError
+            If there are no tokens, or fields do not make tensors; names the field.
+        """
+        columns, single = as_columns(encoded_inputs)
+        return_tensors = kind_of_tensors(columns) if return_tensors is None else getattr(
+            return_tensors, "value", return_tensors
+        )  # fmt: skip
+        _check_tensors(return_tensors)
+        wanted = "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
+        if wanted and "attention_mask" not in columns:
+            columns["attention_mask"] = [[1] * len(tokens) for tokens in columns["input_ids"]]
+        fields = FieldPadding(columns, self.pad_token_id, self._pads_on_left(padding_side))
+        width = self._width(padding, fields.longest(), max_length, pad_to_multiple_of)
+        if return_tensors is None:
+            lists = fields.as_lists(width)
+            return BatchEncoding({name: rows[0] for name, rows in lists.items()} if single else lists)
+        arrays = fields.as_arrays(fields.longest() if width is None else width)
+        if width is None and len(set(fields.lengths["input_ids"] or ())) > 1:
+            raise ValueError("tensors need padding: padding=True or 'max_length'")
+        return _in_tensors({name: array[0] for name, array in arrays.items()} if single else arrays, return_tensors)
+
+    def _width(self, padding: Any, longest: int, max_length: int | None, multiple: int | None) -> int | None:
+        """Give the tokens to pad to, None for no padding."""
+        padding = getattr(padding, "value", padding)
+        if padding is False or padding is None or padding == "do_not_pad":
+            return None
+        if padding not in (True, "longest", "max_length"):
+            raise ValueError(f"padding={padding!r}: it is True, 'longest', 'max_length' or False")
+        width = longest
         if padding == "max_length":
             width = self.model_max_length if max_length is None else max_length
-        elif padding is not True and padding != "longest":
-            raise ValueError("tensors need padding: padding=True or 'max_length'")
-        if pad_to_multiple_of:
-            width += -width % pad_to_multiple_of
-        arrays = self._padded(encoded, width)
-        if return_tensors == "np":
-            return BatchEncoding(arrays)
-        import torch
+            if width >= NO_LENGTH:
+                raise ValueError(f"padding='max_length' takes max_length=...: {type(self).__name__} has no length")
+        return width + -width % multiple if multiple else width
 
-        return BatchEncoding({name: torch.from_numpy(array) for name, array in arrays.items()})
+    def _pads_on_left(self, side: str | None = None) -> bool:
+        side = self.padding_side if side is None else side
+        check_choice("padding_side", side, ("right", "left"))
+        if side == "left" and self.order_matters:
+            logger.warning_once(
+                "padding_side='left': models of these tokens count places from the first one and need padding "
+                "on the right"
+            )
+        return side == "left"
 
     def _ragged(self, encoded: list[TokenRows]) -> dict[str, list]:
         # Shared Python integers, gathered as objects: five times as fast as making new ones.
-        shared = np.array(range(self.vocab_size), dtype=object)
+        shared = np.array(range(len(self)), dtype=object)
         fields: dict[str, list] = {name: [] for name in self._field_names(encoded)}
         for rows in encoded:
             bounds = rows.indptr.tolist()
@@ -415,7 +593,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
                     fields["expression_values"].append(rows.values[low:stop].tolist())
         return fields
 
-    def _padded(self, encoded: list[TokenRows], width: int) -> dict[str, np.ndarray]:
+    def _padded(self, encoded: list[TokenRows], width: int, on_left: bool = False) -> dict[str, np.ndarray]:
         n_cells = sum(len(rows) for rows in encoded)
         arrays = {"input_ids": np.zeros((n_cells, width), dtype=np.int64)}
         if self.pad_token_id != 0:
@@ -427,10 +605,11 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         for rows in encoded:
             bounds = rows.indptr.tolist()
             for cell, (low, stop) in enumerate(zip(bounds, bounds[1:], strict=False), start=first):
-                arrays["input_ids"][cell, : stop - low] = rows.tokens[low:stop]
-                arrays["attention_mask"][cell, : stop - low] = 1
+                place = slice(width - (stop - low), width) if on_left else slice(stop - low)
+                arrays["input_ids"][cell, place] = rows.tokens[low:stop]
+                arrays["attention_mask"][cell, place] = 1
                 if rows.values is not None:
-                    arrays["expression_values"][cell, : stop - low] = rows.values[low:stop]
+                    arrays["expression_values"][cell, place] = rows.values[low:stop]
             first += len(rows)
         return arrays
 
@@ -438,6 +617,19 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     def _field_names(encoded: list[TokenRows]) -> list[str]:
         has_values = any(rows.values is not None for rows in encoded)
         return ["input_ids", *(["expression_values"] if has_values else []), "attention_mask"]
+
+
+def _check_tensors(kind: Any) -> None:
+    if kind not in (None, "pt", "np"):
+        raise ValueError(f"return_tensors={kind!r}: it is 'pt', 'np' or None")
+
+
+def _in_tensors(arrays: dict[str, np.ndarray], kind: str) -> BatchEncoding:
+    if kind == "np":
+        return BatchEncoding(arrays)
+    import torch
+
+    return BatchEncoding({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
 
 
 def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:

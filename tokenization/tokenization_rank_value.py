@@ -43,6 +43,7 @@ class RankValueTokenizer(GeneExpressionTokenizer):
     """
 
     required_statistics = ("medians",)
+    order_matters = True
     special_tokens_first = ("<pad>", "<mask>")
     special_tokens_last = ("<cls>",)
 

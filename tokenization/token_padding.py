@@ -1,0 +1,215 @@
+"""Padding of cells that are tokens already: every field that has one entry for each token or query of a cell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+# Fields whose lengths others share: those of tokens, and those of genes that a model is asked for.
+TOKENS, QUERIES = "input_ids", "query_ids"
+
+# What losses pass over.
+IGNORED_LABEL = -100
+
+
+def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
+    """Give a batch as field -> rows.
+
+    Parameters
+    ----------
+    encoded
+        One cell or a batch of cells as a mapping of fields, or a list of cells.
+
+    Returns
+    -------
+    columns : dict
+        Field -> rows, one for each cell.
+    single : bool
+        Whether one cell was given.
+
+    Raises
+    ------
+    ValueError
+        If there are no tokens, cells have different fields, or fields different numbers of cells.
+    """
+    if isinstance(encoded, list | tuple) and encoded and all(isinstance(cell, Mapping) for cell in encoded):
+        names = list(encoded[0])
+        for number, cell in enumerate(encoded):
+            if set(cell) != set(names):
+                differing = ", ".join(sorted({str(name) for name in set(cell) ^ set(names)}))
+                raise ValueError(f"cells 0 and {number} of the batch do not have the same fields: {differing}")
+        encoded = {name: [cell[name] for cell in encoded] for name in names}
+    if not isinstance(encoded, Mapping) or TOKENS not in encoded:
+        given = ", ".join(map(str, encoded)) if isinstance(encoded, Mapping) else type(encoded).__name__
+        raise ValueError(
+            f"padding takes tokens of cells, with the field {TOKENS}, and was given {given or 'nothing'}. Cells "
+            "become tokens by a call of the tokenizer"
+        )
+    tokens = encoded[TOKENS]
+    single = len(tokens) > 0 and np.ndim(tokens[0]) == 0
+    columns = {str(name): [values] if single else values for name, values in encoded.items()}
+    n_cells = len(columns[TOKENS])
+    for name, rows in columns.items():
+        if isinstance(rows, str | bytes) or not hasattr(rows, "__len__") or len(rows) != n_cells:
+            raise ValueError(f"the field {name} is not of {n_cells:,} cells, as {TOKENS} is")
+    return columns, single
+
+
+def kind_of_tensors(columns: Mapping[str, Any]) -> str | None:
+    """Tell what tokens are in: ``"pt"`` for PyTorch tensors, ``"np"`` for arrays, None for lists.
+
+    Parameters
+    ----------
+    columns
+        From `as_columns`.
+    """
+    rows = columns[TOKENS]
+    for found in (rows, rows[0] if len(rows) else None):
+        if isinstance(found, np.ndarray | np.generic):
+            return "np"
+        if hasattr(found, "detach"):
+            return "pt"
+    return None
+
+
+class FieldPadding:
+    """Pads the fields of a batch, each to the length of the fields that it belongs to.
+
+    A field of which every cell has as many entries as tokens belongs to the tokens; as many as ``query_ids``, to the
+    queries. Any other field, such as the label of a cell, stays as it is. Ids are padded by the padding token, labels
+    by -100 (labels of queries by 0, since models look at ``query_ids``), ``special_tokens_mask`` by 1, all else by 0.
+
+    Parameters
+    ----------
+    columns
+        From `as_columns`.
+    pad_token_id
+        Padding of ids.
+    on_left
+        Whether padding stands before a cell's tokens.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], pad_token_id: int, on_left: bool):
+        self.columns, self.pad_token_id, self.on_left = columns, pad_token_id, on_left
+        self.lengths = {name: _lengths(rows) for name, rows in columns.items()}
+        if self.lengths[TOKENS] is None:
+            raise ValueError(f"the field {TOKENS} holds no lists of tokens")
+
+    def longest(self, name: str = TOKENS) -> int:
+        """Give the largest number of entries of a cell in a field."""
+        return max(self.lengths.get(name) or [0], default=0)
+
+    def group(self, name: str) -> str | None:
+        """Tell which field sets the length of a field; None for fields that are left as they are."""
+        lengths = self.lengths[name]
+        if name in (TOKENS, QUERIES):
+            return name if lengths is not None else None
+        if lengths is None or not lengths:
+            return None
+        with_queries = lengths == self.lengths.get(QUERIES)
+        if with_queries and (_is_labels(name) or lengths != self.lengths[TOKENS]):
+            return QUERIES
+        return TOKENS if lengths == self.lengths[TOKENS] else None
+
+    def _fill(self, name: str, group: str, values: np.ndarray) -> float:
+        if name in (TOKENS, QUERIES):
+            return self.pad_token_id
+        if _is_labels(name):
+            return IGNORED_LABEL if group == TOKENS or values.dtype.kind in "iu" else 0
+        return int(name == "special_tokens_mask")
+
+    def as_arrays(self, width: int) -> dict[str, np.ndarray]:
+        """Give arrays: integers of 64 bits, reals of 32, and truth values.
+
+        Parameters
+        ----------
+        width
+            Tokens to pad to.
+
+        Raises
+        ------
+        ValueError
+            If a cell has more tokens, or a field cannot be an array.
+        """
+        if self.longest() > width:
+            raise ValueError(
+                f"a cell has {self.longest():,} tokens, more than the {width:,} to pad to: tensors take cells of one "
+                "length. Cut them by max_length=... in the call of the tokenizer"
+            )
+        return {name: self._array(name, rows, width) for name, rows in self.columns.items()}
+
+    def _array(self, name: str, rows: Any, width: int) -> np.ndarray:
+        arrays = [_plain(name, row) for row in rows]
+        group = self.group(name)
+        if group is None:
+            shapes = {array.shape for array in arrays}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"the field {name} has rows of unequal lengths, which are not those of {TOKENS}: leave it out of "
+                    "the batch"
+                )
+            return np.stack(arrays) if arrays else np.zeros(0, dtype=np.int64)
+        sample = next((array for array in arrays if array.size), arrays[0] if arrays else np.zeros(0, dtype=np.int64))
+        width = width if group == TOKENS else self.longest(QUERIES)
+        full = np.full((len(arrays), width, *sample.shape[1:]), self._fill(name, group, sample), dtype=sample.dtype)
+        for cell, array in enumerate(arrays):
+            if len(array):
+                full[cell, width - len(array) if self.on_left else 0 :][: len(array)] = array
+        return full
+
+    def as_lists(self, width: int | None) -> dict[str, list]:
+        """Give lists; a cell that is longer stays as it is.
+
+        Parameters
+        ----------
+        width
+            Tokens to pad to; None pads nothing.
+        """
+        return {name: self._lists(name, rows, width) for name, rows in self.columns.items()}
+
+    def _lists(self, name: str, rows: Any, width: int | None) -> list:
+        group = self.group(name) if width is not None else None
+        plain = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        if group is None:
+            return plain
+        sample = next((np.asarray(row) for row in plain if len(row)), np.zeros(0, dtype=np.int64))
+        if sample.dtype.kind not in "biuf":
+            return plain
+        width = width if group == TOKENS else self.longest(QUERIES)
+        entry = np.full(sample.shape[1:], self._fill(name, group, sample), dtype=sample.dtype).tolist()
+        more = [[entry] * (width - len(row)) for row in plain]
+        if self.on_left:
+            return [before + list(row) for row, before in zip(plain, more, strict=True)]
+        return [list(row) + after for row, after in zip(plain, more, strict=True)]
+
+
+def _is_labels(name: str) -> bool:
+    return name == "label" or name.endswith("labels")
+
+
+def _lengths(rows: Any) -> list[int] | None:
+    """Give the number of entries of each row; None where rows are numbers or text."""
+    sequences = all(not isinstance(row, str | bytes | Mapping) and np.ndim(row) > 0 for row in _firsts(rows))
+    return [len(row) for row in rows] if sequences else None
+
+
+def _firsts(rows: Any) -> Any:
+    """Give rows as short as they need to be to see whether they are lists: NumPy would copy whole lists."""
+    return (row[:1] if isinstance(row, list | tuple) else row for row in rows)
+
+
+def _plain(name: str, row: Any) -> np.ndarray:
+    """Give a row as an array of one of the three types of batches."""
+    if hasattr(row, "detach"):
+        row = row.detach().cpu()
+        row = row.float() if str(row.dtype) == "torch.bfloat16" else row  # which NumPy does not know
+    array = np.asarray(row)
+    if array.size == 0 and array.dtype.kind == "f" and isinstance(row, list | tuple):
+        return array.astype(np.float32 if name == "expression_values" else np.int64)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the field {name} holds no numbers: leave it out of the batch")
+    return array if array.dtype.kind == "b" else array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
+
+
+__all__ = ["IGNORED_LABEL", "QUERIES", "TOKENS", "FieldPadding", "as_columns", "kind_of_tensors"]
