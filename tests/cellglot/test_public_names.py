@@ -64,8 +64,13 @@ def imported_by(statement):
     return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 
-def test_importing_brings_models_and_no_files_or_plots():
-    brought = imported_by("import cellglot")
+def test_importing_brings_nothing_that_takes_time():
+    heavy = {"torch", "transformers", "numpy", "anndata", "datasets", "h5py", "pyarrow", "zarr", "pandas", "typer"}
+    assert not imported_by("import cellglot") & heavy
+
+
+def test_models_bring_no_files_or_plots():
+    brought = imported_by("import cellglot; cellglot.ExceiverModel; cellglot.ExceiverTokenizer")
     assert {"torch", "transformers", "numpy"} <= brought
     files_and_plots = {"anndata", "datasets", "h5py", "pyarrow", "zarr", "pandas", "typer"}
     files_and_plots |= {"matplotlib", "scanpy", "umap", "sklearn", "numba"}

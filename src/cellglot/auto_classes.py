@@ -1,0 +1,260 @@
+"""Our classes in the tables of transformers' Auto classes and pipelines, put there when the tables are first read.
+
+Importing cellglot loads neither transformers nor PyTorch. It watches for the modules that hold the tables; when one of
+them is imported, by whomever, its tables are replaced by ones that take our classes up at the first look. So every
+process that imports cellglot, whatever started it, finds our models in the same way.
+"""
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+CONFIGS = {
+    "exceiver": "ExceiverConfig",
+    "sccello": "ScCelloConfig",
+    "langcell": "LangCellConfig",
+    "langcell_cell": "LangCellCellConfig",
+    "langcell_text": "LangCellTextConfig",
+}
+
+# Auto class -> configuration -> model.
+MODELS = {
+    "AutoModel": {
+        "ExceiverConfig": "ExceiverModel",
+        "ScCelloConfig": "ScCelloModel",
+        "LangCellConfig": "LangCellModel",
+        "LangCellCellConfig": "LangCellCellModel",
+        "LangCellTextConfig": "LangCellTextModel",
+    },
+    "AutoModelForMaskedLM": {"ExceiverConfig": "ExceiverForMaskedExpression", "ScCelloConfig": "ScCelloForMaskedLM"},
+    "AutoModelForPreTraining": {
+        "ExceiverConfig": "ExceiverForMaskedExpression",
+        "ScCelloConfig": "ScCelloForPreTraining",
+        "LangCellConfig": "LangCellForPreTraining",
+    },
+    "AutoModelForSequenceClassification": {
+        "ExceiverConfig": "ExceiverForSequenceClassification",
+        "ScCelloConfig": "ScCelloForSequenceClassification",
+        "LangCellConfig": "LangCellForSequenceClassification",
+    },
+    "AutoModelForTokenClassification": {
+        "ScCelloConfig": "ScCelloForTokenClassification",
+        "LangCellConfig": "LangCellForTokenClassification",
+    },
+}
+
+TOKENIZERS = {
+    "ExceiverConfig": "ExceiverTokenizer",
+    "ScCelloConfig": "RankValueTokenizer",
+    "LangCellConfig": "RankValueTokenizer",
+}
+
+PROCESSORS = {"LangCellConfig": "LangCellProcessor"}
+
+PIPELINES = {
+    "cell-embedding": "CellEmbeddingPipeline",
+    "cell-type-annotation": "CellTypeAnnotationPipeline",
+}
+
+_READS = (
+    "__contains__", "__eq__", "__getitem__", "__iter__", "__len__", "__or__", "__reversed__", "__ror__", "copy", "get",
+    "items", "keys", "pop", "popitem", "setdefault", "values",
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------- registration
+
+
+def register_auto_classes() -> None:
+    """Register configurations, models, tokenizers, processors and pipelines with transformers now.
+
+    They are registered anyway as soon as transformers looks for them; this is for a table that was changed since.
+    """
+    _register_configs()
+    for auto_class in MODELS:
+        _register_models(auto_class)
+    _register_tokenizers()
+    _register_processors()
+    _register_pipelines()
+
+
+def _ours(name: str) -> Any:
+    package = "tokenization" if name.endswith(("Tokenizer", "Processor")) else "modeling"
+    return getattr(importlib.import_module(f"cellglot.{package}"), name)
+
+
+def _register_configs() -> None:
+    from transformers import AutoConfig
+
+    for model_type, config in CONFIGS.items():
+        AutoConfig.register(model_type, _ours(config), exist_ok=True)
+
+
+def _register_models(auto_class: str) -> None:
+    kind = getattr(importlib.import_module("transformers"), auto_class)
+    for config, model in MODELS[auto_class].items():
+        kind.register(_ours(config), _ours(model), exist_ok=True)
+
+
+def _register_tokenizers() -> None:
+    from transformers import AutoTokenizer
+
+    for config, tokenizer in TOKENIZERS.items():
+        AutoTokenizer.register(_ours(config), slow_tokenizer_class=_ours(tokenizer), exist_ok=True)
+
+
+def _register_processors() -> None:
+    from transformers import AutoProcessor
+
+    for config, processor in PROCESSORS.items():
+        AutoProcessor.register(_ours(config), _ours(processor), exist_ok=True)
+
+
+def _register_pipelines() -> None:
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    for task, pipeline in PIPELINES.items():
+        if task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(task, _ours(pipeline), pt_model=_ours("AutoModelForCells"))
+
+
+# -------------------------------------------------------------------- at the first look
+
+
+class FilledWhenRead(dict):
+    """A dictionary that calls `fill` before it is first read; what is written to it before stays.
+
+    Parameters
+    ----------
+    given
+        What it holds already.
+    fill
+        Adds the rest; may read the dictionary itself.
+    """
+
+    def __init__(self, given: dict, fill: Callable[[], None]):
+        super().__init__(given)
+        self.fill = fill
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+
+def _filling(name: str) -> Callable[..., Any]:
+    read = getattr(dict, name)
+
+    def method(self: FilledWhenRead, *given: Any) -> Any:
+        self.fill()
+        return read(self, *given)
+
+    method.__name__ = name
+    return method
+
+
+for _name in _READS:
+    setattr(FilledWhenRead, _name, _filling(_name))
+
+
+def _once(fill: Callable[[], None]) -> Callable[[], None]:
+    """Give a function that calls another one the first time, and again after it failed. Other threads wait for it."""
+    lock, begun = threading.RLock(), False
+
+    def run() -> None:
+        nonlocal begun
+        with lock:
+            if begun:
+                return
+            begun = True
+            try:
+                fill()
+            except BaseException:
+                begun = False
+                raise
+
+    return run
+
+
+def _fill_when_read(fill: Callable[[], None], *tables: tuple[Any, str]) -> None:
+    """Replace tables, each an object and its attribute, by ones that are filled together when one is first read."""
+    once = _once(fill)
+    for owner, attribute in tables:
+        setattr(owner, attribute, FilledWhenRead(getattr(owner, attribute), once))
+
+
+def _configs_loaded(module: ModuleType) -> None:
+    _fill_when_read(_register_configs, (module.CONFIG_MAPPING, "_extra_content"))
+
+
+def _models_loaded(module: ModuleType) -> None:
+    for auto_class in MODELS:
+        table = getattr(module, auto_class)._model_mapping
+        _fill_when_read(partial(_register_models, auto_class), (table, "_extra_content"))
+
+
+def _tokenizers_loaded(module: ModuleType) -> None:
+    tables = (module.TOKENIZER_MAPPING, "_extra_content"), (module, "REGISTERED_TOKENIZER_CLASSES")
+    _fill_when_read(_register_tokenizers, *tables)
+
+
+def _processors_loaded(module: ModuleType) -> None:
+    _fill_when_read(_register_processors, (module.PROCESSOR_MAPPING, "_extra_content"))
+
+
+def _pipelines_loaded(module: ModuleType) -> None:
+    _fill_when_read(_register_pipelines, (module.PIPELINE_REGISTRY, "supported_tasks"))
+
+
+def _our_tokenizers_loaded(module: ModuleType) -> None:
+    """Tell tokenizers where the package's compiled loops are: their own file cannot, it travels with models."""
+    compiled = partial(importlib.import_module, "cellglot.tokenization.compiled_encoding")
+    module.GeneExpressionTokenizer.load_compiled = staticmethod(compiled)
+
+
+WATCHED: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _configs_loaded,
+    "transformers.models.auto.modeling_auto": _models_loaded,
+    "transformers.models.auto.tokenization_auto": _tokenizers_loaded,
+    "transformers.models.auto.processing_auto": _processors_loaded,
+    "transformers.pipelines": _pipelines_loaded,
+    "cellglot.tokenization.tokenization_gene_expression": _our_tokenizers_loaded,
+}
+
+
+class _Watcher(MetaPathFinder):
+    """Finds no module itself, but calls what `WATCHED` has for a module once it is loaded."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Find a watched module as the other finders do."""
+        if name not in WATCHED:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                WATCHED[name](module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def watch() -> None:
+    """Register with the modules of transformers that are loaded, and watch for those that are not yet."""
+    if any(type(finder).__name__ == _Watcher.__name__ for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Watcher())
+    for name, loaded in WATCHED.items():
+        if name in sys.modules:
+            loaded(sys.modules[name])
+
+
+__all__ = ["FilledWhenRead", "register_auto_classes", "watch"]
