@@ -5,7 +5,6 @@ import inspect
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 import cellglot
 from cellglot.inputs import read_json, reading
+from cellglot.outputs import OutputFolder, check_environment, write_json, write_text
 from cellglot.tokenization.background import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus_check import (
     AGAIN,
@@ -45,13 +45,14 @@ from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, wo
 from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
 from cellglot.tokenization.stored_matrix import READ_ERRORS
-from cellglot.tokenization.token_shards import write_whole
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 
 
 MANIFEST = "manifest.json"
+WORK = ".work"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZERS: dict[str, type[GeneExpressionTokenizer]] = {
     "exceiver": ExceiverTokenizer,
     "rank-value": RankValueTokenizer,
@@ -270,9 +271,10 @@ def tokenize_corpus(
         "genes": None if genes is None else _digest(sorted(genes)),
         "cellglot": cellglot.__version__,
     }
+    given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
     run = _Run(
         paths,
-        output,
+        OutputFolder(output, "tokenize", given),
         TOKENIZERS[tokenizer],
         options,
         arguments,
@@ -285,16 +287,18 @@ def tokenize_corpus(
         gene_table=None if gene_table is None else Path(gene_table),
         genes=genes,
     )
-    run.prepare(overwrite)
-    while True:
-        try:
-            return run.finish()
-        except BrokenFileError as error:
-            if not skip_broken:
-                raise CorpusError(
-                    f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others give."
-                ) from error
-            run.pass_over(error)
+    with run.folder:
+        run.prepare(overwrite)
+        while True:
+            try:
+                return run.finish()
+            except BrokenFileError as error:
+                if not skip_broken:
+                    raise CorpusError(
+                        f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others "
+                        "give."
+                    ) from error
+                run.pass_over(error)
 
 
 def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
@@ -335,7 +339,7 @@ class _Run:
     def __init__(
         self,
         paths: list[Path],
-        output: Path,
+        folder: OutputFolder,
         tokenizer_class: type[GeneExpressionTokenizer],
         options: FileOptions,
         arguments: dict[str, Any],
@@ -349,7 +353,7 @@ class _Run:
         gene_table: Path | None,
         genes: Sequence[str] | None,
     ):
-        self.paths, self.output, self.work = paths, output, output / ".work"
+        self.paths, self.folder, self.output, self.work = paths, folder, folder.path, folder.path / WORK
         self.tokenizer_class, self.options, self.arguments = tokenizer_class, options, arguments
         self.seed, self.fractions = seed, fractions
         self.processes, self.skip_broken, self.show = processes, skip_broken, progress
@@ -363,6 +367,9 @@ class _Run:
 
     def prepare(self, overwrite: bool) -> None:
         """Plan, and compare with what the folder holds."""
+        for name in self.folder.own:
+            if name.endswith(".tmp"):  # left by a killed run of an earlier version
+                self.folder.remove(name)
         self.work.mkdir(parents=True, exist_ok=True)
         broken_file = self.work / "broken.json"
         broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
@@ -377,7 +384,7 @@ class _Run:
                 )
             self._clear()
             self._make_plan({})
-        write_whole(self.work / "plan.json", json.dumps(self.plan.to_dict(), indent=1))
+        write_json(self.work / "plan.json", self.plan.to_dict())
 
     def _make_plan(self, broken: Mapping[str, str]) -> None:
         self.plan, self.gene_tables = make_plan(
@@ -402,38 +409,37 @@ class _Run:
         return None
 
     def _clear(self) -> None:
-        """Delete what a run writes, and nothing else."""
-        for name in ("data", "tokenizer", ".work"):
-            shutil.rmtree(self.output / name, ignore_errors=True)
-        (self.output / MANIFEST).unlink(missing_ok=True)
+        """Delete what a run wrote, and nothing else."""
+        self.folder.clear()
         self.work.mkdir(parents=True, exist_ok=True)
 
     def pass_over(self, error: BrokenFileError) -> None:
         """Plan anew without a file that broke while it was read; all that depends on it is done again."""
         broken = self.plan.broken | {error.name: error.reason}
         self._clear()
-        write_whole(self.work / "broken.json", json.dumps(broken))
+        write_json(self.work / "broken.json", broken)
         self._make_plan(broken)
-        write_whole(self.work / "plan.json", json.dumps(self.plan.to_dict(), indent=1))
+        write_json(self.work / "plan.json", self.plan.to_dict())
 
     # ---------------------------------------------------------------- the passes
 
     def finish(self) -> Corpus:
         """Do what is left to do."""
         if (self.output / MANIFEST).exists():
-            shutil.rmtree(self.work, ignore_errors=True)
-            return Corpus.open(self.output)
-        for unfinished in (*(self.output / "data").glob("*.tmp"), *self.output.glob(f"{MANIFEST}.*.tmp")):
-            unfinished.unlink(missing_ok=True)
+            self.folder.remove(WORK)
+            corpus = Corpus.open(self.output)
+            self.folder.finish()
+            return corpus
         with self._bars() as bars, self._processes():
-            if not (self.output / "tokenizer").exists():
+            if not (self.output / "tokenizer" / TOKENIZER_CONFIG_FILE).exists():
                 self._make_tokenizer(bars)
             tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
             records = self._write_tokens(bars, tokenizer)
             manifest = self._manifest(records, tokenizer)
             self.sources.check()
-        write_whole(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        shutil.rmtree(self.work, ignore_errors=True)
+        write_text(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        self.folder.remove(WORK)
+        self.folder.finish()
         return Corpus(self.output, manifest)
 
     def _bars(self) -> Progress:
@@ -454,7 +460,10 @@ class _Run:
         tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
         unfinished = self.work / "tokenizer"
         tokenizer.save_pretrained(unfinished)
-        unfinished.replace(self.output / "tokenizer")
+        finished = self.output / "tokenizer"
+        finished.mkdir(exist_ok=True)
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG_FILE):
+            path.replace(finished / path.name)  # the configuration last: with it the tokenizer is whole
 
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
@@ -499,12 +508,11 @@ class _Run:
             merged.merge(state)
             bar.advance(self.plan.units[unit])
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                latest = self.work / f"statistics-{unit + 1:06d}.npz"
+                merged.save(latest)
                 for old in self.work.glob("statistics-*.npz"):
-                    if old != self.work / f"statistics-{unit + 1:06d}.npz":
-                        old.rename(old.with_suffix(".old"))
-                merged.save(self.work / f"statistics-{unit + 1:06d}.npz")
-                for old in self.work.glob("statistics-*.old"):
-                    old.unlink()
+                    if old != latest:
+                        old.unlink()
                 saved = time.monotonic()
         return merged
 
@@ -541,6 +549,7 @@ class _Run:
             except GeneCoverageError as error:
                 raise GeneCoverageError(f"{file.name}: {error}") from error
             except READ_ERRORS as error:
+                check_environment(error)
                 raise BrokenFileError(file.name, str(error)) from error
             columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
             report = columns.match.report()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cellglot.inputs import digest_of
+from cellglot.outputs import check_environment
 from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
@@ -280,6 +281,7 @@ def inspect_files(
         try:
             inspected.append(inspect_file(path, name, options, work))
         except READ_ERRORS as error:
+            check_environment(error)
             broken[name] = str(error)
     return inspected, broken
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cellglot.outputs import atomic
 from cellglot.tokenization.gene_encoding import row_sums
 
 
@@ -147,10 +148,8 @@ class CorpusStatistics:
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, layout=np.array(self.histogram.shape), **self.state())
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path, n_genes: int) -> "CorpusStatistics":

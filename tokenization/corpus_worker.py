@@ -1,6 +1,5 @@
 """The work on one piece of a corpus: statistics of its cells, or its token shards. Runs in any process."""
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cellglot.outputs import check_environment, write_json
 from cellglot.tokenization.background import Behind, ahead
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.corpus_plan import (
@@ -31,7 +31,7 @@ from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.kept_counts import KeptCounts
 from cellglot.tokenization.small_counts import small_rows
 from cellglot.tokenization.stored_matrix import READ_ERRORS
-from cellglot.tokenization.token_shards import ShardWriter, record_batch, write_whole
+from cellglot.tokenization.token_shards import ShardWriter, record_batch
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
@@ -199,6 +199,7 @@ class Worker:
             try:
                 self._cells = open_planned(file.path, self.job.options, folder)
             except READ_ERRORS as error:
+                check_environment(error)
                 raise BrokenFileError(file.name, str(error)) from error
             counts = self._cells.counts
             if self.job.tokenizer_class is None:
@@ -229,6 +230,7 @@ class Worker:
                         metadata = self._metadata(number, low, max(high, min(low + METADATA_CELLS, stop)))
                     yield self._prepare(low, self._rows(number, low, high), metadata, columns)
             except READ_ERRORS as error:
+                check_environment(error)
                 raise BrokenFileError(self.job.files[number].name, f"cells {start:,} to {stop:,}: {error}") from error
             yield None
 
@@ -352,7 +354,7 @@ class Worker:
         for write in writes:
             write.result()
         record["shards"] = shards.finish()
-        write_whole(Path(self.job.work) / "units" / f"{record['unit']:06d}.json", json.dumps(record))
+        write_json(Path(self.job.work) / "units" / f"{record['unit']:06d}.json", record, indent=None)
         return record
 
 

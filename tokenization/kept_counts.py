@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cellglot.outputs.writing import temporary_name
 from cellglot.tokenization.count_matrix import CountRows
 
 
@@ -31,17 +32,18 @@ class KeptCounts:
 
     def keep(self, name: str, rows: CountRows) -> None:
         """Keep a chunk of checked counts, unless there is no room."""
-        path = self.folder / f"{name}.tmp"
+        path = self.folder / f"{name}.npy"
+        temporary = temporary_name(path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._fits(rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes):
                 return
-            with open(path, "wb") as file:
+            with open(temporary, "wb") as file:
                 for array in (rows.data, rows.indices, rows.indptr):
                     np.save(file, array)
-            path.replace(path.with_suffix(".npy"))
+            temporary.replace(path)
         except OSError:  # a full disk: the work goes on without
-            path.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _fits(self, n_bytes: int) -> bool:
         """Whether there is room; the folder is looked at now and then only: that takes the longer the fuller it is."""

@@ -1,7 +1,6 @@
 """Matrices on disk, read by ranges of cells: rows, columns (converted to rows first), dense, loom, Matrix Market."""
 
 import gzip
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellglot.outputs import atomic
+from cellglot.outputs.environment import check_room, reserve
 from cellglot.tokenization.count_matrix import CountRows
 
 
@@ -181,14 +182,12 @@ class ConvertedRows:
             dtype = np.promote_types(dtype, values.dtype)
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         needed = int(indptr[-1]) * (dtype.itemsize + 4)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise CellFileError(
-                f"converting the matrix to rows needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are "
-                "free: set TMPDIR to a folder with room"
-            )
+        where = "choose an output on another disk" if self.folder else "set TMPDIR to a folder with room"
+        check_room(folder, needed, "converting the matrix to rows", where)
         data = np.lib.format.open_memmap(folder / "data.npy", "w+", dtype=dtype, shape=(int(indptr[-1]),))
         indices = np.lib.format.open_memmap(folder / "indices.npy", "w+", dtype=np.int32, shape=(int(indptr[-1]),))
+        for name in ("data", "indices"):
+            reserve(folder / f"{name}.npy", (folder / f"{name}.npy").stat().st_size)
         filled = indptr[:-1].copy()
         for cells, genes, values in self.entries():
             order = np.argsort(cells, kind="stable")
@@ -202,9 +201,8 @@ class ConvertedRows:
         data.flush()
         indices.flush()
         # Written last, under its own name only when whole: the mark of a finished conversion.
-        with open(folder / "indptr.tmp", "wb") as file:
-            np.save(file, indptr)
-        (folder / "indptr.tmp").replace(folder / "indptr.npy")
+        with atomic(folder / "indptr.npy") as temporary:
+            np.save(temporary, indptr)
 
 
 def columns_to_rows(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellglot.inputs import digest_of
+from cellglot.outputs.writing import temporary_name
 from cellglot.tokenization.corpus_plan import SPLITS
 from cellglot.tokenization.gene_encoding import TokenRows
 
@@ -74,6 +75,7 @@ class ShardWriter:
     def __init__(self, folder: Path, unit: int):
         self.folder, self.unit = folder, unit
         self.writers: dict[str, pq.ParquetWriter] = {}
+        self._unfinished = {split: temporary_name(self._path(split)) for split in SPLITS}
         self.waiting: dict[str, list[pa.RecordBatch]] = {split: [] for split in SPLITS}
         self.cells: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self.tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
@@ -93,7 +95,7 @@ class ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         if split not in self.writers:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.writers[split] = _parquet_writer(str(_unfinished(self._path(split))), table.schema)
+            self.writers[split] = _parquet_writer(str(self._unfinished[split]), table.schema)
         self.writers[split].write_table(table, row_group_size=4 * ROW_GROUP_CELLS)
         self.waiting[split] = []
 
@@ -107,8 +109,8 @@ class ShardWriter:
             for split in (s for s in SPLITS if s in self.writers):
                 self.writers[split].close()
                 path = self._path(split)
-                digest = digest_of(_unfinished(path))
-                os.replace(_unfinished(path), path)
+                digest = digest_of(self._unfinished[split])
+                os.replace(self._unfinished[split], path)
                 written.append(
                     {
                         "file": f"data/{path.name}",
@@ -129,20 +131,7 @@ class ShardWriter:
             try:
                 writer.close()
             finally:
-                _unfinished(self._path(split)).unlink(missing_ok=True)
+                self._unfinished[split].unlink(missing_ok=True)
 
 
-def _unfinished(path: Path) -> Path:
-    """Give the name under which this process writes a file that is not whole yet."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name first, so that it is whole under its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _unfinished(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-__all__ = ["ShardWriter", "record_batch", "write_whole"]
+__all__ = ["ShardWriter", "record_batch"]

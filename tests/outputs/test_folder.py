@@ -41,7 +41,7 @@ def test_clearing_deletes_the_files_of_the_run_and_nothing_else(tmp_path, kind, 
     with OutputFolder(tmp_path, kind) as folder:
         assert folder.own == sorted(FILES[kind]) and folder.was_finished is finished
         assert folder.clear() == []
-    assert _names(tmp_path) == sorted([MANIFEST_FILE, *FOREIGN])
+    assert _names(tmp_path) == sorted(FOREIGN)
     assert all((tmp_path / name).read_text() == "mine" for name in FOREIGN)
 
 
@@ -65,7 +65,7 @@ def test_files_that_were_changed_are_kept_under_another_name(tmp_path):
     for place in (tmp_path, copy):
         with OutputFolder(place, "tokenize") as folder:
             assert folder.clear() == [place / "manifest.json.changed"]
-        assert _names(place) == [MANIFEST_FILE, "manifest.json.changed"]
+        assert _names(place) == ["manifest.json.changed"]
 
 
 def test_a_file_added_later_at_a_name_of_ours_is_not_ours(tmp_path):
@@ -94,6 +94,19 @@ def test_a_result_of_another_kind_is_refused(tmp_path, first, second):
     assert _names(tmp_path) == sorted([MANIFEST_FILE, *FILES["evaluate"]])
 
 
+def test_a_run_that_is_refused_leaves_a_finished_result_finished(tmp_path):
+    with OutputFolder(tmp_path / "out", "tokenize") as folder:
+        _write(tmp_path / "out", FILES["tokenize"])
+        folder.finish()
+    before = (tmp_path / "out" / MANIFEST_FILE).read_bytes()
+    with pytest.raises(ValueError, match="other settings"), OutputFolder(tmp_path / "out", "tokenize"):
+        raise ValueError("other settings")
+    assert (tmp_path / "out" / MANIFEST_FILE).read_bytes() == before
+    with pytest.raises(ValueError), OutputFolder(tmp_path / "new", "tokenize"):
+        raise ValueError("cells cannot be read")
+    assert not (tmp_path / "new").exists()
+
+
 def test_folders_of_earlier_versions_are_recognised_by_what_they_hold(tmp_path):
     corpus, model = tmp_path / "corpus", tmp_path / "model"
     _write(corpus, [*FILES["tokenize"], "notes.txt"])
@@ -101,7 +114,7 @@ def test_folders_of_earlier_versions_are_recognised_by_what_they_hold(tmp_path):
     with OutputFolder(corpus, "tokenize") as folder:
         assert folder.own == sorted(FILES["tokenize"])
         folder.clear()
-    assert _names(corpus) == [MANIFEST_FILE, "notes.txt"]
+    assert _names(corpus) == ["notes.txt"]
     _write(model, ["model.safetensors", "training_run.json"])
     (model / "training_run.json").write_text(json.dumps({"cellglot": "0.1.0"}))
     for kind in ("tokenize", "convert"):
@@ -139,10 +152,8 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
 def test_a_manifest_cannot_name_files_outside_or_of_others(tmp_path):
     output, victims = tmp_path / "out", ["out/notes.txt", "beside.txt"]
     _write(tmp_path, victims, "mine")
-    files = {
-        name: {"bytes": 4, "mtime_ns": 0} for name in ("../beside.txt", str(tmp_path / "beside.txt"), "notes.txt")
-    }
-    record = {"started": "a", "finished": "b", "files": files}
+    files = {name: {"bytes": 4, "sha256": ""} for name in ("../beside.txt", str(tmp_path / "beside.txt"), "notes.txt")}
+    record = {"finished": True, "files": files}
     (output / MANIFEST_FILE).write_text(json.dumps({"format_version": 1, "outputs": {"tokenize": record}}))
     with OutputFolder(output, "tokenize") as folder:
         folder.clear()

@@ -1,5 +1,6 @@
 """Everything about writing results: which paths may be written, whose files they are, one run at a time."""
 
+from cellglot.outputs.environment import EnvironmentFailureError, check_environment
 from cellglot.outputs.folder import MANIFEST_FILE, OutputFolder, read_manifest
 from cellglot.outputs.lock import LOCK_FILE, LockedError, lock
 from cellglot.outputs.paths import OutputError, check_file, check_files, check_folder, holds, same_file
@@ -9,10 +10,12 @@ from cellglot.outputs.writing import atomic, remove_leftovers, sha256, share, wr
 __all__ = [
     "LOCK_FILE",
     "MANIFEST_FILE",
+    "EnvironmentFailureError",
     "LockedError",
     "OutputError",
     "OutputFolder",
     "atomic",
+    "check_environment",
     "check_file",
     "check_files",
     "check_folder",

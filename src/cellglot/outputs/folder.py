@@ -5,20 +5,20 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cellglot.outputs.kinds import KINDS, Kind, kinds_of_earlier_versions
 from cellglot.outputs.lock import lock
 from cellglot.outputs.paths import OutputError, check_folder
-from cellglot.outputs.writing import is_leftover, sha256, write_json
+from cellglot.outputs.writing import is_leftover, sha256, share, write_json
 
 
 MANIFEST_FILE = ".cellglot-output.json"
 FORMAT_VERSION = 1
 DIGESTED_BYTES = 1 << 20  # larger files are known again by their size
 ASIDE = ".changed"
+DATA = (".parquet", ".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".tmp", ".h5ad", ".png")
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +58,7 @@ class OutputFolder:
         self.own: list[str] = []
         self.was_finished = False
         self._record: dict[str, Any] = {}
+        self._made = False
         self._stack = ExitStack()
 
     def check(self) -> None:
@@ -75,30 +76,34 @@ class OutputFolder:
         check_folder(self.path, self.inputs)
         if self.path.exists():
             self._look()
+        self._made = not self.path.exists()
         with ExitStack() as stack:
             stack.enter_context(lock(self.path))
             self._look()
             for path in [path for _, path in self._found() if is_leftover(path)]:
                 path.unlink(missing_ok=True)
-            self._record |= {"started": _now(), "finished": None}
+            self._record["finished"] = False
             self._write()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         try:
-            if self._record.get("finished") is None and self.path.is_dir():
-                self._note()
+            if not self._record["finished"] and self.path.is_dir():
+                self._leave()
         except OSError:
             if error[0] is None:
                 raise
         finally:
             self._stack.close()
+            if self._made:
+                _remove_empty(self.path)
 
     def clear(self) -> list[Path]:
         """Delete the files of an earlier run, and nothing else.
 
-        A file that was changed after cellglot wrote it is somebody's work: it is kept under a name with ``.changed``.
+        A text or a whole table that was changed after cellglot wrote it is somebody's work: it is kept under a name
+        with ``.changed``. Damaged shards and weights are nobody's.
 
         Returns
         -------
@@ -107,7 +112,7 @@ class OutputFolder:
         """
         known, kept = self._record.get("files", {}), []
         for name, path in list(self._found()):
-            if path.is_symlink() or (name in known and not _is_as_written(path, known[name])):
+            if path.is_symlink() or (name in known and _is_of_somebody(path, known[name])):
                 kept.append(_put_aside(path))
             else:
                 path.unlink(missing_ok=True)
@@ -116,13 +121,21 @@ class OutputFolder:
         if kept:
             _log.warning("kept under another name, as they were changed: %s", ", ".join(map(str, kept)))
         self.own, self.was_finished = [], False
-        self._record |= {"started": _now(), "finished": None, "files": {}}
+        self._record = {"finished": False, "files": {}}
         self._write()
         return kept
 
+    def remove(self, name: str) -> None:
+        """Delete the run's own files at a name, or below a folder of that name, and nothing else."""
+        for found, path in list(self._found()):
+            if (found == name or found.startswith(f"{name}/")) and not path.is_symlink():
+                path.unlink(missing_ok=True)
+        if (self.path / name).is_dir() and not (self.path / name).is_symlink():
+            _remove_empty(self.path / name)
+
     def finish(self) -> None:
         """Note that the run came to its end, and its files as they are now."""
-        self._record["finished"] = _now()
+        self._record["finished"] = True
         self._note()
 
     # ---------------------------------------------------------------- what is there
@@ -142,8 +155,8 @@ class OutputFolder:
             if folder.is_symlink():
                 raise OutputError(f"{folder} is a link: cellglot writes there. Choose another folder for the result")
         found = dict(self._found())
-        self._record = outputs.get(self.kind, {"started": None, "finished": None, "files": {}})
-        self.was_finished = self._record["finished"] is not None
+        self._record = outputs.get(self.kind, {"finished": False, "files": {}})
+        self.was_finished = bool(self._record["finished"])
         if self.kind in outputs:
             known = set(self._record["files"]) if self.was_finished else set(found)
         else:
@@ -181,17 +194,41 @@ class OutputFolder:
 
     # ---------------------------------------------------------------- the manifest
 
+    def _leave(self) -> None:
+        """Note how far a run came; one that was refused and changed nothing leaves a finished result finished."""
+        sizes = {name: path.lstat().st_size for name, path in self._found()}
+        if not sizes:
+            self._forget()
+        elif self.was_finished and sizes == {name: facts["bytes"] for name, facts in self._record["files"].items()}:
+            self._record["finished"] = True
+            self._write()
+        else:
+            self._note()
+
     def _note(self) -> None:
-        self._record["files"] = {name: _facts(path) for name, path in self._found() if not path.is_symlink()}
+        """Record the files as they are now."""
+        found = [(name, path) for name, path in self._found() if not path.is_symlink()]
+        for _, path in found:
+            if path.suffix == ".safetensors":  # written readable to their owner alone
+                share(path)
+        self._record["files"] = {name: _facts(path) for name, path in found}
         self._write()
 
     def _write(self) -> None:
         outputs = read_manifest(self.path) | {self.kind: self._record}
         write_json(self.path / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "outputs": outputs})
 
+    def _forget(self) -> None:
+        """Take a run that wrote nothing out of the manifest."""
+        outputs = {kind: record for kind, record in read_manifest(self.path).items() if kind != self.kind}
+        if outputs:
+            write_json(self.path / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "outputs": outputs})
+        else:
+            (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Read what an output folder says of itself: kind -> started, finished, files; empty where there is no manifest.
+    """Read what an output folder says of itself: kind -> finished, files; empty where there is no manifest.
 
     Raises
     ------
@@ -206,7 +243,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, outputs = content["format_version"], content["outputs"]
         whole = all(
-            isinstance(record["files"], dict) and {"started", "finished"} <= set(record) for record in outputs.values()
+            isinstance(record["files"], dict) and isinstance(record["finished"], bool) for record in outputs.values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(f"{path} is damaged ({type(error).__name__}): {way_out}") from error
@@ -215,22 +252,25 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return outputs
 
 
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
 def _facts(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    facts: dict[str, Any] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    return facts | ({"sha256": sha256(path)} if status.st_size <= DIGESTED_BYTES else {})
+    size = path.stat().st_size
+    return {"bytes": size} | ({"sha256": sha256(path)} if size <= DIGESTED_BYTES else {})
 
 
-def _is_as_written(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file is the one that was written: by size and time, else by its digest; large ones by size."""
-    status = path.stat()
-    if status.st_size != facts.get("bytes"):
-        return False
-    return status.st_mtime_ns == facts.get("mtime_ns") or "sha256" not in facts or sha256(path) == facts["sha256"]
+def _is_of_somebody(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file is no longer the one that was written, nor that one damaged: what is lost if it is deleted."""
+    size = path.stat().st_size
+    as_written = size == facts.get("bytes") and ("sha256" not in facts or sha256(path) == facts["sha256"])
+    if as_written or path.suffix in DATA:
+        return not as_written and path.suffix == ".parquet" and size != facts.get("bytes") and _is_whole_table(path)
+    return True
+
+
+def _is_whole_table(path: Path) -> bool:
+    with open(path, "rb") as file:
+        begin = file.read(4)
+        file.seek(max(path.stat().st_size - 4, 4))
+        return begin == b"PAR1" == file.read(4)
 
 
 def _put_aside(path: Path) -> Path:
