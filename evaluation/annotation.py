@@ -32,6 +32,7 @@ from cellglot.evaluation.cell_text_model import (
     fingerprint,
 )
 from cellglot.evaluation.embedding import batches
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cell_ontology import CellOntology
 from cellglot.tokenization.cell_type_candidates import Candidates, make_candidates
 from cellglot.tokenization.cells import Cells, read_cells
@@ -396,7 +397,7 @@ def _labels(source: Any, labels: str | Sequence[str | None] | None, n_cells: int
         labels = list(source.obs.column(column, 0, n_cells))
     if len(labels) != n_cells:
         raise ValueError(f"{len(labels):,} labels for {n_cells:,} cells")
-    return [None if pd.isna(x) or not str(x).strip() else str(x) for x in labels]
+    return read_labels(labels).texts.tolist()
 
 
 def _annotate(

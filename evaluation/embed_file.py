@@ -12,6 +12,7 @@ from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.masked_genes import cell_encoder
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.gene_report import GeneReport
 
@@ -72,7 +73,7 @@ def embed_file(
         if plot is not None and coordinates is not None:
             values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
             title = f"{opened.name}" + (f", by {column}" if column else "")
-            plots.save_figure(plots.embedding_plot(coordinates, [_label(v) for v in values], title), str(plot))
+            plots.save_figure(plots.embedding_plot(coordinates, read_labels(values).texts.tolist(), title), str(plot))
         lines = [
             opened.summary(),
             report.summary(),
@@ -89,12 +90,6 @@ def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     auto_class = config.pipelines()["cell-embedding"]["pt"][0]
     network = getattr(transformers, auto_class).from_pretrained(model)
     return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
-
-
-def _label(value: Any) -> str | None:
-    """Give a value of obs as text, None where it is missing."""
-    missing = value is None or value != value or not str(value).strip()
-    return None if missing else str(value)
 
 
 def _write(cells: Cells, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path) -> None:

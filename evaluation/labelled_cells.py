@@ -1,6 +1,7 @@
 """Cells to evaluate on: counts, labels, batches, donors, and a checksum of all of it."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -12,10 +13,12 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from cellglot.tokenization.cell_labels import Labels, read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 
 
-MISSING = ("", "nan", "none", "<na>", "na", "n/a", "unknown")
+logger = logging.getLogger(__name__)
+
 GROUPS = ("donor_id", "dataset_id")
 
 
@@ -112,8 +115,8 @@ def open_labelled_cells(
     source
         File of any format that `cellglot.tokenization.read_cells` takes, or an AnnData.
     labels
-        Column of cell types; by default the one that is carried as ``cell_type``, where there is one. Missing, empty
-        and unknown ones are None.
+        Column of cell types; by default the one that is carried as ``cell_type``, where there is one. Missing ones
+        are None, as `cellglot.tokenization.cell_labels` reads them.
     batches
         Column of batches; none by default.
     donors
@@ -135,7 +138,11 @@ def open_labelled_cells(
         "batch": batches,
         "group": donors or next((known[name] for name in GROUPS if name in known), None),
     }
-    values = {name: None if column is None else _column(cells, column) for name, column in columns.items()}
+    read = {name: None if column is None else _column(cells, column) for name, column in columns.items()}
+    values = {name: None if found is None else found.texts for name, found in read.items()}
+    if read["label"] is not None and (note := read["label"].note(f"labels in {columns['label']!r}")):
+        cells.notes.append(note)
+        logger.info("%s: %s", cells.name, note)
     if labels is not None and values["label"] is not None and not any(x is not None for x in values["label"]):
         raise ValueError(f"column {labels!r} of {cells.name}: none of {len(cells):,} cells has a label")
     path = Path(source) if isinstance(source, str | os.PathLike) else None
@@ -153,11 +160,10 @@ def open_labelled_cells(
     )
 
 
-def _column(cells: Cells, name: str) -> np.ndarray:
+def _column(cells: Cells, name: str) -> Labels:
     if name not in cells.obs.names:
         raise ValueError(f"no column {name!r} in obs of {cells.name}; it has {', '.join(cells.obs.names) or 'none'}")
-    values = [str(value).strip() for value in cells.obs.column(name, 0, len(cells))]
-    return np.array([None if value.lower() in MISSING else value for value in values], dtype=object)
+    return read_labels(cells.obs.column(name, 0, len(cells)))
 
 
 def file_checksum(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.tokenization.cell_labels import label_text, read_labels
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 
@@ -56,12 +57,12 @@ def example_cells(tokenizer: GeneExpressionTokenizer, file: str | Path | None = 
     """
     cells = _opened(file)
     with cells:
-        labels = cells.metadata().get("cell_type")
+        labels = cells.metadata(only=["cell_type"]).get("cell_type")
         names, counts = cells.names(), cells.counts
-        rows = _different(None if labels is None else [str(label) for label in labels], cells.n_cells)
+        rows = _different(None if labels is None else read_labels(labels).texts.tolist(), cells.n_cells)
         genes = _gene_names(counts)
         taken = [_counts(counts, row, genes) for row in rows]
-        kinds = [] if labels is None else [str(labels.iloc[row]) for row in rows]
+        kinds = [] if labels is None else [label_text(labels.iloc[row]) or "without a label" for row in rows]
         called = [str(names[row]) for row in rows]
         if kinds:
             called = [f"{kind} ({name})" for kind, name in zip(kinds, called, strict=True)]
@@ -80,7 +81,7 @@ def _opened(file: str | Path | None) -> Any:
         return read_cells(scanpy.datasets.pbmc68k_reduced(), rename={"bulk_labels": "cell_type"})
 
 
-def _different(labels: list[str] | None, n_cells: int) -> list[int]:
+def _different(labels: list[str | None] | None, n_cells: int) -> list[int]:
     """Rows of the first cells of different labels, else of the first cells."""
     first = list(range(n_cells)) if labels is None else [labels.index(label) for label in dict.fromkeys(labels)]
     rows = [*first, *(row for row in range(n_cells) if row not in first[:N_CELLS])]

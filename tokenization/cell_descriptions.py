@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellglot.tokenization.cell_labels import label_text
 from cellglot.tokenization.cell_metadata import plain_column, schema_names
 from cellglot.tokenization.cell_ontology import CellOntology
 from cellglot.tokenization.cell_term import EXACT, CellTerm
@@ -37,7 +38,6 @@ ASPECTS: dict[str, tuple[str, ...]] = {
 ORGAN_COLUMNS = ("organ", "tissue_general")
 
 # What files write where a value is not known, in lower case.
-MISSING = frozenset({"", "unknown", "na", "n/a", "nan", "none", "not applicable", "not available"})
 
 
 def fill_template(template: str, fields: Mapping[str, Any]) -> str:
@@ -294,8 +294,7 @@ def _aspect_fields(
 def _texts(values: pd.Series) -> np.ndarray:
     """Give a column as texts, empty where a value is missing."""
     codes, different = pd.factorize(plain_column(values))
-    texts = np.array([*(str(v).strip() for v in different), ""], dtype=object)
-    return np.array(["" if t.casefold() in MISSING else t for t in texts], dtype=object)[codes]
+    return np.array([*(label_text(v) or "" for v in different), ""], dtype=object)[codes]
 
 
 def _joined(parts: Sequence[tuple[list[str], np.ndarray]], n_cells: int) -> tuple[list[str], np.ndarray]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cellglot.tokenization.cell_label_report import CellLabelReport
+from cellglot.tokenization.cell_labels import label_text, read_labels
 from cellglot.tokenization.cell_term import EXACT, CellTerm
 
 
@@ -209,9 +209,7 @@ def resolve_labels(index: LabelIndex, labels: Iterable[Any]) -> CellLabelMatch:
         raise TypeError(f"labels is the text {labels!r}: pass a list of labels")
     if isinstance(labels, Counter):
         return _resolve_counts(index, labels)
-    given = pd.Series(list(labels), dtype=object)
-    missing = given.isna().to_numpy()
-    texts = [None if gone or not str(v).strip() else str(v) for v, gone in zip(given, missing, strict=True)]
+    texts: list[str | None] = read_labels(list(labels)).texts.tolist()
     counts = Counter(t for t in texts if t is not None)
     findings = {text: index.find(text) for text in counts}
     nothing = LabelFinding()
@@ -222,7 +220,10 @@ def resolve_labels(index: LabelIndex, labels: Iterable[Any]) -> CellLabelMatch:
 
 
 def _resolve_counts(index: LabelIndex, labels: Counter[str]) -> CellLabelMatch:
-    counts = Counter({label: n for label, n in labels.items() if label.strip()})
+    counts = Counter[str]()
+    for label, n in labels.items():
+        if (text := label_text(label)) is not None:
+            counts[text] += n
     findings = {text: index.find(text) for text in counts}
     return CellLabelMatch(
         list(counts),

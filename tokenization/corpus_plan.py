@@ -13,6 +13,7 @@ import pandas as pd
 
 from cellglot.inputs import digest_of
 from cellglot.outputs import check_environment
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
@@ -312,13 +313,14 @@ def cell_groups(metadata: pd.DataFrame, dataset: str) -> tuple[np.ndarray, np.nd
     """Give each cell's group (donor, else data set) and data set, shape (cells,) each."""
     datasets = np.full(len(metadata), dataset, dtype=object)
     if "dataset_id" in metadata:
-        own = metadata["dataset_id"].to_numpy(dtype=object)
-        datasets = np.where(pd.isna(own), datasets, own.astype(str))
+        own = read_labels(metadata["dataset_id"]).texts
+        datasets = np.where(pd.isna(own), datasets, own)
     groups = datasets
     if "donor_id" in metadata:
-        donors = metadata["donor_id"].to_numpy(dtype=object)
-        unknown = pd.isna(donors) | np.isin(donors.astype(str), ["unknown", "na", "nan", ""])
-        groups = np.where(unknown, datasets, "donor " + donors.astype(str).astype(object))
+        donors = read_labels(metadata["donor_id"]).texts
+        unknown = pd.isna(donors)
+        donors[unknown] = ""
+        groups = np.where(unknown, datasets, "donor " + donors)
     return groups, datasets
 
 

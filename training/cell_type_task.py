@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.cell_types import open_ontology
 from cellglot.training.corpus_expression import CorpusExpression
 from cellglot.training.label_check import LabelCheck, check_labels
 from cellglot.training.label_collators import CellClassCollator, balanced_weights
-from cellglot.training.labels import labels_of
+from cellglot.training.labels import labels_of, read_column
 from cellglot.training.metrics import ClassificationMetrics
 from cellglot.training.splits import Part, divide
 from cellglot.training.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells, listed
@@ -43,7 +44,8 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
         If there are fewer than two classes, or no such column.
     """
     how = settings.get("split", "corpus")
-    every = [name for split in BOTH for name in labels_of(corpus, split, column)]
+    read = read_labels(read_column(corpus, BOTH, column))
+    every, note = read.texts.tolist(), read.note(column)
     division = divide(corpus, how, every, seed)
     names = {id(part): _names(corpus, part, column) for part in division.parts()}
     of_train = _chosen(division.train, names)
@@ -114,7 +116,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
         },
         summary=f"{len(classes):,} classes, {len(ids):,} of them cell types of the ontology; {len(train):,} cells for "
         f"training, {0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} "
-        f"without label{_said(pairs, left_out)}" + (unknown if other else ""),
+        f"without label{_said(pairs, left_out)}" + (unknown if other else "") + (f"; {note}" if note else ""),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellglot.tokenization.cell_labels import label_text
 from cellglot.training.thinning import Thinning
 
 
@@ -105,8 +106,8 @@ class ExceiverCollator:
 
 
 def class_name(value: Any) -> str | None:
-    """Give the name of a cell's class as metadata has it, text or number; None where it is missing."""
-    return None if value is None or value != value else str(value)
+    """Give the name of a cell's class, as every verb reads labels; None where it is missing."""
+    return label_text(value)
 
 
 __all__ = ["ExceiverCollator", "class_name"]

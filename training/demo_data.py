@@ -16,6 +16,7 @@ from scipy.sparse import vstack
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import embed_cells, run_model
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 
@@ -90,7 +91,7 @@ class DemoData:
         table = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards])
         table = table.sort_values("cell_index")
         self.splits = table["split"].astype(str).to_numpy(dtype=object)
-        self.classes = np.array([None if pd.isna(c) else str(c) for c in table["cell_type"]], dtype=object)
+        self.classes = read_labels(table["cell_type"]).texts
 
     @property
     def labelled(self) -> np.ndarray:

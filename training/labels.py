@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellglot.tokenization.cell_labels import read_labels, value_text
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.training.collators import class_name
@@ -46,7 +47,7 @@ def read_column(corpus: Corpus, splits: Sequence[str], column: str) -> list[Any]
 
 
 def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
-    """Read the labels of a split's cells, None for cells without one.
+    """Read the labels of a split's cells, None for cells without one, as `cellglot.tokenization.cell_labels` does.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
     ValueError
         If there is no such column; names those that there are.
     """
-    return [class_name(value) for value in read_column(corpus, [split], column)]
+    return read_labels(read_column(corpus, [split], column)).texts.tolist()
 
 
 def values_of(corpus: Corpus, splits: Sequence[str], column: str) -> np.ndarray:
@@ -82,7 +83,7 @@ def values_of(corpus: Corpus, splits: Sequence[str], column: str) -> np.ndarray:
     ValueError
         If there is no such column, or it holds what is no number.
     """
-    given = [None if class_name(v) in (None, "") else v for v in read_column(corpus, splits, column)]
+    given = [None if class_name(v) is None else v for v in read_column(corpus, splits, column)]
     values = np.full(len(given), np.nan)
     for row, value in enumerate(given):
         if value is None:
@@ -124,8 +125,8 @@ def read_gene_labels(path: str | Path) -> dict[str, str]:
         pairs = list(table.iloc[:, :2].itertuples(index=False, name=None))
     classes: dict[str, str] = {}
     for gene, label in pairs:
-        name, of_class = class_name(gene), class_name(label)
-        if name is None or of_class is None:
+        name, of_class = value_text(gene), class_name(label)
+        if not name or of_class is None:
             continue
         if classes.setdefault(name, of_class) != of_class:
             raise ValueError(f"{path} names {name} as {classes[name]!r} and as {of_class!r}: a gene has one class")

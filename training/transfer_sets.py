@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
 from cellglot.evaluation.baselines import log_counts
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
@@ -148,8 +149,8 @@ class Labelled:
 def open_test_set(test: TestSet, data: Path) -> Labelled:
     """Read the cells of a test set that have one of its labels."""
     cells = read_cells(data / test.file).to_anndata()
-    labels = cells.obs[test.column].astype(str).to_numpy(dtype=object)
-    kept = np.isin(labels, list(test.classes))
+    labels = read_labels(cells.obs[test.column]).texts
+    kept = np.array([label in test.classes for label in labels], dtype=bool)
     return Labelled(test.name, cells[kept].copy(), labels[kept], [test.classes[label] for label in labels[kept]])
 
 
