@@ -211,7 +211,9 @@ def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
         counts.eliminate_zeros()
         cells.X = counts
         cells = cells[:, random.random(cells.n_vars) < 0.4].copy()
-    labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    labels = read_labels(cells.obs["cell_type"]).texts
+    known = np.array([label is not None for label in labels], dtype=bool)
+    cells, labels = cells[known].copy(), labels[known]
     return Labelled("held out, thinned" if thinned else "held out", cells, labels, [(label,) for label in labels])
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import vstack
 
 from cellglot.evaluation.baselines import logistic_regression, majority
 from cellglot.evaluation.embedding import run_model
+from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.classifiers import CLASSIFIERS
@@ -109,20 +111,22 @@ def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> di
     """
     vocabulary = corpus.tokenizer().vocabulary
     train = cells_of(corpus, "train", data)
-    labels = train.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    labels = read_labels(train.obs["cell_type"]).texts
+    classes, known = pd.factorize(labels, sort=True)[0], np.array([label is not None for label in labels], dtype=bool)
     parts = [log_counts_on(vocabulary, train), *(log_counts_on(vocabulary, test.cells) for test in tests)]
     features = vstack(parts, format="csr")
-    is_train = np.arange(features.shape[0]) < len(labels)
-    every = np.concatenate([labels, np.full(features.shape[0] - len(labels), "", dtype=object)])
+    is_train = np.append(known, np.zeros(features.shape[0] - len(labels), dtype=bool))
+    every = np.concatenate([np.where(known, labels, ""), np.full(features.shape[0] - len(labels), "", dtype=object)])
+    is_test = np.arange(features.shape[0]) >= len(labels)
     likely = is_train.copy()
-    likely[: len(labels)] = ~check_labels(CorpusExpression(corpus), np.unique(labels, return_inverse=True)[1]).unlikely
-    regression = logistic_regression(features, every, likely, ~is_train)
+    likely[: len(labels)] = known & ~check_labels(CorpusExpression(corpus), classes).unlikely
+    regression = logistic_regression(features, every, likely, is_test)
     regression.name += ", no unlikely labels"
     ends = np.cumsum([len(test.labels) for test in tests])[:-1]
     found = {}
     for result in (
-        majority(every, is_train, ~is_train),
-        logistic_regression(features, every, is_train, ~is_train),
+        majority(every, is_train, is_test),
+        logistic_regression(features, every, is_train, is_test),
         regression,
     ):
         pieces = np.split(result.predicted, ends)
