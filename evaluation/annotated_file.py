@@ -7,9 +7,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-from anndata.io import read_elem, sparse_dataset, write_elem
+import pandas as pd
+from anndata.io import sparse_dataset, write_elem
 
+from cellglot.tokenization.cell_metadata import as_text
 from cellglot.tokenization.cells import Cells
+from cellglot.tokenization.compound_table import compound_frame
+from cellglot.tokenization.storable_table import storable_column, storable_frame, write_column
 
 
 def write_annotated(
@@ -84,20 +88,38 @@ def _write_cells(cells: Cells, path: Path) -> None:
                 write_elem(file, "X", chunk)
             else:
                 sparse_dataset(file["X"]).append(chunk)
-        write_elem(file, "obs", cells.metadata())
-        write_elem(file, "var", cells.var)
+        write_elem(file, "obs", cells.table(every=True))
+        write_elem(file, "var", storable_frame(cells.var)[0])
 
 
 def _add(file: h5py.File, obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
-    frame = read_elem(file["obs"])
-    for name, values in obs.items():
-        frame[name] = values
-    write_elem(file, "obs", frame)
+    if isinstance(file["obs"], h5py.Dataset):  # of AnnData before 0.7: one array of records
+        _rewrite_records(file)
+    _add_columns(file["obs"], obs)
     for group, added in (("obsm", obsm), ("uns", uns)):
         if group not in file:
             write_elem(file, group, {})
         for name, value in added.items():
             write_elem(file[group], name, value)
+
+
+def _rewrite_records(file: h5py.File) -> None:
+    """Write a table of cells that is an array of records as AnnData does today."""
+    beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
+    frame, _ = storable_frame(compound_frame(file["obs"], beside))
+    del file["obs"]
+    write_elem(file, "obs", frame)
+
+
+def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
+    """Write columns beside those of a stored table, whose bytes stay as they are."""
+    names = [as_text(name) for name in table.attrs.get("column-order", ())]
+    for name, values in columns.items():
+        if name in table:
+            del table[name]
+        write_column(table, name, storable_column(pd.Series(values))[0])
+        names += [] if name in names else [name]
+    table.attrs.create("column-order", np.array(names, dtype=object), dtype=h5py.string_dtype())
 
 
 __all__ = ["check_output", "write_annotated"]

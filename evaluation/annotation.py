@@ -38,6 +38,7 @@ from cellglot.tokenization.cell_type_candidates import Candidates, make_candidat
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
+from cellglot.tokenization.storable_table import storable_frame
 
 
 KEY = "cellglot"
@@ -551,7 +552,7 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """
     ending = Path(path).suffix
     if ending == ".parquet":
-        frame.to_parquet(path)
+        storable_frame(frame)[0].to_parquet(path)
     elif ending in (".csv", ".tsv"):
         frame.to_csv(path, sep="\t" if ending == ".tsv" else ",")
     else:

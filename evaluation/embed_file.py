@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -67,9 +68,10 @@ def embed_file(
         column = color if color is not None else opened.metadata_columns.get("cell_type")
         if color is not None and color not in opened.obs.names:
             raise ValueError(f"no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
+        table = opened.table() if output.suffix == ".h5ad" else None  # what cannot be written is known before the work
         embedding = embed_cells(network, tokenizer, opened, report=report, **options)
         coordinates = None if plot is None else plots.umap_coordinates(embedding)
-        _write(opened, embedding, coordinates, output)
+        _write(opened, table, embedding, coordinates, output)
         if plot is not None and coordinates is not None:
             values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
             title = f"{opened.name}" + (f", by {column}" if column else "")
@@ -92,7 +94,9 @@ def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
 
 
-def _write(cells: Cells, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path) -> None:
+def _write(
+    cells: Cells, table: pd.DataFrame | None, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path
+) -> None:
     temporary = output.with_name(f".{output.stem}.part{output.suffix}")
     if output.suffix == ".npy":
         np.save(temporary, embedding)
@@ -106,7 +110,7 @@ def _write(cells: Cells, embedding: np.ndarray, coordinates: np.ndarray | None, 
     else:
         from anndata import AnnData
 
-        result = AnnData(embedding, obs=cells.metadata())
+        result = AnnData(embedding, obs=table)
         if coordinates is not None:
             result.obsm["X_umap"] = coordinates
         result.write_h5ad(temporary)

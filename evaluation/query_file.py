@@ -8,13 +8,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
 from cellglot.evaluation.annotated_file import check_output, write_annotated
 from cellglot.evaluation.annotation import KEY, write_table
 from cellglot.evaluation.cell_text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.retrieval import nearest
+from cellglot.tokenization.cell_files import cell_table
 from cellglot.tokenization.cell_metadata import schema_names
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.gene_report import GeneReport
@@ -165,7 +165,11 @@ def _stored_anndata(model: Any, file: h5py.File, size: int) -> _Embedded | str |
         if not dense or not _normalised(matrix[:SAMPLE]):
             return None if own is None else OF_ANOTHER_MODEL
         embedding, where = matrix[:], "X"
-    metadata = read_elem(file["obs"])
+    beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
+    table = cell_table(file["obs"], len(embedding), beside)
+    shown = {name: have for name, have in schema_names(table.names).items() if name in SHOWN}
+    columns = {have: table.column(have, 0, len(embedding)) for have in shown.values()}
+    metadata = pd.DataFrame(columns, index=pd.Index(table.index(0, len(embedding))))
     return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings in {where}"], True)
 
 

@@ -171,7 +171,7 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     if not places:
         raise CellFileError(why_no_matrix(group.get("mod", ())))
     n_cells = next(iter(places.values()))[0].shape[0]
-    return CellFile(format_name, places, _cell_table(group["obs"], n_cells, beside), notes)
+    return CellFile(format_name, places, cell_table(group["obs"], n_cells, beside), notes)
 
 
 def _holds(group: Any, name: str) -> bool:
@@ -210,7 +210,23 @@ def _gene_table(element: Any, beside: Any) -> pd.DataFrame:
     return table
 
 
-def _cell_table(element: Any, n_cells: int, beside: Any) -> CellTable:
+def cell_table(element: Any, n_cells: int, beside: Any) -> CellTable:
+    """Open the table of cells of AnnData.
+
+    Parameters
+    ----------
+    element
+        ``obs`` in HDF5 or zarr.
+    n_cells
+        Cells of the matrix.
+    beside
+        ``uns``, where AnnData before 0.7 keeps categories.
+
+    Raises
+    ------
+    CellFileError
+        If a column is not of this length, or it is no table.
+    """
     if not hasattr(element, "keys"):
         frame = compound_frame(element, beside)
         _check_length("obs", len(frame), n_cells)
@@ -341,4 +357,4 @@ def _strings(values: Any) -> list[str]:
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
-__all__ = ["CellFile", "open_cell_file"]
+__all__ = ["CellFile", "cell_table", "open_cell_file"]

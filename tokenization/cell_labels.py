@@ -108,6 +108,23 @@ def value_text(value: Any) -> str | None:
     return str(value)
 
 
+def carried_texts(values: Iterable[Any]) -> np.ndarray:
+    """Give a column of text as token Parquet carries it, object, shape (cells,).
+
+    Blanks at the ends are left out, and texts that pandas makes of missing values (`MISSING_TEXTS`) are None. What
+    people write where they have no label (``unknown``) stays: it is a word of the CELLxGENE schema, and `label_text`
+    takes it for missing where it is read as a label.
+
+    Parameters
+    ----------
+    values
+        A column of obs.
+    """
+    codes, different = _different(values)
+    texts = [None if text is None else text.strip() for text in map(value_text, different)]
+    return np.array([*(None if text in MISSING_TEXTS else text for text in texts), None], dtype=object)[codes]
+
+
 def read_labels(values: Iterable[Any]) -> Labels:
     """Read the labels of cells, each different one once.
 
@@ -163,4 +180,4 @@ def _objects(values: Sequence[Any] | np.ndarray) -> np.ndarray:
     return array
 
 
-__all__ = ["MISSING_LABELS", "MISSING_TEXTS", "Labels", "label_text", "read_labels", "value_text"]
+__all__ = ["MISSING_LABELS", "MISSING_TEXTS", "Labels", "carried_texts", "label_text", "read_labels", "value_text"]

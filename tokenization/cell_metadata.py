@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from cellglot.tokenization.cell_labels import value_text
+
 
 # The schema's columns of obs, in the order in which token Parquet carries them.
 SCHEMA_COLUMNS = (
@@ -65,6 +67,10 @@ class CellTable(Protocol):
         """Read a column; missing values are None in text and NaN in numbers, shape (stop - start,)."""
         ...
 
+    def series(self, name: str) -> pd.Series:
+        """Read a whole column with its type: categories, whole numbers with missing values, ..."""
+        ...
+
 
 class FrameTable:
     """A data frame in memory.
@@ -86,11 +92,15 @@ class FrameTable:
 
     def index(self, start: int, stop: int) -> np.ndarray:
         """Read names of cells."""
-        return self.frame.index[start:stop].astype(str).to_numpy(dtype=object)
+        return _names(plain_column(self.frame.index[start:stop].to_series()))
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read a column."""
         return plain_column(self.frame.iloc[start:stop, self._positions[name]])
+
+    def series(self, name: str) -> pd.Series:
+        """Read a whole column with its type."""
+        return self.frame.iloc[:, self._positions[name]]
 
 
 class StoredTable:
@@ -107,9 +117,9 @@ class StoredTable:
     def __init__(self, group: Any, n_cells: int):
         self.group = group
         self.n_cells = n_cells
-        self._index_name = _text(group.attrs.get("_index", "_index"))
+        self._index_name = as_text(group.attrs.get("_index", "_index"))
         listed = group.attrs.get("column-order")
-        names = list(group) if listed is None else [_text(c) for c in listed]
+        names = list(group) if listed is None else [as_text(c) for c in listed]
         self.names = [c for c in names if c in group and c not in (self._index_name, "__categories")]
         self._categories: dict[str, np.ndarray] = {}
 
@@ -128,7 +138,7 @@ class StoredTable:
         """Read names of cells."""
         if self._index_name not in self.group:
             return np.arange(start, stop).astype(str).astype(object)
-        return _strings(self.group[self._index_name][start:stop])
+        return _names(self.column(self._index_name, start, stop))
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read a column.
@@ -138,24 +148,49 @@ class StoredTable:
         ValueError
             If the column is stored in a way that is not read.
         """
+        codes, categories = self._coded(name)
+        if codes is not None:
+            return self._decode(name, codes[start:stop], categories)
+        values = stored_values(self.group[name], start, stop)
+        if values is None:
+            stored = sorted(self.group[name])
+            raise ValueError(f"column {name!r} is stored in a way that is not read: it has {', '.join(stored)}")
+        return values
+
+    def series(self, name: str) -> pd.Series:
+        """Read a whole column with its type.
+
+        Raises
+        ------
+        ValueError
+            If the column is stored in a way that is not read.
+        """
+        codes, categories = self._coded(name)
+        if codes is None:
+            return pd.Series(with_type(self.column(name, 0, self.n_cells)), copy=False)
+        self._decode(name, codes[0:0], categories)
+        values, element = with_type(self._categories[name][:-1]), self.group[name]
+        beside = element if hasattr(element, "keys") else categories
+        ordered = bool(beside.attrs.get("ordered", False))
+        if not pd.Index(values).is_unique or pd.isna(values).any():
+            return pd.Series(with_type(self.column(name, 0, self.n_cells)), copy=False)
+        return pd.Series(pd.Categorical.from_codes(np.asarray(codes[:]).astype(np.int64), values, ordered=ordered))
+
+    def _coded(self, name: str) -> tuple[Any, Any]:
+        """Give codes and categories of a column as they are stored, None and None where it has no categories."""
         element = self.group[name]
         if hasattr(element, "keys"):
-            if "codes" in element and "categories" in element:
-                return self._decode(name, element["codes"][start:stop], element["categories"])
-            if "values" in element and "mask" in element:
-                values = plain_values(element["values"][start:stop]).astype(object)
-                values[np.asarray(element["mask"][start:stop], dtype=bool)] = None
-                return values
-            raise ValueError(f"column {name!r} of obs is stored in a way that is not read: {sorted(element)}")
-        values = element[start:stop]
-        categories = element.attrs.get("categories")
-        if categories is not None:  # AnnData 0.7 keeps them beside, by reference
-            return self._decode(name, values, self.group[categories])
-        return plain_values(values)
+            return (
+                (element["codes"], element["categories"]) if {"codes", "categories"} <= set(element) else (None, None)
+            )
+        categories = element.attrs.get("categories")  # AnnData 0.7 keeps them beside, by reference
+        return (None, None) if categories is None else (element, self.group[categories])
 
     def _decode(self, name: str, codes: np.ndarray, categories: Any) -> np.ndarray:
         if name not in self._categories:
-            values = plain_values(categories[:])
+            values = stored_values(categories, 0, _lengths(categories)[0])
+            if values is None:
+                raise ValueError(f"the categories of column {name!r} are stored in a way that is not read")
             self._categories[name] = np.append(values.astype(object), [None])
         return self._categories[name][np.asarray(codes)]
 
@@ -168,28 +203,108 @@ def _lengths(element: Any) -> list[int]:
     return [min(int(part.shape[0]) for part in parts)] if parts else []
 
 
+def stored_values(element: Any, start: int, stop: int) -> np.ndarray | None:
+    """Read a part of a stored array with or without a mask; None where it is stored in another way.
+
+    Parameters
+    ----------
+    element
+        Array of HDF5 or zarr, or the group of a nullable one: ``values`` and ``mask``, which is true for what is
+        missing.
+    start, stop
+        Which part.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        As of `plain_values`; objects with None for what is missing where there is a mask, shape (stop - start,).
+    """
+    if not hasattr(element, "keys"):
+        return plain_values(element[start:stop])
+    if not {"values", "mask"} <= set(element):
+        return None
+    values = plain_values(element["values"][start:stop]).astype(object)
+    values[np.asarray(element["mask"][start:stop], dtype=bool)] = None
+    return values
+
+
 def plain_column(values: pd.Series) -> np.ndarray:
-    """Give a column of a data frame as numbers, or as objects with None for what is missing."""
+    """Give a column of a data frame as numbers, or as objects with None for what is missing.
+
+    Dates and durations become text, and so do bytes.
+    """
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
         return values.to_numpy()
     plain = values.astype(object).to_numpy(dtype=object, copy=True)
     plain[pd.isna(values).to_numpy()] = None
-    return plain
+    kind = pd.api.types.infer_dtype(values.cat.categories if hasattr(values, "cat") else plain, skipna=True)
+    return plain if kind in PLAIN_KINDS else _texts(plain)
 
 
 def plain_values(values: np.ndarray) -> np.ndarray:
-    """Give numbers as they are, and texts of any kind as an object array of strings."""
-    return _strings(values) if values.dtype.kind in "OSUT" else values
+    """Give numbers as they are, texts of any kind as an object array of strings, dates and durations as text."""
+    if values.dtype.kind in "Mm":
+        return _texts(values.astype("M8[ns]" if values.dtype.kind == "M" else "m8[ns]"))
+    return _strings(values) if values.dtype.kind in "OSUTV" else values
+
+
+def with_type(values: np.ndarray) -> Any:
+    """Give values of `plain_values` the type that they have without what is missing.
+
+    Parameters
+    ----------
+    values
+        Numbers, or objects with None for what is missing, shape (cells,).
+
+    Returns
+    -------
+    numpy.ndarray or pandas array
+        Whole numbers and booleans with missing values as pandas' nullable types, other numbers with NaN; else as
+        given.
+    """
+    if values.dtype != object:
+        return values
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    try:
+        if kind == "integer":
+            return pd.array(values, dtype="Int64")
+        if kind == "boolean":
+            return pd.array(values, dtype="boolean")
+        if kind in ("floating", "mixed-integer-float"):
+            return values.astype(np.float64)
+    except (OverflowError, TypeError, ValueError):
+        pass  # whole numbers that 64 bits do not hold
+    return values
+
+
+# Kinds of values, as pandas names them, that are carried as they are.
+PLAIN_KINDS = ("string", "empty", "boolean", "integer", "floating", "mixed-integer-float")
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    texts = np.empty(len(values), dtype=object)
+    texts[:] = [value_text(v) for v in values]
+    return texts
+
+
+def _names(values: np.ndarray) -> np.ndarray:
+    """Give names of cells as strings; a missing one is ``"NA"``."""
+    names = np.empty(len(values), dtype=object)
+    names[:] = ["NA" if v is None else v if type(v) is str else str(v) for v in values.tolist()]
+    return names
 
 
 def _strings(values: Any) -> np.ndarray:
     array = np.asarray(values)
     strings = np.empty(len(array), dtype=object)
-    strings[:] = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in array.tolist()]
+    strings[:] = [
+        v.decode("utf-8", "replace") if isinstance(v, bytes) else None if v is None else str(v) for v in array.tolist()
+    ]
     return strings
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Give a text of HDF5 or zarr, of whatever type, as a string."""
     return str(_strings([value])[0])
 
 

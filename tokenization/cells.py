@@ -12,6 +12,7 @@ import pandas as pd
 from cellglot.tokenization.cell_files import CellFile, open_cell_file
 from cellglot.tokenization.cell_metadata import FrameTable, schema_names
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
+from cellglot.tokenization.storable_table import storable_frame
 from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
@@ -127,6 +128,37 @@ class Cells:
         columns = {name: self.obs.column(have, start, stop) for name, have in wanted.items()}
         return pd.DataFrame(columns, index=pd.Index(self.names(start, stop)) if names else pd.RangeIndex(start, stop))
 
+    def table(self, every: bool = False) -> pd.DataFrame:
+        """Read the metadata of all cells with their types, in a form that files of AnnData and Parquet hold.
+
+        What these do not hold (dates, mixed objects, ...) becomes text; a column that is not read is left out. Both
+        are said in `notes`.
+
+        Parameters
+        ----------
+        every
+            All columns of obs; by default those that are carried. Those have the schema's names, others their own.
+        """
+        columns = dict(self.metadata_columns)
+        if every:
+            carried = set(columns.values())
+            columns |= {name: name for name in self.obs.names if name not in carried and name not in columns}
+        read: dict[str, pd.Series] = {}
+        for name, have in columns.items():
+            try:
+                read[name] = self.obs.series(have).set_axis(range(self.n_cells))
+            except READ_ERRORS as error:
+                self._say(f"column {have!r} of obs is left out: {error}")
+        frame = pd.DataFrame(read, index=range(self.n_cells)).set_axis(pd.Index(self.names(), dtype=object))
+        frame, notes = storable_frame(frame)
+        for note in notes:
+            self._say(note)
+        return frame
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def duplicate_names(self) -> int:
         """Count cells whose name an earlier cell has; holds 8 bytes a cell."""
         hashes = np.concatenate(
@@ -164,7 +196,7 @@ class Cells:
         from anndata import AnnData
         from scipy.sparse import vstack
 
-        return AnnData(vstack(list(self.chunks()), format="csr"), obs=self.metadata(), var=self.var)
+        return AnnData(vstack(list(self.chunks()), format="csr"), obs=self.table(), var=self.var)
 
     def summary(self) -> str:
         """Say what was found, and where."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cellglot.outputs import check_environment, write_json
 from cellglot.tokenization.background import Behind, ahead
+from cellglot.tokenization.cell_labels import carried_texts
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
@@ -283,7 +284,7 @@ class Worker:
                 values = metadata[name].to_numpy()
             else:
                 values = np.full(len(metadata), None, dtype=object)
-            columns[name] = _to_arrow(values, kind)
+            columns[name] = pa.array(values, pa.string()) if name == "cell_id" else _to_arrow(values, kind)
         return columns
 
     # ---------------------------------------------------------------- statistics
@@ -384,10 +385,7 @@ def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _to_arrow(values: np.ndarray, kind: str) -> pa.Array:
     if kind == "string":
-        try:
-            return pa.array(values, pa.string(), from_pandas=True)
-        except (pa.ArrowTypeError, pa.ArrowInvalid):
-            return pa.array([None if v is None or v != v else str(v) for v in values], pa.string())
+        return pa.array(carried_texts(values), pa.string())
     if kind == "bool":
         known = {"true": True, "false": False, "1": True, "0": False}
         return pa.array([None if v is None else known.get(str(v).lower()) for v in values], pa.bool_())
