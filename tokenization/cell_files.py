@@ -9,9 +9,8 @@ from typing import Any
 import h5py
 import pandas as pd
 import zarr
-from anndata.io import read_elem
 
-from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable
+from cellglot.tokenization.cell_metadata import CellTable, FrameTable, StoredTable, as_text
 from cellglot.tokenization.compound_table import compound_frame
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.deflated_array import fast_array
@@ -204,10 +203,16 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
 
 
 def _gene_table(element: Any, beside: Any) -> pd.DataFrame:
-    table = read_elem(element) if hasattr(element, "keys") else compound_frame(element, beside)
-    if not isinstance(table, pd.DataFrame):
-        raise CellFileError(f"{element.name} is no table but a {type(table).__name__}")
-    return table
+    if not hasattr(element, "keys"):
+        return compound_frame(element, beside)
+    kind = as_text(element.attrs.get("encoding-type", "dataframe"))
+    if kind != "dataframe":
+        raise CellFileError(f"{element.name} is not a table but a {kind}")
+    table = StoredTable(element, None)
+    for name, length in table.lengths().items():
+        _check_length(f"{element.name}[{name!r}]", length, len(table), "genes")
+    columns = {name: table.column(name, 0, len(table)) for name in table.names if table.is_read(name)}
+    return pd.DataFrame(columns, index=pd.Index(table.index(0, len(table)), dtype=object))
 
 
 def cell_table(element: Any, n_cells: int, beside: Any) -> CellTable:

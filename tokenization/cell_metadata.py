@@ -103,6 +103,9 @@ class FrameTable:
         return self.frame.iloc[:, self._positions[name]]
 
 
+_PARTS = ({"codes", "categories"}, {"values", "mask"})  # of columns that are groups
+
+
 class StoredTable:
     """A data frame in HDF5 or zarr, as AnnData writes it since version 0.7; only the rows asked for are read.
 
@@ -111,17 +114,22 @@ class StoredTable:
     group
         The group ``obs``.
     n_cells
-        Cells of the matrix; names are numbers where the group has none.
+        Cells of the matrix; names are numbers where the group has none. None for as many as there are names.
     """
 
-    def __init__(self, group: Any, n_cells: int):
+    def __init__(self, group: Any, n_cells: int | None):
         self.group = group
-        self.n_cells = n_cells
         self._index_name = as_text(group.attrs.get("_index", "_index"))
         listed = group.attrs.get("column-order")
         names = list(group) if listed is None else [as_text(c) for c in listed]
         self.names = [c for c in names if c in group and c not in (self._index_name, "__categories")]
         self._categories: dict[str, np.ndarray] = {}
+        self.n_cells = next(iter(reversed(self.lengths().values())), 0) if n_cells is None else n_cells
+
+    def is_read(self, name: str) -> bool:
+        """Whether a column is stored in a way that is read."""
+        element = self.group[name]
+        return not hasattr(element, "keys") or any(parts <= set(element) for parts in _PARTS)
 
     def __len__(self) -> int:
         """Give the number of cells."""

@@ -268,6 +268,7 @@ def read_cells(
     elif getattr(source, "isbacked", False) and not getattr(source, "is_view", False):
         opened = open_cell_file(Path(source.filename), None if folder is None else Path(folder))
         opened.obs = FrameTable(source.obs)
+        opened.places = _places_now(source, opened)
         counts = choose_counts(opened.places, layer, cell_names=source.obs_names, source="the AnnData")
         cells = Cells(_stem(Path(source.filename)), opened, counts, rename)
     elif hasattr(source, "var_names") and hasattr(source, "obs"):
@@ -278,6 +279,24 @@ def read_cells(
     for note in cells.notes:
         logger.info("%s: %s", cells.name, note)
     return cells
+
+
+def _places_now(source: "AnnData", opened: CellFile) -> dict[str, Any]:
+    """Give the matrices of a backed AnnData as it is now: genes and layers may differ from those in the file."""
+
+    def of_table(var: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
+        return [str(name) for name in var.index], {str(c): var[c].astype(object).to_numpy() for c in var.columns}
+
+    places = {}
+    if "X" in opened.places:
+        places["X"] = (opened.places["X"][0], *of_table(source.var))
+    if source.raw is not None:
+        on_disk = opened.places.get("raw.X")
+        same = on_disk is not None and on_disk[0].shape == tuple(source.raw.shape)
+        places["raw.X"] = (on_disk[0] if on_disk is not None and same else source.raw.X, *of_table(source.raw.var))
+    for name in source.layers:  # in memory, whether they came from the file or not
+        places[f"layers[{name!r}]"] = (source.layers[name], *of_table(source.var))
+    return places
 
 
 class _LazyNames(Sequence):
