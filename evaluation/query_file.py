@@ -14,9 +14,11 @@ from cellglot.evaluation.annotation import KEY, write_table
 from cellglot.evaluation.cell_text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.retrieval import nearest
+from cellglot.tokenization.cell_file_errors import reading
 from cellglot.tokenization.cell_files import cell_table
 from cellglot.tokenization.cell_metadata import schema_names
 from cellglot.tokenization.cells import read_cells
+from cellglot.tokenization.file_groups import Hdf5Group
 from cellglot.tokenization.gene_report import GeneReport
 
 
@@ -141,8 +143,8 @@ def _stored(model: Any, path: Path) -> _Embedded | str | None:
         embedding = vectors.values.to_numpy().reshape(len(table), -1)
         metadata = pd.DataFrame(index=pd.Index(table["cell_id"].to_pylist()))
     elif path.suffix == ".h5ad" and path.exists() and h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
-            return _stored_anndata(model, file, size)
+        with reading(path), h5py.File(path, "r") as file:
+            return _stored_anndata(model, Hdf5Group(file), size)
     else:
         return None
     if embedding.ndim != 2 or embedding.shape[1] != size or not _normalised(embedding[:SAMPLE]):
@@ -154,7 +156,7 @@ def _stored(model: Any, path: Path) -> _Embedded | str | None:
     return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings of {path.name}"], True)
 
 
-def _stored_anndata(model: Any, file: h5py.File, size: int) -> _Embedded | str | None:
+def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str | None:
     place = f"obsm/X_{KEY}"
     own = file.get(f"uns/{KEY}/model_fingerprint")
     if place in file and own is not None and own.asstr()[()] == fingerprint(model):
@@ -165,7 +167,7 @@ def _stored_anndata(model: Any, file: h5py.File, size: int) -> _Embedded | str |
         if not dense or not _normalised(matrix[:SAMPLE]):
             return None if own is None else OF_ANOTHER_MODEL
         embedding, where = matrix[:], "X"
-    beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
+    beside = file["uns"] if hasattr(file.get("uns"), "keys") else {}
     table = cell_table(file["obs"], len(embedding), beside)
     shown = {name: have for name, have in schema_names(table.names).items() if name in SHOWN}
     columns = {have: table.column(have, 0, len(embedding)) for have in shown.values()}

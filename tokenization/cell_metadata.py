@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from cellglot.tokenization.cell_file_errors import CellFileError, names_the_file
 from cellglot.tokenization.cell_labels import value_text
 
 
@@ -81,6 +82,8 @@ class FrameTable:
         One row a cell.
     """
 
+    source = ""  # of the table, where it is a file
+
     def __init__(self, frame: pd.DataFrame):
         self.frame = frame
         self.names = [str(c) for c in frame.columns]
@@ -117,6 +120,8 @@ class StoredTable:
         Cells of the matrix; names are numbers where the group has none. None for as many as there are names.
     """
 
+    source = ""
+
     def __init__(self, group: Any, n_cells: int | None):
         self.group = group
         self._index_name = as_text(group.attrs.get("_index", "_index"))
@@ -142,12 +147,14 @@ class StoredTable:
             stored["names"] = self.group[self._index_name]
         return {name: length for name, element in stored.items() for length in _lengths(element)}
 
+    @names_the_file
     def index(self, start: int, stop: int) -> np.ndarray:
         """Read names of cells."""
         if self._index_name not in self.group:
             return np.arange(start, stop).astype(str).astype(object)
         return _names(self.column(self._index_name, start, stop))
 
+    @names_the_file
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read a column.
 
@@ -165,6 +172,7 @@ class StoredTable:
             raise ValueError(f"column {name!r} is stored in a way that is not read: it has {', '.join(stored)}")
         return values
 
+    @names_the_file
     def series(self, name: str) -> pd.Series:
         """Read a whole column with its type.
 
@@ -200,7 +208,13 @@ class StoredTable:
             if values is None:
                 raise ValueError(f"the categories of column {name!r} are stored in a way that is not read")
             self._categories[name] = np.append(values.astype(object), [None])
-        return self._categories[name][np.asarray(codes)]
+        known, codes = self._categories[name], np.asarray(codes)
+        if len(codes) and not (codes.min() >= -1 and codes.max() < len(known) - 1):
+            raise CellFileError(
+                f"column {name!r} has codes from {codes.min()} to {codes.max()}, but {len(known) - 1:,} categories: "
+                "it is damaged"
+            )
+        return known[codes]
 
 
 def _lengths(element: Any) -> list[int]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cellglot.tokenization.cell_file_errors import CellFileError, reading
 from cellglot.tokenization.cell_files import CellFile, open_cell_file
 from cellglot.tokenization.cell_metadata import FrameTable, schema_names
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
 from cellglot.tokenization.storable_table import storable_frame
-from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Cells:
         for name, have in columns.items():
             try:
                 read[name] = self.obs.series(have).set_axis(range(self.n_cells))
-            except READ_ERRORS as error:
+            except CellFileError as error:
                 self._say(f"column {have!r} of obs is left out: {error}")
         frame = pd.DataFrame(read, index=range(self.n_cells)).set_axis(pd.Index(self.names(), dtype=object))
         frame, notes = storable_frame(frame)
@@ -257,19 +257,18 @@ def read_cells(
         path = Path(source).expanduser()
         opened = open_cell_file(path, None if folder is None else Path(folder))
         try:
-            counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))
-        except ValueError as error:
+            with reading(path):
+                counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))
+                cells = Cells(_stem(path), opened, counts, rename)
+        except BaseException:
             opened.close()
-            raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-        except READ_ERRORS as error:
-            opened.close()
-            raise CellFileError(f"{path} cannot be read, it may be cut short: {error}") from error
-        cells = Cells(_stem(path), opened, counts, rename)
+            raise
     elif getattr(source, "isbacked", False) and not getattr(source, "is_view", False):
         opened = open_cell_file(Path(source.filename), None if folder is None else Path(folder))
         opened.obs = FrameTable(source.obs)
         opened.places = _places_now(source, opened)
-        counts = choose_counts(opened.places, layer, cell_names=source.obs_names, source="the AnnData")
+        with reading(source.filename):
+            counts = choose_counts(opened.places, layer, cell_names=source.obs_names, source="the AnnData")
         cells = Cells(_stem(Path(source.filename)), opened, counts, rename)
     elif hasattr(source, "var_names") and hasattr(source, "obs"):
         counts = open_counts(source, layer=layer)

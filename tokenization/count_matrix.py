@@ -87,7 +87,7 @@ class CountMatrix:
         features: Features | None = None,
         source: str = "",
     ):
-        self.matrix = _row_readable(matrix)
+        self.matrix = _row_readable(matrix, location)
         self.index = index
         self.columns = columns
         self.source = source
@@ -106,6 +106,11 @@ class CountMatrix:
             self.matrix = GenesOnly(self.matrix, features.genes)
             self.index = only_genes(index, features.genes)
             self.columns = {name: only_genes(values, features.genes) for name, values in (columns or {}).items()}
+
+    @property
+    def _where(self) -> str:
+        """The place, and before it the file, where it is one, for messages."""
+        return f"{self.source}: {self.location}" if self.source else self.location
 
     @property
     def n_cells(self) -> int:
@@ -155,7 +160,7 @@ class CountMatrix:
             return CountRows(recover_counts(data, indptr), raw.indices[stored], indptr)
         except NotCountsError as error:
             raise NotCountsError(
-                f"{self.location} is log-normalised, but its counts cannot be computed back in the cells from "
+                f"{self._where} is log-normalised, but its counts cannot be computed back in the cells from "
                 f"{self._cell(start)} on: {error}. Pass raw counts."
             ) from error
 
@@ -164,7 +169,7 @@ class CountMatrix:
             reason = not_counts_reason(raw.data[raw.indptr[cell] : raw.indptr[cell + 1]])
             if reason is not None:
                 raise NotCountsError(
-                    f"{self.location} is not raw counts: cell {self._cell(start + cell)} has {reason}. "
+                    f"{self._where} is not raw counts: cell {self._cell(start + cell)} has {reason}. "
                     "Pass raw counts, e.g. the layer that holds them."
                 )
 
@@ -480,8 +485,10 @@ def _frame_values(frame: Any) -> Any:
 # -------------------------------------------------------------------- reading rows
 
 
-def _row_readable(matrix: Any) -> Any:
+def _row_readable(matrix: Any, name: str = "the matrix") -> Any:
     """Give a matrix whose rows are cheap to read; a sparse one in another format than CSR is converted."""
+    if (wrong := _sparse_fault(matrix)) is not None:
+        raise ValueError(f"{name} is a damaged sparse matrix: {wrong}")
     if getattr(matrix, "format", "csr") != "csr":
         if hasattr(matrix, "to_memory"):  # backed AnnData
             matrix = matrix.to_memory()
@@ -496,6 +503,40 @@ def _row_readable(matrix: Any) -> Any:
     if isinstance(matrix, np.matrix):
         matrix = np.asarray(matrix)
     return matrix
+
+
+def _sparse_fault(matrix: Any) -> str | None:
+    """Say what is wrong with a sparse matrix in memory before compiled code follows its indices; None if nothing is.
+
+    Columns of a matrix by rows are left to `read_rows`, which sees only the rows that are read.
+    """
+    if hasattr(matrix, "read_rows"):  # of a file, which checks itself
+        return None
+    kind = getattr(matrix, "format", "csr")
+    if kind == "coo" and isinstance(getattr(matrix, "row", None), np.ndarray):
+        outside = _outside(matrix.row, matrix.shape[0]) or _outside(matrix.col, matrix.shape[1])
+        lengths = {len(matrix.row), len(matrix.col), len(matrix.data)}
+        return outside or (None if len(lengths) == 1 else "rows, columns and values differ in number")
+    indptr, indices, data = (getattr(matrix, part, None) for part in ("indptr", "indices", "data"))
+    if kind not in ("csr", "csc") or not all(isinstance(part, np.ndarray) for part in (indptr, indices, data)):
+        return None
+    assert isinstance(indptr, np.ndarray) and isinstance(indices, np.ndarray) and isinstance(data, np.ndarray)
+    major = int(matrix.shape[0 if kind == "csr" else 1])
+    if not (
+        indptr.ndim == indices.ndim == data.ndim == 1 and indptr.dtype.kind in "iu" and indices.dtype.kind in "iu"
+    ):
+        return "indptr and indices are not vectors of integers"
+    if len(indptr) != major + 1 or len(indices) != len(data):
+        return f"{len(indptr):,} offsets, {len(indices):,} indices and {len(data):,} values for shape {matrix.shape}"
+    if indptr[0] != 0 or indptr[-1] > len(data) or (indptr[1:] < indptr[:-1]).any():
+        return f"its indptr does not rise from 0 to at most its {len(data):,} values"
+    return _outside(indices, matrix.shape[0]) if kind == "csc" else None
+
+
+def _outside(numbers: np.ndarray, n: int) -> str | None:
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < n):
+        return f"it has indices from {numbers.min():,} up to {numbers.max():,} along an axis of {n:,}"
+    return None
 
 
 def _from_tensor(tensor: Any) -> Any:
@@ -514,18 +555,24 @@ def read_rows(matrix: Any, start: int, stop: int) -> CountRows:
     if indptr is not None and isinstance(getattr(matrix, "data", None), np.ndarray):
         low, high = int(indptr[start]), int(indptr[stop])
         bounds = indptr[start : stop + 1].astype(np.int64) - low
-        return CountRows(matrix.data[low:high], matrix.indices[low:high], bounds)
+        return _inside(CountRows(matrix.data[low:high], matrix.indices[low:high], bounds), int(matrix.shape[1]))
     block = matrix[start:stop]
     if hasattr(block, "compute"):  # a lazy array
         block = block.compute()
     if hasattr(block, "tocsr"):
         block = _row_readable(block)
-        return CountRows(block.data, block.indices, block.indptr.astype(np.int64))
+        return _inside(CountRows(block.data, block.indices, block.indptr.astype(np.int64)), int(matrix.shape[1]))
     block = np.asarray(block)
     stored = block != 0
     cells, genes = np.nonzero(stored)
     indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))]).astype(np.int64)
     return CountRows(block[cells, genes], genes, indptr)
+
+
+def _inside(rows: CountRows, n_genes: int) -> CountRows:
+    if (outside := _outside(rows.indices, n_genes)) is not None:
+        raise ValueError(f"a damaged sparse matrix: {outside} (genes)")
+    return rows
 
 
 def sample_rows(matrix: Any, cells: int = SAMPLE_CELLS) -> CountRows:

@@ -31,7 +31,10 @@ class DeflatedArray:
             return False
         if array.compression != "gzip" or array.dtype.kind not in "iuf" or array.external or array.is_virtual:
             return False
-        return array.id.get_create_plist().get_nfilters() == 1 + bool(array.shuffle)
+        settings = array.id.get_create_plist()
+        codes = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+        plain = array.id.get_type().equal(h5py.h5t.py_create(array.dtype))  # not a number of fewer bits
+        return plain and codes == [*([h5py.h5z.FILTER_SHUFFLE] if array.shuffle else []), h5py.h5z.FILTER_DEFLATE]
 
     def __getitem__(self, place: int | slice) -> Any:
         """Read a number, or a range without a step.
@@ -50,6 +53,8 @@ class DeflatedArray:
         for part in self.parts(start, stop):
             result[at : at + len(part)] = part
             at += len(part)
+        if at != len(result):
+            raise OSError(f"{self.dataset.name} gives {at:,} of the {len(result):,} values from {start:,} on")
         return result
 
     def parts(self, start: int, stop: int) -> Iterator[np.ndarray]:

@@ -62,7 +62,8 @@ class KeptCounts:
                 data, indices, indptr = (np.load(file, allow_pickle=False) for _ in range(3))
         except (OSError, ValueError, EOFError):
             return None
-        return CountRows(data, indices, indptr)
+        whole = len(indptr) and indptr[0] == 0 and indptr[-1] == len(data) == len(indices)
+        return CountRows(data, indices, indptr) if whole else None
 
 
 __all__ = ["KeptCounts"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cellglot.tokenization.cell_file_errors import CellFileError, reading
 from cellglot.tokenization.count_matrix import CountMatrix, CountRows, GenesOnly
 from cellglot.tokenization.deflated_array import parts
 from cellglot.tokenization.stored_matrix import StoredRows, canonical
@@ -17,9 +18,11 @@ def small_rows(counts: CountMatrix, start: int, stop: int) -> CountRows:
     Usual matrices are checked and copied by a compiled loop, part by part as they are inflated; where that finds
     larger counts or bad values, and of all other matrices, the rows are read by `CountMatrix.rows`, with its errors.
     """
-    matrix = counts.matrix
+    matrix, rows = counts.matrix, None
     stored = matrix.matrix if isinstance(matrix, GenesOnly) else matrix
-    rows = _narrowed(stored, start, stop) if isinstance(stored, StoredRows) and not counts.recover else None
+    if isinstance(stored, StoredRows) and not counts.recover:
+        with reading(stored.source):
+            rows = _narrowed(stored, start, stop)
     if rows is None:
         return in_smallest_types(counts.rows(start, stop))
     return in_smallest_types(matrix.select(rows)) if isinstance(matrix, GenesOnly) else rows
@@ -50,12 +53,16 @@ def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
         if found < 0:
             return None
         largest, at = max(largest, found), at + len(part)
-    falls, at, last = 0, 0, -1
+    n_counts, falls, at, last = at, 0, 0, -1
     for part in parts(matrix.indices, low, high):
         found = narrow_columns(part, columns[at : at + len(part)], last, matrix.shape[1])
         if found < 0:
             return None
         falls, at, last = falls + found, at + len(part), int(part[-1])
+    if not n_counts == at == high - low:  # else the rest is what memory held before
+        raise CellFileError(
+            f"cells {start:,} to {stop:,} have {min(n_counts, at):,} of {high - low:,} values: cut short"
+        )
     first = indptr[1:-1][np.diff(indptr[:-1]) > 0]  # of each cell that has counts, but for the first such cell
     first = first[first < len(columns)]
     if falls != np.count_nonzero(columns[first] <= columns[first - 1]):  # a gene stands twice, or they are mixed

@@ -1,29 +1,103 @@
-"""Matrices on disk, read by ranges of cells: rows, columns (converted to rows first), dense, loom, Matrix Market."""
+"""Matrices on disk, read by ranges of cells: rows, columns (converted to rows first), dense, loom."""
 
-import gzip
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cellglot.outputs import atomic
 from cellglot.outputs.environment import check_room, reserve
+from cellglot.tokenization.cell_file_errors import READ_ERRORS, CellFileError, names_the_file
 from cellglot.tokenization.count_matrix import CountRows
 
 
 CONVERTED_VALUES = 1 << 23  # values converted at once
 
 
-# What reading a damaged file raises: HDF5, the codecs of zarr, gzip and pandas each in their own way.
-READ_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, zlib.error)
+def check_vector(array: Any, name: str, kinds: str) -> int:
+    """Check that a stored array has one dimension and numbers of some kinds; return its length.
+
+    Parameters
+    ----------
+    array
+        Anything with shape and dtype.
+    name
+        For messages.
+    kinds
+        NumPy's letters, e.g. ``"iu"``.
+
+    Raises
+    ------
+    CellFileError
+        If it is not such an array.
+    """
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if shape is None or dtype is None:
+        raise CellFileError(f"{name} is a group, not an array")
+    if len(shape) != 1:
+        raise CellFileError(f"{name} has shape {tuple(shape)}, not one dimension")
+    if np.dtype(dtype).kind not in kinds:
+        raise CellFileError(f"{name} holds {dtype}, not {'integers' if kinds == 'iu' else 'numbers'}")
+    return int(shape[0])
 
 
-class CellFileError(ValueError):
-    """A file of cells is missing, damaged, cut short or of no known format."""
+class Offsets:
+    """Where the cells (or genes) of a sparse matrix begin among its values; every range is checked as it is read.
+
+    Parameters
+    ----------
+    array
+        The stored indptr.
+    n_values
+        Stored values of the matrix.
+
+    Raises
+    ------
+    CellFileError
+        If it is not a vector of integers from 0 to `n_values`.
+    """
+
+    source = ""
+
+    def __init__(self, array: Any, n_values: int):
+        self.array, self.n_values = array, n_values
+        n = check_vector(array, "indptr", "iu")
+        self.shape = (n,)
+        if n == 0:
+            raise CellFileError("indptr is empty: it has one entry more than there are cells")
+        first, last = int(array[0]), int(array[n - 1])
+        if first != 0:
+            raise CellFileError(f"indptr begins at {first:,}, not at 0: the matrix is damaged")
+        if last != n_values:
+            raise CellFileError(
+                f"indptr ends at {last:,}, but there are {n_values:,} values: they do not belong together"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of offsets."""
+        return self.shape[0]
+
+    @names_the_file
+    def __getitem__(self, place: int | slice) -> Any:
+        """Read an offset, or a range of them as int64.
+
+        Raises
+        ------
+        CellFileError
+            If offsets fall or lie outside of the values.
+        """
+        if not isinstance(place, slice):
+            return int(self.array[place])
+        bounds = np.asarray(self.array[place]).astype(np.int64)
+        if (bounds[1:] < bounds[:-1]).any():
+            raise CellFileError(
+                f"indptr falls between entries {place.start or 0:,} and {place.stop or len(self):,}: it is damaged"
+            )
+        if len(bounds) and not (bounds[0] >= 0 and bounds[-1] <= self.n_values):
+            raise CellFileError(f"indptr leads outside of the {self.n_values:,} values: it is damaged")
+        return bounds
 
 
 class StoredRows:
@@ -38,16 +112,24 @@ class StoredRows:
     """
 
     def __init__(self, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]):
-        self.data, self.indices, self.indptr = data, indices, indptr
+        self.data, self.indices = data, indices
         self.shape = (int(shape[0]), int(shape[1]))
-        n_values, n_indices, n_offsets = (int(array.shape[0]) for array in (data, indices, indptr))
+        n_values, n_indices = check_vector(data, "data", "biuf"), check_vector(indices, "indices", "iu")
+        n_offsets = check_vector(indptr, "indptr", "iu")
         if n_offsets != self.shape[0] + 1:
             raise CellFileError(f"indptr has {n_offsets:,} entries, not one more than the {self.shape[0]:,} cells")
-        if not (n_values == n_indices == int(indptr[n_offsets - 1])):
-            raise CellFileError(
-                f"{n_values:,} values, {n_indices:,} indices and an indptr that ends at "
-                f"{int(indptr[n_offsets - 1]):,} do not belong together"
-            )
+        if n_values != n_indices:
+            raise CellFileError(f"{n_values:,} values and {n_indices:,} indices do not belong together")
+        self.indptr = Offsets(indptr, n_values)
+
+    @property
+    def source(self) -> str:
+        """The file, for messages."""
+        return self.indptr.source
+
+    @source.setter
+    def source(self, path: str) -> None:
+        self.indptr.source = path
 
     def offsets(self, start: int, stop: int) -> tuple[int, int, np.ndarray]:
         """Read where the values of some cells begin and end, and where among them each cell begins.
@@ -55,13 +137,12 @@ class StoredRows:
         Raises
         ------
         CellFileError
-            If offsets fall.
+            If offsets fall or lie outside of the values.
         """
-        bounds = np.asarray(self.indptr[start : stop + 1]).astype(np.int64)
-        if (np.diff(bounds) < 0).any():
-            raise CellFileError(f"indptr falls between cells {start:,} and {stop:,}: the matrix is damaged")
+        bounds = self.indptr[start : stop + 1]
         return int(bounds[0]), int(bounds[-1]), bounds - bounds[0]
 
+    @names_the_file
     def read_rows(self, start: int, stop: int) -> CountRows:
         """Read some cells.
 
@@ -72,10 +153,14 @@ class StoredRows:
         """
         low, high, indptr = self.offsets(start, stop)
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
+        if not len(data) == len(indices) == high - low:
+            raise CellFileError(
+                f"cells {start:,} to {stop:,} have {len(data):,} of {high - low:,} values: it is cut short"
+            )
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.shape[1]):
             raise CellFileError(
-                f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,}, but the matrix has "
-                f"{self.shape[1]:,} columns"
+                f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,} (the least "
+                f"is {int(indices.min()):,}), but the matrix has {self.shape[1]:,} columns"
             )
         return canonical(CountRows(data, indices, indptr))
 
@@ -106,11 +191,19 @@ class StoredDense:
         Genes are in rows.
     """
 
+    source = ""
+
     def __init__(self, dataset: Any, transposed: bool = False):
         self.dataset, self.transposed = dataset, transposed
-        shape = dataset.shape[::-1] if transposed else dataset.shape
-        self.shape = tuple(int(n) for n in shape)
+        shape, dtype = getattr(dataset, "shape", None), getattr(dataset, "dtype", None)
+        if shape is None or len(shape) != 2:
+            found = "a group" if shape is None and hasattr(dataset, "keys") else f"an array of shape {shape}"
+            raise CellFileError(f"{dataset.name} is {found}, not a matrix")
+        if np.dtype(dtype).kind not in "biuf":
+            raise CellFileError(f"{dataset.name} holds {dtype}, not numbers")
+        self.shape = tuple(int(n) for n in (shape[::-1] if transposed else shape))
 
+    @names_the_file
     def __getitem__(self, cells: slice) -> np.ndarray:
         """Read some cells, dense."""
         if self.transposed:
@@ -143,14 +236,23 @@ class ConvertedRows:
         folder: Path | None = None,
     ):
         self.shape = (int(shape[0]), int(shape[1]))
-        self.entries, self.sample_values = entries, sample
-        self.folder = folder
+        self.entries, self.sample = entries, sample
+        self.folder, self.source = folder, ""
         self._temporary: tempfile.TemporaryDirectory | None = None
         self._rows: StoredRows | None = None
 
     @property
     def rows(self) -> StoredRows:
         """The converted matrix."""
+        return self._converted()
+
+    @names_the_file
+    def sample_values(self, genes: np.ndarray | None = None) -> np.ndarray:
+        """Read some values, of the genes flagged if an array of flags is passed."""
+        return self.sample() if genes is None else self.sample(genes)
+
+    @names_the_file
+    def _converted(self) -> StoredRows:
         if self._rows is None:
             folder = self.folder
             if folder is None:
@@ -162,6 +264,7 @@ class ConvertedRows:
                 np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr")
             )
             self._rows = StoredRows(data, indices, indptr, shape=self.shape)
+            self._rows.source = self.source
         return self._rows
 
     @property
@@ -215,13 +318,14 @@ def columns_to_rows(
     CellFileError
         If values, indices and offsets do not fit together; while reading, if an index lies outside the matrix.
     """
-    bounds = np.asarray(indptr[:]).astype(np.int64)
-    n_values, n_indices = int(data.shape[0]), int(indices.shape[0])
-    if len(bounds) != shape[1] + 1 or bounds[-1] != n_values or n_values != n_indices:
+    n_values, n_indices = check_vector(data, "data", "biuf"), check_vector(indices, "indices", "iu")
+    n_offsets = check_vector(indptr, "indptr", "iu")
+    if n_offsets != shape[1] + 1 or n_values != n_indices:
         raise CellFileError(
             f"a matrix by columns of shape {tuple(shape)} with {n_values:,} values, {n_indices:,} indices and "
-            f"{len(bounds):,} offsets does not hold together"
+            f"{n_offsets:,} offsets does not hold together"
         )
+    bounds = Offsets(indptr, n_values)[:]
 
     def entries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         gene = 0
@@ -231,9 +335,15 @@ def columns_to_rows(
             low, high = int(bounds[gene]), int(bounds[stop])
             cells = np.asarray(indices[low:high]).astype(np.int64)
             if len(cells) and not (cells.min() >= 0 and cells.max() < shape[0]):
-                raise CellFileError(f"cell index {cells.max():,} in a matrix of {shape[0]:,} cells: it is damaged")
+                raise CellFileError(
+                    f"cell indices from {cells.min():,} up to {cells.max():,} in a matrix of {shape[0]:,} cells: it "
+                    "is damaged"
+                )
             genes = np.repeat(np.arange(gene, stop), np.diff(bounds[gene : stop + 1]))
-            yield cells, genes, np.asarray(data[low:high])
+            values = np.asarray(data[low:high])
+            if not len(cells) == len(genes) == len(values):
+                raise CellFileError(f"genes {gene:,} to {stop:,} have {len(values):,} of {high - low:,} values")
+            yield cells, genes, values
             gene = stop
 
     def sample(genes: np.ndarray | None = None) -> np.ndarray:
@@ -252,114 +362,14 @@ def columns_to_rows(
     return ConvertedRows(shape, entries, sample, folder)
 
 
-def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = None) -> ConvertedRows:
-    """Give a Matrix Market file of genes x cells, plain or gzipped, as rows of cells.
-
-    Parameters
-    ----------
-    path
-        The file.
-    shape
-        (cells, genes) by the barcodes and features beside it.
-    folder
-        As in `ConvertedRows`.
-
-    Raises
-    ------
-    CellFileError
-        If the file's shape is not that of the barcodes and features; while reading, if an entry lies outside the
-        matrix or the file is cut short.
-    """
-    header = read_market_header(path)
-    if header["shape"] not in (shape[::-1], shape):
-        raise CellFileError(
-            f"{path} is {header['shape'][0]:,} x {header['shape'][1]:,}, but there are {shape[1]:,} features and "
-            f"{shape[0]:,} barcodes"
-        )
-    genes_first = header["shape"] == shape[::-1]
-
-    def chunks(length: int) -> Iterator[pd.DataFrame]:
-        """Read entries, so many at once; what goes wrong is laid to the file."""
-        names, types = ["row", "column", "value"], {"row": np.int64, "column": np.int64}
-        options: dict[str, Any] = {"sep": r"\s+", "header": None, "names": names, "dtype": types}
-        seen = 0
-        try:
-            with pd.read_csv(path, skiprows=header["lines"], chunksize=length, **options) as reader:
-                for chunk in reader:
-                    if chunk.empty:
-                        return
-                    if chunk["value"].dtype.kind not in "iuf":
-                        raise CellFileError(f"{path} has values that are no numbers after {seen:,} entries")
-                    seen += len(chunk)
-                    yield chunk
-        except pd.errors.EmptyDataError:
-            return
-        except CellFileError:
-            raise
-        except READ_ERRORS as error:
-            raise CellFileError(f"{path} cannot be read after {seen:,} entries: {error}") from error
-
-    def entries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        seen = 0
-        for chunk in chunks(CONVERTED_VALUES // 8):
-            seen += len(chunk)
-            row, column = chunk["row"].to_numpy() - 1, chunk["column"].to_numpy() - 1
-            cells, genes = (column, row) if genes_first else (row, column)
-            if not (cells.min() >= 0 and cells.max() < shape[0] and genes.min() >= 0 and genes.max() < shape[1]):
-                raise CellFileError(f"{path} has an entry outside its {shape[1]:,} genes x {shape[0]:,} cells")
-            yield cells, genes, chunk["value"].to_numpy()
-        if seen != header["entries"]:
-            raise CellFileError(f"{path} has {seen:,} entries where its head says {header['entries']:,}: cut short?")
-
-    def sample(genes: np.ndarray | None = None) -> np.ndarray:
-        for chunk in chunks(10_000):
-            values = chunk["value"].to_numpy()
-            if genes is not None:
-                gene = chunk["row" if genes_first else "column"].to_numpy() - 1
-                values = values[genes.take(gene, mode="clip")]
-            if len(values):
-                return values
-        return np.zeros(0, dtype=np.int64)
-
-    return ConvertedRows(shape, entries, sample, folder)
-
-
-def read_market_header(path: Path) -> dict[str, Any]:
-    """Read shape, number of entries and number of lines of a Matrix Market file's head.
-
-    Raises
-    ------
-    CellFileError
-        If the file does not begin as a general coordinate matrix does.
-    """
-    opener = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="latin-1") as file:
-            first = file.readline()
-            lines = 1
-            if not first.startswith("%%MatrixMarket matrix coordinate") or "general" not in first:
-                raise CellFileError(f"{path} is no general coordinate Matrix Market file: it begins {first[:60]!r}")
-            line = file.readline()
-            lines += 1
-            while line.startswith("%"):
-                line = file.readline()
-                lines += 1
-        rows, columns, entries = (int(n) for n in line.split())
-    except CellFileError:
-        raise
-    except READ_ERRORS as error:
-        raise CellFileError(f"{path} has no readable Matrix Market head: {error}") from error
-    return {"shape": (rows, columns), "entries": entries, "lines": lines}
-
-
 __all__ = [
     "READ_ERRORS",
     "CellFileError",
     "ConvertedRows",
+    "Offsets",
     "StoredDense",
     "StoredRows",
     "canonical",
+    "check_vector",
     "columns_to_rows",
-    "market_to_rows",
-    "read_market_header",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cellglot.tokenization.stored_matrix import CellFileError
+from cellglot.tokenization.cell_file_errors import CellFileError
+from cellglot.tokenization.zarr_chunks import absent_chunks, expected_chunks
 
 
 class CheckedArray:
@@ -37,11 +38,6 @@ class CheckedArray:
                 self._check()
             self._check = None
         return self.array[place]
-
-
-def absent_chunks(array: zarr.Array) -> int:
-    """Count chunks that are not in the store: their writer left them out as all zeros, or a copy lost them."""
-    return max(array.nchunks - array.nchunks_initialized, 0)
 
 
 def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
@@ -84,9 +80,9 @@ def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
 def _missing(array: zarr.Array, why: str) -> CellFileError:
     n = absent_chunks(array)
     return CellFileError(
-        f"{array.name.lstrip('/')}: {n:,} of {array.nchunks:,} chunks {'is' if n == 1 else 'are'} missing, and all "
-        f"zeros they cannot be ({why}): the copy is incomplete, copy the store again"
+        f"{array.name.lstrip('/')}: {n:,} of {expected_chunks(array):,} chunks {'is' if n == 1 else 'are'} missing, "
+        f"and all zeros they cannot be ({why}): the copy is incomplete, copy the store again"
     )
 
 
-__all__ = ["CheckedArray", "absent_chunks", "checked_arrays"]
+__all__ = ["CheckedArray", "checked_arrays"]

@@ -127,7 +127,7 @@ def test_bad_values_are_refused_as_ever(matrix, stored, damage, place):
 def test_a_chunk_that_cannot_be_inflated_is_an_error(matrix, stored):
     counts = stored(matrix)
     counts.matrix.data.dataset.id.write_direct_chunk((64,), b"this is no deflated chunk")
-    with pytest.raises(OSError, match="the chunk at 64 cannot be inflated"):
+    with pytest.raises(CellFileError, match="the chunk at 64 cannot be inflated"):
         small_rows(counts, 0, N_CELLS)
 
 
