@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
 from transformers.utils.hub import extract_commit_hash
@@ -56,7 +57,8 @@ class AdapterFolders:
         # In the place of an adapter's repository, Auto classes put its base with the configuration of the base.
         name = given.get("_adapter_model_path", pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB if key in kwargs}
-        of_adapter = hub | {"revision": given.get("revision", kwargs.get("revision"))}
+        of_adapter = hub | {key: given.get(key, kwargs.get(key)) for key in ("revision", "subfolder")}
+        of_adapter["subfolder"] = of_adapter["subfolder"] or ""
         if not holds_adapter(name, **of_adapter) or weight_files(name, **of_adapter):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[misc]
         settings, base = adapter_settings(name, **of_adapter), base_of(name, **of_adapter)
@@ -64,10 +66,11 @@ class AdapterFolders:
         if config is None or name != pretrained_model_name_or_path:
             config = cls.config_class.from_pretrained(name, **of_adapter)  # type: ignore[attr-defined]
         of_base = hub | {"revision": revision_of_base(settings, base)}
+        _check_place(name, settings, base, of_adapter)
         theirs = PreTrainedConfig.get_config_dict(base, **of_base)[0]
         trained_on = _check_base(name, settings, base, theirs, config, of_adapter, of_base)
         with_info = kwargs.pop("output_loading_info", False)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision")}
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision", "subfolder")}
         with only_errors():
             model, info = super().from_pretrained(  # type: ignore[misc]
                 base, *model_args, config=config, revision=of_base["revision"], **kwargs, **_NEW_HEAD
@@ -165,14 +168,29 @@ def _put(
         raise ValueError(f"{trained_on}, which lacks {', '.join(lacking[:3])}")
     if not is_peft_available():
         raise ImportError(f"{adapter} is an adapter: using it takes PEFT, pip install peft")
+    weights = {_full_name(name): tensor for name, tensor in _adapter_weights(adapter, of_adapter).items()}
     with only_errors():
-        lost = model.load_adapter(str(adapter), adapter_kwargs=dict(of_adapter))
+        lost = model.load_adapter(str(adapter), adapter_state_dict=weights, adapter_kwargs=dict(of_adapter))
     left = sorted([*lost.missing_keys, *lost.unexpected_keys])
     if left:
         raise ValueError(
             f"{len(left):,} weights of the adapter {adapter} do not fit {type(model).__name__}, such as {left[0]}"
         )
-    model.eval().config.name_or_path = str(adapter)
+    within = Path(adapter, of_adapter.get("subfolder") or "")
+    model.eval().config.name_or_path = str(within if within.is_dir() else adapter)
+
+
+def _adapter_weights(adapter: Any, of_adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Read the weights of an adapter, of safetensors alone."""
+    file = _file(adapter, "adapter_model.safetensors", **of_adapter)
+    if file is None:
+        raise ValueError(f"{adapter} holds no adapter_model.safetensors: it has no weights, or pickled ones")
+    return load_file(file)
+
+
+def _full_name(weight: str) -> str:
+    """Give a weight's name as transformers takes it: PEFT saves DoRA's magnitudes under the name of their module."""
+    return f"{weight}.weight" if weight.endswith("lora_magnitude_vector") else weight
 
 
 def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
@@ -244,7 +262,8 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, *
 def _file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
     """Give the path of a file of a folder or repository, None where there is none."""
     if Path(name).is_dir():
-        return str(Path(name, file)) if Path(name, file).exists() else None
+        path = Path(name, hub.get("subfolder") or "", file)
+        return str(path) if path.exists() else None
     return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
 
 
@@ -308,7 +327,10 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
 
 def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
-    """Give folder or repository of an adapter's base; a relative folder may stand beside the adapter.
+    """Give folder or repository of an adapter's base.
+
+    A relative folder is looked for in the working directory, then in the folder of the adapter and in those above it,
+    so that an adapter and its base can be moved together.
 
     Parameters
     ----------
@@ -325,8 +347,24 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     base = adapter_settings(adapter, **hub).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not name its base model: pass it, model=BASE, adapter={str(adapter)!r}")
-    beside = Path(adapter, base)
-    return str(beside) if not Path(base).exists() and beside.exists() else base
+    if Path(base).exists() or Path(base).is_absolute() or not Path(adapter).is_dir():
+        return str(base)
+    folder = Path(adapter, hub.get("subfolder") or "")
+    around = (place / base for place in (folder, *folder.resolve().parents))
+    return str(next((place for place in around if (place / "config.json").exists()), base))
+
+
+def _check_place(adapter: Any, settings: Mapping[str, Any], base: str, of_adapter: Mapping[str, Any]) -> None:
+    """Refuse a folder of a base that is not there: its name is not one to look for on the Hub."""
+    if Path(base).is_dir():
+        return
+    not_of_the_hub = base.count("/") > 1 or base.startswith((".", "/", "~"))
+    trained_here = _file(adapter, RUN_FILE, **of_adapter) is not None and not settings.get("revision")
+    if not_of_the_hub or (trained_here and Path(adapter).is_dir()):
+        raise ValueError(
+            f"{adapter} was trained on the folder {base}, which is neither in the working directory nor beside the "
+            "adapter: put it there, or name it in base_model_name_or_path of adapter_config.json"
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from transformers.utils import cached_file, logging
 
 import cellglot
 import cellglot.modeling
-from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, weights_fingerprint
+from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, weights_fingerprint
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -116,7 +116,7 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
     return Adapter(
         name=str(adapter),
         method="dora" if getattr(peft_config, "use_dora", False) else method,
-        base=str(peft_config.base_model_name_or_path),
+        base=base_of(adapter, revision=revision),
         revision=peft_config.revision,
         record=record,
         model_class=model_class,

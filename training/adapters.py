@@ -1,12 +1,11 @@
 """Adapters to train: which layers of each model they change, and their folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedConfig, PreTrainedModel
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from transformers import PreTrainedModel
 
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import as_peft_asks
@@ -58,8 +57,16 @@ PRESETS = {
 }
 
 
+# End of a model class's name -> what PEFT calls its task, by which `AutoPeftModelFor...` knows the class of the base.
+TASK_TYPES = {"ForSequenceClassification": TaskType.SEQ_CLS, "ForTokenClassification": TaskType.TOKEN_CLS}
+
+
 def adapter_config(
-    method: str, model_type: str, heads: tuple[str, ...], settings: dict[str, Any] | None = None
+    method: str,
+    model_type: str,
+    heads: tuple[str, ...],
+    settings: dict[str, Any] | None = None,
+    task_type: TaskType | None = None,
 ) -> PeftConfig:
     """Make the configuration of an adapter.
 
@@ -73,6 +80,8 @@ def adapter_config(
         Modules that are trained whole and saved with the adapter.
     settings
         ``rank`` (8), ``alpha`` (twice the rank) and ``dropout`` (0) of LoRA and DoRA; IA3 has none.
+    task_type
+        What PEFT calls the task.
 
     Raises
     ------
@@ -84,12 +93,18 @@ def adapter_config(
     settings, preset = dict(settings or {}), PRESETS[model_type]
     if method == "ia3":
         check_keys(settings, [], f"finetuning of {method}: setting")
-        return IA3Config(target_modules=preset.scaled, feedforward_modules=preset.inner, modules_to_save=list(heads))
+        return IA3Config(
+            task_type=task_type,
+            target_modules=preset.scaled,
+            feedforward_modules=preset.inner,
+            modules_to_save=list(heads),
+        )
     check_keys(settings, ["rank", "alpha", "dropout"], f"finetuning of {method}: setting")
     rank = settings.get("rank", 8)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"finetuning.rank {rank!r}: a rank is a whole number from 1 on")
     return LoraConfig(
+        task_type=task_type,
         r=rank,
         lora_alpha=settings.get("alpha", 2 * rank),
         lora_dropout=settings.get("dropout", 0.0),
@@ -113,7 +128,8 @@ def put_adapter(
     method, heads, settings
         As for `adapter_config`.
     """
-    config = adapter_config(method, model.config.model_type, heads, settings)
+    task_type = next((kind for end, kind in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
+    config = adapter_config(method, model.config.model_type, heads, settings, task_type)
     config.revision = cached_revision(model.config.name_or_path)
     with as_peft_asks():
         return get_peft_model(model, config)
@@ -127,7 +143,7 @@ def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any
     model
         From `put_adapter`.
     folder
-        Where to write. Code of the configuration is written beside it, so that Auto classes read it anywhere; the
+        Where to write. Code of model and pipelines is written beside it, so that Auto classes load it anywhere; the
         tokenizer is the base model's.
     state_dict
         Weights of the model where it does not hold them itself, as when they are spread over devices.
@@ -136,11 +152,7 @@ def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
     Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's form of a card; ours is made when publishing
     base.config.architectures = [type(base).__name__]
-    PreTrainedConfig.save_pretrained(base.config, str(folder))
-    path = Path(folder, "config.json")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("custom_pipelines", None)  # their code is the base model's
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    base.config.save_pretrained(str(folder))
 
 
 __all__ = ["ADAPTERS", "PRESETS", "AdapterPreset", "adapter_config", "put_adapter", "save_adapter"]
