@@ -76,6 +76,8 @@ class CellPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
+    of_a_call: tuple[str, ...] = ("found_processor",)  # attributes that calls leave, which do not make the pipeline
+    found_processor: Any = None  # that of the model's folder, where a call took it
     options_of_model: tuple[str, ...] = ()
     options_of_result: tuple[str, ...] = ()
 
@@ -89,6 +91,10 @@ class CellPipeline(Pipeline):
                 f"the tokenizer has {self.tokenizer.vocab_size:,} ids, but the model's vocab_size is "
                 f"{self.model.config.vocab_size:,}: they do not belong together"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what makes the pipeline: the same before and after a call, so that `datasets` knows it again."""
+        return {name: value for name, value in self.__dict__.items() if name not in self.of_a_call}
 
     @property
     def last_report(self) -> Any:
@@ -215,7 +221,7 @@ class CellPipeline(Pipeline):
             As for models.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        (self.tokenizer if self.processor is None else self.processor).save_pretrained(save_directory)
+        (self.processor or self.found_processor or self.tokenizer).save_pretrained(save_directory)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
     processor: Any
     options_of_model = ("candidate_labels", "template", "alpha", "shortlist")
     options_of_result = ("top_k",)
+    of_a_call = (*CellPipeline.of_a_call, "classes")
 
     def __init__(self, model: Any, tokenizer: Any = None, *, adapter: str | os.PathLike | None = None, **kwargs: Any):
         if adapter is not None:
@@ -104,16 +105,18 @@ class CellTypeAnnotationPipeline(CellPipeline):
         return tokens | {"text_class_ids": torch.from_numpy(numbers).to(self.device), "text_features": features}
 
     def _processor(self) -> Any:
-        if self.processor is None:
+        processor = self.processor or self.found_processor
+        if processor is None:
             name = self.model.config.name_or_path
             if not name:
                 raise ValueError("the model comes from no folder: pass its processor, processor=...")
-            self.processor = AutoProcessor.from_pretrained(name, **self.loading_options(self.model))
-        if not hasattr(self.processor, "text_tokenizer"):
+            processor = AutoProcessor.from_pretrained(name, **self.loading_options(self.model))
+            self.found_processor = processor
+        if not hasattr(processor, "text_tokenizer"):
             raise ValueError(
                 f"{self.model.config.name_or_path} holds no text tokenizer: save a LangCellProcessor beside the model"
             )
-        return self.processor
+        return processor
 
     def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
         if self.by_texts:
