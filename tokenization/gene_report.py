@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 
-RULES = ("ensembl_id", "versioned_id", "symbol", "alias")
+RULES = ("ensembl_id", "versioned_id", "symbol", "alias", "cleaned_name")
 
 
 @dataclass
@@ -15,7 +15,8 @@ class GeneReport:
     genes
         Genes (columns) of the file.
     matched_by_rule
-        Genes matched, by rule: ``ensembl_id``, ``versioned_id`` (``ENSG00000141510.17``), ``symbol``, ``alias``.
+        Genes matched, by rule: ``ensembl_id``, ``versioned_id`` (``ENSG00000141510.17``), ``symbol``, ``alias``,
+        ``cleaned_name`` (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``HLA.A``).
     unknown
         Genes that no rule finds in the vocabulary.
     ambiguous
@@ -44,6 +45,8 @@ class GeneReport:
         What would match more genes, where the names tell.
     left_out
         Type of features that are no genes (antibodies, peaks, ...) -> how many were left out, before all else.
+    cleaned_names
+        Examples of names matched by ``cleaned_name``, as (name, gene).
     """
 
     genes: int = 0
@@ -62,6 +65,7 @@ class GeneReport:
     counts_in: str = ""
     hint: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
+    cleaned_names: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def matched(self) -> int:
@@ -95,6 +99,9 @@ class GeneReport:
             f"{self.coverage:.1%} of counts are covered"
             + (f"; counts are in {self.counts_in}" if self.counts_in else ""),
         ]
+        if self.cleaned_names:
+            taken = ", ".join(f"{name!r} for {gene}" for name, gene in self.cleaned_names)
+            lines.append(f"names were cleaned: {taken}")
         if self.left_out:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
             lines.append(f"left out features that are no genes: {kinds}")

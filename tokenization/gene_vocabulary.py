@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from .gene_names import NameCleaner, as_in_r, bare_id, numbers_among, species_of, split_id
 from .gene_report import RULES, GeneReport
 
 
@@ -26,7 +27,7 @@ ID_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "gene_id", "feature_id", "ens
 NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_name", "gene_names", "gene", "name")
 
 _MISSING = ("None", "nan", "<NA>", "NaT")  # what missing values call themselves
-_ENSEMBL = re.compile(r"^(ENS[A-Z]*GR?\d{8,})(?:\.\d+)?$")
+CLEANED = RULES.index("cleaned_name")
 _SPECIAL = re.compile(r"^<[^<>\s]+>$")
 
 
@@ -92,6 +93,7 @@ class GeneVocabulary:
             raise ValueError(f"the median of gene {gene} is {self.medians[self.genes.index(gene)]}, not positive")
         self.metadata = dict(metadata or {})
         self._lookup: tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]] | None = None
+        self._lookup_in_r: dict[str, list[int]] | None = None
         self._last_match: tuple | None = None
 
     def _statistic(self, name: str, values: Mapping[str, float] | np.ndarray | None) -> np.ndarray | None:
@@ -316,9 +318,11 @@ class GeneVocabulary:
 
         Each gene is looked up by Ensembl id, then by versioned id, symbol and alias; each rule looks at the index
         first, then at the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
-        ``feature_name``, ...). Names are compared as they are written. A gene that has an Ensembl id is never matched
-        by its symbol (symbols are shared and change hands) to a gene that has one, too, but only by that id or where
-        the id is an alias. A name that stands for several genes is ambiguous and left out.
+        ``feature_name``, ...). Names are compared as they are written; a name that is not found is looked up again as
+        what it certainly stands for (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` beside ``TBCE``,
+        ``HLA.A``). A gene that has an Ensembl id is never matched by its symbol (symbols are shared and change hands)
+        to a gene that has one, too, but only by that id or where the id is an alias. A name that stands for several
+        genes is ambiguous and left out.
 
         Parameters
         ----------
@@ -366,6 +370,9 @@ class GeneVocabulary:
         for _, values in sources:
             for i, name in enumerate(values):
                 bare = bare_id(name)
+                longer = bare is None and ("ENS" in name or "ens" in name) and name not in ids
+                if longer and (split := split_id(name)) is not None:
+                    bare = split[0]
                 if bare is None and name not in ids:
                     continue
                 if own_id[i] is None:
@@ -376,7 +383,7 @@ class GeneVocabulary:
                 if rules[i] < 0 and (token := ids.get(name)) is not None:
                     token_ids[i], rules[i] = token, 0 if bare is not None else 2
                 elif rules[i] < 0 and bare is not None and (token := ids.get(bare)) is not None:
-                    token_ids[i], rules[i] = token, 1
+                    token_ids[i], rules[i] = token, CLEANED if longer else 1
         for rule, table in ((2, names), (3, aliases)):
             for _, values in sources:
                 for i in np.flatnonzero((rules < 0) & ~ambiguous).tolist():
@@ -388,7 +395,57 @@ class GeneVocabulary:
                         token_ids[i], rules[i] = tokens[0], rule
                     elif tokens is not None:
                         ambiguous[i] = True
-        return GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
+        for _, values in sources:
+            left = [i for i in np.flatnonzero((rules < 0) & ~ambiguous).tolist() if own_id[i] is None and values[i]]
+            self._match_cleaned(values, left, token_ids, rules, ambiguous)
+        match = GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
+        match.cleaned_names = self._examples(match, sources)
+        return match
+
+    def _match_cleaned(
+        self,
+        values: np.ndarray,
+        rows: list[int],
+        token_ids: np.ndarray,
+        rules: np.ndarray,
+        ambiguous: np.ndarray,
+    ) -> None:
+        """Look up names that are not found as they are written as what they stand for."""
+        if not rows:
+            return
+        cleaner = NameCleaner(values, species_of(self.genes))
+        for i in rows:
+            name = cleaner.clean(values[i])
+            tokens = self._tokens_of(name) if name != values[i] else None
+            if tokens is None and "." in name:
+                tokens = self._names_in_r().get(name[1:] if name[0] == "X" and name[1:2].isdigit() else name)
+            if tokens is not None and len(tokens) == 1:
+                token_ids[i], rules[i] = tokens[0], CLEANED
+            elif tokens is not None:
+                ambiguous[i] = True
+
+    def _tokens_of(self, name: str) -> list[int] | None:
+        """Give the tokens of genes with this id or name, None where there are none."""
+        ids, names, aliases = self._tables()
+        token = ids.get(name, ids.get(bare_id(name) or name))
+        return [token] if token is not None else names.get(name, aliases.get(name))
+
+    def _names_in_r(self) -> dict[str, list[int]]:
+        """Give names with dashes and the like, as R writes them -> tokens."""
+        if self._lookup_in_r is None:
+            ids, names, aliases = self._tables()
+            found: dict[str, set[int]] = {}
+            for table in ({g: [t] for g, t in ids.items()}, names, aliases):
+                for name, tokens in table.items():
+                    if (key := as_in_r(name)) != name:
+                        found.setdefault(key, set()).update(tokens)
+            self._lookup_in_r = {key: sorted(tokens) for key, tokens in found.items()}
+        return self._lookup_in_r
+
+    def _examples(self, match: "GeneMatch", sources: list[tuple[str, np.ndarray]]) -> list[tuple[str, str]]:
+        """Give some names that were cleaned, and the genes for which they were taken."""
+        rows = np.flatnonzero(match.rules == CLEANED)[:3].tolist()
+        return [(str(match.names[i] or sources[-1][1][i]), self.tokens[int(match.token_ids[i])]) for i in rows]
 
     def _hint(self, sources: list[tuple[str, np.ndarray]], rules: np.ndarray) -> str:
         lost = [str(n) for n in sources[0][1][rules < 0]]
@@ -399,7 +456,7 @@ class GeneVocabulary:
             return "the lost genes have mouse ids (ENSMUSG...): map them to human orthologues first"
         if sum(n.startswith(("ENST", "NM_")) for n in lost) >= share:
             return "the lost names are transcripts (ENST...): sum them to genes first"
-        if sum(n.isdigit() for n in lost) >= share:
+        if numbers_among(lost).sum() >= share:
             return "the lost names are numbers: name the column that holds Ensembl ids, as in gene_column='gene_ids'"
         if not self.symbols and not any(bare_id(n) for n in lost[:100]):
             return (
@@ -427,6 +484,8 @@ class GeneMatch:
         The file's names for its genes.
     hint
         What would match more genes, where the names tell.
+    cleaned_names
+        Examples of names that were not found as they are written, with the genes for which they were taken.
     """
 
     token_ids: np.ndarray
@@ -435,6 +494,7 @@ class GeneMatch:
     conflicts: int
     names: np.ndarray
     hint: str
+    cleaned_names: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def known(self) -> np.ndarray:
@@ -457,13 +517,8 @@ class GeneMatch:
             summed=int(known.sum() - len(np.unique(self.token_ids[known]))),
             conflicts=self.conflicts,
             hint=self.hint,
+            cleaned_names=list(self.cleaned_names),
         )
-
-
-def bare_id(name: str) -> str | None:
-    """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
-    matched = _ENSEMBL.match(name)
-    return None if matched is None else matched.group(1)
 
 
 def name_sources(
@@ -588,4 +643,4 @@ def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
     return dictionary
 
 
-__all__ = ["STATISTICS_FILE", "VOCABULARY_FILE", "GeneMatch", "GeneVocabulary"]
+__all__ = ["STATISTICS_FILE", "VOCABULARY_FILE", "GeneMatch", "GeneVocabulary", "bare_id"]

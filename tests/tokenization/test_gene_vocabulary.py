@@ -95,7 +95,7 @@ def test_columns_are_used_where_the_index_tells_nothing(vocab):
         vocab, "0", "1", "ENSG00000000003", gene_ids=["ENSG00000000001", "", "x"], symbol=["", "ONE", ""]
     )
     assert tokens == [2, 2, 7]
-    assert report.matched_by_rule == {"ensembl_id": 2, "versioned_id": 0, "symbol": 1, "alias": 0}
+    assert report.matched_by_rule == {"ensembl_id": 2, "versioned_id": 0, "symbol": 1, "alias": 0, "cleaned_name": 0}
     assert report.summed == 1
 
 

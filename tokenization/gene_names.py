@@ -1,0 +1,198 @@
+"""What the names of genes in a file look like, and what they stand for where that is certain.
+
+Files carry an Ensembl id within a longer name (``TP53_ENSG00000141510``), the genome before it (``GRCh38---TP53``),
+numbers that made names unique (``TBCE-1``), or names as R writes them (``HLA.A``).
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+_ENSEMBL = re.compile(r"^(ENS[A-Z]*GR?\d{8,})(?:\.\d+)?$")
+_WITHIN = re.compile(r"(?<![A-Za-z0-9])(ENS[A-Z]{0,6}GR?\d{8,})(?:\.\d+)?(?![A-Za-z0-9])", re.IGNORECASE)
+# What stands beside an id where the feature is a part of the gene, or a copy that is not taken for it.
+_PART = re.compile(r"^(?:.*PAR[_-]Y|E\d+|exon.*|intron.*|(?:un)?spliced|nascent|pre-?mrna|antisense|as|\d+|.)$", re.I)
+_GENOME = re.compile(
+    r"^(?:(?P<human>GRCh3[78]|hg(?:18|19|38)|human|homo_sapiens)|(?P<mouse>GRCm3[89]|mm(?:9|10|39)|mouse|mus_musculus))"
+    r"(?:-(?:20\d\d-A|\d\.\d\.\d))?(?:_+|-+|:+|\.+|\|+)(?P<rest>\S.*)$",
+    re.IGNORECASE,
+)
+_GENOME_BEGINS = ("gr", "hg", "hu", "ho", "mm", "mo", "mu")
+_DIGITS = tuple("0123456789")
+_MADE_UNIQUE = re.compile(r"^(?P<name>.+)[-._](?P<number>\d{1,3})$")
+# Families whose members are numbered so: SNORD115-1 is not a second SNORD115.
+_NUMBERED = re.compile(r"^(?:SNOR|SCARNA|MIR|RNU|RN\d|RNA\d|TRN|PIWI|VTRNA|LINC|U\d)", re.IGNORECASE)
+_OPEN_FRAME = re.compile(r"^C(\d{1,2}|X|Y)ORF(\d+)$")
+_NUMBER = re.compile(r"^[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?$")
+_NUMBERED_BY_R = re.compile(r"^[XV]\d+(?:\.\d+)?$")
+_ANTIBODIES = 3  # so many names that were made unique, at the end of a file, may be proteins named as their genes
+COLUMNS_LISTED = 8
+
+
+def bare_id(name: str) -> str | None:
+    """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
+    matched = _ENSEMBL.match(name)
+    return None if matched is None else matched.group(1)
+
+
+def split_id(name: str) -> tuple[str, str] | None:
+    """Give the Ensembl gene id within a longer name, without its version, and what stands beside it.
+
+    None where there is no id or several, and where the name is that of a part of a gene (an exon, unspliced RNA) or
+    of a copy on Y.
+    """
+    if "ENS" not in name and "ens" not in name:
+        return None
+    found = list(_WITHIN.finditer(name))
+    if not found or len({m.group(1).upper() for m in found}) > 1:
+        return None
+    rest = _WITHIN.sub("", name).strip(" \t_-|:;,.()[]{}\"'/")
+    if rest and (_PART.match(rest) or any(c.isspace() for c in rest)):
+        return None
+    return found[0].group(1).upper(), "" if _genome(f"{rest}_.") is not None else rest
+
+
+def is_number(name: str) -> bool:
+    """Tell whether a name is a number, which says nothing about a gene."""
+    return _NUMBER.match(name) is not None
+
+
+def numbers_among(names: Sequence[str]) -> np.ndarray:
+    """Tell which names are numbers; ``X1`` and ``V1`` are, too, where most names are of that form, shape (names,)."""
+    by_r = np.fromiter((_NUMBERED_BY_R.match(n) is not None for n in names), bool, len(names))
+    numbers = np.fromiter((is_number(n) for n in names), bool, len(names))
+    return numbers | by_r if by_r.sum() > len(names) / 2 else numbers
+
+
+def genomes_of(names: Iterable[str]) -> set[str]:
+    """Give the species whose genome names say in front: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_Actb``."""
+    matches = map(_genome, names)
+    return {"human" if m["human"] else "mouse" for m in matches if m is not None}
+
+
+def _genome(name: str) -> re.Match | None:
+    return _GENOME.match(name) if name[:2].lower() in _GENOME_BEGINS else None
+
+
+def species_of(genes: Iterable[str]) -> str | None:
+    """Give the species of Ensembl ids, None where there are none, or of another one."""
+    first = next((g for g in genes if bare_id(g) is not None), "")
+    return "human" if first.startswith("ENSG") else "mouse" if first.startswith("ENSMUSG") else None
+
+
+def as_in_r(name: str) -> str:
+    """Give a name as R's make.names writes it, dots for everything that is neither letter nor digit."""
+    return re.sub(r"[^A-Za-z0-9]", ".", name)
+
+
+class NameCleaner:
+    """Says what names of a file stand for.
+
+    Parameters
+    ----------
+    names
+        All names of one column or index of the file.
+    species
+        Whose genome is left out of names; by default that which all such names of the file say.
+    """
+
+    def __init__(self, names: Sequence[str], species: str | None = None):
+        self.names = names
+        self._species = species
+
+    @cached_property
+    def species(self) -> str | None:
+        """Species whose genome is left out of names; None where names say several."""
+        if self._species is not None:
+            return self._species
+        found = genomes_of(self.names)
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def made_unique(self) -> dict[str, str]:
+        """Names that were made unique by a number -> the name that they had."""
+        present = set(self.names)
+        found: dict[str, str] = {}
+        rows = []
+        for row, name in enumerate(self.names):
+            if name[-1:] not in _DIGITS or (matched := _MADE_UNIQUE.match(name)) is None:
+                continue
+            if matched["name"] not in present or _NUMBERED.match(name):
+                continue
+            number = int(matched["number"])
+            before = f"{name[: matched.start('number')]}{number - 1}"
+            if number == 1 or (number > 1 and before in present):
+                found[name] = matched["name"]
+                rows.append(row)
+        at_the_end = rows == list(range(len(self.names) - len(rows), len(self.names)))
+        return {} if at_the_end and len(rows) >= _ANTIBODIES else found
+
+    def clean(self, name: str) -> str:
+        """Give the id or name that a name stands for; the name itself where nothing else is certain."""
+        if (split := split_id(name)) is not None:
+            return split[0]
+        text = self.made_unique.get(name, name).strip("\"' ")
+        genome = _genome(text)
+        if genome is not None and self.species is not None and genome[self.species]:
+            text = genome["rest"]
+        if (split := split_id(text)) is not None:
+            return split[0]
+        if "|" in text and is_number(text.partition("|")[2]):  # TP53|7157
+            text = text.partition("|")[0]
+        if "ORF" in text:
+            text = _OPEN_FRAME.sub(r"C\1orf\2", text)
+        return text if text not in ("", "?") else name
+
+
+def unique_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Give names as R writes them whose usual spelling is among the names, too -> that spelling."""
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault(as_in_r(name), []).append(name)
+    return {
+        key: others[0]
+        for key, found in by_key.items()
+        if len(found) > 1 and key in found and len(others := [n for n in found if n != key]) == 1
+    }
+
+
+def described_columns(columns: Mapping[str, Any] | None) -> str:
+    """List the columns of a gene table that hold texts, each with an example."""
+    listed = []
+    for name, values in (columns or {}).items():
+        example = next((v for v in _some(values) if isinstance(v, str) and v.strip() and not is_number(v)), None)
+        if example is not None:
+            listed.append(f"{name} (e.g. {example[:40]!r})")
+    more = ", ..." if len(listed) > COLUMNS_LISTED else ""
+    return ", ".join(listed[:COLUMNS_LISTED]) + more
+
+
+def _some(values: Any, most: int = 100) -> Iterable[Any]:
+    for i, value in enumerate(values):
+        if i == most:
+            return
+        yield value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def listed_names(names: Sequence[str], most: int = 3) -> str:
+    """Quote some names: ``'TP53', 'CD4', ...``."""
+    return ", ".join(repr(n[:60]) for n in names[:most]) + (", ..." if len(names) > most else "")
+
+
+__all__ = [
+    "NameCleaner",
+    "as_in_r",
+    "bare_id",
+    "described_columns",
+    "genomes_of",
+    "is_number",
+    "listed_names",
+    "numbers_among",
+    "species_of",
+    "split_id",
+    "unique_spellings",
+]
