@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import logging
 import multiprocessing
 import os
 import time
@@ -32,8 +33,16 @@ from cellglot.tokenization.corpus_check import (
     same_plan,
     vocabulary_digest,
 )
+from cellglot.tokenization.corpus_genes import (
+    described_names,
+    described_vocabulary,
+    named_columns,
+    refuse_numbers,
+    vocabulary_notes,
+)
 from cellglot.tokenization.corpus_plan import (
     SPLITS,
+    CheckNames,
     FileOptions,
     Plan,
     conversion_folder,
@@ -42,8 +51,8 @@ from cellglot.tokenization.corpus_plan import (
 )
 from cellglot.tokenization.corpus_statistics import CorpusStatistics
 from cellglot.tokenization.corpus_worker import BrokenFileError, Job, Worker, work_on
-from cellglot.tokenization.gene_table import gene_catalogue, read_gene_table
-from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneVocabulary
+from cellglot.tokenization.gene_table import GeneNames, gene_catalogue, read_gene_table
+from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
 from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
@@ -57,6 +66,8 @@ TOKENIZERS: dict[str, type[GeneExpressionTokenizer]] = {
     "exceiver": ExceiverTokenizer,
     "rank-value": RankValueTokenizer,
 }
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_SECONDS = 30.0
 UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth it
 
@@ -158,11 +169,14 @@ class Corpus:
             f"{sum(s['tokens'] for s in m['shards']):,} tokens, {m['vocab_size']:,} ids, "
             f"{len(m['shards']):,} shards",
         ]
+        own_vocabulary = m.get("plan", {}).get("arguments", {}).get("vocabulary") is None
+        if "vocabulary" in m:
+            lines += described_vocabulary(m["vocabulary"])
         for file in m["files"]:
             r = file["report"]
             lines.append(
-                f"{file['name']}: {file['n_cells']:,} cells, counts in {file['counts_in']}, {r['matched']:,} of "
-                f"{r['genes']:,} genes, {r['coverage']:.1%} of counts"
+                f"{file['name']}: {file['n_cells']:,} cells, counts in {file['counts_in']}, "
+                + described_names(r, own_vocabulary)
                 + (f", {r['ambiguous']:,} ambiguous genes left out" if r["ambiguous"] else "")
                 + (f", {r['cells_without_genes']:,} cells without genes" if r["cells_without_genes"] else "")
                 + (f", {r['cells_cut']:,} cells cut by {r['tokens_cut']:,} tokens" if r["cells_cut"] else "")
@@ -396,8 +410,16 @@ class _Run:
             fractions=self.fractions,
             broken=broken,
             skip_broken=self.skip_broken,
+            check_names=self._check_names(),
         )
         self.sources = SourceMarks(self.plan)
+
+    def _check_names(self) -> CheckNames | None:
+        """Give the check of names that become genes of a new vocabulary."""
+        if self.vocabulary is not None:
+            return None
+        table = GeneNames() if self.gene_table is None else read_gene_table(self.gene_table)
+        return refuse_numbers(set(table.symbols.values()).union(*table.aliases.values()))
 
     def _earlier_plan(self) -> dict[str, Any] | None:
         for path, read in (
@@ -415,7 +437,7 @@ class _Run:
 
     def pass_over(self, error: BrokenFileError) -> None:
         """Plan anew without a file that broke while it was read; all that depends on it is done again."""
-        broken = self.plan.broken | {error.name: error.reason}
+        broken = self.plan.broken | {error.name: error.reason} | error.more
         self._clear()
         write_json(self.work / "broken.json", broken)
         self._make_plan(broken)
@@ -467,11 +489,7 @@ class _Run:
 
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
-        tables: list[tuple[list[str], dict[str, Any] | None]]
-        if self.options.gene_column is not None:
-            tables = [(list(c["only"]) if "only" in c else i, None) for i, c in self.gene_tables]
-        else:
-            tables = [(index, columns) for index, columns in self.gene_tables]
+        tables = [named_columns(table, self.options.gene_column) for table in self.gene_tables]
         catalogue = gene_catalogue(tables, gene_names, self.genes)
         if self._helpers is not None:
             catalogue.save(self.work / "catalogue")
@@ -541,24 +559,27 @@ class _Run:
         """Refuse a file of which the vocabulary covers too little, by a sample of its cells, before the long pass."""
         if self.vocabulary is None:
             return
+        refused: dict[str, str] = {}
         for file in self.plan.files:
             try:
                 with open_planned(file.path, self.options, conversion_folder(self.work, file.fingerprint)) as cells:
                     columns = tokenizer.gene_columns(cells.counts, self.options.gene_column)
                     rows = cells.counts.rows(0, min(64, cells.n_cells))
+                    columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
+                    report = columns.match.report()
+                    report.counts = columns.counts_seen
+                    report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
+                    tokenizer.check_coverage(report, counts=cells.counts)
             except GeneCoverageError as error:
-                raise GeneCoverageError(f"{file.name}: {error}") from error
+                refused[file.name] = str(error)
             except READ_ERRORS as error:
                 check_environment(error)
                 raise BrokenFileError(file.name, str(error)) from error
-            columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
-            report = columns.match.report()
-            report.counts = columns.counts_seen
-            report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
-            try:
-                tokenizer.check_coverage(report)
-            except GeneCoverageError as error:
-                raise GeneCoverageError(f"{file.name}: {error}") from error
+        if refused and self.skip_broken:
+            raise BrokenFileError(*next(iter(refused.items())), more=refused)
+        if refused:
+            hint = "\nPass over them with skip_broken=True (--skip-broken)." if len(self.plan.files) > 1 else ""
+            raise GeneCoverageError("\n".join(refused.values()) + hint)
 
     def _job(self, vocabulary: Path, tokenizer_class: type[GeneExpressionTokenizer] | None) -> Job:
         plan = self.plan
@@ -649,6 +670,7 @@ class _Run:
             "tokenizer": self.tokenizer_class.__name__,
             "vocab_size": tokenizer.vocab_size,
             "vocabulary_digest": vocabulary_digest(tokenizer.vocabulary),
+            **self._vocabulary_notes(tokenizer),
             "split": plan["split"],
             "median_length": _weighted_median(lengths),
             "shards": [shard for record in records for shard in record["shards"]],
@@ -657,12 +679,26 @@ class _Run:
             "plan": plan,
         }
 
+    def _match(self, tokenizer: GeneExpressionTokenizer, number: int) -> GeneMatch:
+        return tokenizer.vocabulary.resolve(*named_columns(self.gene_tables[number], self.options.gene_column))
+
+    def _vocabulary_notes(self, tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
+        """Say which genes of a vocabulary made from these files have no id, and which files share none."""
+        if self.vocabulary is not None:
+            return {}
+        tokens = {}
+        for number, file in enumerate(self.plan.files):
+            match = self._match(tokenizer, number)
+            tokens[file.name] = np.unique(match.token_ids[match.known])
+        notes = vocabulary_notes(tokenizer.vocabulary, tokens)
+        for warning in notes["warnings"]:
+            logger.warning(warning)
+        return {"vocabulary": notes}
+
     def _file_report(self, tokenizer: GeneExpressionTokenizer, number: int, records: list[dict]) -> dict[str, Any]:
-        index, columns = self.gene_tables[number]
-        if "only" in columns:
-            index, columns = list(columns["only"]), {}
-        match = tokenizer.vocabulary.resolve(index, columns)
+        match = self._match(tokenizer, number)
         report = match.report()
+        report.left_out = dict(self.plan.files[number].left_out)
         lost = np.zeros(len(match.token_ids))
         for record in records:
             for name, n in record["report"].items():

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from cellglot.outputs import check_environment
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cell_metadata import SCHEMA_COLUMNS
 from cellglot.tokenization.cells import Cells, read_cells
+from cellglot.tokenization.corpus_genes import named_columns
+from cellglot.tokenization.count_matrix import CountMatrix
+from cellglot.tokenization.gene_names import described_columns
 from cellglot.tokenization.stored_matrix import READ_ERRORS, CellFileError
 
 
@@ -67,6 +70,8 @@ class PlannedFile:
         Cells that share their name with an earlier cell of the file.
     metadata
         Name under which a column of obs is carried -> its name in the file.
+    left_out
+        Type of features that are no genes -> how many were left out.
     """
 
     path: str
@@ -78,6 +83,7 @@ class PlannedFile:
     notes: list[str]
     duplicate_names: int
     metadata: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -239,7 +245,12 @@ class Inspected:
     kinds: dict[str, str]
 
 
-def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Inspected:
+CheckNames = Callable[[Sequence[str], Mapping[str, Any] | None], str | None]
+
+
+def inspect_file(
+    path: Path, name: str, options: FileOptions, work: Path, check_names: CheckNames | None = None
+) -> Inspected:
     """Open a file, find its counts, and read what planning needs."""
     digest = fingerprint(path) if _may_hold_cells(path) else ""  # what holds none is refused by opening it
     with open_planned(path, options, conversion_folder(work, digest)) as cells:
@@ -253,16 +264,33 @@ def inspect_file(path: Path, name: str, options: FileOptions, work: Path) -> Ins
             notes=list(cells.notes),
             duplicate_names=cells.duplicate_names(),
             metadata=dict(cells.metadata_columns),
+            left_out=dict(cells.counts.left_out),
         )
-        names = {str(c): v for c, v in (cells.counts.columns or {}).items()}
-        columns = {"only": names[str(options.gene_column)]} if _is_column(cells, options) else None
         return Inspected(
             file=file,
-            genes=(list(cells.counts.index), names if columns is None else columns),
+            genes=_genes(path, cells.counts, options, check_names),
             ranges=list(cells.counts.ranges(UNIT_VALUES, UNIT_CELLS)),
             group_sizes=_group_sizes(cells, name),
             kinds={n: cells.obs.column(c, 0, 1).dtype.kind for n, c in file.metadata.items()},
         )
+
+
+def _genes(
+    path: Path, counts: CountMatrix, options: FileOptions, check_names: CheckNames | None
+) -> tuple[list[str], dict[str, Any]]:
+    """Give index and columns of a file's gene table; refuse it where its names cannot be used."""
+    index, columns = list(counts.index), {str(c): v for c, v in (counts.columns or {}).items()}
+    column = options.gene_column
+    if column not in (None, "index"):
+        if column not in columns:
+            listed = described_columns(columns) or "none with names"
+            raise ValueError(f"{path} has no column {column!r} in var, which was named for its genes; it has {listed}")
+        columns = {"only": columns[str(column)]}
+    names, table = named_columns((index, columns), column)
+    reason = None if check_names is None else check_names(names, table)
+    if reason is not None:
+        raise CellFileError(f"{path}: {reason}")
+    return index, columns
 
 
 def _may_hold_cells(path: Path) -> bool:
@@ -274,13 +302,17 @@ def _may_hold_cells(path: Path) -> bool:
 
 
 def inspect_files(
-    paths: Sequence[Path], names: Sequence[str], options: FileOptions, work: Path
+    paths: Sequence[Path],
+    names: Sequence[str],
+    options: FileOptions,
+    work: Path,
+    check_names: CheckNames | None = None,
 ) -> tuple[list[Inspected], dict[str, str]]:
     """Inspect every file; give the readable ones and what is wrong with the others."""
     inspected, broken = [], {}
     for path, name in zip(paths, names, strict=True):
         try:
-            inspected.append(inspect_file(path, name, options, work))
+            inspected.append(inspect_file(path, name, options, work, check_names))
         except READ_ERRORS as error:
             check_environment(error)
             broken[name] = str(error)
@@ -403,10 +435,6 @@ def parquet_columns(kinds_of_files: Sequence[Mapping[str, str]]) -> dict[str, st
     return types
 
 
-def _is_column(cells: Cells, options: FileOptions) -> bool:
-    return options.gene_column not in (None, "index") and options.gene_column in (cells.counts.columns or {})
-
-
 def make_plan(
     paths: Sequence[Path],
     options: FileOptions,
@@ -417,6 +445,7 @@ def make_plan(
     fractions: Mapping[str, float],
     broken: Mapping[str, str],
     skip_broken: bool,
+    check_names: CheckNames | None = None,
 ) -> tuple[Plan, list[tuple[list[str], dict[str, Any]]]]:
     """Inspect the files and decide everything that decides the result.
 
@@ -438,6 +467,8 @@ def make_plan(
         Files already found broken, by name.
     skip_broken
         Pass over broken files.
+    check_names
+        Called with index and columns of each gene table; says why a file's names cannot be used.
 
     Returns
     -------
@@ -455,7 +486,7 @@ def make_plan(
     """
     names = unique_names(paths)
     readable = [(p, n) for p, n in zip(paths, names, strict=True) if n not in broken]
-    inspected, found = inspect_files([p for p, _ in readable], [n for _, n in readable], options, work)
+    inspected, found = inspect_files([p for p, _ in readable], [n for _, n in readable], options, work, check_names)
     broken = dict(broken) | found
     if broken and len(paths) == 1:
         raise CellFileError(broken[names[0]])

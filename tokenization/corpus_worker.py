@@ -1,7 +1,7 @@
 """The work on one piece of a corpus: statistics of its cells, or its token shards. Runs in any process."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,13 @@ class BrokenFileError(Exception):
         The file's name in the plan.
     reason
         What is wrong with it.
+    more
+        Other broken files -> what is wrong with them.
     """
 
-    def __init__(self, name: str, reason: str):
+    def __init__(self, name: str, reason: str, more: Mapping[str, str] | None = None):
         super().__init__(name, reason)
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.more = name, reason, dict(more or {})
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"

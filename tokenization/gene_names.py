@@ -78,6 +78,12 @@ def _genome(name: str) -> re.Match | None:
     return _GENOME.match(name) if name[:2].lower() in _GENOME_BEGINS else None
 
 
+def without_genome(name: str, species: str | None) -> str:
+    """Give a name without the genome of this species in front of it."""
+    genome = _genome(name)
+    return genome["rest"] if genome is not None and species and genome[species] else name
+
+
 def species_of(genes: Iterable[str]) -> str | None:
     """Give the species of Ensembl ids, None where there are none, or of another one."""
     first = next((g for g in genes if bare_id(g) is not None), "")
@@ -90,14 +96,14 @@ def as_in_r(name: str) -> str:
 
 
 class NameCleaner:
-    """Says what names of a file stand for.
+    """What names of a file stand for.
 
     Parameters
     ----------
     names
         All names of one column or index of the file.
     species
-        Whose genome is left out of names; by default that which all such names of the file say.
+        Whose genome is left out of names, ``""`` for none; by default that which all such names of the file say.
     """
 
     def __init__(self, names: Sequence[str], species: str | None = None):
@@ -136,9 +142,7 @@ class NameCleaner:
         if (split := split_id(name)) is not None:
             return split[0]
         text = self.made_unique.get(name, name).strip("\"' ")
-        genome = _genome(text)
-        if genome is not None and self.species is not None and genome[self.species]:
-            text = genome["rest"]
+        text = without_genome(text, self.species)
         if (split := split_id(text)) is not None:
             return split[0]
         if "|" in text and is_number(text.partition("|")[2]):  # TP53|7157
@@ -195,4 +199,5 @@ __all__ = [
     "species_of",
     "split_id",
     "unique_spellings",
+    "without_genome",
 ]

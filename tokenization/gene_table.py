@@ -7,10 +7,19 @@ from typing import Any
 
 import pandas as pd
 
+from cellglot.tokenization.gene_names import (
+    NameCleaner,
+    bare_id,
+    genomes_of,
+    is_number,
+    species_of,
+    split_id,
+    unique_spellings,
+    without_genome,
+)
 from cellglot.tokenization.gene_vocabulary import (
     NAME_COLUMNS,
     GeneVocabulary,
-    bare_id,
     name_sources,
     read_released_dictionary,
 )
@@ -87,7 +96,8 @@ def gene_catalogue(
     """Find the genes of a corpus: by Ensembl id where a file or a table gives one, else by their name.
 
     A name without id means the gene that other files or the table give this name, if it is one gene; a name of
-    several genes is ambiguous, and left out later; a name of none stands for itself. Spike-ins (ERCC) are no genes.
+    several genes is ambiguous, and left out later; a name of none stands for itself, cleaned where that is certain
+    (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are no genes.
 
     Parameters
     ----------
@@ -119,11 +129,12 @@ def gene_catalogue(
             names.add(gene, name)
     known = _catalogue(own | set(names.symbols), names)
     genes = set(own)
+    unnamed = []
     for index, columns in tables:
         match = known.resolve(index, columns)
         genes.update(known.tokens[int(t)] for t in match.token_ids[match.known])
-        unnamed = ~match.known & ~match.ambiguous
-        genes.update(str(n) for n in match.names[unnamed] if n and not _SPIKE_IN.match(n))
+        unnamed.append(_unnamed(index, columns, (~match.known & ~match.ambiguous).nonzero()[0].tolist()))
+    genes |= _genes_by_name(unnamed, species_of(known.genes), names)
     everything = known if genes == set(known.genes) else _catalogue(genes, names)
     if only is not None:
         match = everything.resolve(list(only))
@@ -138,15 +149,75 @@ def _catalogue(genes: Iterable[str], names: GeneNames) -> GeneVocabulary:
     return GeneVocabulary.from_statistics(sorted(genes), symbols=names.symbols, aliases=names.aliases)
 
 
+def _unnamed(index: Sequence[str], columns: Mapping[str, Any] | None, rows: list[int]) -> tuple[list[str], list[str]]:
+    """Give all names of a file, and those of some rows: numbers are replaced by what columns of names say."""
+    (_, first), *others = name_sources(index, columns)
+    named = [values for name, values in others if _holds_names(name)]
+    found = []
+    for row in rows:
+        name = first[row]
+        if not name or is_number(name):
+            name = next((v[row] for v in named if v[row] and not is_number(v[row])), "")
+        if name and not _SPIKE_IN.match(name):
+            found.append(str(name))
+    return first.tolist(), found
+
+
+def _genes_by_name(unnamed: list[tuple[list[str], list[str]]], species: str | None, names: GeneNames) -> set[str]:
+    """Give genes that have names alone; spellings of one gene in several files become one, with aliases.
+
+    Parameters
+    ----------
+    unnamed
+        Of each file all names, and those that stand for genes without an id.
+    species
+        That of the genes with ids.
+    names
+        Takes the other spellings as aliases.
+    """
+    if species is None:
+        genomes = set().union(*(genomes_of(found) for _, found in unnamed))
+        species = genomes.pop() if len(genomes) == 1 else ""
+    by_file = []
+    for every, found in unnamed:
+        cleaner = NameCleaner(every, species)
+        by_file.append({cleaner.clean(name) for name in found})
+    genes: set[str] = set().union(*by_file)
+    for spelling, usual in unique_spellings(genes).items():
+        if not any(spelling in found and usual in found for found in by_file):
+            genes.discard(spelling)
+            names.aliases.setdefault(usual, []).append(spelling)
+    return genes
+
+
+def _holds_names(column: str) -> bool:
+    return column.lower().replace(" ", "_").replace("-", "_") in NAME_COLUMNS
+
+
 def _named_ids(index: Sequence[str], columns: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
     """Give (Ensembl id, name) of the rows of a gene table that have an id; the name may be empty."""
     sources = name_sources(index, columns)
-    usual = {c.lower() for c in NAME_COLUMNS}
-    named = [v for n, v in sources if n == "index" or n.lower().replace(" ", "_").replace("-", "_") in usual]
+    named = [v for n, v in sources if n == "index" or _holds_names(n)]
     for row in range(len(sources[0][1])):
-        gene = next((g for _, v in sources if (g := bare_id(v[row])) is not None), None)
+        gene = next((g for _, v in sources if (g := _id_of(v[row])) is not None), None)
         if gene is not None:
-            yield gene, next((v[row] for v in named if v[row] and bare_id(v[row]) is None), "")
+            yield gene, next((s for v in named if v[row] and (s := _symbol(v[row], gene))), "")
+
+
+def _id_of(name: str) -> str | None:
+    """Give the Ensembl id that a name is or holds."""
+    if (bare := bare_id(name)) is not None:
+        return bare
+    return None if (split := split_id(name)) is None else split[0]
+
+
+def _symbol(name: str, gene: str) -> str:
+    """Give the symbol that a name is or holds beside an id; empty where it is an id or a number."""
+    if bare_id(name) is not None:
+        return ""
+    if (split := split_id(name)) is not None:
+        return split[1]
+    return without_genome(name, species_of([gene]))
 
 
 __all__ = ["GeneNames", "gene_catalogue", "read_gene_table"]

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .count_matrix import CountMatrix, CountRows, is_named_cell, open_counts
 from .gene_encoding import GeneColumns, TokenRows, blocks
+from .gene_names import described_columns, listed_names
 from .gene_report import GeneReport
 from .gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE, GeneVocabulary
 from .token_batches import batches_of_similar_length
@@ -291,7 +292,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             except ImportError as error:  # as of a Numba that does not fit a newer NumPy
                 logger.warning_once(f"compiled loops do not load, and NumPy goes on in their place, slower: {error}")
         if not columns.known.any():
-            raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells"))
+            raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells", counts))
         return columns
 
     def encode_rows(self, rows: CountRows, columns: GeneColumns, max_length: int | None = None) -> Iterator[TokenRows]:
@@ -345,8 +346,19 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """Give the id of the token that stands before a cell's genes, None where there is none."""
         return None
 
-    def check_coverage(self, report: GeneReport, min_coverage: float | None = None) -> None:
+    def check_coverage(
+        self, report: GeneReport, min_coverage: float | None = None, counts: CountMatrix | None = None
+    ) -> None:
         """Refuse a report whose share of counts covered lies below the threshold.
+
+        Parameters
+        ----------
+        report
+            What was matched and lost.
+        min_coverage
+            In place of the tokenizer's own threshold.
+        counts
+            Where the counts come from, for the message.
 
         Raises
         ------
@@ -355,17 +367,24 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         """
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
-            raise GeneCoverageError(
-                self._coverage_message(report, f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})")
-            )
+            covered = f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})"
+            raise GeneCoverageError(self._coverage_message(report, covered, counts))
 
-    @staticmethod
-    def _coverage_message(report: GeneReport, covered: str) -> str:
+    def _coverage_message(self, report: GeneReport, covered: str, counts: CountMatrix | None) -> str:
         lost = f"{report.lost:,} of {report.genes:,} genes ({report.lost / max(report.genes, 1):.0%})"
         hint = f"{report.hint}. " if report.hint else ""
+        source = examples = columns = ""
+        if counts is not None:
+            source = f"{counts.source}: " if counts.source else ""
+            examples = f", e.g. {listed_names([str(name) for name in list(counts.index)[:4]])}"
+            listed = described_columns(counts.columns)
+            columns = f" (there are {listed})" if listed else ""
+        gene = self.vocabulary.genes[0] if self.vocabulary.genes else ""
+        symbol = f" or {self.vocabulary.symbols[gene]!r}" if gene in self.vocabulary.symbols else ""
         return (
-            f"the vocabulary covers {covered}: {lost} are not in it. {hint}"
-            "Name the column that holds the genes by gene_column=..., or pass a smaller min_coverage if this is meant."
+            f"{source}the vocabulary covers {covered}: {lost} are not in it{examples}. It names genes as in {gene!r}"
+            f"{symbol}. {hint}Name the column that holds the genes by gene_column=...{columns}, or pass a smaller "
+            "min_coverage if this is meant."
         )
 
     @staticmethod
@@ -420,7 +439,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         self.last_report = report
         parts = self.iterate(counts, columns, report, max_values=VALUES_READ_AHEAD)
         yield from batches_of_similar_length(parts, batch_size, self._padded)
-        self.check_coverage(report, min_coverage)
+        self.check_coverage(report, min_coverage, counts)
 
     def __call__(
         self,
@@ -481,7 +500,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report = columns.match.report()
         encoded = list(self.iterate(counts, columns, report, max_length))
         self.last_report = report
-        self.check_coverage(report, min_coverage)
+        self.check_coverage(report, min_coverage, counts)
         if report.cells_cut or report.cells_without_genes:
             logger.warning_once(report.summary())
         if return_tensors is None:

@@ -1,0 +1,120 @@
+"""What the names of genes in a corpus are worth: numbers are refused, files that share no genes are named."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cellglot.tokenization.gene_names import bare_id, described_columns, listed_names, numbers_among
+from cellglot.tokenization.gene_vocabulary import GeneVocabulary, name_sources
+
+
+MOST_NUMBERS = 0.1  # share of genes that numbers may name: they are left out
+FEWEST_SHARED = 0.05  # share of a file's genes below which it shares almost none with the others
+
+GeneTable = tuple[list[str], dict[str, Any]]
+
+
+def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str], dict[str, Any] | None]:
+    """Give the index and the columns of a planned file's gene table in which genes are looked up."""
+    index, columns = table
+    if gene_column is None:
+        return index, columns
+    return (list(columns["only"]) if "only" in columns else index), None
+
+
+def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], Mapping[str, Any] | None], str | None]:
+    """Give a check that says why names cannot become genes of a new vocabulary: they are numbers.
+
+    Parameters
+    ----------
+    accepted
+        Names that a table gives to genes; they are none of the numbers.
+    """
+
+    def check(index: Sequence[str], columns: Mapping[str, Any] | None) -> str | None:
+        sources = name_sources(index, columns)
+        names = sources[0][1]
+        numbers = numbers_among(names)
+        if numbers.mean() <= MOST_NUMBERS:
+            return None
+        for _, values in sources[1:]:
+            numbers &= numbers_among(values) | (values == "")
+        numbers &= np.fromiter((n not in accepted for n in names), bool, len(names))
+        if numbers.mean() <= MOST_NUMBERS:
+            return None
+        listed, examples = described_columns(columns), listed_names([str(n) for n in names[numbers]])
+        way_out = f": there are {listed}" if listed else ", or write the names into the file"
+        return (
+            f"its genes are named by numbers ({examples}), which name other genes in other files. Name the column of var "
+            f"that holds Ensembl ids or symbols by --gene-column (gene_column=...){way_out}. Gene numbers of NCBI have to "
+            "be translated to Ensembl ids first"
+        )
+
+    return check
+
+
+def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Say of a vocabulary that was made from files which genes have no id, and which files share no genes.
+
+    Parameters
+    ----------
+    vocabulary
+        The vocabulary.
+    tokens_of_files
+        Name of a file -> token ids of its genes, each once.
+
+    Returns
+    -------
+    dict
+        ``genes``, ``without_id`` (numbers of genes), ``examples`` (names of genes without an id), ``warnings``.
+    """
+    nameless = [gene for gene in vocabulary.genes if bare_id(gene) is None]
+    files = np.zeros(vocabulary.vocab_size, dtype=np.int64)
+    for tokens in tokens_of_files.values():
+        files[tokens] += 1
+    warnings = []
+    for name, tokens in tokens_of_files.items():
+        shared = int((files[tokens] > 1).sum())
+        if len(tokens_of_files) > 1 and shared < FEWEST_SHARED * len(tokens):
+            here = [vocabulary.symbol(vocabulary.tokens[int(t)]) for t in tokens[:3]]
+            warnings.append(
+                f"{name} shares {shared:,} of its {len(tokens):,} genes ({listed_names(here)}) with the other files: "
+                "another species, or other names? A gene table (--gene-table) translates symbols and aliases"
+            )
+    return {
+        "genes": len(vocabulary.genes),
+        "without_id": len(nameless),
+        "examples": nameless[:3],
+        "warnings": warnings,
+    }
+
+
+def described_vocabulary(notes: Mapping[str, Any]) -> list[str]:
+    """Give lines that say what `vocabulary_notes` found."""
+    line = f"vocabulary of these files: {notes['genes']:,} genes"
+    if notes["without_id"]:
+        line += f", {notes['without_id']:,} of them without an Ensembl id ({listed_names(notes['examples'])})"
+    return [line, *(f"warning: {warning}" for warning in notes["warnings"])]
+
+
+def described_names(report: Mapping[str, Any], own_vocabulary: bool) -> str:
+    """Say what of a file's genes is in the vocabulary; nothing where all are, as the vocabulary was made from them."""
+    text = f"{report['matched']:,} of {report['genes']:,} genes, {report['coverage']:.1%} of counts"
+    if own_vocabulary and report["coverage"] > 0.9995:
+        text = f"{report['genes']:,} genes"
+    if cleaned := report["matched_by_rule"].get("cleaned_name"):
+        examples = ", ".join(f"{name!r} for {gene}" for name, gene in report["cleaned_names"][:2])
+        text += f", {cleaned:,} names cleaned ({examples})"
+    if left_out := report.get("left_out"):
+        text += f", left out {', '.join(f'{n:,} {kind}' for kind, n in left_out.items())}"
+    return text
+
+
+__all__ = [
+    "described_names",
+    "described_vocabulary",
+    "named_columns",
+    "refuse_numbers",
+    "vocabulary_notes",
+]
