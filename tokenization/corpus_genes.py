@@ -46,9 +46,9 @@ def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], M
         listed, examples = described_columns(columns), listed_names([str(n) for n in names[numbers]])
         way_out = f": there are {listed}" if listed else ", or write the names into the file"
         return (
-            f"its genes are named by numbers ({examples}), which name other genes in other files. Name the column of var "
-            f"that holds Ensembl ids or symbols by --gene-column (gene_column=...){way_out}. Gene numbers of NCBI have to "
-            "be translated to Ensembl ids first"
+            f"its genes are named by numbers ({examples}), which name other genes in other files. Name the column of "
+            f"var that holds Ensembl ids or symbols by --gene-column (gene_column=...){way_out}. Gene numbers of NCBI "
+            "have to be translated to Ensembl ids first"
         )
 
     return check
@@ -67,7 +67,7 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
     Returns
     -------
     dict
-        ``genes``, ``without_id`` (numbers of genes), ``examples`` (names of genes without an id), ``warnings``.
+        ``genes``, ``without_id`` (numbers of genes), ``examples`` (some of these), ``warnings``.
     """
     nameless = [gene for gene in vocabulary.genes if bare_id(gene) is None]
     files = np.zeros(vocabulary.vocab_size, dtype=np.int64)
@@ -85,7 +85,7 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
     return {
         "genes": len(vocabulary.genes),
         "without_id": len(nameless),
-        "examples": nameless[:3],
+        "examples": nameless[:4],
         "warnings": warnings,
     }
 

@@ -33,7 +33,7 @@ from cellglot.tokenization.kept_counts import KeptCounts
 from cellglot.tokenization.small_counts import small_rows
 from cellglot.tokenization.stored_matrix import READ_ERRORS
 from cellglot.tokenization.token_shards import ShardWriter, record_batch
-from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 
 
 CHUNK_VALUES = 5 << 17
@@ -211,7 +211,10 @@ class Worker:
             else:
                 from cellglot.tokenization import compiled_encoding  # Numba, which takes its time to load
 
-                self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
+                try:
+                    self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
+                except GeneCoverageError as error:  # a file held out, of which the training cells have no gene
+                    raise BrokenFileError(file.name, str(error)) from error
                 self._columns.compiled = compiled_encoding
             self._number = number
         return self._cells, self._columns

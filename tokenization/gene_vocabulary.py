@@ -458,7 +458,7 @@ class GeneVocabulary:
             return "the lost names are transcripts (ENST...): sum them to genes first"
         if numbers_among(lost).sum() >= share:
             return "the lost names are numbers: name the column that holds Ensembl ids, as in gene_column='gene_ids'"
-        if not self.symbols and not any(bare_id(n) for n in lost[:100]):
+        if not self.symbols and not any(map(bare_id, lost[:100])) and any(map(bare_id, self.genes)):
             return (
                 "the file has gene symbols and the vocabulary has none: name the column that holds Ensembl ids, as in "
                 "gene_column='gene_ids', or give the vocabulary symbols"

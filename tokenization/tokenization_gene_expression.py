@@ -372,7 +372,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
     def _coverage_message(self, report: GeneReport, covered: str, counts: CountMatrix | None) -> str:
         lost = f"{report.lost:,} of {report.genes:,} genes ({report.lost / max(report.genes, 1):.0%})"
-        hint = f"{report.hint}. " if report.hint else ""
+        hint = f"{report.hint[0].upper()}{report.hint[1:]}. " if report.hint else ""
         source = examples = columns = ""
         if counts is not None:
             source = f"{counts.source}: " if counts.source else ""
