@@ -180,7 +180,7 @@ def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, boo
     return sorted(found, key=lambda column: not column[2])
 
 
-def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Counter]:
+def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Counter[str]]:
     """Give features of other types with their type, which features are said to be genes, and unknown types."""
     texts = list(map(_text, values))
     kinds = {text: _plain(text) for text in set(texts)}
@@ -196,7 +196,7 @@ def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Cou
     return found, np.fromiter((t in genes for t in texts), bool, len(texts)), unknown
 
 
-def _note(column: str, unknown: Counter) -> str:
+def _note(column: str, unknown: Counter[str]) -> str:
     listed = [f"{kind!r} ({n:,})" if kind else f"nothing ({n:,})" for kind, n in unknown.most_common(3)]
     more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
     return f"{column} says {', '.join(listed)}{more}, no known type of features: these are taken for genes"

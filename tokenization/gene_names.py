@@ -32,6 +32,8 @@ _NUMBERED_BY_R = re.compile(r"^[XV]\d+(?:\.\d+)?$")
 _ANTIBODIES = 3  # so many names that were made unique, at the end of a file, may be proteins named as their genes
 COLUMNS_LISTED = 8
 
+Names = Sequence[str] | np.ndarray
+
 
 def bare_id(name: str) -> str | None:
     """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
@@ -61,7 +63,7 @@ def is_number(name: str) -> bool:
     return _NUMBER.match(name) is not None
 
 
-def numbers_among(names: Sequence[str]) -> np.ndarray:
+def numbers_among(names: Names) -> np.ndarray:
     """Tell which names are numbers; ``X1`` and ``V1`` are, too, where most names are of that form, shape (names,)."""
     by_r = np.fromiter((_NUMBERED_BY_R.match(n) is not None for n in names), bool, len(names))
     numbers = np.fromiter((is_number(n) for n in names), bool, len(names))
@@ -106,7 +108,7 @@ class NameCleaner:
         Whose genome is left out of names, ``""`` for none; by default that which all such names of the file say.
     """
 
-    def __init__(self, names: Sequence[str], species: str | None = None):
+    def __init__(self, names: Names, species: str | None = None):
         self.names = names
         self._species = species
 
