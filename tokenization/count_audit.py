@@ -3,12 +3,38 @@
 import numpy as np
 
 
+# What values probably are that are not counts, and the way out.
+OF_A_JOIN = (
+    "as anndata.concat(join='outer') leaves in dense matrices where a data set lacks a gene: join with fill_value=0, "
+    "or pass the data sets as files of their own"
+)
+OF_A_DIVISION = "as a division by a total of zero leaves: take the values from before that step"
+SCALED = (
+    "as scaled (z-scored), centred or corrected data has: take the counts from before that step, often in raw.X, a "
+    "layer or the file as it was published"
+)
+EXPECTED = (
+    "as expected counts have that RSEM, salmon (alevin), kallisto or STARsolo's EM estimate, and counts from which "
+    "ambient RNA was subtracted: if they are such, round them (numpy.rint) and pass them again"
+)
+LOG_NORMALISED = (
+    "as log-normalised data has: take the counts from before scanpy.pp.log1p, often in raw.X, a layer or the file as "
+    "it was published"
+)
+NORMALISED = (
+    "as normalised data has (CPM, TPM, counts by size factors): take the counts from before that step, often in "
+    "raw.X or a layer"
+)
+_ENOUGH = 20  # values to tell kinds by
+_LARGEST_LOG = 25
+
+
 class NotCountsError(ValueError):
     """The values are not raw counts, and counts cannot be computed back from them."""
 
 
 def not_counts_reason(values: np.ndarray) -> str | None:
-    """Say why values cannot be raw counts; None where they can.
+    """Say why values cannot be raw counts; None where they can, as they are or rounded (see `nearly_whole`).
 
     Parameters
     ----------
@@ -20,27 +46,70 @@ def not_counts_reason(values: np.ndarray) -> str | None:
     str or None
         What was seen, as a clause: ``"negative values (smallest -2.03)"``.
     """
+    return audit(values)[0]
+
+
+def audit(values: np.ndarray) -> tuple[str | None, bool]:
+    """Say why values cannot be raw counts, as `not_counts_reason`, and whether they are whole numbers exactly.
+
+    Parameters
+    ----------
+    values
+        Stored values of any shape, zeros left out or not.
+    """
     if values.size == 0 or values.dtype.kind in "bu":
-        return None
+        return None, True
     if values.dtype.kind not in "if":
-        return f"values of type {values.dtype}, not numbers"
+        return f"values of type {values.dtype}, not numbers", False
     smallest, largest = values.min(), values.max()
     if values.dtype.kind == "f" and not (np.isfinite(smallest) and np.isfinite(largest)):
         missing, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        return f"{missing:,} missing (NaN) and {infinite:,} infinite values among {values.size:,}"
+        seen = f"{missing:,} missing (NaN) and {infinite:,} infinite values among {values.size:,}"
+        return f"{seen}, {OF_A_JOIN if missing else OF_A_DIVISION}", False
     if smallest < 0:
-        return (
-            f"negative values ({int((values < 0).sum()):,} of {values.size:,} looked at, smallest {smallest:.4g}), "
-            "as scaled or otherwise transformed data has"
-        )
-    if values.dtype.kind == "f" and not np.array_equal(np.rint(values), values):
-        broken = int((np.rint(values) != values).sum())
-        kind = "as log-normalised data has" if largest < 25 else "as normalised data has"
-        return (
-            f"values that are not whole numbers ({broken:,} of {values.size:,} looked at, from {smallest:.4g} "
-            f"to {largest:.4g}), {kind}"
-        )
-    return None
+        negative = int((values < 0).sum())
+        return f"negative values ({negative:,} of {values.size:,} looked at, smallest {smallest:.4g}), {SCALED}", False
+    if values.dtype.kind == "i" or np.array_equal(np.rint(values), values):
+        return None, True
+    if nearly_whole(values):
+        return None, False
+    broken = int((np.rint(values) != values).sum())
+    return (
+        f"values that are not whole numbers ({broken:,} of {values.size:,} looked at, from {smallest:.4g} "
+        f"to {largest:.4g}), {_kind_of_fractions(values, float(largest))}"
+    ), False
+
+
+def nearly_whole(values: np.ndarray) -> bool:
+    """Whether all values lie within the rounding error of single precision of whole numbers.
+
+    Counts that were computed back from normalised values do: 2.9999995 is 3. The bound is 1e-5 and 4e-6 of the value,
+    0.05 at most: logarithm, scaling and back cost some units in the last place. What is not zero does not become zero.
+
+    Parameters
+    ----------
+    values
+        Finite, not negative, of any shape.
+    """
+    whole = np.rint(values)
+    away = np.abs(values - whole)
+    bound = np.minimum(1e-5 + 4e-6 * whole, 0.05)
+    return bool(((away <= bound) & ((whole > 0) | (values == 0))).all())
+
+
+def _kind_of_fractions(values: np.ndarray, largest: float) -> str:
+    """Say what values with fractions probably are, and what to do."""
+    given = values[values > 0]
+    fractions = given[np.rint(given) != given]
+    if given.size < _ENOUGH:
+        return "as log-normalised data has" if largest < _LARGEST_LOG else "as normalised data has"
+    for base, back in (("log2(counts + 1)", np.exp2), ("log1p(counts)", np.exp)):
+        if largest < _LARGEST_LOG and nearly_whole(back(given.astype(np.float64)) - 1):
+            return f"they are {base}: compute the counts back, by numpy.{back.__name__}(values) - 1"
+    share = 1 - fractions.size / given.size
+    if share > 0.1 or np.unique(fractions).size > 0.5 * fractions.size or nearly_whole(given * 100):
+        return EXPECTED
+    return LOG_NORMALISED if largest < _LARGEST_LOG else NORMALISED
 
 
 def recover_counts(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -109,4 +178,4 @@ def _rounding_error(values: np.ndarray) -> np.ndarray:
     return error
 
 
-__all__ = ["NotCountsError", "not_counts_reason", "recover_counts"]
+__all__ = ["NotCountsError", "audit", "nearly_whole", "not_counts_reason", "recover_counts"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .count_audit import NotCountsError, not_counts_reason, recover_counts
+from .count_audit import NotCountsError, audit, not_counts_reason, recover_counts
 from .feature_types import Features, features_of, only_genes, with_types
 
 
@@ -68,6 +68,8 @@ class CountMatrix:
 
     Attributes
     ----------
+    rounded : bool
+        Values were seen that are whole numbers but for the rounding error of single precision.
     left_out : dict
         Type of features that are no genes -> how many were left out.
     note : str
@@ -99,6 +101,7 @@ class CountMatrix:
             raise ValueError(f"{location} has shape {self.matrix.shape}, not (cells, genes)")
         if self.matrix.shape[1] != len(index):
             raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but {len(index):,} genes are named")
+        self.rounded = False
         self.left_out: dict[str, int] = {}
         self.note = "" if features is None else features.note
         if features is not None and features.genes is not None:
@@ -132,6 +135,8 @@ class CountMatrix:
     def described_location(self) -> str:
         """Where the counts come from, for reports."""
         remarks = ["recovered from log1p values"] if self.recover else []
+        if self.rounded:
+            remarks.append("rounded to whole numbers, from which they differ by no more than single precision does")
         if self.empty_places:
             remarks.append(f"{', '.join(self.empty_places)}: only zeros in the cells looked at")
         return f"{self.location} ({'; '.join(remarks)})" if remarks else self.location
@@ -148,8 +153,12 @@ class CountMatrix:
         if self.recover:
             return self._recovered(raw, start)
         parts = (raw.data[i : i + CHECKED_VALUES] for i in range(0, len(raw.data), CHECKED_VALUES))
-        if any(not_counts_reason(part) is not None for part in parts):
+        checked = [audit(part) for part in parts]
+        if any(reason is not None for reason, _ in checked):
             self._refuse(raw, start)
+        if not all(whole for _, whole in checked):
+            self.rounded = True
+            return CountRows(np.rint(raw.data), raw.indices, raw.indptr)
         return raw
 
     def _recovered(self, raw: CountRows, start: int) -> CountRows:
@@ -348,8 +357,9 @@ def choose_counts(
         if layer is None and name not in usual:
             continue
         sample = sample_rows(candidate.matrix)
-        reason = not_counts_reason(sample.data)
+        reason, whole = audit(sample.data)
         if reason is None:
+            candidate.rounded = not whole
             (counts if sample.data.any() else empty).append(candidate)
             continue
         seen[name] = reason
