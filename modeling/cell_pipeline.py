@@ -254,7 +254,13 @@ def opened_cells(cells: Any) -> Iterator[Any]:
         anndata = importlib.import_module("anndata")  # no requirement of a model's folder
     except ImportError as error:
         raise ImportError(f"reading {path} takes anndata: pip install anndata, or pass counts") from error
-    opened = anndata.read_h5ad(path, backed="r")
+    try:
+        opened = anndata.read_h5ad(path, backed="r")
+    except BlockingIOError as error:
+        raise OSError(
+            f"{path} is open for writing elsewhere, e.g. in a notebook with backed='r+': close it there, or, if no "
+            "program writes to it or the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
+        ) from error
     try:
         yield opened
     finally:

@@ -5,10 +5,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cellglot.outputs.environment import is_environment_failure
 from cellglot.tokenization.count_audit import NotCountsError
+from cellglot.tokenization.unread_files import why_not_opened
 
 
 # What reading a damaged file raises: HDF5, the codecs of zarr, gzip and pandas each in their own way.
@@ -55,6 +57,8 @@ def reading(source: str | os.PathLike, where: str = "") -> Iterator[None]:
     except _OURS:
         raise
     except Exception as error:
+        if isinstance(error, BlockingIOError | PermissionError) and name:
+            raise CellFileError(why_not_opened(Path(name), error)) from error
         if isinstance(error, OSError) and is_environment_failure(error):
             raise
         if type(error) is ValueError and name and name in str(error):

@@ -25,6 +25,7 @@ from cellglot.tokenization.unread_files import (
     why_no_anndata,
     why_no_cells,
     why_no_matrix,
+    why_not_opened,
     why_unread,
 )
 from cellglot.tokenization.zarr_chunks import absent_chunks, expected_chunks
@@ -101,7 +102,7 @@ def _open(path: Path, folder: Path | None) -> CellFile:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise CellFileError(f"{path} is a damaged HDF5 file, perhaps cut short: {error}") from error
+        raise CellFileError(why_not_opened(path, error)) from error
     try:
         return _open_hdf5(file, folder)
     except BaseException:

@@ -17,8 +17,11 @@ def why_missing(path: Path) -> str:
 
 def why_unread(path: Path) -> str:
     """Say what a file is that is no HDF5."""
-    with open(path, "rb") as file:
-        start = file.read(64)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return why_not_opened(path, error)
     if not start:
         return f"{path} is empty"
     if path.suffix.lower() in R_ENDINGS:
@@ -33,6 +36,24 @@ def why_unread(path: Path) -> str:
             "cells by anndata.AnnData(pandas.read_csv(..., index_col=0)).write_h5ad(...), cells being rows"
         )
     return f"{path} is no HDF5 file (it begins {start[:8]!r}): a broken download, or another format?"
+
+
+def why_not_opened(path: Path, error: OSError) -> str:
+    """Say why HDF5 does not open a file of its own: it is locked, not ours to read, left open, or damaged."""
+    said = str(error).lower()
+    if isinstance(error, BlockingIOError) or "unable to lock file" in said:
+        return (
+            f"{path} is open for writing elsewhere, e.g. in a notebook with backed='r+': close it there, or, if no "
+            "program writes to it or the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    if isinstance(error, PermissionError):
+        return f"{path} may not be read by this user: change its permissions (chmod), or ask its owner"
+    if "already open for write" in said or "consistency flags" in said:
+        return (
+            f"{path} is marked as open for writing: close it in the program that writes it; if that ended without "
+            f"closing it, clear the mark by h5clear -s {path}"
+        )
+    return f"{path} is a damaged HDF5 file, perhaps cut short: {error}"
 
 
 def why_no_cells(path: Path) -> str:
@@ -65,4 +86,4 @@ def why_no_matrix(modalities: Iterable[str]) -> str:
     return "no matrix: neither X nor raw.X nor a layer"
 
 
-__all__ = ["why_missing", "why_no_anndata", "why_no_cells", "why_no_matrix", "why_unread"]
+__all__ = ["why_missing", "why_no_anndata", "why_no_cells", "why_no_matrix", "why_not_opened", "why_unread"]
