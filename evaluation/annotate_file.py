@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotated_file import check_output, write_annotated
 from cellglot.evaluation.annotation import KEY, annotate_cells, write_table
@@ -90,7 +88,7 @@ def _write(
     """Write annotated cells, their table and their picture."""
     matrices, columns = found.matrices(), found.columns()
     if plot is not None:
-        coordinates = plots.umap_coordinates(np.nan_to_num(found.embedding))
+        coordinates = plots.umap_coordinates(found.embedding)
         matrices[f"X_{KEY}_umap"] = coordinates
         kind = next(name for name in columns if name.startswith("score_")).removeprefix("score_")
         title = f"{opened.name}, predicted cell types ({kind})"

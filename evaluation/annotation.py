@@ -213,7 +213,7 @@ class CellAnnotation:
         title
             Above it.
         """
-        coordinates = plots.umap_coordinates(np.nan_to_num(self.embedding)) if coordinates is None else coordinates
+        coordinates = plots.umap_coordinates(self.embedding) if coordinates is None else coordinates
         labels = [name or "no prediction" for name in self.predicted]
         common = {name for name, _ in Counter(labels).most_common(COLOURED)}
         return plots.embedding_plot(coordinates, [n if n in common else "other types" for n in labels], title)

@@ -17,7 +17,6 @@ from cellglot.evaluation import plots
 from cellglot.evaluation.annotation import COLOURED, KEY
 from cellglot.evaluation.embedding import run_batches
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
-from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
@@ -207,11 +206,7 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
 
     def compute(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         scores = model(**batch).logits.float().softmax(dim=-1)
-        unknown = ~cells_with_genes(batch, tokenizer)[:, None]
-        return {
-            name: values.float().masked_fill(unknown, float("nan"))
-            for name, values in (("scores", scores), ("embedding", seen.pop()))
-        }
+        return {"scores": scores, "embedding": seen.pop()}
 
     report = GeneReport()
     counts = open_counts(cells, options.pop("genes", None), options.pop("layer", None))

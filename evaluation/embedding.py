@@ -1,12 +1,13 @@
 """Cells to embeddings, streamed in bounded memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
@@ -68,7 +69,7 @@ def run_model(
     Returns
     -------
     numpy.ndarray
-        Shape (cells, ...), float32.
+        Shape (cells, ...), float32; NaN for cells that express no gene of the model.
     """
     return run_batches(model, tokenizer, cells, lambda batch: {output: model(**batch)[output]}, **options)[output]
 
@@ -112,7 +113,8 @@ def run_batches(
     Returns
     -------
     dict
-        Name -> array in the order of the cells, shape (cells, ...), float32.
+        Name -> array in the order of the cells, shape (cells, ...), float32; NaN for cells that express no gene of the
+        model.
 
     Raises
     ------
@@ -141,8 +143,11 @@ def run_batches(
         with bars, torch.inference_mode():
             task = bars.add_task(word, total=counts.n_cells)
             for numbers, batch in batches(tokenizer, counts, batch_size, report, **options):
+                empty = ~cells_with_genes(batch, tokenizer).cpu().numpy()
                 for name, tensor in compute({k: v.to(device) for k, v in batch.items()}).items():
                     values = tensor.float().cpu().numpy()
+                    if empty.any():
+                        values = np.where(empty.reshape(-1, *[1] * (values.ndim - 1)), np.float32(np.nan), values)
                     if name not in results:
                         results[name] = np.zeros((counts.n_cells, *values.shape[1:]), dtype=np.float32)
                     results[name][numbers] = values
@@ -152,9 +157,26 @@ def run_batches(
     return results
 
 
+def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Name the best class of each cell; ``"no prediction"`` for cells that express no gene of the model.
+
+    Parameters
+    ----------
+    scores
+        Logits or probabilities, shape (cells, classes); NaN where there are none.
+    classes
+        Their names.
+    """
+    best = np.where(np.isnan(scores[:, 0]), len(classes), scores.argmax(axis=1))
+    return np.array([*classes, "no prediction"], dtype=object)[best]
+
+
 def embed_cells(model: Any, tokenizer: GeneExpressionTokenizer, cells: Any, **options: Any) -> np.ndarray:
-    """Embed cells: the model's pooler output, shape (cells, size). Options are those of `run_model`."""
+    """Embed cells: the model's pooler output, shape (cells, size), NaN for those without a gene of the model.
+
+    Options are those of `run_model`.
+    """
     return run_model(model, tokenizer, cells, "pooler_output", **options)
 
 
-__all__ = ["batches", "default_device", "embed_cells", "run_batches", "run_model"]
+__all__ = ["batches", "class_names", "default_device", "embed_cells", "run_batches", "run_model"]

@@ -24,7 +24,6 @@ from cellglot.evaluation.marker_table import MarkerGenes, marker_tokens
 from cellglot.evaluation.masked_genes import cell_encoder, gene_distances
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
-from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.tokenization.gene_report import GeneReport
 
 
@@ -81,8 +80,7 @@ class EvaluatedModel:
 
     def _run(self, network: Any, cells: Any, output: str, options: dict[str, Any], progress: bool) -> np.ndarray:
         def compute(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            unknown = ~cells_with_genes(batch, self.tokenizer)[:, None]
-            return {output: network(**batch)[output].float().masked_fill(unknown, float("nan"))}
+            return {output: network(**batch)[output]}
 
         self.genes = GeneReport()
         return run_batches(

@@ -35,13 +35,17 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Lay out cells in two dimensions by UMAP, shape (cells, 2).
+    """Lay out cells in two dimensions by UMAP, shape (cells, 2); NaN for cells without an embedding.
 
     Raises
     ------
     ValueError
-        If there are fewer than four cells.
+        If there are fewer than four cells, or fewer with an embedding.
     """
+    if not (known := np.isfinite(embedding).all(axis=1)).all():
+        coordinates = np.full((len(embedding), 2), np.nan, dtype=np.float32)
+        coordinates[known] = umap_coordinates(embedding[known], seed)
+        return coordinates
     if len(embedding) < 4:
         raise ValueError(f"{len(embedding):,} cells are too few for a UMAP: it takes four or more")
     from umap import UMAP

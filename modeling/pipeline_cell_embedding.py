@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cell_pipeline import CellPipeline
+from .cell_pipeline import CellPipeline, cells_with_genes
 
 
 class CellEmbeddingPipeline(CellPipeline):
     """Cells to the embeddings of any of the models, whichever head it has: the encoder's ``pooler_output``.
+
+    Rows of cells that express no gene of the model are NaN.
 
     Parameters
     ----------
@@ -28,7 +30,9 @@ class CellEmbeddingPipeline(CellPipeline):
 
     def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
         encoder = getattr(self.model, "cell_model", self.model.base_model)
-        return {"values": encoder(**batch).pooler_output}
+        values = encoder(**batch).pooler_output.float()
+        known = cells_with_genes(batch, self.tokenizer)
+        return {"values": values.masked_fill(~known[:, None], float("nan"))}
 
     def postprocess(self, values: np.ndarray) -> np.ndarray:
         """Give the embeddings as they are.
@@ -36,7 +40,7 @@ class CellEmbeddingPipeline(CellPipeline):
         Parameters
         ----------
         values
-            Shape (cells, size), float32.
+            Shape (cells, size), float32; NaN for cells that express no known gene.
         """
         return values
 

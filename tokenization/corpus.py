@@ -178,7 +178,11 @@ class Corpus:
                 f"{file['name']}: {file['n_cells']:,} cells, counts in {file['counts_in']}, "
                 + described_names(r, own_vocabulary)
                 + (f", {r['ambiguous']:,} ambiguous genes left out" if r["ambiguous"] else "")
-                + (f", {r['cells_without_genes']:,} cells without genes" if r["cells_without_genes"] else "")
+                + (
+                    f", {r['cells_without_genes']:,} cells without genes: an unfiltered file?"
+                    if r["cells_without_genes"]
+                    else ""
+                )
                 + (f", {r['cells_cut']:,} cells cut by {r['tokens_cut']:,} tokens" if r["cells_cut"] else "")
                 + (f", {file['duplicate_names']:,} duplicate cell names" if file["duplicate_names"] else "")
             )

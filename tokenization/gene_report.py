@@ -115,7 +115,10 @@ class GeneReport:
         if self.conflicts:
             lines.append(f"{self.conflicts:,} genes have two Ensembl ids in the file; the first source was used")
         if self.cells_without_genes:
-            lines.append(f"{self.cells_without_genes:,} of {self.cells:,} cells express no known gene")
+            lines.append(
+                f"{self.cells_without_genes:,} of {self.cells:,} cells express no gene of the model: an unfiltered "
+                "file?"
+            )
         if self.cells_cut:
             lines.append(f"{self.cells_cut:,} of {self.cells:,} cells were cut, by {self.tokens_cut:,} tokens in all")
         if self.hint:

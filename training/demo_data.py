@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.sparse import vstack
 
 from cellglot.evaluation import plots
-from cellglot.evaluation.embedding import embed_cells, run_model
+from cellglot.evaluation.embedding import class_names, embed_cells, run_model
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
@@ -148,8 +148,8 @@ class DemoData:
         """Give the classes of the held-out cells by a saved classifier."""
         model, tokenizer = model_class.from_pretrained(folder), type(corpus.tokenizer()).from_pretrained(folder)
         logits = run_model(model, tokenizer, self.cells, "logits", progress=False)
-        names = np.array([model.config.id2label[i] for i in range(model.config.num_labels)])
-        return names[logits.argmax(axis=1)][self.test]
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        return class_names(logits, names)[self.test]
 
 
 def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: Console) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cellglot.evaluation.benchmark import Evaluation, evaluate_models
 from cellglot.evaluation.demo_report import Section, Table
-from cellglot.evaluation.embedding import run_model
+from cellglot.evaluation.embedding import class_names, run_model
 from cellglot.evaluation.results import metrics_of
 from cellglot.modeling.adapters import load_with_adapter
 from cellglot.tokenization.corpus import Corpus
@@ -58,8 +58,8 @@ class AdapterDemo:
         model = load_with_adapter(self.folder, self.base)
         tokenizer = type(self.corpus.tokenizer()).from_pretrained(self.base)
         logits = run_model(model, tokenizer, data.cells, "logits", progress=False)
-        names = np.array([model.config.id2label[i] for i in range(model.config.num_labels)])
-        return names[logits.argmax(axis=1)][data.test]
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        return class_names(logits, names)[data.test]
 
     def section(self) -> Section:
         """Give this part of the page."""

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.sparse import vstack
 
 from cellglot.evaluation.baselines import logistic_regression, majority
-from cellglot.evaluation.embedding import run_model
+from cellglot.evaluation.embedding import class_names, run_model
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.corpus import Corpus
@@ -161,11 +161,11 @@ def model_scores(
     seconds = time.monotonic() - started
     model: Any = CLASSIFIERS[model_type].model_class("cell-type").from_pretrained(output)
     tokenizer = CLASSIFIERS[model_type].tokenizer_class.from_pretrained(output)
-    classes = np.array([model.config.id2label[i] for i in range(model.config.num_labels)], dtype=object)
+    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     found: dict[str, Any] = {"changes": changes, "seconds_of_training": round(seconds, 1), "tests": {}}
     for test in tests:
         logits = run_model(model, tokenizer, test.cells, "logits", progress=False, min_coverage=0.0)
-        found["tests"][test.name] = scores(classes[logits.argmax(axis=1)], test)
+        found["tests"][test.name] = scores(class_names(logits, classes), test)
     return found
 
 

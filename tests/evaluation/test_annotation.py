@@ -274,7 +274,7 @@ def test_cells_without_known_genes_get_no_prediction(loaded, few, ontology):
     assert np.isnan(found.scores[2]).all() and np.isnan([found.score[2], found.margin[2]]).all()
     assert np.isnan(found.matching[2]).all() and np.isnan(found.embedding[2]).all()
     assert not np.isnan(np.delete(found.scores, 2, axis=0)).any()
-    assert "1 of 6 cells express no known gene" in found.summary()
+    assert "1 of 6 cells express no gene of the model" in found.summary()
     assert "cells have no prediction" in found.summary()
     found.write_to(cells)
     assert cells.obs["cellglot_cell_type"].isna().tolist()[2]
