@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cellglot.evaluation import plots
-from cellglot.evaluation.annotated_file import check_output, write_annotated
+from cellglot.evaluation.annotated_file import check_cells, check_output, write_annotated
 from cellglot.evaluation.annotation import KEY, annotate_cells, write_table
 from cellglot.evaluation.cell_text_model import load_cell_text_model
 from cellglot.evaluation.classified_cells import classify_cells, load_classifier
@@ -70,6 +70,7 @@ def annotate_file(
     with read_cells(cells, layer=layer) as opened:
         if plot is not None and len(opened) < 4:
             raise ValueError(f"{len(opened):,} cells are too few for a UMAP: it takes four or more")
+        check_cells(opened)
         found: Any
         if candidates is None:
             found = classify_cells(*load_classifier(model, adapter, dtype), opened, **options)

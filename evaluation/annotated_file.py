@@ -80,6 +80,23 @@ def check_output(source: Path, output: Path) -> None:
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
 
 
+def check_cells(cells: Cells) -> None:
+    """Read what `write_annotated` will write beside the counts of cells, so that long work does not end with an error.
+
+    Parameters
+    ----------
+    cells
+        The file, opened.
+
+    Raises
+    ------
+    CellFileError
+        If the table of cells is damaged.
+    """
+    if cells.format != "h5ad":  # whose table is not written anew
+        cells.table(every=True)
+
+
 def _write_cells(cells: Cells, path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -122,4 +139,4 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
     table.attrs.create("column-order", np.array(names, dtype=object), dtype=h5py.string_dtype())
 
 
-__all__ = ["check_output", "write_annotated"]
+__all__ = ["check_cells", "check_output", "write_annotated"]

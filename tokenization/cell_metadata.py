@@ -68,6 +68,10 @@ class CellTable(Protocol):
         """Read a column; missing values are None in text and NaN in numbers, shape (stop - start,)."""
         ...
 
+    def is_read(self, name: str) -> bool:
+        """Whether a column is stored in a way that is read."""
+        ...
+
     def series(self, name: str) -> pd.Series:
         """Read a whole column with its type: categories, whole numbers with missing values, ..."""
         ...
@@ -100,6 +104,10 @@ class FrameTable:
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read a column."""
         return plain_column(self.frame.iloc[start:stop, self._positions[name]])
+
+    def is_read(self, name: str) -> bool:
+        """Whether a column is stored in a way that is read: all are."""
+        return name in self._positions
 
     def series(self, name: str) -> pd.Series:
         """Read a whole column with its type."""

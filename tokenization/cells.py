@@ -71,6 +71,7 @@ class Cells:
                 f"{counts.location} holds log1p of scaled counts: raw counts are computed back exactly, each cell's "
                 "smallest value taken for one count"
             )
+        self._tables: dict[bool, pd.DataFrame] = {}
         self._close = opened.close
 
     def __len__(self) -> int:
@@ -139,20 +140,23 @@ class Cells:
         every
             All columns of obs; by default those that are carried. Those have the schema's names, others their own.
         """
+        if every in self._tables:
+            return self._tables[every]
         columns = dict(self.metadata_columns)
         if every:
             carried = set(columns.values())
             columns |= {name: name for name in self.obs.names if name not in carried and name not in columns}
         read: dict[str, pd.Series] = {}
         for name, have in columns.items():
-            try:
+            if self.obs.is_read(have):
                 read[name] = self.obs.series(have).set_axis(range(self.n_cells))
-            except CellFileError as error:
-                self._say(f"column {have!r} of obs is left out: {error}")
+            else:
+                self._say(f"column {have!r} of obs is stored in a way that is not read: it is left out")
         frame = pd.DataFrame(read, index=range(self.n_cells)).set_axis(pd.Index(self.names(), dtype=object))
         frame, notes = storable_frame(frame)
         for note in notes:
             self._say(note)
+        self._tables[every] = frame
         return frame
 
     def _say(self, note: str) -> None:

@@ -186,6 +186,7 @@ class Corpus:
                 + (f", {r['cells_cut']:,} cells cut by {r['tokens_cut']:,} tokens" if r["cells_cut"] else "")
                 + (f", {file['duplicate_names']:,} duplicate cell names" if file["duplicate_names"] else "")
             )
+            lines += [f"{file['name']}: {note}" for note in file.get("notes", ()) if note.startswith("labels in ")]
         lines += [f"passed over {name}: {reason}" for name, reason in m["broken"].items()]
         return "\n".join(lines)
 

@@ -261,7 +261,7 @@ def inspect_file(
             n_cells=cells.n_cells,
             n_genes=cells.n_genes,
             counts_in=cells.counts.described_location,
-            notes=list(cells.notes),
+            notes=[*cells.notes, *_label_notes(cells)],
             duplicate_names=cells.duplicate_names(),
             metadata=dict(cells.metadata_columns),
             left_out=dict(cells.counts.left_out),
@@ -291,6 +291,15 @@ def _genes(
     if reason is not None:
         raise CellFileError(f"{path}: {reason}")
     return index, columns
+
+
+def _label_notes(cells: Cells) -> list[str]:
+    """Say what the labels of cells hold that is read as no label, or without its blanks."""
+    notes = []
+    for name in ("cell_type", "cell_type_ontology_term_id"):
+        if (have := cells.metadata_columns.get(name)) is not None:
+            notes.append(read_labels(cells.obs.column(have, 0, cells.n_cells)).note(f"labels in {have!r}"))
+    return [note for note in notes if note]
 
 
 def _may_hold_cells(path: Path) -> bool:
