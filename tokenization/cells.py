@@ -293,10 +293,10 @@ def _places_now(source: "AnnData", opened: CellFile) -> dict[str, Any]:
     places = {}
     if "X" in opened.places:
         places["X"] = (opened.places["X"][0], *of_table(source.var))
-    if source.raw is not None:
-        on_disk = opened.places.get("raw.X")
-        same = on_disk is not None and on_disk[0].shape == tuple(source.raw.shape)
-        places["raw.X"] = (on_disk[0] if on_disk is not None and same else source.raw.X, *of_table(source.raw.var))
+    if "raw.X" in opened.places and source.raw is not None:
+        on_disk = opened.places["raw.X"][0]
+        same = on_disk.shape == tuple(source.raw.shape)
+        places["raw.X"] = (on_disk if same else source.raw.X, *of_table(source.raw.var))
     for name in source.layers:  # in memory, whether they came from the file or not
         places[f"layers[{name!r}]"] = (source.layers[name], *of_table(source.var))
     return places
