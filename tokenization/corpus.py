@@ -38,6 +38,7 @@ from cellglot.tokenization.corpus_genes import (
     described_vocabulary,
     named_columns,
     refuse_numbers,
+    unused_ids,
     vocabulary_notes,
 )
 from cellglot.tokenization.corpus_plan import (
@@ -696,6 +697,9 @@ class _Run:
             match = self._match(tokenizer, number)
             tokens[file.name] = np.unique(match.token_ids[match.known])
         notes = vocabulary_notes(tokenizer.vocabulary, tokens)
+        if self.options.gene_column is None:
+            tables = zip(self.plan.files, self.gene_tables, strict=True)
+            notes["warnings"] += [w for file, table in tables for w in unused_ids(file.name, *table)]
         for warning in notes["warnings"]:
             logger.warning(warning)
         return {"vocabulary": notes}
@@ -704,6 +708,7 @@ class _Run:
         match = self._match(tokenizer, number)
         report = match.report()
         report.left_out = dict(self.plan.files[number].left_out)
+        report.note = self.plan.files[number].feature_note
         lost = np.zeros(len(match.token_ids))
         for record in records:
             for name, n in record["report"].items():

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from cellglot.tokenization.gene_names import bare_id, described_columns, listed_names, numbers_among
-from cellglot.tokenization.gene_vocabulary import GeneVocabulary, name_sources
+from cellglot.tokenization.gene_vocabulary import GeneVocabulary, is_usual, name_sources
 
 
 MOST_NUMBERS = 0.1  # share of genes that numbers may name: they are left out
 FEWEST_SHARED = 0.05  # share of a file's genes below which it shares almost none with the others
+
+SAMPLED = 50  # values of a column that tell what it holds
 
 GeneTable = tuple[list[str], dict[str, Any]]
 
@@ -90,6 +92,23 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
     }
 
 
+def unused_ids(name: str, index: Sequence[str], columns: Mapping[str, Any]) -> list[str]:
+    """Say which column of a file's gene table holds Ensembl ids that are not looked at, where no other one does."""
+    holding = {}
+    for column, values in {"": index, **columns}.items():
+        some = [str(v).strip() for v in list(values[:SAMPLED])]
+        ids = [v for v in some if bare_id(v) is not None]
+        if len(ids) > len(some) / 2:
+            holding[column] = ids[0]
+    if not holding or any(column == "" or is_usual(column) for column in holding):
+        return []
+    column, example = next(iter(holding.items()))
+    return [
+        f"{name}: the column {column!r} of var holds Ensembl ids (e.g. {example!r}) and is not looked at: name it by "
+        "--gene-column (gene_column=...)"
+    ]
+
+
 def described_vocabulary(notes: Mapping[str, Any]) -> list[str]:
     """Give lines that say what `vocabulary_notes` found."""
     line = f"vocabulary of these files: {notes['genes']:,} genes"
@@ -108,6 +127,8 @@ def described_names(report: Mapping[str, Any], own_vocabulary: bool) -> str:
         text += f", {cleaned:,} names cleaned ({examples})"
     if left_out := report.get("left_out"):
         text += f", left out {', '.join(f'{n:,} {kind}' for kind, n in left_out.items())}"
+    if note := report.get("note"):
+        text += f", {note}"
     return text
 
 
@@ -116,5 +137,6 @@ __all__ = [
     "described_vocabulary",
     "named_columns",
     "refuse_numbers",
+    "unused_ids",
     "vocabulary_notes",
 ]

@@ -72,6 +72,8 @@ class PlannedFile:
         Name under which a column of obs is carried -> its name in the file.
     left_out
         Type of features that are no genes -> how many were left out.
+    feature_note
+        Types of features that say nothing, in a sentence.
     """
 
     path: str
@@ -84,6 +86,7 @@ class PlannedFile:
     duplicate_names: int
     metadata: dict[str, str]
     left_out: dict[str, int] = field(default_factory=dict)
+    feature_note: str = ""
 
 
 @dataclass
@@ -265,6 +268,7 @@ def inspect_file(
             duplicate_names=cells.duplicate_names(),
             metadata=dict(cells.metadata_columns),
             left_out=dict(cells.counts.left_out),
+            feature_note=cells.counts.note,
         )
         return Inspected(
             file=file,

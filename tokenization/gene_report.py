@@ -45,6 +45,8 @@ class GeneReport:
         What would match more genes, where the names tell.
     left_out
         Type of features that are no genes (antibodies, peaks, ...) -> how many were left out, before all else.
+    note
+        Types of features that say nothing, in a sentence: these features are taken for genes.
     cleaned_names
         Examples of names matched by ``cleaned_name``, as (name, gene).
     """
@@ -65,6 +67,7 @@ class GeneReport:
     counts_in: str = ""
     hint: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
+    note: str = ""
     cleaned_names: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -105,6 +108,8 @@ class GeneReport:
         if self.left_out:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
             lines.append(f"left out features that are no genes: {kinds}")
+        if self.note:
+            lines.append(self.note)
         if self.lost:
             lines.append(f"lost: {self.unknown:,} unknown genes, {self.ambiguous:,} ambiguous names")
         if self.largest_losses:

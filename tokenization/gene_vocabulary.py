@@ -538,11 +538,20 @@ def name_sources(
             raise ValueError(f"no column {gene_column!r} among the genes' columns {sorted(present)}")
         return [(gene_column, _text(columns[present[gene_column]]))]  # type: ignore[index]
     if gene_column is None:
-        lower = {c.lower().replace(" ", "_").replace("-", "_"): c for c in present}
+        lower = {_column_key(c): c for c in present}
         for usual in (*ID_COLUMNS, *NAME_COLUMNS):
             if usual in lower:
                 sources.append((lower[usual], _text(columns[present[lower[usual]]])))  # type: ignore[index]
     return sources
+
+
+def is_usual(column: str) -> bool:
+    """Tell whether a column is looked at without being named."""
+    return _column_key(column) in (*ID_COLUMNS, *NAME_COLUMNS)
+
+
+def _column_key(column: str) -> str:
+    return column.lower().replace(" ", "_").replace("-", "_")
 
 
 def _text(values: Iterable[Any]) -> np.ndarray:

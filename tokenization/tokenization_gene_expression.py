@@ -332,7 +332,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
         report.largest_losses = columns.largest_losses()
         report.counts_in = counts.described_location
-        report.left_out = dict(counts.left_out)
+        report.left_out, report.note = dict(counts.left_out), counts.note
 
     def count_cells(self, report: GeneReport, encoded: TokenRows) -> None:
         """Add the cells of a chunk to a report."""
