@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoModel
 
 import cellglot
 from cellglot.evaluation.embedding import default_device
+from cellglot.modeling.loading import load_configuration, load_model, load_processor
+from cellglot.modeling.model_files import check_loaded
 from cellglot.tokenization.processing_langcell import DEFAULT_TEXT_LENGTH, LangCellProcessor
 
 
@@ -64,18 +66,19 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
         If it is another model, or holds no text encoder or no text tokenizer.
     """
     cellglot.register_auto_classes()
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = load_configuration(name).model_type
     if kind != "langcell":
         raise ValueError(f"{name} is a model of type {kind!r}: {OTHER_MODELS}")
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    model, info = AutoModel.from_pretrained(name, output_loading_info=True, **options)
+    model, info = load_model(AutoModel, name, check=False, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
-    if missing:
+    if missing and not any(key.startswith("cell_model.") for key in missing):
         raise ValueError(
             f"{name} holds no weights for {len(missing):,} parts of LangCellModel, such as {missing[0]}: it was saved "
             "from the cell encoder or a classifier alone"
         )
-    processor = AutoProcessor.from_pretrained(name)
+    check_loaded(name, model, info)
+    processor = load_processor(name)
     if not hasattr(processor, "text_tokenizer"):
         raise ValueError(f"{name} holds no text tokenizer: save a LangCellProcessor beside the model")
     check_cell_text_model(model)

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 import cellglot
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotation import COLOURED, KEY
 from cellglot.evaluation.embedding import run_batches
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
@@ -131,7 +132,7 @@ def has_classes(model: str | Path) -> bool:
         Folder or repository.
     """
     cellglot.register_auto_classes()
-    name = (AutoConfig.from_pretrained(model).architectures or [""])[0]
+    name = (load_configuration(model).architectures or [""])[0]
     return is_adapter(model) or name.endswith("ForSequenceClassification")
 
 
@@ -144,7 +145,7 @@ def reads_texts(model: str | Path) -> bool:
         Folder or repository.
     """
     cellglot.register_auto_classes()
-    return AutoConfig.from_pretrained(model).model_type == "langcell"
+    return load_configuration(model).model_type == "langcell"
 
 
 def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype: str | None = None) -> tuple[Any, Any]:
@@ -171,7 +172,7 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
     elif adapter is not None:
         network, home = load_with_adapter(adapter, model, **options), str(model)
     elif has_classes(model):
-        network, home = AutoModelForSequenceClassification.from_pretrained(model, **options), str(model)
+        network, home = load_model(AutoModelForSequenceClassification, model, **options), str(model)
     else:
         raise ValueError(
             f"{model} has no classes: fine-tune it (cellglot finetune), pass the adapter that was trained on it by "
@@ -180,7 +181,7 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
     name, kind = adapter or model, type(_plain(network)).__name__
     if _plain(network).config.problem_type == "regression" or not kind.endswith("ForSequenceClassification"):
         raise ValueError(f"{name} is a {kind} that predicts no classes of cells")
-    return network.eval(), AutoTokenizer.from_pretrained(home)
+    return network.eval(), load_tokenizer(home)
 
 
 def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> ClassifiedCells:

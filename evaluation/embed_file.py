@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import cellglot
 from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.masked_genes import cell_encoder
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.gene_report import GeneReport
@@ -87,10 +88,10 @@ def embed_file(
 def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load what embeds cells, with all its weights, and its tokenizer."""
     if is_adapter(model):
-        return cell_encoder(load_with_adapter(model)), AutoTokenizer.from_pretrained(read_adapter(model).base)
-    tokenizer, config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
+        return cell_encoder(load_with_adapter(model)), load_tokenizer(read_adapter(model).base)
+    tokenizer, config = load_tokenizer(model), load_configuration(model)
     auto_class = config.pipelines()["cell-embedding"]["pt"][0]
-    network = getattr(transformers, auto_class).from_pretrained(model)
+    network = load_model(getattr(transformers, auto_class), model)
     return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cellglot.modeling.cell_pipeline import cells_with_genes
+from cellglot.modeling.model_files import check_finite
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
@@ -119,7 +120,7 @@ def run_batches(
     Raises
     ------
     ValueError
-        If the tokenizer has more ids than the model.
+        If the tokenizer has more ids than the model, or a result is not finite for a cell with known genes.
     """
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
@@ -146,6 +147,7 @@ def run_batches(
                 empty = ~cells_with_genes(batch, tokenizer).cpu().numpy()
                 for name, tensor in compute({k: v.to(device) for k, v in batch.items()}).items():
                     values = tensor.float().cpu().numpy()
+                    _check_finite(model, name, values, ~empty, numbers)
                     if empty.any():
                         values = np.where(empty.reshape(-1, *[1] * (values.ndim - 1)), np.float32(np.nan), values)
                     if name not in results:
@@ -169,6 +171,26 @@ def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """
     best = np.where(np.isnan(scores[:, 0]), len(classes), scores.argmax(axis=1))
     return np.array([*classes, "no prediction"], dtype=object)[best]
+
+
+def _check_finite(model: Any, name: str, values: np.ndarray, known: np.ndarray, numbers: np.ndarray) -> None:
+    """Refuse results that are not numbers, but for those of cells without a known gene."""
+    if np.isfinite(values).all():
+        return
+    bad = known & ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if bad.any():
+        source = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        dtype = next(model.parameters()).dtype
+        check_finite(source, model)
+        raise ValueError(
+            f"{source}: {name.replace('_', ' ')} of {int(bad.sum()):,} of {len(bad):,} cells at once is not finite "
+            f"(NaN or infinity), first that of cell {int(numbers[bad][0]):,}. The weights are finite: "
+            + (
+                f"{str(dtype).removeprefix('torch.')} overflows, use float32"
+                if dtype == torch.float16
+                else "the statistics of the tokenizer or the values of these cells are too large"
+            )
+        )
 
 
 def embed_cells(model: Any, tokenizer: GeneExpressionTokenizer, cells: Any, **options: Any) -> np.ndarray:

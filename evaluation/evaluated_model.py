@@ -12,8 +12,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
 )
 
 import cellglot
@@ -24,6 +22,7 @@ from cellglot.evaluation.marker_table import MarkerGenes, marker_tokens
 from cellglot.evaluation.masked_genes import cell_encoder, gene_distances
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.loading import load_model, load_tokenizer, read_config
 from cellglot.tokenization.gene_report import GeneReport
 
 
@@ -164,7 +163,7 @@ def load_evaluated_model(
     check_source(source)
     adapter = read_adapter(source) if is_adapter(source) else None
     base = source if adapter is None else adapter.base
-    config, _ = PreTrainedConfig.get_config_dict(source)
+    config = read_config(source)
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         raise ValueError(f"{source} is a model of type {kind!r}: {', '.join(MODEL_TYPES)} can be evaluated")
@@ -173,14 +172,14 @@ def load_evaluated_model(
     if adapter is not None:
         network = load_with_adapter(source)
     elif architecture.endswith("ForSequenceClassification"):
-        network = AutoModelForSequenceClassification.from_pretrained(source)
+        network = load_model(AutoModelForSequenceClassification, source)
     elif architecture.endswith("ForTokenClassification"):
-        network = AutoModelForTokenClassification.from_pretrained(source)
+        network = load_model(AutoModelForTokenClassification, source)
     elif architecture in ("LangCellModel", "LangCellForPreTraining"):
         network, processor = load_cell_text_model(source)
     else:
-        network = AutoModel.from_pretrained(source)
-    tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(base)
+        network = load_model(AutoModel, source)
+    tokenizer = processor.tokenizer if processor is not None else load_tokenizer(base)
     network.eval()
     of_cells = type(_plain(network)).__name__.endswith("ForSequenceClassification")
     classifies = of_cells and network.config.problem_type != "regression"

@@ -16,6 +16,7 @@ import torch
 from cellglot.evaluation.cell_split import CellSplit
 from cellglot.evaluation.evaluation_jobs import BASELINES, Rows
 from cellglot.evaluation.results import Table, TaskResult, plain, write_json
+from cellglot.inputs import read_json
 
 
 FILE = "evaluation.json"
@@ -72,7 +73,7 @@ class EvaluationRecord:
             for picture in folder.glob("umap_*.png"):
                 picture.unlink()
         elif path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             differing = [k for k in conditions if k != "source" and content["data"].get(k) != conditions[k]]
             if differing:
                 raise ValueError(

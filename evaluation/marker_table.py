@@ -1,12 +1,14 @@
 """Tables of marker genes, and which of them are markers of the cells at hand."""
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellglot.inputs import read_text, reading
 from cellglot.tokenization.cell_ontology import CellOntology
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 
@@ -55,7 +57,7 @@ def read_marker_table(
         If the file cannot be read.
     """
     path = Path(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(read_text(path), newline="") as file, reading(path, "write it again as a table"):
         if path.suffix == ".gmt":
             rows = [line.rstrip("\r\n").split("\t") for line in file]
             pairs = [(row[0], gene) for row in rows for gene in row[2:]]

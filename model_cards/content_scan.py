@@ -4,21 +4,21 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 
-TEXT_FILES = (".json", ".py", ".md", ".yaml", ".yml", ".txt", ".jinja", ".toml", ".cfg", ".csv", ".tsv", "")
+from cellglot.inputs import reading
+from cellglot.model_cards.local_paths import find_paths, is_whole_path, last_part
 
-# Whole values that are paths, and paths inside of texts. A link's path follows its host, which the second leaves out.
-_WHOLE_PATH = re.compile(r"^(?:/|~/|[A-Za-z]:[\\/]|\\\\|file://)[^\n]*$")
-_ROOTS = (
-    "home|Users|root|tmp|work|workspace|mnt|media|data|opt|var|srv|scratch|gpfs|lustre|nfs|private|Volumes|content|"
-    "kaggle"
-)
-_PATH_INSIDE = re.compile(
-    rf"(?<![\w.:/~+)-])(?:file://)?/(?:{_ROOTS})/[^\s\"'<>|,;)\]}}]+|(?<!\w)[A-Za-z]:\\[\w. -]+\\[^\s\"']+"
-)
+
+JSON_FILES = (".json", ".ipynb")
+HDF5_FILES = (".h5ad", ".h5", ".hdf5", ".loom")
+TEXT_FILES = (
+    *JSON_FILES, ".py", ".md", ".yaml", ".yml", ".txt", ".jinja", ".toml", ".cfg", ".ini", ".csv", ".tsv", ".jsonl",
+    ".html", ".xml", ".svg", ".rst", ".sh", ".r", ".R", ".log", "",
+)  # fmt: skip
 
 _SECRETS = {
     "a token of the Hub": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
@@ -76,25 +76,14 @@ def clean_json(content: Any, name: str, cleaned: Cleaned) -> Any:
 
 
 def _shorten(text: str, name: str, cleaned: Cleaned) -> str:
-    if _is_path(text):
+    if is_whole_path(text):
         cleaned.paths.setdefault(name, []).append(text)
-        return _last_part(text)
-
-    def replace(found: re.Match) -> str:
-        cleaned.paths.setdefault(name, []).append(found.group())
-        return _last_part(found.group())
-
-    return _PATH_INSIDE.sub(replace, text)
-
-
-def _is_path(text: str) -> bool:
-    """Whether a text is a path and nothing else: ``/`` alone, or a gene's name, is none."""
-    return len(text) > 2 and " " not in text.split("/")[0] and bool(_WHOLE_PATH.match(text)) and "\n" not in text
-
-
-def _last_part(path: str) -> str:
-    parts = PureWindowsPath(path.removeprefix("file://").rstrip("/\\")).parts
-    return parts[-1] if parts else ""
+        return last_part(text)
+    kept, end = "", 0
+    for start, stop in find_paths(text):
+        cleaned.paths.setdefault(name, []).append(text[start:stop])
+        kept, end = kept + text[end:start] + last_part(text[start:stop]), stop
+    return kept + text[end:]
 
 
 def scan_text(text: str, name: str) -> list[str]:
@@ -111,7 +100,7 @@ def scan_text(text: str, name: str) -> list[str]:
     for number, line in enumerate(text.splitlines(), 1):
         place = f"{name}, line {number}"
         problems += [f"{place}: {what}" for what, pattern in _SECRETS.items() if pattern.search(line)]
-        problems += [f"{place}: the path {found.group()}" for found in _PATH_INSIDE.finditer(line)]
+        problems += [f"{place}: the path {line[start:end]}" for start, end in find_paths(line)]
     for variable, value in os.environ.items():
         if _SECRET_VARIABLE.search(variable.upper()) and len(value) >= 8 and value in text:
             problems.append(f"{name}: the value of the environment's {variable}")
@@ -134,16 +123,8 @@ def scan_folder(folder: str | Path) -> None:
     problems: list[str] = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".safetensors":
-            problems += scan_text(json.dumps(_header(path).get("__metadata__", {})), f"{name} (header)")
-        elif path.suffix == ".parquet":
-            problems += _scan_parquet(path, name)
-        elif path.suffix in TEXT_FILES:
-            problems += scan_text(path.read_text(encoding="utf-8"), name)
-            if path.suffix == ".json":
-                left = Cleaned()
-                clean_json(json.loads(path.read_text(encoding="utf-8")), name, left)
-                problems += [f"{name}: the path {found}" for found in left.paths.get(name, [])]
+        with reading(path, "nothing was published"):
+            problems += _scan_file(path, name)
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UnsafeContentError(
@@ -151,10 +132,58 @@ def scan_folder(folder: str | Path) -> None:
         )
 
 
+def _scan_file(path: Path, name: str) -> list[str]:
+    if path.suffix == ".safetensors":
+        return _scan_values(_header(path).get("__metadata__", {}), f"{name} (header)")
+    if path.suffix == ".parquet":
+        return _scan_parquet(path, name)
+    if path.suffix in HDF5_FILES:
+        return _scan_hdf5(path, name)
+    if path.suffix not in TEXT_FILES:
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix not in JSON_FILES:
+        return scan_text(text, name)
+    # Paths are looked for in the values, which JSON writes with double backslashes.
+    problems = [found for found in scan_text(text, name) if ": the path " not in found]
+    left = Cleaned()
+    clean_json(json.loads(text), name, left)
+    return problems + [f"{name}: the path {found}" for found in left.paths.get(name, [])]
+
+
+def _scan_values(content: Any, name: str) -> list[str]:
+    """Scan each text of a JSON value."""
+    left = Cleaned()
+    clean_json(content, name, left)
+    problems = scan_text(json.dumps(content), name)
+    known = " ".join(problems)
+    return problems + [f"{name}, line 1: the path {found}" for found in left.paths.get(name, []) if found not in known]
+
+
 def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError("it is cut short or damaged")
         return json.loads(file.read(size))
+
+
+def _scan_hdf5(path: Path, name: str) -> list[str]:
+    """Scan attributes, and texts of uns: notes of programs, which are not cells."""
+    import h5py
+
+    problems: list[str] = []
+
+    def look(place: str, item: Any) -> None:
+        texts = [str(value) for value in item.attrs.values()]
+        if place.startswith("uns") and isinstance(item, h5py.Dataset) and h5py.check_string_dtype(item.dtype):
+            texts += np.ravel(item.asstr()[()]).tolist()
+        problems.extend(scan_text("\n".join(texts), f"{name}, {place or '/'}"))
+
+    with h5py.File(path, "r") as file:
+        look("", file)
+        file.visititems(look)
+    return problems
 
 
 def _scan_parquet(path: Path, name: str) -> list[str]:
@@ -165,7 +194,8 @@ def _scan_parquet(path: Path, name: str) -> list[str]:
 
     file = pq.ParquetFile(path)
     stored = {} if file.schema_arrow.metadata is None else file.schema_arrow.metadata
-    problems = scan_text(json.dumps({k.decode(): v.decode() for k, v in stored.items()}), f"{name} (metadata)")
+    texts = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in stored.items()}
+    problems = _scan_values(texts, f"{name} (metadata)")
     columns = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     for column in columns:
         seen = pc.unique(file.read(columns=[column])[column]).to_pylist()

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cellglot.inputs import InputError, read_yaml
 from cellglot.training.config import check_keys
 
 
@@ -132,9 +131,9 @@ def read_details(folder: str | Path, file: str | Path | None = None, **given: An
     content: Any = {}
     if path.is_file():
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise CardError(f"{path} is no YAML: {error}") from error
+            content = read_yaml(path) or {}
+        except InputError as error:
+            raise CardError(str(error)) from error
     if not isinstance(content, dict):
         raise CardError(f"{path} is no mapping of fields, such as license: apache-2.0")
     check_keys(content, [f.name for f in dataclasses.fields(CardDetails)], f"{path}: field")

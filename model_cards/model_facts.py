@@ -1,12 +1,12 @@
 """Facts on a card of a model or an adapter, gathered from its folder."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cellglot import inputs
 from cellglot.model_cards.details import CardDetails
 from cellglot.model_cards.run_record import CONFIG_FILE, Result, TrainingRun, read_run
 
@@ -321,12 +321,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is no JSON; names the file.
+        If it is not JSON, or holds no mapping; names the file.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    return inputs.read_json(path)
 
 
 __all__ = [

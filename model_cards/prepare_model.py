@@ -9,9 +9,8 @@ from typing import Any
 import safetensors
 import torch
 import transformers
-from transformers import AutoTokenizer
 
-import cellglot
+import cellglot.modeling
 from cellglot.model_cards.card import check_labels, render_model_card
 from cellglot.model_cards.clean_check import Outcome, visit_here
 from cellglot.model_cards.details import CardDetails, CardError, check_complete, read_details
@@ -39,6 +38,8 @@ from cellglot.model_cards.staging import (
     write_json,
     write_training_configs,
 )
+from cellglot.modeling.adapters import load_with_adapter
+from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization.cell_ontology import CellOntology
 
 
@@ -84,7 +85,7 @@ def prepare_model(
     facts = _facts(folder, target, repo, kind, config, details, evaluation)
     check_labels(facts.labels)
     check_complete(facts.mandatory_values(), facts.mandatory())
-    cellglot.register_auto_classes()
+    load_model(_class_of(config, folder), folder)  # refuses weights that are not whole
     tokenizer, examples = _examples(folder, facts, cells)
     job = {"kind": "model", "folder": str(folder), "cells": examples.cells, "texts": [], "candidates": []}
     if facts.purpose == "zero-shot annotation":
@@ -97,6 +98,14 @@ def prepare_model(
     stage_code(target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
+
+
+def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
+    """Give the class that a model was saved from."""
+    named = (config.get("architectures") or [""])[0]
+    if named not in cellglot.modeling.__all__:
+        raise ValueError(f"{folder / 'config.json'} names the class {named!r:.60}, which is not one of cellglot's")
+    return getattr(cellglot.modeling, named)
 
 
 def prepare_adapter(
@@ -148,7 +157,7 @@ def prepare_adapter(
     check_complete(facts.mandatory_values(), facts.mandatory())
     if not Path(place).exists() and "/" in place and place.startswith(("/", ".", "~")):
         raise ValueError(f"the base model {Path(place).name} is not in the folder that the adapter names: pass --base")
-    cellglot.register_auto_classes()
+    load_with_adapter(folder, place)  # refuses weights that are not whole
     tokenizer, examples = _examples(place, facts, cells)
     job = {
         "kind": "adapter", "folder": str(folder), "cells": examples.cells, "base": place,
@@ -259,7 +268,7 @@ def _examples(tokenizer_at: str | Path, facts: ModelFacts, cells: str | Path | N
     """Give the tokenizer with cells for it; neither where the genes of the model are not known."""
     if not facts.genes_known:
         return None, ExampleCells([], [], [], "")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_at)
+    tokenizer = load_tokenizer(tokenizer_at)
     return tokenizer, example_cells(tokenizer, cells)
 
 

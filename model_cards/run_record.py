@@ -1,12 +1,12 @@
 """What the record of a training run says: data, commands, numbers."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellglot.inputs import read_json
 from cellglot.training.run import RUN_FILE
 
 
@@ -217,10 +217,7 @@ def read_run(folder: str | Path) -> TrainingRun | None:
     path = Path(folder, RUN_FILE)
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    record = read_json(path)
     return TrainingRun(record, "fine-tuning" if record.get("base_model") else "pretraining")
 
 

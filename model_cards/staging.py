@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,13 +14,18 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import cellglot.modeling
 import cellglot.tokenization
+from cellglot.inputs import path_inside
 from cellglot.model_cards.clean_check import Outcome
 from cellglot.model_cards.content_scan import Cleaned, clean_json
 from cellglot.model_cards.details import CARD_FILE
 from cellglot.model_cards.model_facts import read_json
 from cellglot.model_cards.run_record import CONFIG_FILE, TrainingRun
+from cellglot.modeling.model_files import code_names
 from cellglot.training.run import RUN_FILE
 
+
+_OWN_CODE = re.compile(r"[a-z_0-9]+\.[A-Za-z_0-9]+")
+_OWN_LIBRARIES = ("cellglot", "transformers_modules", "modeling_")
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
@@ -124,6 +130,7 @@ def stage_files(
             f"{source} holds {', '.join(pickles[:5])}: a pickle runs code when it is loaded, and is not published. "
             "Save weights as safetensors (model.save_pretrained does), or move the file elsewhere"
         )
+    _refuse_links(source, wanted)
     for path in sorted(wanted):
         _copy(path, path.relative_to(source).as_posix(), staged)
     made_anew = {"README.md", CARD_FILE, CONFIG_FILE, "evaluation.json", "examples.json", *ours}
@@ -133,6 +140,12 @@ def stage_files(
     ]  # fmt: skip
     staged.left_out += [f"{p.name}{'/' if p.is_dir() else ''}" for p in sorted(source.iterdir()) if _left_over(p.name)]
     return staged
+
+
+def _refuse_links(source: Path, wanted: Iterable[Path]) -> None:
+    """Refuse links that lead out of a folder: what they lead to was not meant to be published."""
+    for path in sorted(wanted):
+        path_inside(source, path.relative_to(source).as_posix(), source)
 
 
 def _files(source: Path) -> list[Path]:
@@ -198,16 +211,26 @@ def _code_folders() -> list[Path]:
 
 
 def _modules(folder: Path) -> set[str]:
-    """Modules that are named in the configurations of a folder."""
+    """Modules that are named in the configurations of a folder; those of other repositories are refused."""
     named: set[str] = set()
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "adapter_config.json"):
         if not (folder / name).exists():
             continue
         config = read_json(folder / name)
-        for value in config.get("auto_map", {}).values():
-            named |= {path for path in (value if isinstance(value, list) else [value]) if path}
-        named |= {task["impl"] for task in config.get("custom_pipelines", {}).values()}
-    return {path.split("--")[-1].split(".")[0] for path in named}
+        found = code_names(config)
+        foreign = [path for path in found if not _OWN_CODE.fullmatch(path)]
+        if foreign:
+            raise ValueError(
+                f"{folder / name} names the code {foreign[0]!r:.120}, which is not a file of this folder: others "
+                "would run it with the model. Save the model again with cellglot's classes, nothing was published"
+            )
+        library = (config.get("auto_mapping") or {}).get("parent_library")
+        if library is not None and not str(library).startswith(_OWN_LIBRARIES):
+            raise ValueError(
+                f"{folder / name} names the library {library!r:.120}, which PEFT would import: nothing was published"
+            )
+        named.update(found)
+    return {path.split(".")[0] for path in named}
 
 
 def clean_tokenizer_config(folder: str | Path) -> None:

@@ -1,7 +1,6 @@
 """Adapters: a small folder of weights that belongs to a base model, loaded onto that base."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
 from transformers.utils.hub import extract_commit_hash
+
+from .model_files import check_adapter_settings, check_finite, check_model_folder, is_inside, read_configuration
 
 
 RUN_FILE = "training_run.json"
@@ -53,6 +54,9 @@ class AdapterFolders:
         *model_args, **kwargs
             As for other models.
         """
+        if pretrained_model_name_or_path is not None:
+            check_model_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            kwargs["use_safetensors"] = True  # pickles can run code
         given = kwargs.get("adapter_kwargs") or {}
         # In the place of an adapter's repository, Auto classes put its base with the configuration of the base.
         name = given.get("_adapter_model_path", pretrained_model_name_or_path)
@@ -76,6 +80,8 @@ class AdapterFolders:
                 base, *model_args, config=config, revision=of_base["revision"], **kwargs, **_NEW_HEAD
             )
         _put(model, name, info, trained_on, of_adapter)
+        # Heads come from the adapter, which lacks none of its weights, or are not used by it.
+        info = info | {"missing_keys": set(), "mismatched_keys": set()}
         return (model, info) if with_info else model
 
 
@@ -144,7 +150,7 @@ def _check_base(
             f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
         )
     file = _file(adapter, RUN_FILE, **of_adapter)
-    weights = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_fingerprint") if file else None
+    weights = read_configuration(file).get("base_model_fingerprint") if file else None
     if weights and weight_files(base, **of_base):
         found = weights_fingerprint(base, **of_base)
         if found != weights:
@@ -176,6 +182,7 @@ def _put(
         raise ValueError(
             f"{len(left):,} weights of the adapter {adapter} do not fit {type(model).__name__}, such as {left[0]}"
         )
+    check_finite(f"{adapter}/adapter_model.safetensors", model)
     within = Path(adapter, of_adapter.get("subfolder") or "")
     model.eval().config.name_or_path = str(within if within.is_dir() else adapter)
 
@@ -221,7 +228,9 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
     whole, index = (_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
         return [] if whole is None else [whole]
-    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(set(map(str, (read_configuration(index).get("weight_map") or {}).values())))
+    if outside := [name for name in names if not is_inside(name)]:
+        raise ValueError(f"{index} names {outside[0]!r:.200}, outside of its folder: it is not read")
     return [file for name in names if (file := _file(model, name, revision, **hub)) is not None]
 
 
@@ -323,7 +332,9 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     file = _file(adapter, "adapter_config.json", **hub)
     if file is None:
         raise ValueError(f"{adapter} is no adapter: it holds no adapter_config.json")
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    settings = read_configuration(file)
+    check_adapter_settings(Path(file), settings)
+    return settings
 
 
 def base_of(adapter: str | os.PathLike, **hub: Any) -> str:

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 import cellglot
 import cellglot.modeling
+from cellglot.inputs import reading
 from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, weights_fingerprint
+from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer
+from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
 
 
 ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 # What a task says of a model; everything else in a configuration is the network's.
 TASK_FIELDS = ("id2label", "label2id", "problem_type", "label_cl_ids", "target_mean", "target_std")
@@ -104,14 +108,17 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
     config_file = _file(adapter, "config.json", revision)
     if config_file is None:
         raise ValueError(f"{adapter} holds no config.json, which names its classes and the model's class")
-    given = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    architecture = (given.get("architectures") or [""])[0]
+    check_model(adapter, revision)
+    architecture = (read_configuration(config_file).get("architectures") or [""])[0]
     if architecture not in cellglot.modeling.__all__:
         raise ValueError(f"{adapter} is for {architecture or 'a model without a name'}, which is none of cellglot's")
     model_class = getattr(cellglot.modeling, architecture)
     run_file = _file(adapter, RUN_FILE, revision)
-    record = json.loads(Path(run_file).read_text(encoding="utf-8")) if run_file else {}
-    peft_config = PeftConfig.from_pretrained(str(adapter), **_revision(revision))
+    record = read_configuration(run_file) if run_file else {}
+    settings_file = Path(str(_file(adapter, ADAPTER_FILE, revision)))
+    check_adapter_settings(settings_file, read_configuration(settings_file))
+    with reading(adapter, "train or download the adapter again"):
+        peft_config = PeftConfig.from_pretrained(str(adapter), **_revision(revision))
     method = str(peft_config.peft_type.value).lower()
     return Adapter(
         name=str(adapter),
@@ -120,7 +127,7 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
         revision=peft_config.revision,
         record=record,
         model_class=model_class,
-        config=model_class.config_class.from_pretrained(adapter, **_revision(revision)),
+        config=load_configuration(adapter, model_class.config_class, **_revision(revision)),
         peft_config=peft_config,
     )
 
@@ -142,11 +149,13 @@ def _revision(revision: str | None) -> dict[str, str]:
 
 def _check_base(adapter: Adapter, base: str, revision: str | None) -> None:
     """Refuse another base model than the adapter's; the message names both."""
-    given = PreTrainedConfig.get_config_dict(base, **_revision(revision))[0]
+    check_model(base, revision)
+    with reading(base):
+        given = PreTrainedConfig.get_config_dict(base, **_revision(revision))[0]
     trained_on = f"{adapter.name} was trained on {adapter.base_name}, not on {base}"
     if given.get("model_type") != adapter.config.model_type:
         raise ValueError(f"{trained_on}, which is of the type {given.get('model_type')!r}")
-    config = type(adapter.config).from_pretrained(base, **_revision(revision))
+    config = load_configuration(base, type(adapter.config), **_revision(revision))
     found, wanted = (_sizes(c) for c in (config, adapter.config))
     differing = [f"{name}={found[name]} instead of {wanted[name]}" for name in wanted if found[name] != wanted[name]]
     if differing:
@@ -173,21 +182,47 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the head is new until the adapter brings it
     try:
-        model, info = adapter.model_class.from_pretrained(
+        model = load_model(
+            adapter.model_class,
             name,
+            new=tuple(adapter.peft_config.modules_to_save or ()),
             config=type(adapter.config).from_dict(adapter.config.to_dict()),
-            output_loading_info=True,
             ignore_mismatched_sizes=True,
             **_revision(revision),
             **kwargs,
         )
+    except ModelFileError as error:
+        raise ModelFileError(f"{error} ({adapter.name} was trained on {adapter.base_name})") from error
     finally:
         logging.set_verbosity(verbosity)
-    heads = tuple(adapter.peft_config.modules_to_save or ())
-    lacking = sorted(k for k in info["missing_keys"] if k.split(".")[0] not in heads)
-    if lacking:
-        raise ValueError(f"{name} lacks {', '.join(lacking[:3])} and so on, on which {adapter.name} was trained")
     return model
+
+
+def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str | None) -> None:
+    """Refuse an adapter whose weights were not all in its file, or are not finite numbers."""
+    file = f"{adapter.name}/{WEIGHTS_FILE}"
+    with reading(file, "train or download the adapter again"):
+        stored = set(load_peft_weights(adapter.name, device="cpu", **_revision(revision)))
+        needed = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if missing := sorted(needed - stored):
+        raise ModelFileError(
+            f"{file} lacks {len(missing):,} of the {len(needed):,} weights of the adapter, such as {missing[0]}: they "
+            "would be new ones. Train or download the adapter again"
+        )
+    if unknown := sorted(stored - needed):
+        raise ModelFileError(
+            f"{file} holds {len(unknown):,} weights that belong to no layer of the adapter, such as {unknown[0]}: it "
+            "does not belong to its adapter_config.json. Train or download the adapter again"
+        )
+    check_finite(file, model)
+
+
+def _require_safetensors(adapter: Adapter, revision: str | None) -> None:
+    """Refuse adapters without safetensors: PEFT would take a pickle in their place."""
+    if _file(adapter.name, WEIGHTS_FILE, revision) is None:
+        raise ValueError(
+            f"{adapter.name} holds no {WEIGHTS_FILE}: weights in other files, such as pickles, are not read"
+        )
 
 
 # -------------------------------------------------------------------- use
@@ -236,8 +271,10 @@ def load_with_adapter(
     """
     read = read_adapter(adapter, revision)
     plain = _load_base(read, base, **kwargs)
-    with as_peft_asks():
+    _require_safetensors(read, revision)
+    with as_peft_asks(), reading(adapter, "train or download the adapter again"):
         model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=name, **_revision(revision))
+    _check_weights(model, read, name, revision)
     model.adapters = {name: read}
     return model.eval()
 
@@ -271,9 +308,12 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
     differing = _differences(read, first)
     if differing:
         raise ValueError(f"{read.name} and {first.name} cannot share a model: they differ in {', '.join(differing)}")
-    model.add_adapter(name, copy.deepcopy(read.peft_config))
-    _fit_heads(model, read, name)
-    set_peft_model_state_dict(model, load_peft_weights(str(adapter), **_revision(revision)), adapter_name=name)
+    _require_safetensors(read, revision)
+    with reading(adapter, "train or download the adapter again"):
+        model.add_adapter(name, copy.deepcopy(read.peft_config))
+        _fit_heads(model, read, name)
+        set_peft_model_state_dict(model, load_peft_weights(str(adapter), **_revision(revision)), adapter_name=name)
+    _check_weights(model, read, name, revision)
     model.adapters[name] = read
     use_adapter(model, str(model.active_adapter))
     model.eval()
@@ -361,7 +401,7 @@ def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
     """Write beside a merged model the gene tokenizer of its base, and the record of the adapter's training."""
     cellglot.register_auto_classes()
     revision = adapter.revision if base == adapter.base and not Path(base).is_dir() else None
-    AutoTokenizer.from_pretrained(base, **_revision(revision)).save_pretrained(folder)
+    load_tokenizer(base, **_revision(revision)).save_pretrained(folder)
     if adapter.record:
         origin = {"base_model": base, "base_model_revision": revision, "merged": True}
         text = json.dumps(dict(adapter.record) | origin, indent=1)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, Pipeline
 from transformers.utils import logging
 
 from .adapter_folders import adapter_settings, base_of, holds_adapter, revision_of_base
+from .model_files import check_finite, check_loaded, check_model_folder
 
 
 logger = logging.get_logger(__name__)
@@ -45,12 +46,16 @@ class AutoModelForCells:
             If the model has no such pipeline.
         """
         task = kwargs["_from_pipeline"]
+        check_model_folder(name)
         hub = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "local_files_only") if k in kwargs}
         config = AutoConfig.from_pretrained(name, **hub)
         found = config.pipelines() if hasattr(config, "pipelines") else {}
         if task not in found:
             raise ValueError(f"{name} is a model of type {config.model_type!r}, which has no pipeline {task!r}")
-        return getattr(transformers, found[task]["pt"][0]).from_pretrained(name, **kwargs)
+        kind = getattr(transformers, found[task]["pt"][0])
+        model, info = kind.from_pretrained(name, **(kwargs | {"output_loading_info": True}))
+        check_loaded(name, model, info)
+        return model
 
 
 class CellPipeline(Pipeline):
@@ -86,6 +91,7 @@ class CellPipeline(Pipeline):
             tokenizer = getattr(kwargs.get("processor"), "tokenizer", None) or self._tokenizer_of(model)
         super().__init__(model, tokenizer=tokenizer, **kwargs)
         self.model.eval()
+        check_finite(self.model.config.name_or_path or type(self.model).__name__, self.model)
         if self.model.config.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size:,} ids, but the model's vocab_size is "

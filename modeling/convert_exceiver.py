@@ -9,12 +9,18 @@ from typing import Any
 import torch
 
 from cellglot.modeling.configuration_exceiver import ExceiverConfig
+from cellglot.modeling.model_files import ModelFileError, check_sizes
 from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression, ExceiverForSequenceClassification
 
 
 # A template layer of the released code that its forward pass never uses.
 UNUSED_PREFIX = "process_self_attn.encoder_layer."
 
+# Released name -> name of the configuration.
+SIZES = {
+    "seq_len": "vocab_size", "seq_dim": "gene_embedding_size", "query_len": "num_latents", "query_dim": "hidden_size",
+    "num_layers": "num_hidden_layers", "dim_feedforward": "intermediate_size", "classify_dim": "num_labels",
+}  # fmt: skip
 
 # What torch.load and damaged archives raise.
 UNREADABLE = (
@@ -58,7 +64,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
     try:
         with torch.serialization.safe_globals([pathlib.PosixPath]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
+        hyperparameters, weights = dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
+        sizes = {ours: hyperparameters[theirs] for theirs, ours in SIZES.items() if theirs in hyperparameters}
+        check_sizes(Path(path), sizes, {name: tuple(weight.shape) for name, weight in weights.items()})
+        return hyperparameters, weights
+    except ModelFileError as error:
+        raise CheckpointError(str(error)) from error
     except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is no released Exceiver checkpoint that can be read safely: it is damaged, cut short, or asks "

@@ -1,6 +1,5 @@
 """Released LangCell checkpoints, and plain text encoders, -> models of this package."""
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping
@@ -11,10 +10,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig
 
 from cellglot.modeling.configuration_langcell import ROBERTA_LIKE, LangCellConfig, LangCellTextConfig
 from cellglot.modeling.convert_exceiver import CheckpointError
+from cellglot.modeling.loading import load_configuration, load_model
+from cellglot.modeling.model_files import check_sizes, read_configuration
 from cellglot.modeling.modeling_langcell import LangCellForPreTraining, LangCellModel
 
 
@@ -97,6 +97,11 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         if path is None:
             raise CheckpointError(f"{folder / part} has neither {' nor '.join(WEIGHT_FILES)}")
         parts[part] = _read_weights(path)
+        shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in parts[part].items()}
+        try:
+            check_sizes(folder / part / "config.json", config[part.removesuffix("_bert")], shapes)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     for part in LAYERS:
         parts[part] = _read_weights(folder / f"{part}.bin")
     return config, parts
@@ -207,10 +212,10 @@ def from_text_checkpoint(
     ValueError
         If options do not fit together.
     """
-    theirs = AutoConfig.from_pretrained(text_checkpoint)
+    theirs = load_configuration(text_checkpoint)
     cell = None
     if cell_checkpoint is not None:
-        cell = LangCellModel.from_pretrained(cell_checkpoint).cell_model
+        cell = load_model(LangCellModel, cell_checkpoint, new=("text_model", "matching_head")).cell_model
         options = {"cell_config": cell.config, "projection_dim": cell.config.projection_dim} | options
     try:
         LangCellTextConfig.from_bert(theirs)
@@ -255,7 +260,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} is missing: a release has cell_bert/ and text_bert/ with config.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_configuration(path)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
@@ -279,7 +284,7 @@ def _weights_of(checkpoint: str | Path) -> dict[str, torch.Tensor]:
 
     folder = Path(checkpoint)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    return _read_weights(path) if path is not None else AutoModel.from_pretrained(checkpoint).state_dict()
+    return _read_weights(path) if path is not None else load_model(AutoModel, checkpoint, new=("pooler",)).state_dict()
 
 
 def _without_model(name: str) -> str:

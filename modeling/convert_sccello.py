@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from cellglot.modeling.configuration_sccello import ScCelloConfig
 from cellglot.modeling.convert_exceiver import CheckpointError
+from cellglot.modeling.model_files import check_sizes
 from cellglot.modeling.modeling_sccello import ScCelloForPreTraining
 
 
@@ -78,6 +79,10 @@ _CONFIGURATION = (
 )
 
 
+# What torch.load and damaged archives raise.
+UNREADABLE = (RuntimeError, EOFError, ValueError, TypeError, AttributeError)
+
+
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read configuration and weights of a released folder without running anything that it holds.
 
@@ -103,16 +108,21 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch
         raise CheckpointError(f"{folder} is no released scCello checkpoint: it has no config.json")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not isinstance(config, dict):
+            raise ValueError("it holds no mapping")
+    except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}")
     try:
         if path.suffix == ".safetensors":
-            return config, load_file(path)
-        return config, dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
+            weights = load_file(path)
+        else:
+            weights = dict(torch.load(path, map_location="cpu", weights_only=True))
+        check_sizes(folder / "config.json", config, {name: tuple(weight.shape) for name, weight in weights.items()})
+        return config, weights
+    except (SafetensorError, pickle.UnpicklingError, *UNREADABLE) as error:
         raise CheckpointError(f"{path} cannot be read safely: {error}") from error
 
 

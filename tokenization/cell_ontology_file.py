@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of the cache; raised when what is read from an ontology changes
 
+MOST_BYTES = 512 << 20
+LONGEST_LINE = 1 << 20  # of OBO
 _GZIP = b"\x1f\x8b"
 _RELEASE_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TERM_ID = re.compile(rb"^\[Term\]\s+id:\s*(\S+)", re.MULTILINE)  # OBO has the id first
@@ -96,6 +98,10 @@ def read_ontology_file(
 
 def _checksum(path: Path) -> str:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise CellOntologyError(
+                f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have"
+            )
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except IsADirectoryError:
@@ -105,13 +111,24 @@ def _checksum(path: Path) -> str:
 # -------------------------------------------------------------------- parsing
 
 
+def _content(path: Path) -> bytes:
+    """Read an ontology, unpacked, of a bounded size."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == _GZIP
+        with gzip.open(path) if packed else path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise CellOntologyError(f"{path} is cut off or damaged ({error}): fetch it again") from error
+    if len(content) > MOST_BYTES:
+        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have")
+    if not content.startswith(b"<") and max(map(len, content.split(b"\n")), default=0) > LONGEST_LINE:
+        raise CellOntologyError(f"{path} has a line of more than {LONGEST_LINE:,} letters: it is not an ontology")
+    return content
+
+
 def _parse(path: Path, prefixes: Sequence[str]) -> OntologyFile:
-    content = path.read_bytes()
-    if content.startswith(_GZIP):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise CellOntologyError(f"{path} is cut off or damaged ({error}): fetch it again") from error
+    content = _content(path)
     ontology, parents = _run_pronto(path, content)
     terms, left_out = _cell_terms(ontology, parents, prefixes)
     if not terms:

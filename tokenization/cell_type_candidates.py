@@ -1,10 +1,10 @@
 """Candidates of zero-shot annotation: classes of cells with their texts, from labels or a branch of the ontology."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cellglot.inputs import read_json, read_text
 from cellglot.tokenization.cell_descriptions import ANNOTATION_TEMPLATE, describe_cell_types
 from cellglot.tokenization.cell_label_report import CellLabelReport
 from cellglot.tokenization.cell_label_resolution import clean_label
@@ -281,13 +281,9 @@ def read_candidates(path: str | Path) -> Labels:
     ValueError
         If the file is neither.
     """
-    content = Path(path).read_text(encoding="utf-8")
     if Path(path).suffix != ".json":
-        return [line.strip() for line in content.splitlines() if line.strip()]
-    try:
-        given = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    given = read_json(path, kind=None)
     if not isinstance(given, list | dict):
         raise ValueError(f"{path} holds neither a list of candidates nor class -> text or texts")
     if isinstance(given, dict):

@@ -392,7 +392,7 @@ class _Run:
                 self.folder.remove(name)
         self.work.mkdir(parents=True, exist_ok=True)
         broken_file = self.work / "broken.json"
-        broken = json.loads(broken_file.read_text()) if broken_file.exists() else {}
+        broken = read_json(broken_file) if broken_file.exists() else {}
         self._make_plan(broken)
         earlier = self._earlier_plan()
         if earlier is not None and (overwrite or not same_plan(earlier, self.plan)):

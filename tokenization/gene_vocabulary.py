@@ -28,6 +28,8 @@ NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_n
 
 _MISSING = ("None", "nan", "<NA>", "NaT")  # what missing values call themselves
 CLEANED = RULES.index("cleaned_name")
+MOST_BYTES = 256 << 20
+MOST_UNUSED_IDS = 1 << 22
 _SPECIAL = re.compile(r"^<[^<>\s]+>$")
 
 
@@ -107,6 +109,13 @@ class GeneVocabulary:
         array = np.asarray(values, dtype=np.float64)
         if array.shape != (len(self.genes),):
             raise ValueError(f"{name} has shape {array.shape}, but the vocabulary has {len(self.genes):,} genes")
+        wrong = ~np.isfinite(array) | (array < 0 if name == "std" else False)
+        if wrong.any():
+            gene = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"the {name} of {int(wrong.sum()):,} of {len(array):,} genes is not a finite number, or is negative, "
+                f"first that of {self.genes[gene]}: {array[gene]}"
+            )
         return array
 
     def __len__(self) -> int:
@@ -273,25 +282,31 @@ class GeneVocabulary:
             If a file is damaged, or the two do not belong together.
         """
         try:
+            size = os.path.getsize(vocabulary_file)
+            if size > MOST_BYTES:
+                raise ValueError(f"it has {size:,} bytes")
             content = json.loads(Path(vocabulary_file).read_text(encoding="utf-8"))
-            token_ids = content["token_ids"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{vocabulary_file} is no gene vocabulary of cellglot ({error!r})") from error
+            token_ids = _checked_ids(content["token_ids"])
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{vocabulary_file} is not a gene vocabulary of cellglot ({error!r})") from error
         arrays: dict[str, np.ndarray] = {}
         if statistics_file is not None and os.path.exists(statistics_file):
             try:
                 arrays = load_file(statistics_file)
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{statistics_file} is no readable safetensors file ({error})") from error
-        return cls(
-            token_ids,
-            symbols=content.get("symbols"),
-            aliases=content.get("aliases"),
-            medians=arrays.get("median"),
-            means=arrays.get("mean"),
-            stds=arrays.get("std"),
-            metadata=content.get("metadata"),
-        )
+            except (OSError, SafetensorError, TypeError, ValueError) as error:
+                raise ValueError(f"{statistics_file} is not a readable safetensors file ({error})") from error
+        try:
+            return cls(
+                token_ids,
+                symbols=content.get("symbols"),
+                aliases=content.get("aliases"),
+                medians=arrays.get("median"),
+                means=arrays.get("mean"),
+                stds=arrays.get("std"),
+                metadata=content.get("metadata"),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{vocabulary_file}, {statistics_file or 'no statistics'}: {error}") from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "GeneVocabulary":
@@ -580,6 +595,15 @@ def _replace(path: str | os.PathLike, write: Any) -> None:
 
 
 # -------------------------------------------------------------------- released pickles
+
+
+def _checked_ids(token_ids: Any) -> dict[str, int]:
+    """Refuse ids that are not whole numbers, or so large that tables of them would not fit."""
+    if not isinstance(token_ids, dict) or not all(type(i) is int for i in token_ids.values()):
+        raise ValueError("token_ids do not give each token a whole number")
+    if token_ids and max(token_ids.values()) > 8 * len(token_ids) + MOST_UNUSED_IDS:
+        raise ValueError(f"the id {max(token_ids.values()):,} is too large for {len(token_ids):,} tokens")
+    return token_ids
 
 
 # What damaged pickles raise.

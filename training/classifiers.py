@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from cellglot.modeling.loading import read_config
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
 from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification, LangCellForTokenClassification
 from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification, ScCelloForTokenClassification
@@ -158,7 +159,7 @@ def model_type(model: str | Path) -> str:
     ValueError
         If the model is none of ours.
     """
-    found = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    found = read_config(model).get("model_type")
     if found not in CLASSIFIERS:
         raise ValueError(f"{model} is of the type {found!r}: the models to fine-tune are {', '.join(CLASSIFIERS)}")
     return found

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from cellglot.inputs.documents import parse_yaml, read_yaml
+
 
 @dataclass
 class TrainingConfig:
@@ -69,7 +71,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     if not path.exists() and str(path) not in shipped:
         raise FileNotFoundError(f"no configuration {path}; with the package come {', '.join(shipped)}")
     path = path if path.exists() else shipped[str(path)]
-    content = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    content = read_yaml(path, _Loader) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no mapping of sections")
     names = [f.name for f in dataclasses.fields(TrainingConfig)]
@@ -86,7 +88,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         if not separator or not field_name:
             raise ValueError(f"override {override!r}: write section.key=value, e.g. trainer.max_steps=100")
         check_keys({name: None}, names, f"override {override!r}: section")
-        _set(sections[name], field_name.split("."), _yaml(value, f"override {override!r}"), override)
+        _set(sections[name], field_name.split("."), parse_yaml(value, f"override {override!r}", _Loader), override)
     return TrainingConfig(**sections)
 
 
@@ -98,13 +100,6 @@ def _set(section: dict[str, Any], keys: Sequence[str], value: Any, override: str
         if not isinstance(section, dict):
             raise ValueError(f"override {override!r}: {'.'.join(outer[: depth + 1])} holds {section!r}, no mapping")
     section[last] = value
-
-
-def _yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{what} is no YAML: {error}") from error
 
 
 def configs_folder() -> Path:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoProcessor, set_seed
+from transformers import set_seed
 from transformers.utils import ModelOutput
 
 import cellglot
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.cell_losses import cross_entropy_terms, join_losses
+from cellglot.modeling.loading import load_model, load_processor
+from cellglot.modeling.model_files import check_loaded
 from cellglot.modeling.modeling_langcell import LangCellModel
 from cellglot.modeling.modeling_sccello import count_cells
 from cellglot.tokenization.cell_descriptions import ANNOTATION_TEMPLATE
@@ -322,11 +324,12 @@ def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
     """Load a LangCell that knows texts, with its processor."""
     if model_type(model) != "langcell":
         raise ValueError(f"{model} knows no texts: few-shot learning by texts takes a LangCell model")
-    loaded, info = LangCellModel.from_pretrained(model, output_loading_info=True)
-    if info["missing_keys"]:
+    loaded, info = load_model(LangCellModel, model, check=False, output_loading_info=True)
+    if info["missing_keys"] and not any(key.startswith("cell_model.") for key in info["missing_keys"]):
         raise ValueError(f"{model} holds no text encoder: it was saved from the cell encoder or a classifier alone")
+    check_loaded(model, loaded, info)
     cellglot.register_auto_classes()
-    processor: Any = AutoProcessor.from_pretrained(model)
+    processor: Any = load_processor(model)
     check_same_vocabulary(processor.tokenizer, corpus, model)
     check_vocabulary(loaded, corpus)
     return loaded, processor

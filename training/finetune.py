@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, weights_fingerprint
+from cellglot.modeling.loading import load_model, load_tokenizer
+from cellglot.modeling.model_files import check_loaded
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.training.adapters import ADAPTERS, put_adapter
 from cellglot.training.cell_type_task import cell_type_task
@@ -117,7 +119,7 @@ def finetune(
     settings = _settings(config, task, method)
     arguments = training_arguments(_with_early_stopping(config, settings, task), output)
     set_seed(arguments.seed)
-    tokenizer = None if model is None else kind.tokenizer_class.from_pretrained(model)
+    tokenizer = None if model is None else load_tokenizer(model, kind.tokenizer_class)
     if tokenizer is not None:
         check_same_vocabulary(tokenizer, corpus, str(model))
     vocabulary = corpus.tokenizer().vocabulary
@@ -268,14 +270,22 @@ def _load(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of weights that are new; said in one line instead
     try:
-        made, info = model_class.from_pretrained(
-            model, output_loading_info=True, ignore_mismatched_sizes=True, **fields, **changes
+        made, info = load_model(
+            model_class,
+            model,
+            check=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **fields,
+            **changes,
         )
         made.config.validate()
     except StrictDataclassError as error:
         raise ValueError(f"model: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+    encoder = CLASSIFIERS[model_class.config_class.model_type].encoder
+    check_loaded(model, made, info, new=[name for name, _ in made.named_children() if name != encoder])
     other = {name for name, *_ in info["mismatched_keys"]}
     new = sorted({name.split(".")[0] for name in {*info["missing_keys"], *other}})
     print(f"{model}: all weights loaded" + (f", new are those of {', '.join(new)}" if new else ""), flush=True)
@@ -356,7 +366,7 @@ def corpus_for(
     **options
         Of `tokenize_corpus`.
     """
-    tokenizer = classifier_kind(model).tokenizer_class.from_pretrained(model)
+    tokenizer = load_tokenizer(model, classifier_kind(model).tokenizer_class)
     extra = [] if label_column in (None, "cell_type") else [label_column]
     tokenizer = with_expression_values(tokenizer)
     return tokenize_corpus(cells, Path(output) / "corpus", tokenizer=tokenizer, obs_columns=extra, **options)

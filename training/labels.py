@@ -1,13 +1,12 @@
 """Labels of cells and genes, as a corpus or a table has them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from cellglot.inputs import read_json, read_table, read_text
 from cellglot.tokenization.cell_labels import read_labels, value_text
 from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
@@ -115,11 +114,11 @@ def read_gene_labels(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     if path.suffix == ".json":
-        pairs = list(json.loads(path.read_text(encoding="utf-8")).items())
+        pairs = list(read_json(path).items())
     else:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
         header = next((line for line in lines if not line.startswith("#")), "")
-        table = pd.read_csv(path, sep="\t" if "\t" in header else ",", dtype=str, comment="#")
+        table = read_table(path, sep="\t" if "\t" in header else ",", dtype=str, comment="#")
         if table.shape[1] < 2:
             raise ValueError(f"{path} has one column: genes belong in the first, classes in the second")
         pairs = list(table.iloc[:, :2].itertuples(index=False, name=None))

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, TrainingArguments
+from transformers import TrainingArguments
 
 import cellglot
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from cellglot.modeling.convert_langcell import CheckpointError, from_text_checkpoint
+from cellglot.modeling.loading import load_configuration, load_model, load_processor, load_tokenizer
 from cellglot.modeling.modeling_langcell import LangCellForPreTraining
 from cellglot.tokenization.cell_descriptions import ASPECT_TEMPLATE, ASPECTS
 from cellglot.tokenization.cell_ontology import CellOntology
@@ -183,9 +184,9 @@ def _model(
     if folder:
         return _started_from(config, corpus, str(folder), checkpoint)
     if checkpoint:
-        changed = _with(config, text_config=AutoConfig.from_pretrained(checkpoint))
+        changed = _with(config, text_config=load_configuration(checkpoint))
         built = new_configuration(LangCellConfig, changed, tokenizer)
-        return _from_checkpoint(built, checkpoint), AutoTokenizer.from_pretrained(checkpoint), _origin(config)
+        return _from_checkpoint(built, checkpoint), load_tokenizer(checkpoint), _origin(config)
     words = [ontology.name(t) for t in ontology.cell_types] + [ontology.definition(t) for t in ontology.cell_types]
     longest = LangCellTextConfig(**(config.model.get("text_config") or {})).max_position_embeddings
     text_tokenizer = word_tokenizer([*texts.texts, *words], longest)
@@ -221,8 +222,8 @@ def _started_from(
     config: TrainingConfig, corpus: Corpus, folder: str, checkpoint: str | None
 ) -> tuple[LangCellForPreTraining, Any, str]:
     """Load a model to go on from; the sizes of the section ``model`` have to be its own."""
-    check_same_vocabulary(RankValueTokenizer.from_pretrained(folder), corpus, folder)
-    earlier = LangCellConfig.from_pretrained(folder)
+    check_same_vocabulary(load_tokenizer(folder, RankValueTokenizer), corpus, folder)
+    earlier = load_configuration(folder, LangCellConfig)
     given = {k: v for k, v in config.model.items() if k not in ("type", *TOWERS)}
     check_keys(given, list(LangCellConfig.__dataclass_fields__), "model")
     own = {"": {k: v for k, v in given.items() if k in ("projection_dim", "initializer_range")}}
@@ -237,12 +238,14 @@ def _started_from(
         raise ValueError(
             f"{folder} is of stage {earlier.stage}, its text tower has been trained: leave data.text_checkpoint out"
         )
-    model: Any = LangCellForPreTraining.from_pretrained(folder, **(given | {"stage": given.get("stage", 2)}))
+    options = given | {"stage": given.get("stage", 2)}
+    heads = ("gene_head", "matching_head", *(("text_model",) if checkpoint else ()))  # trained, or from elsewhere
+    model: Any = load_model(LangCellForPreTraining, folder, new=heads, **options)
     model.config.validate()
     if checkpoint:
         return _text_tower_anew(model, folder, checkpoint)
     cellglot.register_auto_classes()
-    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor: Any = load_processor(folder)
     return model, processor.text_tokenizer, f"that of {folder}"
 
 
@@ -252,7 +255,7 @@ def _text_tower_anew(
     """Give a model of stage 1 the text tower of a checkpoint; one that it had already is as it was."""
     anew = _from_checkpoint(model.config, checkpoint, folder)
     anew.gene_head.load_state_dict(model.gene_head.state_dict())
-    return anew, AutoTokenizer.from_pretrained(checkpoint), f"{checkpoint}; cells are those of {folder}"
+    return anew, load_tokenizer(checkpoint), f"{checkpoint}; cells are those of {folder}"
 
 
 def _check_freeze(config: TrainingConfig) -> None:

@@ -16,6 +16,7 @@ from scipy.sparse import vstack
 
 from cellglot.evaluation.baselines import logistic_regression, majority
 from cellglot.evaluation.embedding import class_names, run_model
+from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.corpus import Corpus
@@ -159,8 +160,8 @@ def model_scores(
     started = time.monotonic()
     finetune(config, None, corpus, output, label_column=TRAIN_COLUMN, resume=False)
     seconds = time.monotonic() - started
-    model: Any = CLASSIFIERS[model_type].model_class("cell-type").from_pretrained(output)
-    tokenizer = CLASSIFIERS[model_type].tokenizer_class.from_pretrained(output)
+    model: Any = load_model(CLASSIFIERS[model_type].model_class("cell-type"), output)
+    tokenizer = load_tokenizer(output, CLASSIFIERS[model_type].tokenizer_class)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     found: dict[str, Any] = {"changes": changes, "seconds_of_training": round(seconds, 1), "tests": {}}
     for test in tests:

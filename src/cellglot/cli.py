@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,7 @@ def tokenize(
     overwrite: Annotated[bool, typer.Option(help="Begin anew, whatever is finished.")] = False,
 ) -> None:
     """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
+    from cellglot.inputs import read_text
     from cellglot.tokenization.corpus import tokenize_corpus
 
     corpus = tokenize_corpus(
@@ -79,7 +81,7 @@ def tokenize(
         tokenizer_options={k: _value(v) for k, v in _pairs(option, "--option").items()},
         vocabulary=vocabulary,
         gene_table=gene_table,
-        genes=None if genes is None else [g.strip() for g in genes.read_text().split("\n") if g.strip()],
+        genes=None if genes is None else [g.strip() for g in read_text(genes).split("\n") if g.strip()],
         layer=layer,
         gene_column=gene_column,
         rename=_pairs(rename, "--rename"),
@@ -480,9 +482,11 @@ def convert(
     if token_dictionary or gene_medians or cell_types:
         raise ValueError("--token-dictionary, --gene-medians and --cell-types are not for exceiver")
     from cellglot.modeling import convert_exceiver
+    from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
 
     model = convert_exceiver.convert(*convert_exceiver.read_checkpoint(checkpoint))
+    check_finite(str(checkpoint), model)
     convert_exceiver.save_converted(model, output)
     placeholder_tokenizer(model.config.num_genes).save_pretrained(output)
     typer.echo(
@@ -494,7 +498,9 @@ def convert(
 def _convert_sccello(
     checkpoint: Path, output: Path, token_dictionary: Path | None, gene_medians: Path | None, cell_types: Path | None
 ) -> str:
+    from cellglot.inputs import read_json
     from cellglot.modeling import convert_sccello
+    from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
     from cellglot.tokenization.gene_vocabulary import read_released_dictionary
 
@@ -503,9 +509,10 @@ def _convert_sccello(
     rows = None
     if cell_types is not None:
         is_json = cell_types.suffix == ".json"
-        given = json.loads(cell_types.read_text()) if is_json else read_released_dictionary(cell_types)
+        given = read_json(cell_types) if is_json else read_released_dictionary(cell_types)
         rows = {str(name): int(row) for name, row in given.items()}
     model = convert_sccello.convert(*convert_sccello.read_checkpoint(checkpoint), cell_types=rows)
+    check_finite(str(checkpoint), model)
     config, tokenizer = model.config, None
     if token_dictionary is not None:
         vocabulary = GeneVocabulary.from_released(token_dictionary, gene_medians)
@@ -533,12 +540,15 @@ def _convert_langcell(
     text_tokenizer: str | None,
 ) -> str:
     from cellglot.modeling import convert_langcell
+    from cellglot.modeling.loading import load_tokenizer
+    from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization import GeneVocabulary, LangCellProcessor, RankValueTokenizer
 
     given = (token_dictionary, gene_medians, text_tokenizer)
     if any(given) and not all(given):
         raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
     model = convert_langcell.convert(*convert_langcell.read_checkpoint(checkpoint))
+    check_finite(str(checkpoint), model)
     report = f"{type(model).__name__} in {output}."
     if not all(given):
         convert_langcell.save_converted(model, output)
@@ -546,9 +556,7 @@ def _convert_langcell(
             f"{report} No processor written: pass --token-dictionary, --gene-medians and --text-tokenizer for one "
             "(as released: microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract)."
         )
-    from transformers import AutoTokenizer
-
-    texts, config = AutoTokenizer.from_pretrained(text_tokenizer), model.config
+    texts, config = load_tokenizer(str(text_tokenizer)), model.config
     if len(texts) == config.text_config.vocab_size - 2:  # the release adds two tokens to PubMedBERT's
         texts.add_special_tokens({"bos_token": "[DEC]"})
         texts.add_tokens(["[ENC]"], special_tokens=True)
@@ -641,9 +649,12 @@ def demo(
 
 def _model(name: str) -> str:
     """Give the folder or repository of a model; one that does not exist or holds no model is named in one line."""
+    from cellglot.modeling.model_files import check_model_folder
+
     if Path(name).is_dir():
         if not Path(name, "config.json").exists():
             raise ValueError(f"{name} holds no config.json: it is no folder of a model")
+        check_model_folder(name)
         return name
     if name.count("/") != 1:
         raise ValueError(f"{name} is no folder, and no repository of the Hub (owner/name)")
@@ -680,12 +691,19 @@ def _print_metrics(metrics: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors in what was given are one message, not a trace."""
+    """Run the command line; errors in what was given are one message, not a trace.
+
+    With ``CELLGLOT_DEBUG=1`` in the environment the trace is shown.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         app(prog_name="cellglot")
-    except (ValueError, OSError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    except Exception as error:
+        from cellglot.inputs.errors import message_of
+
+        message = message_of(error)
+        if message is None or os.environ.get("CELLGLOT_DEBUG", "0") not in ("", "0"):
+            raise
         typer.secho(f"error: {message}", fg="red", err=True)
         sys.exit(2)
 

@@ -214,7 +214,7 @@ ERRORS = {
     "no candidates": (ASK, "no candidates: name at least one cell type"),
     "empty candidate": ([*ASK, "--candidates", "B cell,,T cell"], "candidate 2 of 3 is empty"),
     "two sources": ([*ASK, "--candidates", "a", "--candidates-file", "c.json"], "not by both"),
-    "broken file": ([*ASK, "--candidates-file", "c.json"], "c.json is no JSON"),
+    "broken file": ([*ASK, "--candidates-file", "c.json"], "c.json is not JSON"),
     "no such branch": ([*ASK, "--ontology-branch", "leukozyte"], "'leukozyte' is no cell type here"),
     "no CL term": (
         [*ASK, "--ontology-branch", "leukocyte", "--candidates", "odd"],

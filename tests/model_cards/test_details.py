@@ -21,7 +21,7 @@ def test_options_go_before_the_file(tmp_path):
     [
         ("licence: mit", "field 'licence' does not exist; is 'license' meant"),
         ("- mit", "is no mapping of fields"),
-        ("license: [mit", "is no YAML"),
+        ("license: [mit", "is not YAML"),
         ("tags: 3", "tags is a list of texts, not 3"),
         ("title: [a, b]", "title is a text"),
         ("license: Apache 2", "'Apache 2' is none of the Hub's identifiers: is 'apache-2.0' meant"),

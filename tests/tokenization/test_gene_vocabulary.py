@@ -169,7 +169,7 @@ def test_vocabularies_that_cannot_be(make, message):
 @pytest.mark.parametrize("content", ["not json", "{}", "[1]", '{"token_ids": '])
 def test_a_damaged_vocabulary_is_named(tmp_path, content):
     (tmp_path / "gene_vocab.json").write_text(content)
-    with pytest.raises(ValueError, match="gene_vocab.json is no gene vocabulary"):
+    with pytest.raises(ValueError, match="gene_vocab.json is not a gene vocabulary"):
         GeneVocabulary.load(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_a_bare_no_is_a_strategy(tmp_path):
         ("training.max_steps=3", "section 'training' does not exist; is 'trainer' meant"),
         ("trainer.=3", "write section.key=value"),
         ("trainer.learning_rate.of=3", "learning_rate holds .*, no mapping"),
-        ("trainer.max_steps=[3", r"override 'trainer.max_steps=\[3' is no YAML"),
+        ("trainer.max_steps=[3", r"override 'trainer.max_steps=\[3' is not YAML"),
     ],
 )
 def test_overrides_that_are_none(override, message):
@@ -97,7 +97,7 @@ def test_a_section_that_is_no_mapping(tmp_path, overrides):
 
 
 def test_a_file_that_is_no_yaml(tmp_path):
-    with pytest.raises(ValueError, match=r"run\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"run\.yaml is not YAML"):
         load_config(written(tmp_path, "trainer: [1,\n"))
 
 

@@ -11,6 +11,13 @@ OF_THE_SYSTEM = {
     errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS,
 }  # fmt: skip
 
+# What libraries raise for what they read, beside ValueError and OSError.
+OF_WHAT_IS_READ = (EOFError, ImportError, MemoryError, OverflowError, RecursionError)
+LIBRARIES = {
+    "_pickle", "datasets", "gzip", "huggingface_hub", "peft", "pickle", "pronto", "pyarrow", "safetensors",
+    "safetensors_rust", "struct", "tokenizers", "torch", "transformers", "yaml", "zipfile", "zlib",
+}  # fmt: skip
+
 _LONGEST_CAUSE = 400
 
 
@@ -53,6 +60,23 @@ def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
         raise InputError(f"{path}: {cause_of(error)}{f'; {then}' if then else ''}") from error
 
 
+def message_of(error: BaseException) -> str | None:
+    """Give the message of an error that lies in what was given, None for one that is a mistake in the program.
+
+    Parameters
+    ----------
+    error
+        The error.
+    """
+    if isinstance(error, KeyError):
+        return str(error.args[0]) if error.args else "a key is missing"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if isinstance(error, OF_WHAT_IS_READ) or type(error).__module__.partition(".")[0] in LIBRARIES:
+        return cause_of(error)
+    return None
+
+
 def cause_of(error: BaseException) -> str:
     """Give an error's message in one line, with its kind where the message alone says little.
 
@@ -61,6 +85,8 @@ def cause_of(error: BaseException) -> str:
     error
         The error.
     """
+    if isinstance(error, MemoryError):
+        return "this takes more memory than there is"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, KeyError):
@@ -71,4 +97,4 @@ def cause_of(error: BaseException) -> str:
     return said if len(said.split()) > 2 else f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-__all__ = ["InputError", "cause_of", "reading"]
+__all__ = ["InputError", "cause_of", "message_of", "reading"]
