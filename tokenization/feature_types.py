@@ -67,7 +67,13 @@ SHORT_TYPES = {
 BIOTYPES = {"proteincoding", "lncrna", "lincrna"}
 
 _INTERVAL = re.compile(r"^(?:[\w.]+:\d+-\d+|(?:[A-Za-z0-9]+_+)?chr[0-9A-Za-z]+[._-]\d+[._-]\d+)$")
-_ANTIBODY = re.compile(r"(?:^|[-_. ])Total(?:Seq)?[-_ ]?[ABCD]$", re.IGNORECASE)
+_ANTIBODY = re.compile(
+    r"^(?:adt|prot|protein|antibody)[:_-]|[-_. |](?:total(?:seq)?[-_ ]?[abcd]|adt|prot|protein|antibody|pabo)$",
+    re.IGNORECASE,
+)
+_SAMPLE = re.compile(r"^(?:hto[:_-]|cmo\d{3}$|hashtag[-_ ]?\d)|[-_. ](?:hto|hashtag)$", re.IGNORECASE)
+# Parts of all such names, in lower case: most names hold none.
+_HINTS = (":", "chr", "total", "adt", "prot", "antib", "pabo", "hto", "cmo", "hashtag")
 _MISSING = ("", "na", "nan", "none", "nat", "null")
 
 
@@ -203,13 +209,31 @@ def _note(column: str, unknown: Counter[str]) -> str:
 
 
 def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
-    """Give features whose name alone tells that they are no genes: intervals of the genome, antibodies of a kit."""
-    for i, name in enumerate(names):
-        if isinstance(name, str) and (":" in name or "chr" in name or "otal" in name or "OTAL" in name):
-            if _INTERVAL.match(name.strip()):
-                yield i, "intervals of the genome (by name)"
-            elif _ANTIBODY.search(name.strip()):
-                yield i, "antibodies (by name)"
+    """Give features whose name alone tells that they are no genes: intervals of the genome, antibodies, hashtags."""
+    for i in _rows_with_hints([name if isinstance(name, str) else "" for name in names]):
+        name = str(names[i]).strip()
+        if _INTERVAL.match(name):
+            yield i, "intervals of the genome (by name)"
+        elif _ANTIBODY.search(name):
+            yield i, "antibodies (by name)"
+        elif _SAMPLE.search(name):
+            yield i, "sample tags (by name)"
+
+
+def _rows_with_hints(names: list[str]) -> Iterable[int]:
+    """Give the rows whose names hold one of the hints; looked for in all names at once, which is fast."""
+    text = "\n".join(names).lower()
+    if text.count("\n") >= len(names):  # a name has lines
+        return range(len(names))
+    rows = set()
+    for hint in _HINTS:
+        row, seen, at = 0, 0, text.find(hint)
+        while at >= 0:
+            row, seen = row + text.count("\n", seen, at), at
+            rows.add(row)
+            end = text.find("\n", at)
+            at = text.find(hint, end) if end >= 0 else -1
+    return sorted(rows)
 
 
 __all__ = ["Features", "features_of", "only_genes", "with_types"]

@@ -138,7 +138,7 @@ class Demo:
         path = self.output / "report.html"
         cards = [
             (f"{len(data.splits):,}", f"cells, {(data.splits == 'validation').sum():,} held out"),
-            (f"{report['coverage']:.1%}", "of counts covered by the vocabulary"),
+            (f"{report['matched']:,}", "genes with counts in training cells: the vocabulary"),
         ]
         for part in self.parts:
             cards += part.cards()

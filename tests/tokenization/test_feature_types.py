@@ -196,7 +196,9 @@ def test_short_words_are_not_believed_where_columns_say_more_than_types(kind):
     ("name", "left_out"),
     [
         ("chr1:100-200", True), ("chr1-9776-10668", True), ("GL000194.1:55758-56597", True), ("chrX_10_20", True),
-        ("CD3_TotalSeqB", True), ("CD4-TotalA", True), ("HLA-A", False), ("NKX2-1", False), ("CHRNA1", False),
+        ("CD3_TotalSeqB", True), ("CD4-TotalA", True), ("adt_CD4", True), ("CD4-ADT", True), ("prot:CD4", True),
+        ("CD3:SK7|CD3E|AHS0231|pAbO", True), ("Hashtag1", True), ("HTO_3", True), ("CMO301", True), ("ADTRP", False),
+        ("PROTOR", False), ("CMOXY1", False), ("HLA-A", False), ("NKX2-1", False), ("CHRNA1", False),
         ("RP11-34P13.7", False), ("TOTAL", False), ("ENSG00000141510", False),
     ],
 )  # fmt: skip
