@@ -5,6 +5,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FUZZ_ARGS ?= --number 300
 BENCHMARKS ?= rank_tokens h5ad_to_parquet tokenize_memory exceiver_embedding exceiver_training cell_ontology sccello sccello_embedding langcell marker_genes \
 	embed_backed adapters
 # Where PyTorch's builds for the CPU are, a tenth of the size of those for CUDA; not asked where there is a GPU.
@@ -13,13 +14,17 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test fuzz lint benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# Damaged inputs by the hundred; FUZZ_ARGS="h5ad --seed 17 --number 1" makes one again.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ _FEW_LINES = 1 << 16
 
 
 class BoundedText(io.RawIOBase):
-    """Bytes of a text file, read forward; refused where a line is longer than `LONGEST_LINE`.
+    """Bytes of a text file, read forward; lines of twice `LONGEST_LINE` and more are refused, most above it, too.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class BoundedText(io.RawIOBase):
 
     @staticmethod
     def _longest_within(content: bytes) -> int:
-        """Bound the longest line between two ends of lines from above, by looking at every `LONGEST_LINE` bytes."""
+        """Find a line of twice the bound between two ends of lines; looks for an end in every `LONGEST_LINE` bytes."""
         for start in range(0, len(content) - LONGEST_LINE, LONGEST_LINE):
             if content.find(b"\n", start, start + LONGEST_LINE) < 0:
                 return LONGEST_LINE + 1

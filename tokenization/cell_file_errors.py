@@ -51,7 +51,7 @@ def reading(source: str | os.PathLike, where: str = "") -> Iterator[None]:
     try:
         yield
     except (CellFileError, NotCountsError) as error:
-        if name in str(error):
+        if str(error).startswith(name) or (isinstance(error, NotCountsError) and name in str(error)):
             raise
         raise type(error)(f"{name}: {error}") from error
     except _OURS:

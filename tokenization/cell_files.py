@@ -388,7 +388,10 @@ def _vectors(file: Hdf5Group, name: str) -> dict[str, h5py.Dataset]:
         raise CellFileError(f"{name} is an array, not a group of attributes")
     if len(group) > MOST_COLUMNS:
         raise CellFileError(f"{name} has {len(group):,} attributes, more than {MOST_COLUMNS:,}: the file is damaged")
-    found = group.items()
+    found = list(group.items())
+    for key, item in found:
+        if key.lower() in (*NAMES_OF_CELLS, *NAMES_OF_GENES) and len(getattr(item, "shape", None) or ()) != 1:
+            raise CellFileError(f"{name}/{key} is not a list of names")
     return {key: item for key, item in found if isinstance(item, h5py.Dataset) and len(item.shape) == 1}
 
 

@@ -79,9 +79,10 @@ class Hdf5Group(FileGroup):
         Raises
         ------
         KeyError
-            If there is none, or a link leads nowhere.
+            If there is none.
         CellFileError
-            If it lies outside of the file, declares more than the file can hold, or cannot be decompressed.
+            If a link leads nowhere, or if it lies outside of the file, declares more than the file can hold, or
+            cannot be decompressed.
         """
         if isinstance(name, h5py.Reference):
             return self._checked(self._group[name])
@@ -111,7 +112,10 @@ class Hdf5Group(FileGroup):
             links_left[0] -= 1
             if links_left[0] < 0:
                 raise CellFileError(f"{where} is a link that leads to itself")
-            return (self._root if link.path.startswith("/") else self)._walk(link.path, links_left)
+            try:
+                return (self._root if link.path.startswith("/") else self)._walk(link.path, links_left)
+            except KeyError as error:
+                raise CellFileError(f"{where} is a link to {link.path!r}, which is not there") from error
         return self._checked(self._group[name])
 
     def _checked(self, item: Any) -> Any:

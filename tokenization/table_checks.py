@@ -41,6 +41,8 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
     encoding = _text(group.attrs.get("encoding-type", "dataframe"))
     if encoding != "dataframe":
         raise CellFileError(f"{name} is stored as {encoding!r}, not as a table")
+    if "encoding-type" not in group.attrs and "_index" not in group.attrs and "column-order" not in group.attrs:
+        raise CellFileError(f"{name} does not say which of its columns holds names: its attributes are missing")
     index = _text(group.attrs.get("_index", "_index"))
     columns = column_names(group, name)
     notes: list[str] = []
