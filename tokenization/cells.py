@@ -126,8 +126,12 @@ class Cells:
         """
         stop = self.n_cells if stop is None else stop
         wanted = {n: have for n, have in self.metadata_columns.items() if only is None or n in only}
-        columns = {name: self.obs.column(have, start, stop) for name, have in wanted.items()}
-        return pd.DataFrame(columns, index=pd.Index(self.names(start, stop)) if names else pd.RangeIndex(start, stop))
+        index = pd.Index(self.names(start, stop)) if names else pd.RangeIndex(start, stop)
+        columns = {}
+        for name, have in wanted.items():  # pandas 3 would make texts of objects, and NaN of None
+            values = self.obs.column(have, start, stop)
+            columns[name] = pd.Series(values, index=index, dtype=values.dtype, copy=False)
+        return pd.DataFrame(columns, index=index)
 
     def table(self, every: bool = False) -> pd.DataFrame:
         """Read the metadata of all cells with their types, in a form that files of AnnData and Parquet hold.
