@@ -1,9 +1,13 @@
+import re
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellglot.tokenization.count_audit import NotCountsError, not_counts_reason, recover_counts
+from cellglot.tokenization.count_matrix import open_counts
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,64 @@ def test_the_cell_that_does_not_fit_is_named():
     values = np.concatenate([logs([1, 2, 3], 3.0), np.array([0.31234567, 0.71234567], np.float32)])
     with pytest.raises(NotCountsError, match=r"cell 1: its smallest value 0\.312.* would be .* counts"):
         recover_counts(values, np.array([0, 3, 5]))
+
+
+def almost(counts, seed=0):
+    """Counts as they come back from log1p of counts per 10,000 in single precision."""
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum(axis=1, keepdims=True)
+    log = np.log1p(counts / total * 1e4).astype(np.float32)
+    return (np.expm1(log) * (total / 1e4).astype(np.float32)).astype(np.float32)
+
+
+COUNTS = np.random.default_rng(3).poisson(1.5, (60, 90))
+COUNTS *= np.random.default_rng(4).choice([1, 1, 1, 40, 900], (60, 90))
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_counts_but_for_the_rounding_of_single_precision(form):
+    values = almost(COUNTS)
+    assert (values != COUNTS).any() and not_counts_reason(values) is None
+    counts = open_counts(form(values), genes=[f"G{i}" for i in range(90)])
+    assert counts.rounded and "rounded to whole numbers" in counts.described_location
+    rows = counts.rows(0, 60)
+    dense = np.zeros((60, 90))
+    for cell in range(60):
+        part = slice(rows.indptr[cell], rows.indptr[cell + 1])
+        dense[cell, rows.indices[part]] = rows.data[part]
+    assert (dense == COUNTS).all()
+
+
+def test_whole_numbers_are_not_called_rounded():
+    counts = open_counts(COUNTS.astype(np.float32), genes=[f"G{i}" for i in range(90)])
+    assert not counts.rounded and counts.described_location == "X"
+
+
+@pytest.mark.parametrize("value", [1e-7, 0.9999, 2.001, 1e-5])
+def test_what_is_further_away_is_refused(value):
+    assert "not whole numbers" in not_counts_reason(np.array([1.0, 2.0, value], dtype=np.float32))
+
+
+def normalised(values):
+    return values / values.sum(axis=1, keepdims=True) * 1e6
+
+
+DIAGNOSES = {
+    "a join": (np.where(np.arange(90) < 30, np.nan, COUNTS), "anndata.concat.*fill_value=0"),
+    "a division by zero": (np.where(COUNTS > 100, np.inf, COUNTS), "total of zero"),
+    "z-scores": ((COUNTS - COUNTS.mean(0)) / COUNTS.std(0), "scaled.*before that step"),
+    "logs": (np.log1p(normalised(COUNTS) / 100), "log-normalised.*log1p"),
+    "CPM": (normalised(COUNTS), r"normalised data has \(CPM"),
+    "RSEM": (np.where(COUNTS % 3 == 1, COUNTS + 0.53, COUNTS), "RSEM.*round them"),
+    "kallisto": (COUNTS * np.random.default_rng(0).random(COUNTS.shape), "kallisto.*round them"),
+    "log2": (np.log2(COUNTS + 1), r"log2\(counts \+ 1\).*exp2"),
+    "log1p": (np.log1p(COUNTS % 90), r"log1p\(counts\).*exp\("),
+}
+
+
+@pytest.mark.parametrize("kind", DIAGNOSES)
+def test_each_kind_has_its_diagnosis(kind):
+    values, said = DIAGNOSES[kind]
+    stored = np.asarray(values, dtype=np.float32)
+    reason = not_counts_reason(stored[stored != 0])
+    assert re.search(said, reason), reason
