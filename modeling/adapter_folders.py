@@ -17,6 +17,7 @@ from transformers.utils import cached_file, find_adapter_config_file, is_peft_av
 from transformers.utils.hub import extract_commit_hash
 
 from .model_files import check_adapter_settings, check_finite, check_model_folder, is_inside, read_configuration
+from .named_modules import name_in_package
 
 
 RUN_FILE = "training_run.json"
@@ -42,6 +43,10 @@ class AdapterFolders:
     It holds ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted
     model, but no weights of a whole model: these come from the base that ``adapter_config.json`` names.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        name_in_package(cls.__module__)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

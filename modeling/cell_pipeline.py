@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .adapter_folders import adapter_settings, base_of, holds_adapter, revision_of_base
 from .model_files import check_finite, check_loaded, check_model_folder
+from .named_modules import name_in_package
 
 
 logger = logging.get_logger(__name__)
@@ -85,6 +86,10 @@ class CellPipeline(Pipeline):
     found_processor: Any = None  # that of the model's folder, where a call took it
     options_of_model: tuple[str, ...] = ()
     options_of_result: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        name_in_package(cls.__module__)
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
         if tokenizer is None:

@@ -9,6 +9,8 @@ from typing import Any
 from transformers.dynamic_module_utils import get_cached_module_file, get_relative_import_files
 from transformers.utils import HF_MODULES_CACHE, logging
 
+from .named_modules import name_in_package
+
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +26,10 @@ class ModelPipelines:
 
     A saved folder names them in ``custom_pipelines`` of ``config.json`` and holds all code that ``config.json`` names.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        name_in_package(cls.__module__)
 
     architectures: Any
     auto_map: Any

@@ -1,6 +1,7 @@
 """What the gene tokenizers share: cells in, padded tokens out, a report of every call."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,6 +91,13 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     order_matters: ClassVar[bool] = False  # whether models look at the place of a token
     special_tokens_first: Sequence[str] = ()
     special_tokens_last: Sequence[str] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Name the module of a folder's code in its package, where `dill` looks for the class."""
+        super().__init_subclass__(**kwargs)
+        package, _, name = cls.__module__.rpartition(".")
+        if package in sys.modules and cls.__module__ in sys.modules:
+            setattr(sys.modules[package], name, sys.modules[cls.__module__])
 
     def __init__(
         self,
