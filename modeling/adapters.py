@@ -312,7 +312,9 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
     with reading(adapter, "train or download the adapter again"):
         model.add_adapter(name, copy.deepcopy(read.peft_config))
         _fit_heads(model, read, name)
-        set_peft_model_state_dict(model, load_peft_weights(str(adapter), **_revision(revision)), adapter_name=name)
+        former_names = getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
+        weights = load_peft_weights(str(adapter), key_mapping=former_names, **_revision(revision))
+        set_peft_model_state_dict(model, weights, adapter_name=name)
     _check_weights(model, read, name, revision)
     model.adapters[name] = read
     use_adapter(model, str(model.active_adapter))

@@ -287,7 +287,7 @@ class BackgroundMemory:
     def __call__(self, sources: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
         """Give what `compute` gives for these tensors, computed only where they are others than last time."""
         kept = self.kept  # once: another thread may replace it
-        if kept is None or len(kept[0]) != len(sources) or not all(map(_same, kept[0], sources)):
+        if kept is None or not _unchanged(kept[0], sources):
             self.kept = kept = (tuple(t.detach().clone() for t in sources), compute())
         return kept[1]
 
@@ -296,14 +296,15 @@ class BackgroundMemory:
         return {}
 
 
+def _unchanged(kept: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
+    """Whether sources are those that were kept; tensors of `torch.inference_mode` are of no use outside it."""
+    if len(kept) != len(sources) or kept[0].is_inference() != torch.is_inference_mode_enabled():
+        return False
+    return all(map(_same, kept, sources))
+
+
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
-
-
-def works_alone(module: nn.Module) -> bool:
-    """Whether this is a plain layer, neither adapted nor hooked: nothing but its parameters shapes its output."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) in (nn.LayerNorm, nn.Linear) and not hooked
 
 
 __all__ = [
@@ -312,5 +313,4 @@ __all__ = [
     "background_attention",
     "background_sums",
     "has_cpu_kernel",
-    "works_alone",
 ]

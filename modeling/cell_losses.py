@@ -339,9 +339,41 @@ def gather_cells(cells: torch.Tensor, cell_types: torch.Tensor) -> GatheredCells
     return GatheredCells(_Gather.apply(padded), _Gather.apply(types), dist.get_rank() * int(most))
 
 
+def count_items(labels: torch.Tensor | None, cells: torch.Tensor) -> torch.Tensor:
+    """Count the items of a batch as `transformers.Trainer` does: labels that are not -100; cells without labels.
+
+    Parameters
+    ----------
+    labels
+        Of any shape, or None.
+    cells
+        Number of cells, shape ().
+    """
+    return cells if labels is None else (labels != IGNORED).sum()
+
+
+def share_of_step(items: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """Give the share of a whole step that a batch is; 1 where the step has no items at all.
+
+    Parameters
+    ----------
+    items
+        Items of the batch, from `count_items`, shape ().
+    num_items_in_batch
+        Items of the whole step, over accumulated batches and processes.
+    """
+    whole = torch.as_tensor(num_items_in_batch, device=items.device)
+    return torch.where(whole > 0, items / whole.clamp(min=1), 1.0)
+
+
+def every_weight_counts() -> bool:
+    """Whether a loss has to depend on every weight: `DistributedDataParallel` waits for each one's gradient."""
+    return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
+
+
 @torch.compiler.disable
 def join_losses(
-    parts: dict[str, LossTerms], cells: torch.Tensor, num_items_in_batch: Any = None, joined: bool = True
+    parts: dict[str, LossTerms], items: torch.Tensor, num_items_in_batch: Any = None, joined: bool = True
 ) -> dict[str, torch.Tensor]:
     """Turn terms of this process's cells into losses whose gradients are those of all processes' cells together.
 
@@ -350,19 +382,19 @@ def join_losses(
     - Without `num_items_in_batch`, every process gets the value of the joined batch's loss. Its gradient is that of
       the process's own terms, times the number of processes: the *mean* over processes, which
       `DistributedDataParallel` takes, is the gradient of the joined batch's loss.
-    - With it, every process gets its own share of the joined batch's loss, times (cells of the joined batch) /
-      `num_items_in_batch`: the *sum* over processes and accumulated batches is the mean over batches, by cells. This
+    - With it, every process gets its own share of the joined batch's loss, times (items of the joined batch) /
+      `num_items_in_batch`: the *sum* over processes and accumulated batches is the mean over batches, by items. This
       is what `transformers.Trainer` expects; it multiplies by the number of processes itself before
-      `DistributedDataParallel` takes the mean.
+      `DistributedDataParallel` takes the mean. A loss with one term an item is then exactly that of one large batch.
 
     Parameters
     ----------
     parts
         Terms by name, the same names on every process.
-    cells
-        Number of this process's cells, shape ().
+    items
+        Number of this process's items, from `count_items`, shape ().
     num_items_in_batch
-        Cells of a whole step, over accumulated batches and all processes.
+        Items of a whole step, over accumulated batches and all processes.
     joined
         Whether to join processes; every one has to call this then. Otherwise losses are those of this process alone.
     """
@@ -370,12 +402,12 @@ def join_losses(
         return {}
     processes = number_of_processes() if joined else 1
     totals = torch.stack([part.total for part in parts.values()])
-    numbers = torch.stack([*(part.count for part in parts.values()), cells]).to(totals.dtype)
+    numbers = torch.stack([*(part.count for part in parts.values()), items]).to(totals.dtype)
     if processes > 1:
         dist.all_reduce(numbers)
     shares = totals / numbers[:-1].clamp(min=1)
     if num_items_in_batch is not None:
-        losses = shares * (numbers[-1] / num_items_in_batch)
+        losses = shares * share_of_step(numbers[-1], num_items_in_batch)
     elif processes > 1:
         values = shares.detach().clone()
         dist.all_reduce(values)
@@ -390,7 +422,9 @@ __all__ = [
     "GatheredCells",
     "LossTerms",
     "coherence_loss",
+    "count_items",
     "cross_entropy_terms",
+    "every_weight_counts",
     "gather_cells",
     "join_losses",
     "masked_gene_loss",
@@ -398,4 +432,5 @@ __all__ = [
     "regularization_loss",
     "relational_alignment_loss",
     "scale_representations",
+    "share_of_step",
 ]

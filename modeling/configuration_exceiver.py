@@ -7,10 +7,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
+from .model_tasks import TaskConfig
 
 
 @strict
-class ExceiverConfig(ModelPipelines, PreTrainedConfig):
+class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes and conventions of Exceiver, a Perceiver IO over sparse expression (Connell et al. 2022).
 
     Defaults are those of the published pretrained model.

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .model_pipelines import ModelPipelines
+from .model_tasks import TaskConfig
 
 
 # Text encoders whose network is BERT's: checkpoints from which a text tower can start.
@@ -19,7 +20,7 @@ OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
 
 @strict
-class LangCellCellConfig(ModelPipelines, PreTrainedConfig):
+class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes of LangCell's cell encoder, a BERT over rank-value gene tokens.
 
     Defaults are those of the published model (Geneformer's 12 layers), but for the dropout of attention weights.
@@ -106,7 +107,7 @@ class LangCellCellConfig(ModelPipelines, PreTrainedConfig):
 
 
 @strict
-class LangCellTextConfig(ModelPipelines, PreTrainedConfig):
+class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes of LangCell's text encoder, a BERT with a block of cross attention onto cells in every layer.
 
     Defaults are those of the published model, PubMedBERT with the two tokens ``[DEC]`` and ``[ENC]`` added. Names are
@@ -207,7 +208,7 @@ class LangCellTextConfig(ModelPipelines, PreTrainedConfig):
 
 
 @strict
-class LangCellConfig(ModelPipelines, PreTrainedConfig):
+class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """LangCell: a cell encoder and a text encoder in one space, and a matcher (Zhao et al. 2024, arXiv 2405.06708).
 
     Parameters
@@ -291,6 +292,13 @@ class LangCellConfig(ModelPipelines, PreTrainedConfig):
         for tower in ("cell_config", "text_config"):
             given[tower].pop("dtype", None)
         return given
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """Give the configuration of what `transformers` takes for text: the tokens of ``input_ids``, those of cells.
+
+        So that what it does about tokens, such as adding some, is done about those of cells.
+        """
+        return self
 
     @property
     def vocab_size(self) -> int:

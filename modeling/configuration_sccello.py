@@ -8,10 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
+from .model_tasks import TaskConfig
 
 
 @strict
-class ScCelloConfig(ModelPipelines, PreTrainedConfig):
+class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes, objectives and cell types of scCello, a BERT encoder over rank-value gene tokens (Yuan et al. 2024).
 
     Defaults are those of the published pretrained model, but for the dropout of attention weights.

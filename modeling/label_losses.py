@@ -1,10 +1,42 @@
-"""What heads predict and learn from: classes, or a value in its own unit."""
+"""What heads predict and learn from: a class, several classes at once, or values in their own unit."""
 
 from typing import Any
 
 import torch
+from torch import nn
 
-from .cell_losses import LossTerms, cross_entropy_terms, full_precision
+from .cell_losses import IGNORED, LossTerms, cross_entropy_terms, full_precision
+
+
+REGRESSION, ONE_CLASS, CLASSES = "regression", "single_label_classification", "multi_label_classification"
+
+
+def is_regression(config: Any) -> bool:
+    """Whether a head predicts values: its ``problem_type`` says so, or says nothing and there is one label."""
+    return config.problem_type == REGRESSION or (config.problem_type is None and config.num_labels == 1)
+
+
+def problem_of(config: Any, labels: torch.Tensor) -> str:
+    """Give the kind of problem, as `transformers` decides it: ``problem_type``, else by labels and their number.
+
+    One label is a regression; whole numbers are classes; real numbers are several classes at once. The last two cannot
+    be told from the configuration alone, so regression and several classes are recorded in it for those who load it.
+
+    Parameters
+    ----------
+    config
+        The model's configuration; ``problem_type`` is filled in.
+    labels
+        Of a batch.
+    """
+    if config.problem_type is None and not torch.compiler.is_compiling():
+        if config.num_labels == 1:
+            config.problem_type = REGRESSION
+        elif labels.is_floating_point():
+            config.problem_type = CLASSES
+    if config.problem_type is not None:
+        return config.problem_type
+    return REGRESSION if config.num_labels == 1 else ONE_CLASS
 
 
 @full_precision
@@ -23,11 +55,30 @@ def squared_error_terms(predicted: torch.Tensor, labels: torch.Tensor, deviation
     return LossTerms(errors.square().where(valid, 0.0).sum(), valid.sum())
 
 
+@full_precision
+def binary_cross_entropy_terms(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> LossTerms:
+    """Binary cross entropy of every class of every item, labels that are -100 or NaN left out.
+
+    Parameters
+    ----------
+    logits, labels
+        Scores, and 0 or 1, shape (items, classes).
+    weights
+        Of each item, shape (items,).
+    """
+    valid = (labels != IGNORED) & ~labels.isnan()
+    terms = nn.functional.binary_cross_entropy_with_logits(logits, labels.where(valid, 0.0), reduction="none")
+    terms = terms.where(valid, 0.0)
+    return LossTerms((terms if weights is None else terms * weights[:, None]).sum(), valid.sum())
+
+
 def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
     """Give a head's outputs in the unit of what they stand for.
 
-    Scores of classes stay as they are. With ``problem_type="regression"`` a head works on standardised values:
-    ``outputs * target_std + target_mean``, in float32, is the value.
+    Scores of classes stay as they are. A regression works on standardised values: ``outputs * target_std +
+    target_mean``, in float32, is the value.
 
     Parameters
     ----------
@@ -36,7 +87,7 @@ def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
     outputs
         Of the head, shape (..., classes) or (..., 1).
     """
-    if config.problem_type != "regression":
+    if not is_regression(config):
         return outputs
     mean = 0.0 if config.target_mean is None else config.target_mean
     return outputs.float() * deviation_of(config) + mean
@@ -48,25 +99,57 @@ def deviation_of(config: Any) -> float:
 
 
 def label_terms(
-    config: Any, logits: torch.Tensor, labels: torch.Tensor, label_weights: torch.Tensor | None = None
+    config: Any, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> LossTerms:
-    """Compare predictions with labels: cross entropy of classes, or squared error of a standardised value.
+    """Compare predictions with labels, by the kind of problem (`problem_of`).
 
     Parameters
     ----------
     config
-        The model's configuration; its ``problem_type`` decides.
+        The model's configuration.
     logits
-        From `in_units`, shape (..., classes) or (..., 1).
+        From `in_units`, shape (..., classes) or (..., values).
     labels
-        Classes, -100 left out, or values in their unit, NaN left out; shape (...).
-    label_weights
-        Weight of each label in the loss of classes, shape (...).
+        One class: whole numbers, -100 left out, shape (...). Several classes: 0 or 1 for each, -100 and NaN left out,
+        shape (..., classes). Values in their unit, NaN left out, shape (..., values), or (...) where there is one.
+    weights
+        Weight of each item in a loss of classes, shape (...).
+
+    Raises
+    ------
+    ValueError
+        If labels have another shape than predictions.
     """
-    if config.problem_type == "regression":
+    problem = problem_of(config, labels)
+    weights = None if weights is None else weights.flatten()
+    if problem == ONE_CLASS:
+        _check_shape(problem, labels, logits.shape[:-1])
+        return cross_entropy_terms(logits.flatten(0, -2), labels.flatten().long(), weights)
+    one = problem == REGRESSION and logits.shape[-1] == 1 and labels.ndim == logits.ndim - 1
+    _check_shape(problem, labels, logits.shape[:-1] if one else logits.shape)
+    labels = labels.to(torch.promote_types(labels.dtype, torch.float32))
+    if problem == REGRESSION:
         return squared_error_terms(logits.flatten(), labels.flatten(), deviation_of(config))
-    weights = None if label_weights is None else label_weights.flatten()
-    return cross_entropy_terms(logits.flatten(0, -2), labels.flatten(), weights)
+    return binary_cross_entropy_terms(logits.flatten(0, -2), labels.flatten(0, -2), weights)
 
 
-__all__ = ["deviation_of", "in_units", "label_terms", "squared_error_terms"]
+def _check_shape(problem: str, labels: torch.Tensor, wanted: torch.Size) -> None:
+    if labels.shape != wanted:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but the model's problem_type is {problem!r}, for which they "
+            f"have shape {tuple(wanted)}: pass such labels, or another problem_type when loading the model"
+        )
+
+
+__all__ = [
+    "CLASSES",
+    "ONE_CLASS",
+    "REGRESSION",
+    "binary_cross_entropy_terms",
+    "deviation_of",
+    "in_units",
+    "is_regression",
+    "label_terms",
+    "problem_of",
+    "squared_error_terms",
+]

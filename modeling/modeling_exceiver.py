@@ -22,11 +22,13 @@ from .background_attention import (
     background_attention,
     background_sums,
     has_cpu_kernel,
-    works_alone,
 )
+from .cell_losses import IGNORED, count_items, every_weight_counts, share_of_step
 from .configuration_exceiver import ExceiverConfig
 from .dropout import Dropout
-from .label_losses import in_units, label_terms
+from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
+from .model_tasks import Predicts, former_name
+from .plain_layers import embedding_rows, works_alone
 from .wide_feed_forward import pays, wide_feed_forward
 
 
@@ -370,7 +372,7 @@ class ExceiverLayer(GradientCheckpointingLayer):
     def feed_forward(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the feed-forward block, shape (cells, latents, hidden size)."""
         dropped = self.training and self.dropout.p > 0
-        if not dropped and type(self.fc2) is nn.Linear and pays(states, self.fc1, self.activation):
+        if not dropped and works_alone(self.fc2) and pays(states, self.fc1, self.activation):
             return wide_feed_forward(states, self.fc1, self.fc2)
         return self.fc2(self.dropout(self.activation(self.fc1(states))))
 
@@ -381,7 +383,7 @@ class ExceiverLayer(GradientCheckpointingLayer):
         return self.norm_feed_forward(hidden_states + self.dropout(self.feed_forward(hidden_states)))
 
 
-class ExceiverPreTrainedModel(AdapterFolders, PreTrainedModel):
+class ExceiverPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
     """Base of the Exceiver models: initialisation and what the library has to know.
 
     Weights start as PyTorch's own layers do (the released code sets nothing else): embeddings and latents from a
@@ -420,6 +422,24 @@ class ExceiverPreTrainedModel(AdapterFolders, PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Refuse: the ids of padding and of the class query follow the last gene, and every gene has a background.
+
+        Raises
+        ------
+        NotImplementedError
+            Always, but for a call that changes nothing.
+        """
+        number = args[0] if args else kwargs.get("new_num_tokens")
+        embeddings = self.get_input_embeddings()
+        if number is None or number == embeddings.num_embeddings:
+            return embeddings
+        raise NotImplementedError(
+            f"resize_token_embeddings({number:,}): Exceiver's padding and class query are the two tokens after its "
+            "last gene, so that further tokens have no place. Make a model of the size that you need: "
+            "ExceiverConfig(vocab_size=genes + 2)"
+        )
+
     @staticmethod
     def _init_linear(module: nn.Linear, start: str) -> None:
         """Initialise a layer the way its attribute `start` says.
@@ -448,6 +468,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
         The configuration.
     """
 
+    prediction = "pooler_output"
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^expression_head\.", r"^classifier\."]
 
     def __init__(self, config: ExceiverConfig):
@@ -492,8 +513,11 @@ class ExceiverModel(ExceiverPreTrainedModel):
                 )
             return given
         values = self.background_values
-        version = (values.data_ptr(), values._version) if not torch.compiler.is_compiling() else None
-        if version is not None and version != self._checked_background:
+        if torch.compiler.is_compiling():
+            return values
+        # Tensors of `torch.inference_mode` count no versions: they are looked at every time.
+        version = None if values.is_inference() else (values.data_ptr(), values._version)
+        if version is None or version != self._checked_background:
             if values.isnan().any():
                 raise ValueError(
                     "unexpressed_genes='bias' needs the value of every gene where it has no counts, and this model "
@@ -561,13 +585,13 @@ class ExceiverModel(ExceiverPreTrainedModel):
             masked_genes = masked_genes.bool()
             embedded = input_ids.masked_fill(masked_genes, config.pad_token_id)
             values = expression_values.masked_fill(masked_genes, 1.0)
-        weight = self.gene_embedding.weight
-        genes = self.gene_embedding(embedded) * values.to(weight.dtype).unsqueeze(-1)
+        genes = self.gene_embedding(embedded)
+        genes = genes * values.to(genes.dtype).unsqueeze(-1)
         background = None
         if config.unexpressed_genes == "bias":
             background_values = self._background(background_values)
-            background = weight[: config.num_genes] * background_values.to(weight).unsqueeze(-1)
-            background = background.unsqueeze(0)
+            background = embedding_rows(self.gene_embedding, config.num_genes, input_ids.device)
+            background = (background * background_values.to(background).unsqueeze(-1)).unsqueeze(0)
         latents = self.encoder(
             self.latent_queries.unsqueeze(0),
             genes,
@@ -611,20 +635,15 @@ def masked_queries(input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_toke
     return input_ids.gather(1, first).masked_fill(~masked_genes.gather(1, first), pad_token_id)
 
 
-def expression_loss(
-    predicted: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, num_items_in_batch: Any = None
-) -> torch.Tensor:
+def expression_loss(predicted: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Mean squared error over valid queries, in float32.
 
     Parameters
     ----------
     predicted, labels
-        Shape (cells, queries).
+        Shape (cells, queries); labels of -100 are left out.
     valid
         False for padding, shape (cells, queries).
-    num_items_in_batch
-        Cells of the whole batch, over accumulation steps and processes: the loss is then the sum over this call's
-        cells of their mean squared errors, divided by this number.
 
     Raises
     ------
@@ -636,10 +655,9 @@ def expression_loss(
             f"labels of expression have shape {tuple(labels.shape)}, but the genes to predict have shape "
             f"{tuple(predicted.shape)}: one label for each query of each cell"
         )
+    valid = valid & (labels != IGNORED)
     squared = (predicted.float() - labels.float()).square().where(valid, 0.0)
-    if num_items_in_batch is None:
-        return squared.sum() / valid.sum().clamp(min=1)
-    return (squared.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).sum() / num_items_in_batch
+    return squared.sum() / valid.sum().clamp(min=1)
 
 
 class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
@@ -650,6 +668,8 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
     config
         The configuration.
     """
+
+    prediction = "predicted_expression"
 
     def __init__(self, config: ExceiverConfig):
         super().__init__(config)
@@ -680,9 +700,11 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
         query_ids
             Genes to predict, shape (cells, queries), padded by ``<pad>``; by default the masked genes in their order.
         labels
-            Their standardised expression + 1, shape (cells, queries); padding is ignored.
+            Their standardised expression + 1, shape (cells, queries); padding and -100 are ignored.
         num_items_in_batch
-            As for `expression_loss`.
+            Labels of the whole step that are not -100, over accumulated batches and processes, as
+            `transformers.Trainer` counts them: the loss is then multiplied by this call's share of them. Where
+            padding is labelled -100, it is then the share of the mean over the whole step.
 
         Raises
         ------
@@ -701,7 +723,9 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
         predicted = self.expression_head(decoded).squeeze(-1)
         loss = None
         if labels is not None:
-            loss = expression_loss(predicted, labels, query_ids != self.config.pad_token_id, num_items_in_batch)
+            loss = expression_loss(predicted, labels, query_ids != self.config.pad_token_id)
+            if num_items_in_batch is not None:
+                loss = loss * share_of_step((labels != IGNORED).sum(), num_items_in_batch)
         return ExceiverForMaskedExpressionOutput(
             loss=loss,
             predicted_expression=predicted,
@@ -718,8 +742,8 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
-        value.
+        The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
+        label, it predicts a value; with ``"multi_label_classification"`` each class by itself.
     """
 
     def __init__(self, config: ExceiverConfig):
@@ -740,9 +764,9 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         masked_genes: torch.Tensor | None = None,
         query_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
-        expression_labels: torch.FloatTensor | None = None,
+        expression_targets: torch.FloatTensor | None = None,
         background_values: torch.Tensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ExceiverForSequenceClassificationOutput:
@@ -755,21 +779,26 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         query_ids
             Genes whose expression to predict, too, shape (cells, queries), padded by ``<pad>``.
         labels
-            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
-        expression_labels
-            Standardised expression + 1 at the queries, shape (cells, queries).
-        label_weights
-            Weight of each cell in the loss of classes, shape (cells,).
+            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
+            multi-label problem, shape (cells, classes).
+        expression_targets
+            Standardised expression + 1 at the queries, shape (cells, queries); also taken by the name
+            ``expression_labels``.
+        loss_weights
+            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
         num_items_in_batch
-            Cells of the whole batch, over accumulation steps and processes: losses are then sums over this call's
-            cells divided by this number.
+            Labels of the whole step that are not -100, over accumulated batches and processes, as
+            `transformers.Trainer` counts them: losses are then multiplied by this call's share of them, so that they
+            add up to those of the whole step.
 
         Raises
         ------
         ValueError
-            If a label is no class, a query is beyond the model's genes, or expression labels come without queries.
+            If a label is not a class, a query is beyond the model's genes, or expression comes without queries.
         """
-        if expression_labels is not None and query_ids is None:
+        expression_targets = former_name(kwargs, "expression_labels", expression_targets)
+        loss_weights = former_name(kwargs, "label_weights", loss_weights)
+        if expression_targets is not None and query_ids is None:
             raise ValueError("expression_labels need query_ids: the genes that they belong to")
         if query_ids is None:
             query_ids = input_ids.new_empty(input_ids.shape[0], 0)
@@ -780,26 +809,29 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         class_query = query_ids.new_full((query_ids.shape[0], 1), self.config.cls_token_id)
         queries = self.exceiver.gene_embedding(torch.cat([query_ids, class_query], dim=1))
         decoded = self.decoder(queries, outputs.last_hidden_state)
-        predicted = self.expression_head(decoded[:, :-1]).squeeze(-1) if query_ids.shape[1] else None
+        predicted = self.expression_head(decoded[:, :-1]).squeeze(-1)
         logits = in_units(self.config, self.classifier(decoded[:, -1]))
         label_loss = gene_loss = None
-        regression = self.config.problem_type == "regression"
         if labels is not None:
-            if not regression:
+            if problem_of(self.config, labels) == ONE_CLASS:
                 self._check_labels(labels)
-            terms = label_terms(self.config, logits, labels, label_weights)
-            label_loss = terms.mean() if num_items_in_batch is None else terms.total / num_items_in_batch
-        if expression_labels is not None:
-            valid = query_ids != self.config.pad_token_id
-            gene_loss = expression_loss(predicted, expression_labels, valid, num_items_in_batch)
+            label_loss = label_terms(self.config, logits, labels, loss_weights).mean()
+        if expression_targets is not None:
+            gene_loss = expression_loss(predicted, expression_targets, query_ids != self.config.pad_token_id)
+        if num_items_in_batch is not None:
+            share = share_of_step(count_items(labels, logits.new_tensor(len(logits))), num_items_in_batch)
+            label_loss, gene_loss = (None if part is None else part * share for part in (label_loss, gene_loss))
         losses = [part for part in (label_loss, gene_loss) if part is not None]
+        if losses and every_weight_counts():
+            losses += [predicted[:, :0].sum(), logits[:0].sum()]  # both heads are part of the graph
+        regression = is_regression(self.config)
         return ExceiverForSequenceClassificationOutput(
             loss=torch.stack(losses).sum() if losses else None,
             logits=logits,
             classification_loss=None if regression else label_loss,
             regression_loss=label_loss if regression else None,
             expression_loss=gene_loss,
-            predicted_expression=predicted,
+            predicted_expression=predicted if query_ids.shape[1] else None,
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

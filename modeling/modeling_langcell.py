@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -26,7 +27,9 @@ from .cell_losses import (
     IGNORED,
     GatheredCells,
     LossTerms,
+    count_items,
     cross_entropy_terms,
+    every_weight_counts,
     full_precision,
     gather_cells,
     join_losses,
@@ -44,9 +47,18 @@ from .cell_text_losses import (
 )
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from .dropout import Dropout
-from .label_losses import in_units, label_terms
-from .modeling_sccello import ScCelloEmbeddings, ScCelloModel, check_labels, count_cells, eager_attention_forward
+from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
+from .model_tasks import Predicts, former_name
+from .modeling_sccello import (
+    ScCelloEmbeddings,
+    ScCelloModel,
+    check_labels,
+    count_cells,
+    eager_attention_forward,
+    refuse_to_cut,
+)
 from .packed_texts import CellKeys, DistinctTexts, PackedTexts, distinct_texts, pack_texts, trim_cells
+from .plain_layers import works_alone
 
 
 logger = logging.get_logger(__name__)
@@ -434,7 +446,7 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         return self.feed_forward(hidden_states)
 
 
-class LangCellPreTrainedModel(AdapterFolders, PreTrainedModel):
+class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
     """Base of the LangCell models: initialisation as BERT's, and what the library has to know."""
 
     config: LangCellConfig
@@ -459,6 +471,25 @@ class LangCellPreTrainedModel(AdapterFolders, PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Add tokens of cells after the last, or take such tokens away again; the model's own keep their ids.
+
+        Tokens of texts are added by ``text_model.resize_token_embeddings``.
+
+        Parameters
+        ----------
+        new_num_tokens, *args, **kwargs
+            As for other models.
+
+        Raises
+        ------
+        NotImplementedError
+            If tokens of the model would be cut off.
+        """
+        if hasattr(self.config, "cls_token_id"):
+            refuse_to_cut(self.config, new_num_tokens)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
 
 class LangCellTextModel(LangCellPreTrainedModel):
     """Text encoder: a BERT whose layers can also attend to cells.
@@ -474,6 +505,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
 
     config: LangCellTextConfig
     config_class = LangCellTextConfig
+    prediction = "pooler_output"
     base_model_prefix = "text_model"
     _keys_to_ignore_on_load_unexpected = [r"^cell_model\.", r"^matching_head\.", r"^gene_head\."]
     _can_record_outputs = {
@@ -673,6 +705,7 @@ class LangCellModel(LangCellPreTrainedModel):
         The configuration.
     """
 
+    prediction = "pooler_output"
     _keys_to_ignore_on_load_unexpected = [r"^gene_head\.", r"^pooler\.", r"^classifier\."]
 
     def __init__(self, config: LangCellConfig):
@@ -974,7 +1007,7 @@ class LangCellModel(LangCellPreTrainedModel):
 
 def _in_float32(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """Apply a layer in float32: in bfloat16 classes that are close would come out the same."""
-    if type(layer) is not nn.Linear:  # an adapter is on it
+    if not works_alone(layer):  # an adapter is on it, or its weights are kept elsewhere
         return layer(states).float()
     return nn.functional.linear(states.float(), layer.weight.float(), layer.bias.float())
 
@@ -1040,11 +1073,7 @@ class LangCellGeneHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Transform hidden states, shape (positions, hidden size)."""
-        return self.norm(self.activation(self.dense(states)))
-
-    def compare(
+    def forward(
         self, states: torch.Tensor, embeddings: torch.Tensor, labels: torch.Tensor | None, with_logits: bool
     ) -> tuple[torch.Tensor | None, LossTerms | None]:
         """Score all tokens for some hidden states.
@@ -1067,7 +1096,7 @@ class LangCellGeneHead(nn.Module):
         terms
             Of the loss, where labels are given.
         """
-        states = self(states)
+        states = self.norm(self.activation(self.dense(states)))
         with torch.autocast(states.device.type, enabled=False):
             # The bias is one more dimension, of which every state holds 1.
             states = nn.functional.pad(states.float(), (0, 1), value=1.0)
@@ -1076,6 +1105,12 @@ class LangCellGeneHead(nn.Module):
                 return None, None if labels is None else masked_gene_loss(states, genes, labels)
             logits = states @ genes.T
         return logits, None if labels is None else cross_entropy_terms(logits, labels)
+
+    def resize(self, number: int) -> None:
+        """Fit the bias to a number of tokens; that of new ones is 0."""
+        kept = self.bias[:number]
+        grown = nn.functional.pad(kept.detach(), (0, number - len(kept)))
+        self.bias = nn.Parameter(grown, requires_grad=self.bias.requires_grad)
 
 
 class LangCellForPreTraining(LangCellModel):
@@ -1108,6 +1143,12 @@ class LangCellForPreTraining(LangCellModel):
         self.post_init()
         if config.stage == 1:
             self.set_stage(1)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Add tokens of cells, as for the other models, and their biases in the head of masked genes."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.gene_head.resize(embeddings.num_embeddings)
+        return embeddings
 
     def set_stage(self, stage: int) -> None:
         """Choose the stage of pretraining; in stage 1 the text encoder and the matching head are frozen.
@@ -1158,7 +1199,8 @@ class LangCellForPreTraining(LangCellModel):
             Whether to give the scores at masked positions (those with a label; those of ``<mask>`` where there are no
             labels). By default in evaluation and not in training.
         num_items_in_batch
-            Cells of the whole step, over accumulated batches and processes; see `cell_losses.join_losses`.
+            Labels of the whole step that are not -100 (cells, where there are no labels), over accumulated batches
+            and processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
 
         Raises
         ------
@@ -1184,8 +1226,10 @@ class LangCellForPreTraining(LangCellModel):
             )
             parts |= more
         number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
-        losses = join_losses(parts, number, num_items_in_batch, joined)
+        losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
         weighted = [getattr(config, name.replace("_loss", "_weight")) * part for name, part in losses.items()]
+        if weighted and every_weight_counts():
+            weighted += self._nothing_of(outputs)
         return LangCellForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
             **losses,
@@ -1221,10 +1265,14 @@ class LangCellForPreTraining(LangCellModel):
         if not self.config.masked_gene_weight:
             return None, None
         masked = input_ids == self.config.mask_token_id if labels is None else labels != IGNORED
-        embeddings = self.cell_model.embeddings.word_embeddings.weight
-        return self.gene_head.compare(
-            states[masked], embeddings, None if labels is None else labels[masked], with_logits
-        )
+        embeddings = self.cell_model.word_table(states)
+        return self.gene_head(states[masked], embeddings, None if labels is None else labels[masked], with_logits)
+
+    def _nothing_of(self, cells: BaseModelOutputWithPooling) -> list[torch.Tensor]:
+        """Give zeros that depend on the weights of projection and gene head, used or not."""
+        nothing = cells.last_hidden_state[:0, 0]
+        logits, _ = self.gene_head(nothing, self.cell_model.word_table(nothing), None, True)
+        return [cells.pooler_output[:0].sum(), logits.sum()]
 
     def _cell_cell_terms(
         self, cells: torch.Tensor, noised: torch.Tensor, takes_part: torch.Tensor, joined: bool
@@ -1307,22 +1355,49 @@ def _say_shared_text(text_ids: torch.Tensor) -> None:
         )
 
 
+class LangCellClassificationHead(nn.Module):
+    """BERT's classification head: linear, tanh, dropout, linear.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    """
+
+    def __init__(self, config: LangCellConfig):
+        super().__init__()
+        cell = config.cell_config
+        self.dense = nn.Linear(cell.hidden_size, cell.hidden_size)
+        self.dropout = Dropout(cell.hidden_dropout_prob)
+        self.out_proj = nn.Linear(cell.hidden_size, config.num_labels)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Score classes, shape (cells, classes), by hidden states, shape (cells, hidden size)."""
+        return self.out_proj(self.dropout(torch.tanh(self.dense(states))))
+
+
 class LangCellForSequenceClassification(LangCellPreTrainedModel):
     """LangCell-CE: classifies cells, or predicts a value, by the cell encoder with BERT's classification head.
 
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
-        value. The text encoder is not part of the model.
+        The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
+        label, it predicts a value; with ``"multi_label_classification"`` each class by itself. The text encoder is
+        not part of the model.
 
     Notes
     -----
     As published: linear and tanh on the hidden state of ``<cls>`` (of the mean over genes with ``pooling="mean"``, our
-    choice), dropout, linear.
+    choice), dropout, linear. In older folders the first of these layers has the name ``pooler``; they load as well.
     """
 
     _supports_flash_attn = True
+    # Former names of the head's weights; PEFT reads this, too.
+    _checkpoint_conversion_mapping = {
+        r"^pooler\.(weight|bias)$": r"classifier.dense.\1",
+        r"^classifier\.(weight|bias)$": r"classifier.out_proj.\1",
+    }
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^matching_head\.",
@@ -1335,10 +1410,33 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         cell = config.cell_config
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
-        self.pooler = nn.Linear(cell.hidden_size, cell.hidden_size)
-        self.dropout = Dropout(cell.hidden_dropout_prob)
-        self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
+        self.classifier = LangCellClassificationHead(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a model or an adapter, whichever names its head has.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path, *model_args, **kwargs
+            As for other models.
+        """
+        kwargs["key_mapping"] = cls._checkpoint_conversion_mapping | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Put an adapter on the model, whichever names its head has.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for other models.
+        """
+        if kwargs.get("load_config") is None:
+            names = self._checkpoint_conversion_mapping.items()
+            kwargs.setdefault("weight_mapping", [WeightRenaming(former, now) for former, now in names])
+        return super().load_adapter(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Give the embeddings of genes."""
@@ -1354,7 +1452,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
@@ -1365,9 +1463,10 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         input_ids, attention_mask
             As for `LangCellCellModel`.
         labels
-            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
-        label_weights
-            Weight of each cell in the loss of classes, shape (cells,).
+            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
+            multi-label problem, shape (cells, classes).
+        loss_weights
+            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
         num_items_in_batch
             As for `LangCellForPreTraining`.
 
@@ -1382,13 +1481,14 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         ValueError
             If a label is no class.
         """
-        if labels is not None and self.config.problem_type != "regression":
+        loss_weights = former_name(kwargs, "label_weights", loss_weights)
+        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.cell_model(input_ids, attention_mask, **kwargs)
-        logits = in_units(self.config, self.classifier(self.dropout(torch.tanh(self.pooler(outputs.pooler_output)))))
-        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        logits = in_units(self.config, self.classifier(outputs.pooler_output))
+        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
         return SequenceClassifierOutput(
-            loss=_joined(self, terms, input_ids, attention_mask, num_items_in_batch),
+            loss=_joined(self, terms, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1410,6 +1510,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         r"^matching_head\.",
         r"^gene_head\.",
         r"^pooler\.",
+        r"^classifier\.(dense|out_proj)\.",
         r"^cell_model\.projection\.",
     ]
 
@@ -1436,7 +1537,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
@@ -1447,9 +1548,11 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         input_ids, attention_mask
             As for `LangCellCellModel`.
         labels
-            Class of each token, -100 for those to leave out; of the shape of `input_ids`.
-        label_weights
-            Weight of each token in the loss, of the same shape.
+            Class of each token, -100 for those to leave out, of the shape of `input_ids`; for other kinds of problem
+            as `label_losses.label_terms` takes them.
+        loss_weights
+            Weight of each token in the loss of classes, shape (cells, tokens); also taken by the name
+            ``label_weights``.
         num_items_in_batch
             As for `LangCellForPreTraining`.
 
@@ -1464,13 +1567,14 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         ValueError
             If a label is no class.
         """
-        if labels is not None:
+        loss_weights = former_name(kwargs, "label_weights", loss_weights)
+        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.cell_model(input_ids, attention_mask, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        logits = in_units(self.config, self.classifier(self.dropout(outputs.last_hidden_state)))
+        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
         return TokenClassifierOutput(
-            loss=_joined(self, terms, input_ids, attention_mask, num_items_in_batch),
+            loss=_joined(self, terms, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1478,18 +1582,13 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
 
 
 def _joined(
-    model: LangCellPreTrainedModel,
-    terms: LossTerms | None,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    num_items_in_batch: Any,
+    model: LangCellPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
 ) -> torch.Tensor | None:
     """Give the loss of a head, of all processes' cells as the objectives of pretraining are."""
     if terms is None:
         return None
-    number = count_cells(input_ids, attention_mask, None, model.config.pad_token_id)
     joined = model.config.gather_cells and torch.is_grad_enabled()
-    return join_losses({"loss": terms}, number, num_items_in_batch, joined)["loss"]
+    return join_losses({"loss": terms}, count_items(labels, terms.count), num_items_in_batch, joined)["loss"]
 
 
 LangCellModel.register_for_auto_class("AutoModel")

@@ -28,7 +28,9 @@ from .cell_losses import (
     GatheredCells,
     LossTerms,
     coherence_loss,
+    count_items,
     cross_entropy_terms,
+    every_weight_counts,
     gather_cells,
     join_losses,
     masked_gene_loss,
@@ -38,7 +40,9 @@ from .cell_losses import (
 )
 from .configuration_sccello import ScCelloConfig
 from .dropout import Dropout
-from .label_losses import in_units, label_terms
+from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
+from .model_tasks import Predicts, former_name
+from .plain_layers import embedding_rows
 
 
 logger = logging.get_logger(__name__)
@@ -127,7 +131,7 @@ class ScCelloEmbeddings(nn.Module):
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Embed tokens, shape (cells, tokens); a token's position is its place where no positions are given."""
         if position_ids is None:
-            positions = self.position_embeddings.weight[: input_ids.shape[1]]
+            positions = embedding_rows(self.position_embeddings, input_ids.shape[1], input_ids.device)
         else:
             positions = self.position_embeddings(position_ids)
         return self.dropout(self.norm(self.word_embeddings(input_ids) + positions))
@@ -246,7 +250,7 @@ class ScCelloHead(nn.Module):
         return self.fc2(self.activation(self.norm(self.fc1(states))))
 
 
-class ScCelloPreTrainedModel(AdapterFolders, PreTrainedModel):
+class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
     """Base of the scCello models: initialisation as BERT's, and what the library has to know."""
 
     config: ScCelloConfig
@@ -282,6 +286,37 @@ class ScCelloPreTrainedModel(AdapterFolders, PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Add tokens after the last, or take such tokens away again; the model's own tokens keep their ids.
+
+        Parameters
+        ----------
+        new_num_tokens, *args, **kwargs
+            As for other models.
+
+        Raises
+        ------
+        NotImplementedError
+            If tokens of the model would be cut off.
+        """
+        refuse_to_cut(self.config, new_num_tokens)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+
+def refuse_to_cut(config: Any, new_num_tokens: int | None) -> None:
+    """Refuse to cut off a model's own tokens, of which ``<cls>`` is the last.
+
+    Raises
+    ------
+    NotImplementedError
+        If they would be.
+    """
+    if new_num_tokens is not None and new_num_tokens <= config.cls_token_id:
+        raise NotImplementedError(
+            f"resize_token_embeddings({new_num_tokens:,}) would cut off genes and <cls>, whose id is "
+            f"{config.cls_token_id:,}: tokens can only be added after it"
+        )
+
 
 class ScCelloModel(ScCelloPreTrainedModel):
     """Embeddings and encoder; a cell's embedding is the hidden state of ``<cls>``.
@@ -295,6 +330,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
     -----
     A cell without any token that takes part gets finite numbers without meaning.
     """
+
+    prediction = "pooler_output"
 
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
@@ -310,6 +347,10 @@ class ScCelloModel(ScCelloPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embeddings of genes."""
         self.embeddings.word_embeddings = value
+
+    def word_table(self, states: torch.Tensor) -> torch.Tensor:
+        """Give the embeddings of all tokens, shape (vocabulary, hidden size), on the device of hidden states."""
+        return embedding_rows(self.embeddings.word_embeddings, self.config.vocab_size, states.device)
 
     def _check_input(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
@@ -583,6 +624,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     losses are those of all processes' cells (`config.gather_cells`); `cell_losses.join_losses` says how they scale.
     """
 
+    prediction = "cell_representation"
     similarity_levels: torch.Tensor
     ancestor_mask: torch.Tensor
 
@@ -690,8 +732,9 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         if torch.compiler.is_compiling() or not self.config.relational_alignment_weight or not number:
             return
         table = self.similarity_levels
-        version = (table.data_ptr(), table._version)
-        if version != self._checked_ontology:
+        # Tensors of `torch.inference_mode` count no versions: they are looked at every time.
+        version = None if table.is_inference() else (table.data_ptr(), table._version)
+        if version is None or version != self._checked_ontology:
             if (table == NO_LEVEL).any():
                 raise ValueError(
                     "the relational alignment needs the similarity of cell types, and this model holds none: install "
@@ -719,7 +762,8 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             parts["relational_alignment_loss"] = relational_alignment_loss(
                 cells, cell_type_ids, self.similarity_levels, self.ancestor_mask, noised, *together
             )
-        prototypes = scale_representations(self.prototypes.weight, config.tau)
+        table = embedding_rows(self.prototypes, self.num_cell_types, cells.device)
+        prototypes = scale_representations(table, config.tau)
         if config.coherence_weight:
             parts["coherence_loss"] = coherence_loss(cells, prototypes, cell_type_ids)
         if config.regularization_weight:
@@ -735,8 +779,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         """Give scores at masked positions, where wanted, and the terms of masked gene prediction."""
         if not self.config.masked_gene_weight:
             return None, None
-        words = self.sccello.embeddings.word_embeddings.weight
-        return self.gene_head.compare(states, words, labels, self.config.tau, with_logits)
+        return self.gene_head.compare(states, self.sccello.word_table(states), labels, self.config.tau, with_logits)
 
     @can_return_tuple
     def forward(
@@ -766,7 +809,8 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             where there are no labels). By default in evaluation and not in training, where their memory and most of
             the last layer's work are saved.
         num_items_in_batch
-            Cells of the whole step, over accumulated batches and processes; see `cell_losses.join_losses`.
+            Labels of the whole step that are not -100 (cells, where there are no labels), over accumulated batches
+            and processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
 
         Raises
         ------
@@ -792,8 +836,10 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         parts = {} if gene_terms is None else {"masked_gene_loss": gene_terms}
         parts |= self._cell_terms(cells, noised, cell_type_ids, joined)
         number = count_cells(input_ids, attention_mask, position_ids, self.config.pad_token_id)
-        losses = join_losses(parts, number, num_items_in_batch, joined)
+        losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
         weighted = [getattr(self.config, name.replace("_loss", "_weight")) * part for name, part in losses.items()]
+        if weighted and every_weight_counts():
+            weighted += self._nothing_of(cells, masked_states)
         return ScCelloForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
             **losses,
@@ -803,6 +849,12 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _nothing_of(self, cells: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
+        """Give zeros that depend on the weights of all objectives, whichever are computed."""
+        prototypes = self.prototypes(torch.empty(0, dtype=torch.long, device=cells.device))
+        projected = self.affine_projection(prototypes)
+        return [nothing.sum() for nothing in (cells[:0], projected, self.gene_head(states[:0]))]
 
     def _encode(
         self,
@@ -907,13 +959,13 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
         outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
         logits, terms = self.gene_head.compare(
             outputs.last_hidden_state,
-            self.sccello.embeddings.word_embeddings.weight,
+            self.sccello.word_table(outputs.last_hidden_state),
             labels,
             self.config.tau,
             with_logits=(not self.training or labels is None) if return_logits is None else return_logits,
         )
         return MaskedLMOutput(
-            loss=_joined(self, terms, input_ids, attention_mask, position_ids, num_items_in_batch),
+            loss=_joined(self, terms, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -926,8 +978,8 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
     Parameters
     ----------
     config
-        The configuration; ``num_labels`` or ``id2label`` give the classes, ``problem_type="regression"`` asks for a
-        value.
+        The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
+        label, it predicts a value; with ``"multi_label_classification"`` each class by itself.
     """
 
     def __init__(self, config: ScCelloConfig):
@@ -945,7 +997,7 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
@@ -956,9 +1008,10 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         input_ids, attention_mask, position_ids
             As for `ScCelloModel`.
         labels
-            Classes, -100 left out, or values in their unit, NaN left out; shape (cells,).
-        label_weights
-            Weight of each cell in the loss of classes, shape (cells,).
+            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
+            multi-label problem, shape (cells, classes).
+        loss_weights
+            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
         num_items_in_batch
             As for `ScCelloForPreTraining`.
 
@@ -973,13 +1026,14 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         ValueError
             If a label is no class.
         """
-        if labels is not None and self.config.problem_type != "regression":
+        loss_weights = former_name(kwargs, "label_weights", loss_weights)
+        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
         logits = in_units(self.config, self.classifier(self.dropout(outputs.pooler_output)))
-        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
         return SequenceClassifierOutput(
-            loss=_joined(self, terms, input_ids, attention_mask, position_ids, num_items_in_batch),
+            loss=_joined(self, terms, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1010,7 +1064,7 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
@@ -1021,9 +1075,11 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         input_ids, attention_mask, position_ids
             As for `ScCelloModel`.
         labels
-            Class of each token, -100 for those to leave out; of the shape of `input_ids`.
-        label_weights
-            Weight of each token in the loss, of the same shape.
+            Class of each token, -100 for those to leave out, of the shape of `input_ids`; for other kinds of problem
+            as `label_losses.label_terms` takes them.
+        loss_weights
+            Weight of each token in the loss of classes, shape (cells, tokens); also taken by the name
+            ``label_weights``.
         num_items_in_batch
             As for `ScCelloForPreTraining`.
 
@@ -1038,13 +1094,14 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         ValueError
             If a label is no class.
         """
-        if labels is not None:
+        loss_weights = former_name(kwargs, "label_weights", loss_weights)
+        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
             check_labels("labels", labels, self.num_labels, "classes")
         outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        terms = None if labels is None else label_terms(self.config, logits, labels, label_weights)
+        logits = in_units(self.config, self.classifier(self.dropout(outputs.last_hidden_state)))
+        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
         return TokenClassifierOutput(
-            loss=_joined(self, terms, input_ids, attention_mask, position_ids, num_items_in_batch),
+            loss=_joined(self, terms, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1052,19 +1109,13 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
 
 
 def _joined(
-    model: ScCelloPreTrainedModel,
-    terms: LossTerms | None,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    num_items_in_batch: Any,
+    model: ScCelloPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
 ) -> torch.Tensor | None:
     """Give the loss of a head, of all processes' cells as the objectives of pretraining are."""
     if terms is None:
         return None
-    number = count_cells(input_ids, attention_mask, position_ids, model.config.pad_token_id)
     joined = model.config.gather_cells and torch.is_grad_enabled()
-    return join_losses({"loss": terms}, number, num_items_in_batch, joined)["loss"]
+    return join_losses({"loss": terms}, count_items(labels, terms.count), num_items_in_batch, joined)["loss"]
 
 
 def _check_tables(similarity_levels: Any, ancestor_mask: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:

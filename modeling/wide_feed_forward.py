@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .plain_layers import works_alone
+
 
 CHUNK_TOKENS = 256  # at once: the wide activations of a chunk stay in the processor's cache
 LEAST_WIDENING = 16  # from this ratio of intermediate to input size on, computing again is cheaper than keeping
@@ -66,7 +68,7 @@ def pays(x: torch.Tensor, linear1: nn.Linear, activation: nn.Module) -> bool:
         and x.dtype == torch.float32
         and linear1.out_features >= LEAST_WIDENING * linear1.in_features
         and type(activation).__name__ in ("GELUActivation", "GELU")
-        and type(linear1) is nn.Linear
+        and works_alone(linear1)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -118,7 +118,7 @@ CLASSIFIERS = {
             "regression": LangCellForSequenceClassification,
         },
         heads={
-            LangCellForSequenceClassification: ("pooler", "classifier"),
+            LangCellForSequenceClassification: ("classifier",),
             LangCellForTokenClassification: ("classifier",),
         },
         encoder="cell_model",

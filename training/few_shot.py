@@ -15,11 +15,10 @@ from transformers.utils import ModelOutput
 
 import cellglot
 from cellglot.modeling.adapter_folders import cached_revision
-from cellglot.modeling.cell_losses import cross_entropy_terms, join_losses
+from cellglot.modeling.cell_losses import count_items, cross_entropy_terms, join_losses
 from cellglot.modeling.loading import load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
 from cellglot.modeling.modeling_langcell import LangCellModel
-from cellglot.modeling.modeling_sccello import count_cells
 from cellglot.tokenization.cell_descriptions import ANNOTATION_TEMPLATE
 from cellglot.tokenization.cell_type_candidates import Candidates, make_candidates
 from cellglot.tokenization.corpus import Corpus
@@ -126,7 +125,7 @@ class FewShotObjective(nn.Module):
             "similarity_loss": cross_entropy_terms(similarity, labels),
             "matching_loss": cross_entropy_terms(matching, labels),
         }
-        number = count_cells(input_ids, attention_mask, None, model.config.pad_token_id)
+        number = count_items(labels, parts["similarity_loss"].count)
         losses = join_losses(parts, number, num_items_in_batch, torch.is_grad_enabled())
         scores = self.alpha * similarity.softmax(dim=1) + (1 - self.alpha) * matching.softmax(dim=1)
         return FewShotOutput(loss=losses["similarity_loss"] + losses["matching_loss"], **losses, logits=scores)

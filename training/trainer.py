@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from cellglot.modeling.cell_losses import count_items
 from cellglot.training.data import EpochSampler
 from cellglot.training.progress import TrainingProgress, no_other_bars
 
@@ -19,7 +20,7 @@ class CellTrainer(Trainer):
     """Trains on cells.
 
     - Every cell is seen once an epoch whatever the number of processes, and a step's loss and gradients are those of
-      all processes' cells together: losses are sums over cells divided by the number of cells of the whole step.
+      all processes' cells together: each batch counts by its share of the labels of the whole step.
     - The parts of the loss (fields of the model's output that end in ``_loss``) are logged beside it.
     - Folders hold weights, configuration, tokenizer and code, and nothing pickled beside them.
 
@@ -77,12 +78,12 @@ class CellTrainer(Trainer):
             self.data_collator = training
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Count the cells of a step, over its accumulated batches and all processes."""
+        """Count the items of a step as models do, over its accumulated batches and all processes."""
         if not batch_samples:
             return None
-        cells = sum(batch["attention_mask"].bool().any(dim=1).sum() for batch in batch_samples)
-        assert isinstance(cells, torch.Tensor)
-        return self.accelerator.reduce(cells.to(device), "sum").clamp(min=1)
+        items = sum(_count(batch) for batch in batch_samples)
+        assert isinstance(items, torch.Tensor)
+        return self.accelerator.reduce(items.to(device), "sum")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -140,6 +141,11 @@ class CellTrainer(Trainer):
             arguments = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
             if os.path.exists(arguments):
                 os.remove(arguments)
+
+
+def _count(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Count the labels of a batch that are not -100, or its cells where there are no labels."""
+    return count_items(batch.get("labels"), batch["attention_mask"].bool().any(dim=1).sum())
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:

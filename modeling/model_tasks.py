@@ -1,0 +1,101 @@
+"""What a model is for: the part of its output that is its prediction, and what labels its configuration names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# Everything that outputs of our models hold beside the loss.
+OUTPUTS = (
+    "attentions",
+    "cell_cell_loss",
+    "cell_representation",
+    "cell_text_loss",
+    "classification_loss",
+    "coherence_loss",
+    "cross_attentions",
+    "expression_loss",
+    "hard_negatives",
+    "hidden_states",
+    "last_hidden_state",
+    "logits",
+    "masked_gene_loss",
+    "matching_loss",
+    "pooler_output",
+    "predicted_expression",
+    "regression_loss",
+    "regularization_loss",
+    "relational_alignment_loss",
+    "text_features",
+    "text_last_hidden_state",
+)
+
+
+class TaskConfig:
+    """Part of a configuration: what its model predicts, and its labels."""
+
+    id2label: Any
+    label_cl_ids: Any = None
+    problem_type: Any
+
+    @property
+    def keys_to_ignore_at_inference(self) -> list[str]:
+        """Outputs that `transformers.Trainer` keeps from ``compute_metrics``: all but the model's prediction."""
+        return [name for name in OUTPUTS if name != vars(self).get("_prediction", "logits")]
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of labels."""
+        return None if self.id2label is None else len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, number: int) -> None:
+        """Change the number of labels: the names of the former ones and their Cell Ontology ids are dropped.
+
+        One label is no class among several: a recorded kind of problem that says so is dropped, too.
+        """
+        if self.id2label is not None and len(self.id2label) != number:
+            self.label_cl_ids = None
+            if number == 1 and self.problem_type == "single_label_classification":
+                self.problem_type = None
+        PreTrainedConfig.num_labels.fset(self, number)  # type: ignore[attr-defined]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all fields; what the model predicts follows from its class."""
+        given = super().to_dict()  # type: ignore[misc]
+        given.pop("_prediction", None)
+        return given
+
+
+class Predicts:
+    """Part of a model class: the output that is its prediction."""
+
+    prediction = "logits"
+
+    def post_init(self) -> None:
+        """Finish the model, and note its prediction in its configuration."""
+        super().post_init()  # type: ignore[misc]
+        self.config._prediction = self.prediction  # type: ignore[attr-defined]
+
+
+def former_name(kwargs: Mapping[str, Any], name: str, given: Any) -> Any:
+    """Take an argument that was given by its former name, and leave the others.
+
+    Forward arguments whose name contains "label" are columns of labels to `transformers.Trainer`, which evaluates only
+    where all of them are there.
+
+    Parameters
+    ----------
+    kwargs
+        Further arguments; changed in place.
+    name
+        The former name.
+    given
+        What was given by the name of today.
+    """
+    former = kwargs.pop(name, None)  # type: ignore[attr-defined]
+    return former if given is None else given
+
+
+__all__ = ["OUTPUTS", "Predicts", "TaskConfig", "former_name"]
