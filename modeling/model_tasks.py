@@ -56,7 +56,8 @@ class TaskConfig:
         One label is no class among several: a recorded kind of problem that says so is dropped, too.
         """
         if self.id2label is not None and len(self.id2label) != number:
-            self.label_cl_ids = None
+            if self.label_cl_ids is not None:
+                self.label_cl_ids = None
             if number == 1 and self.problem_type == "single_label_classification":
                 self.problem_type = None
         PreTrainedConfig.num_labels.fset(self, number)  # type: ignore[attr-defined]

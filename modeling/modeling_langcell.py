@@ -1096,7 +1096,7 @@ class LangCellGeneHead(nn.Module):
         terms
             Of the loss, where labels are given.
         """
-        states = self.norm(self.activation(self.dense(states)))
+        states = self.transform(states)
         with torch.autocast(states.device.type, enabled=False):
             # The bias is one more dimension, of which every state holds 1.
             states = nn.functional.pad(states.float(), (0, 1), value=1.0)
@@ -1105,6 +1105,10 @@ class LangCellGeneHead(nn.Module):
                 return None, None if labels is None else masked_gene_loss(states, genes, labels)
             logits = states @ genes.T
         return logits, None if labels is None else cross_entropy_terms(logits, labels)
+
+    def transform(self, states: torch.Tensor) -> torch.Tensor:
+        """Transform hidden states to what is compared with embeddings, shape (positions, hidden size)."""
+        return self.norm(self.activation(self.dense(states)))
 
     def resize(self, number: int) -> None:
         """Fit the bias to a number of tokens; that of new ones is 0."""
@@ -1395,8 +1399,8 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
     _supports_flash_attn = True
     # Former names of the head's weights; PEFT reads this, too.
     _checkpoint_conversion_mapping = {
-        r"^pooler\.(weight|bias)$": r"classifier.dense.\1",
-        r"^classifier\.(weight|bias)$": r"classifier.out_proj.\1",
+        r"^pooler\.(weight|bias)": r"classifier.dense.\1",
+        r"^classifier\.(weight|bias)": r"classifier.out_proj.\1",
     }
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",

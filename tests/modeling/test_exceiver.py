@@ -365,14 +365,19 @@ def test_requested_outputs(exceiver_config):
 
 
 def test_losses_over_a_whole_step(exceiver_config):
-    """Sums over cells divided by the cells of the step: parts of a batch add up to the batch."""
+    """Losses count by their share of the labels of the step: parts of a batch add up to the batch."""
     torch.manual_seed(0)
     for model_class in CLASSES[1:]:
         model = model_class(exceiver_config(num_labels=3)).eval()
         batch = make_batch(model, lengths=(12, 20, 7, 9))
-        batch["query_ids"][0, -1] = 3  # no padding: then the mean over cells is the mean over queries
+        targets = "labels" if model_class is CLASSES[1] else "expression_labels"
+        padding = batch["query_ids"] == model.config.pad_token_id
+        batch[targets] = batch[targets].masked_fill(padding, -100.0)
+        if model_class is not CLASSES[1]:
+            batch["query_ids"][0, -1], batch[targets][0, -1] = 3, 1.5  # cells with equal numbers of queries
         whole = model(**batch)
-        parts = [model(**{k: v[c] for k, v in batch.items()}, num_items_in_batch=4) for c in ([0, 1, 2], [3])]
+        items = (batch["labels"] != -100).sum()
+        parts = [model(**{k: v[c] for k, v in batch.items()}, num_items_in_batch=items) for c in ([0, 1, 2], [3])]
         assert torch.allclose(sum(p.loss for p in parts), whole.loss, rtol=1e-6)
 
 

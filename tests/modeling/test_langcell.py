@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -6,6 +7,8 @@ import textwrap
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from cellglot.modeling import (
     LangCellCellModel,
@@ -285,10 +288,62 @@ def test_every_class_loads_from_a_pretrained_folder(langcell_config, tmp_path):
         loaded = model_class.from_pretrained(tmp_path).eval()
         assert torch.equal(loaded(*given).pooler_output, tower(*given).pooler_output)
     classifier, info = LangCellForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooler", "classifier"}
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"}
     assert torch.equal(classifier.cell_model.layers[0].fc1.weight, whole.cell_model.layers[0].fc1.weight)
     of_genes, info = LangCellForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"} and not info["unexpected_keys"]
+
+
+def test_former_names_of_the_head_load(langcell_config, tmp_path):
+    """Folders and adapters that have the first layer of the head beside it, by whatever loads them."""
+    model = make_model(LangCellForSequenceClassification, langcell_config)
+    model.save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(former(weights), tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = LangCellForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    cells = {n: v for n, v in make_batch(model).items() if n in ("input_ids", "attention_mask")}
+    assert torch.equal(loaded.eval()(**cells).logits, model(**cells).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    again = LangCellForSequenceClassification.from_pretrained(tmp_path / "again").eval()
+    assert torch.equal(again(**cells).logits, model(**cells).logits)
+
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"], init_lora_weights=False)
+    adapted = get_peft_model(again, settings).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted(**cells).logits
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[2:][-2] for name in weights if "classifier" in name} == {"dense", "out_proj"}
+    save_file(former(weights), tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    recorded = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    recorded["modules_to_save"] = ["pooler", "classifier"]
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(recorded))
+    for put in (lambda base: PeftModel.from_pretrained(base, tmp_path / "adapter"), put_by_transformers(tmp_path)):
+        base = LangCellForSequenceClassification.from_pretrained(tmp_path / "model")
+        torch.nn.init.normal_(base.classifier.dense.weight)
+        given = put(base).eval()(**cells).logits
+        torch.testing.assert_close(given, expected)
+
+
+def former(weights):
+    """Give weights by the names of before."""
+    names = {"classifier.dense.": "pooler.", "classifier.out_proj.": "classifier."}
+    renamed = {}
+    for name, values in weights.items():
+        for now, before in names.items():
+            name = name.replace(now, before)
+        renamed[name] = values
+    return renamed
+
+
+def put_by_transformers(folder):
+    """Give what puts the adapter on a model by `transformers` alone."""
+
+    def put(base):
+        base.load_adapter(str(folder / "adapter"))
+        return base
+
+    return put
 
 
 # -------------------------------------------------------------------- modes, pooling, requested outputs

@@ -390,13 +390,20 @@ def test_batches_with_little_to_learn_from(sccello_config, types):
 
 
 def test_parts_of_a_step_add_up(sccello_config):
-    """Two equal batches, each divided by the cells of the step: the mean of their losses."""
+    """Each batch counts by its share of the labels of the step, or of its cells where there are none."""
     model = make_model(ScCelloForPreTraining, sccello_config())
     a, b = make_batch(model), make_batch(model, seed=5)
-    alone = model(**a), model(**b)
-    parts = model(**a, num_items_in_batch=8), model(**b, num_items_in_batch=torch.tensor(8))
+    first, second = (int((batch["labels"] != -100).sum()) for batch in (a, b))
+    items = torch.tensor(first + second)
+    alone, parts = (
+        (model(**a), model(**b)),
+        (model(**a, num_items_in_batch=items), model(**b, num_items_in_batch=items)),
+    )
     for name in ("loss", *LOSSES):
-        assert torch.allclose(parts[0][name] + parts[1][name], (alone[0][name] + alone[1][name]) / 2, atol=1e-6)
+        mean = (first * alone[0][name] + second * alone[1][name]) / items
+        assert torch.allclose(parts[0][name] + parts[1][name], mean, atol=1e-6)
+    del a["labels"]
+    assert torch.allclose(model(**a, num_items_in_batch=16).coherence_loss, model(**a).coherence_loss / 4)
 
 
 PROCESS = """
@@ -409,7 +416,7 @@ PROCESS = """
     model = DistributedDataParallel(ScCelloForPreTraining.from_pretrained(folder).train())
     batch = torch.load(folder + f"/batch{rank}.pt", weights_only=True)
     found = {}
-    for mode, items in (("plain", None), ("trainer", 12)):
+    for mode, items in (("plain", None), ("trainer", int(sys.argv[3]))):
         model.zero_grad()
         result = model(**batch, num_items_in_batch=items)
         (result.loss * (1 if items is None else 2)).backward()
@@ -430,9 +437,12 @@ def test_two_processes_are_one(sccello_config, tmp_path):
     for rank, cells in enumerate(([0, 1, 2, 3], [4, 5])):  # unequal numbers of cells
         torch.save({n: v[cells] for n, v in batch.items()}, tmp_path / f"batch{rank}.pt")
     command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
+    items = str(2 * int((batch["labels"] != -100).sum()))  # as if there were another such batch
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path), items], env=environment, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     for process in processes:
@@ -445,7 +455,7 @@ def test_two_processes_are_one(sccello_config, tmp_path):
             for process in found:  # every process sees the joined batch's loss
                 assert torch.allclose(process["plain"]["losses"][name], value, rtol=1e-5), name
             total = sum(process["trainer"]["losses"][name] for process in found)
-            assert torch.allclose(total, value * 6 / 12, rtol=1e-5), name
+            assert torch.allclose(total, value / 2, rtol=1e-5), name
     for process in found:
         assert_same_gradients(grads, process["plain"]["gradients"])
         assert_same_gradients(grads, {n: 2 * g for n, g in process["trainer"]["gradients"].items()})
