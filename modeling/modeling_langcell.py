@@ -486,7 +486,7 @@ class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         NotImplementedError
             If tokens of the model would be cut off.
         """
-        if hasattr(self.config, "cls_token_id"):
+        if getattr(self.config, "cls_token_id", None) is not None:
             refuse_to_cut(self.config, new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 

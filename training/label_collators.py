@@ -127,7 +127,7 @@ def _numbers(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 def _weights(labels: torch.Tensor, weights: np.ndarray | None) -> dict[str, torch.Tensor]:
     if weights is None:
         return {}
-    return {"label_weights": torch.from_numpy(weights.astype(np.float32))[labels.clamp(min=0)]}
+    return {"loss_weights": torch.from_numpy(weights.astype(np.float32))[labels.clamp(min=0)]}
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
