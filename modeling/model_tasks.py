@@ -6,7 +6,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# Everything that outputs of our models hold beside the loss.
+# Everything that outputs of our models hold; the loss is there without labels where an objective needs none.
 OUTPUTS = (
     "attentions",
     "cell_cell_loss",
@@ -20,6 +20,7 @@ OUTPUTS = (
     "hidden_states",
     "last_hidden_state",
     "logits",
+    "loss",
     "masked_gene_loss",
     "matching_loss",
     "pooler_output",
