@@ -202,7 +202,8 @@ def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str 
     """Refuse an adapter whose weights were not all in its file, or are not finite numbers."""
     file = f"{adapter.name}/{WEIGHTS_FILE}"
     with reading(file, "train or download the adapter again"):
-        stored = set(load_peft_weights(adapter.name, device="cpu", **_revision(revision)))
+        names = _former_names(model)
+        stored = set(load_peft_weights(adapter.name, device="cpu", key_mapping=names, **_revision(revision)))
         needed = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if missing := sorted(needed - stored):
         raise ModelFileError(
@@ -215,6 +216,11 @@ def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str 
             "does not belong to its adapter_config.json. Train or download the adapter again"
         )
     check_finite(file, model)
+
+
+def _former_names(model: PeftModel) -> dict[str, str] | None:
+    """Give former names of a model's weights, as patterns, and those of today; PEFT looks there by itself at first."""
+    return getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
 
 
 def _require_safetensors(adapter: Adapter, revision: str | None) -> None:
@@ -312,8 +318,7 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
     with reading(adapter, "train or download the adapter again"):
         model.add_adapter(name, copy.deepcopy(read.peft_config))
         _fit_heads(model, read, name)
-        former_names = getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
-        weights = load_peft_weights(str(adapter), key_mapping=former_names, **_revision(revision))
+        weights = load_peft_weights(str(adapter), key_mapping=_former_names(model), **_revision(revision))
         set_peft_model_state_dict(model, weights, adapter_name=name)
     _check_weights(model, read, name, revision)
     model.adapters[name] = read

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cellglot.modeling import (
@@ -19,7 +19,9 @@ from cellglot.modeling import (
     LangCellModel,
     LangCellTextModel,
 )
+from cellglot.modeling.adapters import add_adapter, load_with_adapter, use_adapter
 from cellglot.modeling.packed_texts import CellKeys
+from cellglot.training.adapters import put_adapter, save_adapter
 
 
 CLASSES = (
@@ -308,9 +310,8 @@ def test_former_names_of_the_head_load(langcell_config, tmp_path):
     again = LangCellForSequenceClassification.from_pretrained(tmp_path / "again").eval()
     assert torch.equal(again(**cells).logits, model(**cells).logits)
 
-    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"], init_lora_weights=False)
-    adapted = get_peft_model(again, settings).eval()
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted = put_adapter(again, "lora", ("classifier",)).eval()
+    save_adapter(adapted, tmp_path / "adapter")
     expected = adapted(**cells).logits
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {name.split(".")[2:][-2] for name in weights if "classifier" in name} == {"dense", "out_proj"}
@@ -318,6 +319,11 @@ def test_former_names_of_the_head_load(langcell_config, tmp_path):
     recorded = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     recorded["modules_to_save"] = ["pooler", "classifier"]
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(recorded))
+    ours = load_with_adapter(tmp_path / "adapter")
+    add_adapter(ours, tmp_path / "adapter", "second")
+    for name in ("default", "second"):
+        use_adapter(ours, name)
+        torch.testing.assert_close(ours(**cells).logits, expected)
     for put in (lambda base: PeftModel.from_pretrained(base, tmp_path / "adapter"), put_by_transformers(tmp_path)):
         base = LangCellForSequenceClassification.from_pretrained(tmp_path / "model")
         torch.nn.init.normal_(base.classifier.dense.weight)
