@@ -30,6 +30,7 @@ _OPEN_FRAME = re.compile(r"^C(\d{1,2}|X|Y)ORF(\d+)$")
 _NUMBER = re.compile(r"^[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?$")
 _NUMBERED_BY_R = re.compile(r"^[XV]\d+(?:\.\d+)?$")
 _ANTIBODIES = 3  # so many names that were made unique, at the end of a file, may be proteins named as their genes
+_DENSE = 0.2  # share of such names, among all from the first of them on
 COLUMNS_LISTED = 8
 
 Names = Sequence[str] | np.ndarray
@@ -136,8 +137,14 @@ class NameCleaner:
             if number == 1 or (number > 1 and before in present):
                 found[name] = matched["name"]
                 rows.append(row)
-        at_the_end = rows == list(range(len(self.names) - len(rows), len(self.names)))
-        return {} if at_the_end and len(rows) >= _ANTIBODIES else found
+        return {} if self._may_be_proteins(rows, set(found.values())) else found
+
+    def _may_be_proteins(self, rows: list[int], originals: set[str]) -> bool:
+        """Tell whether names that were made unique stand close together, behind all names that they repeat."""
+        if len(rows) < _ANTIBODIES:
+            return False
+        last = max(row for row, name in enumerate(self.names) if name in originals)
+        return last < rows[0] and len(rows) > _DENSE * (len(self.names) - rows[0])
 
     def clean(self, name: str) -> str:
         """Give the id or name that a name stands for; the name itself where nothing else is certain."""

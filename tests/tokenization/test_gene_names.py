@@ -78,7 +78,7 @@ def test_numbers_that_made_names_unique_are_dropped_beside_the_name_itself(vocab
     known = [vocabulary.tokens.get(int(t)) for t in match.token_ids]
     assert known == [IDS[4], IDS[4], IDS[4], IDS[5], IDS[5], None, IDS[7], None]
     assert match.report().summed == 3
-    proteins = NameCleaner(["SYM5", "SYM6", "SYM7", "OTHER", "SYM5-1", "SYM6-1", "SYM7-1"])
+    proteins = NameCleaner(["SYM5", "SYM6", "SYM7", "OTHER", "SYM5-1", "IgG1", "SYM6-1", "SYM7-1", "CD3"])
     assert not proteins.made_unique  # at the end of a file they may be proteins named as their genes
     assert not NameCleaner(["SNORD115", "SNORD115-1", "X"]).made_unique
 
