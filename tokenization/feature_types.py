@@ -195,9 +195,9 @@ def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Cou
         believed = believed - {"guiderna", "guidernas"}  # a biotype of small RNAs
     others = {text for text, kind in kinds.items() if kind in believed or kind.startswith("vdj")}
     genes = {text for text, kind in kinds.items() if kind in GENE_TYPES}
-    unknown = (
-        Counter(t for t in texts if t not in others and t not in genes) if len(kinds) > len(others | genes) else {}
-    )
+    unknown: Counter[str] = Counter()
+    if len(kinds) > len(others) + len(genes):
+        unknown.update(text for text in texts if text not in others and text not in genes)
     found = {i: text for i, text in enumerate(texts) if text in others} if others else {}
     return found, np.fromiter((t in genes for t in texts), bool, len(texts)), unknown
 
