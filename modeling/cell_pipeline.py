@@ -252,6 +252,8 @@ def opened_cells(cells: Any) -> Iterator[Any]:
         If there is no such file.
     ImportError
         If anndata is missing.
+    OSError
+        If the file is open for writing elsewhere.
     """
     if not isinstance(cells, str | os.PathLike):
         yield cells
