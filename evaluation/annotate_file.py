@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from cellglot.evaluation import plots
-from cellglot.evaluation.annotated_file import check_cells, check_output, write_annotated
-from cellglot.evaluation.annotation import KEY, annotate_cells, write_table
+from cellglot.evaluation.annotated_file import add_matrices, check_cells, check_ending, write_annotated
+from cellglot.evaluation.annotation import KEY, annotate_cells, check_table, write_table
 from cellglot.evaluation.cell_text_model import load_cell_text_model
 from cellglot.evaluation.classified_cells import classify_cells, load_classifier
+from cellglot.evaluation.drawing import check_picture, drawing, umap_of_known
+from cellglot.outputs import check_files
 from cellglot.tokenization.cell_type_candidates import Candidates
 from cellglot.tokenization.cells import Cells, read_cells
-
-
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 def annotate_file(
@@ -26,6 +25,7 @@ def annotate_file(
     plot: Path | None = None,
     layer: str | None = None,
     dtype: str | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> str:
     """Annotate the cells of a file: with candidates by their texts, without by the classes of a trained head.
@@ -52,6 +52,8 @@ def annotate_file(
         As for `cellglot.evaluation.annotation.annotate_cells`, or `classify_cells`.
     dtype
         Of the weights: ``"bfloat16"``; by default as they are stored.
+    overwrite
+        Replace outputs that exist; never an input.
 
     Returns
     -------
@@ -60,16 +62,19 @@ def annotate_file(
 
     Raises
     ------
+    OutputError
+        If an output is an input, or exists and is not to be replaced.
     ValueError
         If an ending is not known, there are too few cells for a UMAP, the model knows no texts or has no classes; as
         `annotate_cells` and `load_classifier` do.
     """
-    if table is not None and table.suffix not in TABLES:
-        raise ValueError(f"{table}: tables are written as {', '.join(TABLES)}")
-    check_output(cells, output)
+    if table is not None:
+        check_table(table)
+    check_ending(output)
+    check_picture(plot)
+    check_files([output, table, plot], [cells, model, adapter], overwrite=overwrite)
     with read_cells(cells, layer=layer) as opened:
-        if plot is not None and len(opened) < 4:
-            raise ValueError(f"{len(opened):,} cells are too few for a UMAP: it takes four or more")
+        check_picture(plot, len(opened))
         check_cells(opened)
         found: Any
         if candidates is None:
@@ -78,26 +83,32 @@ def annotate_file(
             network, processor = load_cell_text_model(model, dtype)
             found = annotate_cells(network, processor, opened, candidates, layer=layer, **options)
         facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
-        _write(found, opened, cells, output, table, plot, facts)
-        written = [str(p) for p in (output, table, plot) if p is not None]
+        _write(found, opened, cells, output, table, facts)
+        written = [str(p) for p in (output, table) if p is not None]
+        if plot is not None:
+            named = [] if adapter is None else ["--adapter", adapter]
+            again = ["cellglot", "annotate", model, cells, *named, "--output", output, "--plot", plot, "--overwrite"]
+            with drawing(plot, again):
+                _draw(found, opened, output, plot)
+                written.append(str(plot))
         return "\n".join([opened.summary(), found.summary(), *written])
 
 
-def _write(
-    found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, plot: Path | None, facts: dict[str, Any]
-) -> None:
-    """Write annotated cells, their table and their picture."""
-    matrices, columns = found.matrices(), found.columns()
-    if plot is not None:
-        coordinates = plots.umap_coordinates(found.embedding)
-        matrices[f"X_{KEY}_umap"] = coordinates
-        kind = next(name for name in columns if name.startswith("score_")).removeprefix("score_")
-        title = f"{opened.name}, predicted cell types ({kind})"
-        plots.save_figure(found.plot(coordinates, title), str(plot))
-    named = {f"{KEY}_{name}": values for name, values in columns.items()}
-    write_annotated(opened, cells, output, obs=named, obsm=matrices, uns={KEY: found.facts() | facts})
+def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, facts: dict[str, Any]) -> None:
+    """Write annotated cells and their table."""
+    named = {f"{KEY}_{name}": values for name, values in found.columns().items()}
+    write_annotated(opened, cells, output, obs=named, obsm=found.matrices(), uns={KEY: found.facts() | facts})
     if table is not None:
         write_table(found.table(), table)
+
+
+def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
+    """Lay the cells out, put the layout beside what was found, and draw it."""
+    coordinates = umap_of_known(found.embedding)
+    add_matrices(output, {f"X_{KEY}_umap": coordinates})
+    kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
+    title = f"{opened.name}, predicted cell types ({kind})"
+    plots.save_figure(found.plot(coordinates, title), str(plot))
 
 
 __all__ = ["annotate_file"]

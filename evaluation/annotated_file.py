@@ -1,5 +1,6 @@
 """Writes columns and matrices beside the cells of a file, without reading its counts into memory."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import sparse_dataset, write_elem
 
+from cellglot.outputs import atomic, check_file, remove_leftovers
 from cellglot.tokenization.cell_metadata import as_text
 from cellglot.tokenization.cells import Cells
 from cellglot.tokenization.compound_table import compound_frame
@@ -48,36 +50,39 @@ def write_annotated(
     Raises
     ------
     ValueError
-        If `output` is no ``.h5ad``, or the file itself.
+        If `output` is not an ``.h5ad``, or is the file itself.
     """
-    check_output(source, output)
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    try:
+    check_ending(output)
+    check_file(output, [source], overwrite=True)
+    remove_leftovers(output)
+    with atomic(os.path.realpath(output)) as temporary:
         if cells is None or cells.format == "h5ad":
             shutil.copyfile(source, temporary)
         else:
             _write_cells(cells, temporary)
         with h5py.File(temporary, "r+") as file:
             _add(file, obs, obsm or {}, uns or {})
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def check_output(source: Path, output: Path) -> None:
-    """Refuse what `write_annotated` cannot write.
+def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
+    """Put further matrices, one row a cell, into a file that `write_annotated` wrote; whole or not at all."""
+    with atomic(os.path.realpath(output)) as temporary:
+        shutil.copyfile(output, temporary)
+        with h5py.File(temporary, "r+") as file:
+            for name, matrix in obsm.items():
+                write_elem(file["obsm"], name, matrix)
+
+
+def check_ending(output: Path) -> None:
+    """Refuse a name that is not that of an ``.h5ad``.
 
     Raises
     ------
     ValueError
-        If `output` is no ``.h5ad``, or the file itself.
+        If it is not.
     """
     if output.suffix != ".h5ad":
         raise ValueError(f"{output}: annotated cells are written as .h5ad")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the file of cells itself: write to another one")
-    if not output.parent.exists():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
 
 
 def check_cells(cells: Cells) -> None:
@@ -139,4 +144,4 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
     table.attrs.create("column-order", np.array(names, dtype=object), dtype=h5py.string_dtype())
 
 
-__all__ = ["check_cells", "check_output", "write_annotated"]
+__all__ = ["add_matrices", "check_cells", "check_ending", "write_annotated"]

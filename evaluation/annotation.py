@@ -32,6 +32,7 @@ from cellglot.evaluation.cell_text_model import (
     fingerprint,
 )
 from cellglot.evaluation.embedding import batches
+from cellglot.outputs import atomic
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cell_ontology import CellOntology
 from cellglot.tokenization.cell_type_candidates import Candidates, make_candidates
@@ -41,6 +42,7 @@ from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.storable_table import storable_frame
 
 
+TABLES = (".csv", ".tsv", ".parquet")
 KEY = "cellglot"
 COLOURED = 19
 
@@ -542,21 +544,33 @@ def _shared_texts(candidates: Candidates) -> list[str]:
     return [", ".join(names) for names in owners.values() if len(names) > 1]
 
 
+def check_table(path: str | Path) -> None:
+    """Refuse a name for a table whose ending is unknown, before any work.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    if Path(path).suffix not in TABLES:
+        raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
+
+
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table; the ending chooses: ``.csv``, ``.tsv`` or ``.parquet``.
+    """Write a table, whole or not at all; the ending chooses: ``.csv``, ``.tsv`` or ``.parquet``.
 
     Raises
     ------
     ValueError
         If the ending is none of these.
     """
+    check_table(path)
     ending = Path(path).suffix
-    if ending == ".parquet":
-        storable_frame(frame)[0].to_parquet(path)
-    elif ending in (".csv", ".tsv"):
-        frame.to_csv(path, sep="\t" if ending == ".tsv" else ",")
-    else:
-        raise ValueError(f"{path}: tables are written as .csv, .tsv, .parquet")
+    with atomic(path) as temporary:
+        if ending == ".parquet":
+            storable_frame(frame)[0].to_parquet(temporary)
+        else:
+            frame.to_csv(temporary, sep="\t" if ending == ".tsv" else ",")
 
 
-__all__ = ["KEY", "CellAnnotation", "annotate_cells", "write_table"]
+__all__ = ["KEY", "CellAnnotation", "annotate_cells", "check_table", "write_table"]

@@ -1,5 +1,6 @@
 """A file of cells to a file of embeddings, and a picture of them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 import cellglot
 from cellglot.evaluation import plots
+from cellglot.evaluation.drawing import check_picture, drawing, umap_of_known
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.masked_genes import cell_encoder
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
+from cellglot.outputs import atomic, check_files, remove_leftovers
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.gene_report import GeneReport
@@ -30,9 +33,10 @@ def embed_file(
     plot: Path | None = None,
     color: str | None = None,
     layer: str | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> str:
-    """Embed the cells of a file.
+    """Embed the cells of a file. The result is written before the picture is drawn.
 
     Parameters
     ----------
@@ -47,6 +51,8 @@ def embed_file(
         Where to draw a UMAP.
     color
         Column of obs to colour by; by default ``cell_type`` where the file has it.
+    overwrite
+        Replace `output` and `plot` where they exist; never an input.
     layer, **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
@@ -57,11 +63,15 @@ def embed_file(
 
     Raises
     ------
+    OutputError
+        If an output is an input, or exists and is not to be replaced.
     ValueError
-        If the ending of `output` is none of those above, or there is no column `color`.
+        If the ending of an output is unknown, there are too few cells for a UMAP, or there is no column `color`.
     """
     if output.suffix not in ENDINGS:
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
+    check_picture(plot)
+    check_files([output, plot], [cells, model], overwrite=overwrite)
     cellglot.register_auto_classes()
     network, tokenizer = _encoder(model)
     report = GeneReport()
@@ -69,20 +79,38 @@ def embed_file(
         column = color if color is not None else opened.metadata_columns.get("cell_type")
         if color is not None and color not in opened.obs.names:
             raise ValueError(f"no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
+        check_picture(plot, len(opened))
         table = opened.table() if output.suffix == ".h5ad" else None  # what cannot be written is known before the work
         embedding = embed_cells(network, tokenizer, opened, report=report, **options)
-        coordinates = None if plot is None else plots.umap_coordinates(embedding)
-        _write(opened, table, embedding, coordinates, output)
-        if plot is not None and coordinates is not None:
-            values = ["cells"] * len(opened) if column is None else opened.obs.column(column, 0, len(opened))
-            title = f"{opened.name}" + (f", by {column}" if column else "")
-            plots.save_figure(plots.embedding_plot(coordinates, read_labels(values).texts.tolist(), title), str(plot))
+        _write(opened, table, embedding, None, output)
         lines = [
             opened.summary(),
             report.summary(),
             f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}",
         ]
-    return "\n".join(lines + ([] if plot is None else [str(plot)]))
+        if plot is not None:
+            again = ["cellglot", "embed", model, cells, "--output", output, "--plot", plot, "--overwrite"]
+            with drawing(plot, again):
+                _draw(opened, table, embedding, column, output, plot)
+                lines.append(str(plot))
+    return "\n".join(lines)
+
+
+def _draw(
+    cells: Cells,
+    table: pd.DataFrame | None,
+    embedding: np.ndarray,
+    column: str | None,
+    output: Path,
+    plot: Path,
+) -> None:
+    """Lay the cells out, put the layout beside the embedding, and draw it."""
+    coordinates = umap_of_known(embedding)
+    if output.suffix == ".h5ad":
+        _write(cells, table, embedding, coordinates, output)
+    values = ["cells"] * len(cells) if column is None else cells.obs.column(column, 0, len(cells))
+    title = f"{cells.name}" + (f", by {column}" if column else "")
+    plots.save_figure(plots.embedding_plot(coordinates, read_labels(values).texts.tolist(), title), str(plot))
 
 
 def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -98,24 +126,24 @@ def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
 def _write(
     cells: Cells, table: pd.DataFrame | None, embedding: np.ndarray, coordinates: np.ndarray | None, output: Path
 ) -> None:
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    if output.suffix == ".npy":
-        np.save(temporary, embedding)
-    elif output.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    remove_leftovers(output)
+    with atomic(os.path.realpath(output)) as temporary:
+        if output.suffix == ".npy":
+            np.save(temporary, embedding)
+        elif output.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
-        names = pa.array([str(n) for n in cells.names()])
-        pq.write_table(pa.table({"cell_id": names, "embedding": vectors}), temporary)
-    else:
-        from anndata import AnnData
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
+            names = pa.array([str(n) for n in cells.names()])
+            pq.write_table(pa.table({"cell_id": names, "embedding": vectors}), temporary)
+        else:
+            from anndata import AnnData
 
-        result = AnnData(embedding, obs=table)
-        if coordinates is not None:
-            result.obsm["X_umap"] = coordinates
-        result.write_h5ad(temporary)
-    temporary.replace(output)
+            result = AnnData(embedding, obs=table)
+            if coordinates is not None:
+                result.obsm["X_umap"] = coordinates
+            result.write_h5ad(temporary)
 
 
 __all__ = ["embed_file"]

@@ -12,6 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from cellglot.evaluation.ontology_geometry import OntologyGeometry
+from cellglot.outputs import atomic
+from cellglot.outputs.caches import use_writable_caches
 
 
 INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
@@ -48,6 +50,7 @@ def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
         return coordinates
     if len(embedding) < 4:
         raise ValueError(f"{len(embedding):,} cells are too few for a UMAP: it takes four or more")
+    use_writable_caches()
     from umap import UMAP
 
     neighbors, threads = min(15, len(embedding) - 1), torch.get_num_threads()
@@ -210,8 +213,9 @@ def geometry_plot(geometries: Mapping[str, OntologyGeometry], title: str) -> Fig
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Write a figure; the ending of `path` chooses the format."""
-    figure.savefig(path, dpi=160, facecolor="white")
+    """Write a figure, whole or not at all; the ending of `path` chooses the format."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=160, facecolor="white")
 
 
 def data_uri(figure: Figure, kind: str = "png") -> str:

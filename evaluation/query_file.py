@@ -9,11 +9,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cellglot.evaluation.annotated_file import check_output, write_annotated
-from cellglot.evaluation.annotation import KEY, write_table
+from cellglot.evaluation.annotated_file import check_ending, write_annotated
+from cellglot.evaluation.annotation import KEY, check_table, write_table
 from cellglot.evaluation.cell_text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.retrieval import nearest
+from cellglot.outputs import check_files
 from cellglot.tokenization.cell_file_errors import reading
 from cellglot.tokenization.cell_files import cell_table
 from cellglot.tokenization.cell_metadata import schema_names
@@ -38,6 +39,7 @@ def query_file(
     table: Path | None = None,
     layer: str | None = None,
     dtype: str | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> str:
     """Find the cells of a file that a sentence describes best, by cosine.
@@ -60,6 +62,8 @@ def query_file(
         ``.csv``, ``.tsv`` or ``.parquet`` with the best cells.
     layer, dtype
         Where the counts are; type of the weights.
+    overwrite
+        Replace outputs that exist; never an input.
     **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
@@ -70,6 +74,8 @@ def query_file(
 
     Raises
     ------
+    OutputError
+        If an output is an input, or exists and is not to be replaced.
     ValueError
         If the text is empty, `top` below 1, the embeddings are of another model or size, or the result cannot be
         written.
@@ -78,8 +84,11 @@ def query_file(
         raise ValueError("the text to search for is empty")
     if top < 1:
         raise ValueError(f"top={top}: at least one cell has to be asked for")
+    if table is not None:
+        check_table(table)
+    check_files([output, table], [cells, model], overwrite=overwrite)
     if output is not None:
-        check_output(cells, output)
+        check_ending(output)
         if cells.suffix in (".npy", ".parquet"):
             raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
     network, processor = load_cell_text_model(model, dtype)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cellglot.outputs.caches import use_writable_caches
+
 
 app = typer.Typer(
     name="cellglot",
@@ -30,6 +32,7 @@ MinCoverage = Annotated[
     float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
 ]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16; as stored by default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the best there is.")]
 
 
@@ -181,6 +184,7 @@ def embed(
         float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
     ] = None,
     device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Embed cells, and draw them."""
     from cellglot.evaluation.embed_file import embed_file
@@ -196,6 +200,7 @@ def embed(
         gene_column=gene_column,
         min_coverage=min_coverage,
         device=device,
+        overwrite=overwrite,
     )
     typer.echo(report)
 
@@ -256,8 +261,13 @@ def annotate(
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Annotate cells: by the classes of a trained head, or of an adapter; or by texts of types never trained on."""
+    from cellglot.outputs import check_files
+
+    read = [cells, model, adapter, candidates_file, in_corpus, ontology]
+    check_files([output, table, plot], read, overwrite=overwrite)
     from cellglot.evaluation.annotate_file import annotate_file
     from cellglot.evaluation.classified_cells import has_classes, reads_texts
 
@@ -295,6 +305,7 @@ def annotate(
         min_coverage=min_coverage,
         dtype=_dtype(dtype),
         device=device,
+        overwrite=overwrite,
         **options,
     )
     typer.echo(report)
@@ -338,6 +349,7 @@ def query(
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Find the cells that a sentence describes best."""
     from cellglot.evaluation.query_file import query_file
@@ -355,6 +367,7 @@ def query(
         min_coverage=min_coverage,
         dtype=_dtype(dtype),
         device=device,
+        overwrite=overwrite,
     )
     typer.echo(report)
 
@@ -696,6 +709,7 @@ def main() -> None:
     With ``CELLGLOT_DEBUG=1`` in the environment the trace is shown.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    use_writable_caches()
     try:
         app(prog_name="cellglot")
     except Exception as error:
