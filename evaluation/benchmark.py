@@ -1,8 +1,10 @@
 """Evaluates models and baselines on any cells: all tasks, one JSON, one table, pictures."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ import numpy as np
 from rich.console import Console
 
 from cellglot.evaluation import evaluation_plots, plots
+from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.evaluated_model import EvaluatedModel, check_source, load_evaluated_model
 from cellglot.evaluation.evaluation_jobs import BASELINES, PCA, JobMaker, Jobs, Settings
-from cellglot.evaluation.evaluation_record import EvaluationRecord
+from cellglot.evaluation.evaluation_record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.labelled_cells import LabelledCells, file_checksum, open_labelled_cells
 from cellglot.evaluation.marker_table import read_marker_table
 from cellglot.evaluation.results import Table, markdown_table
+from cellglot.outputs import OutputFolder, write_text
 from cellglot.tokenization.cell_ontology import CellOntology
 
 
 TASKS = ("clustering", "integration", "annotation", "novel", "markers")
 TABLE, FIGURE = "evaluation.md", "scores.png"
+COLOURED_BY = ("cell type", "batch", "cell")
 
 
 @dataclass
@@ -98,7 +103,7 @@ def evaluate_models(
     output
         Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model.
     overwrite
-        Begin anew where the folder holds an evaluation.
+        Begin anew where the folder holds an evaluation: its files are deleted, others stay.
     layer, gene_column, min_coverage
         As for the tokenizers.
     **settings
@@ -112,6 +117,8 @@ def evaluate_models(
 
     Raises
     ------
+    OutputError
+        If `output` holds an input, is a repository or home, or holds files of somebody else at names to write.
     ValueError
         If a task, model or column does not exist, or the folder holds an evaluation of other cells.
     """
@@ -136,27 +143,44 @@ def evaluate_models(
     jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}))
     folder = None if output is None else Path(output)
     conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
-    record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
-    record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
     console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
 
     def settings_of(task: str) -> dict[str, Any]:
         return chosen.of_task(task, marker_facts)
 
-    for name, source in named.items():
-        model = source if isinstance(source, EvaluatedModel) else _load(name, source, chosen)
-        _evaluate_model(model, name, jobs, wanted, settings_of, record, console)
-        del model
-    for name in BASELINES if with_baselines else ():
-        work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
-        _run(name, work, {"baseline": True}, settings_of, record, console)
-        if name == PCA and folder is not None and work:
-            _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed)
-    record.finish(time.perf_counter() - start)
-    result = Evaluation(record, folder)
-    if folder is not None:
-        _write(result, data, folder)
+    given = [source for source in (cells, markers) if isinstance(source, str | os.PathLike)]
+    with ExitStack() as stack:
+        own = None
+        if folder is not None:
+            own = stack.enter_context(OutputFolder(folder, "evaluate", given, names=_file_names(folder, named)))
+            if overwrite:
+                own.clear()
+        record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
+        record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
+        for name, source in named.items():
+            model = source if isinstance(source, EvaluatedModel) else _load(name, source, chosen)
+            _evaluate_model(model, name, jobs, wanted, settings_of, record, console)
+            del model
+        for name in BASELINES if with_baselines else ():
+            work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
+            _run(name, work, {"baseline": True}, settings_of, record, console)
+            if name == PCA and folder is not None and work:
+                _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed)
+        record.finish(time.perf_counter() - start)
+        result = Evaluation(record, folder)
+        if folder is not None and own is not None:
+            _write(result, data, folder)
+            own.finish()
     return result
+
+
+def _file_names(folder: Path, models: Iterable[str]) -> list[str]:
+    """Give the names of all files that an evaluation of models writes, and of those that an earlier one there has."""
+    return [FILE, TABLE, FIGURE, *_pictures({*models, *models_in(folder), *BASELINES})]
+
+
+def _pictures(models: Iterable[str]) -> list[str]:
+    return sorted(evaluation_plots.umap_file(name, by) for name in models for by in COLOURED_BY)
 
 
 # -------------------------------------------------------------------- one model
@@ -223,7 +247,9 @@ def _draw(
     colours = colours or {"cell": np.array(["cells"] * len(data), dtype=object)}
     if all((record.folder / evaluation_plots.umap_file(name, by)).exists() for by in colours):
         return
-    evaluation_plots.draw_umap(embedding(), colours, name, record.folder, seed)
+    values = embedding()
+    with drawing(f"the UMAP of {name}", shlex.split(record.content["command"])):
+        evaluation_plots.draw_umap(values, colours, name, record.folder, seed)
 
 
 # -------------------------------------------------------------------- what was asked
@@ -303,12 +329,13 @@ def _plain_settings(settings: Settings) -> dict[str, Any]:
 def _write(result: Evaluation, data: LabelledCells, folder: Path) -> None:
     held = f"{data.cells.name}: {len(data):,} cells, {len(data.classes()):,} cell types"
     record = result.record
-    pictures = [p.name for p in sorted(folder.glob("umap_*.png"))]
+    pictures = [name for name in _pictures(record.columns) if (folder / name).exists()]
     text = f"# Evaluation on {held}\n\n{result.table()}\n\n{record.summary()}\n\n![scores]({FIGURE})\n"
     text += "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
-    (folder / TABLE).write_text(text, encoding="utf-8")
-    figure = evaluation_plots.scores_plot(result.results, record.columns, list(BASELINES), held)
-    plots.save_figure(figure, str(folder / FIGURE))
+    write_text(folder / TABLE, text)
+    with drawing(folder / FIGURE, shlex.split(record.content["command"])):
+        figure = evaluation_plots.scores_plot(result.results, record.columns, list(BASELINES), held)
+        plots.save_figure(figure, str(folder / FIGURE))
 
 
 __all__ = ["TASKS", "Evaluation", "evaluate_models"]

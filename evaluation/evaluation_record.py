@@ -69,10 +69,7 @@ class EvaluationRecord:
             raise ValueError(f"{folder} is a file: name a folder for the results")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        if overwrite:
-            for picture in folder.glob("umap_*.png"):
-                picture.unlink()
-        elif path.exists():
+        if path.exists() and not overwrite:
             content = read_json(path)
             differing = [k for k in conditions if k != "source" and content["data"].get(k) != conditions[k]]
             if differing:
@@ -188,4 +185,13 @@ class EvaluationRecord:
         return ", ".join(f"{name} ({cells:,} cells)" for name, cells in found.items())
 
 
-__all__ = ["FILE", "EvaluationRecord"]
+def models_in(folder: Path) -> list[str]:
+    """Give the models of the evaluation that a folder holds; none where it holds none that can be read."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return [str(name) for name in content["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+__all__ = ["FILE", "EvaluationRecord", "models_in"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cellglot.evaluation.bootstrap import Score
+from cellglot.outputs import write_text
 
 
 # Headings of the table, in its order: (task, metric) -> name.
@@ -80,10 +81,9 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name first: a file under `path` is whole."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1, default=plain, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, numbers of NumPy and paths as plain types: whole or not at all."""
+    text = json.dumps(content, indent=1, default=plain, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 Table = dict[str, dict[str, TaskResult]]  # row of a task ("clustering", "annotation: probe") -> model -> result

@@ -1,5 +1,6 @@
 """Token data sets: stage the Parquet files and write their card."""
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def prepare_dataset(
     facts = DatasetFacts(repo, details, corpus, Features.from_arrow_schema(pq.read_schema(first)))
     mandatory = ["license", "training_data", "training_data_license"]
     check_complete({name: getattr(details, name) for name in mandatory}, mandatory)
-    staged = stage_files(folder, target, CORPUS_FILES)
+    shards = [glob.escape(shard["file"]) for shard in corpus.manifest["shards"]]
+    staged = stage_files(folder, target, (*CORPUS_FILES, *shards))
     stage_code(target / "tokenizer")
     (target / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
     Corpus.open(target)

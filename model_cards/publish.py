@@ -14,8 +14,13 @@ from cellglot.model_cards.content_scan import scan_folder
 from cellglot.model_cards.details import CardDetails
 from cellglot.model_cards.staging import Prepared
 from cellglot.model_cards.upload import check_repository, upload
+from cellglot.outputs import OutputFolder, share
+from cellglot.outputs.processes import own_mark
+from cellglot.outputs.writing import remove_leftover_folders
 
 
+SCRATCH = ".publishing"
+OPENED_BY = ("config.json", "adapter_config.json", "manifest.json")
 REPO_TYPES = {"model": "model", "adapter": "model", "dataset": "dataset", "metric": "space"}
 
 
@@ -100,7 +105,8 @@ def publish(
     private
         Whether only the owner sees a new repository.
     overwrite
-        Replace the files of a repository, or a folder, that exists.
+        Replace the files of a repository that exists, or those of an earlier publication in a folder; other files of
+        a folder stay.
     dry_run
         Do everything but the last step.
     api
@@ -113,6 +119,8 @@ def publish(
 
     Raises
     ------
+    OutputError
+        If `output` is or holds an input, is a repository or home, or holds files of somebody else at names to write.
     ValueError
         If the folder is none that can be published, the card is not complete, there is a pickle or a secret in it, the
         repository or the folder exists, or a process without cellglot gives other numbers.
@@ -124,11 +132,14 @@ def publish(
     api = api or HfApi()
     if repo is not None and not dry_run:
         check_repository(api, repo, REPO_TYPES[kind], overwrite)
+    given = [folder, evaluation, cells, base]
     if output is not None:
-        _check_output(Path(output), folder, overwrite)
-        Path(output).resolve().parent.mkdir(parents=True, exist_ok=True)
-    near = None if output is None else Path(output).resolve().parent
-    with tempfile.TemporaryDirectory(dir=near, prefix=".publishing-") as scratch:
+        _check_output(Path(output), given, overwrite)
+    near = _near(output, dry_run)
+    if near is not None:
+        near.mkdir(parents=True, exist_ok=True)
+        remove_leftover_folders(near, SCRATCH)
+    with tempfile.TemporaryDirectory(dir=near, prefix=f"{SCRATCH}-{own_mark()}-") as scratch:
         # The last part of the path is the name of the repository, as it is in the examples of the card.
         name = repo or (Path(output).name if output is not None else folder.resolve().name)
         target = Path(scratch, name.split("/")[-1])
@@ -146,7 +157,7 @@ def publish(
         if repo is not None:
             done.place = upload(api, target, repo, REPO_TYPES[kind], private=private, overwrite=overwrite)
         if output is not None:
-            _move(target, Path(output))
+            _move(target, Path(output), given)
             done.place = done.place or str(output)
     return done
 
@@ -194,20 +205,36 @@ def _prepare(kind: str) -> Callable[..., Prepared]:
     }[kind]
 
 
-def _check_output(output: Path, folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that must not be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
+def _near(output: str | Path | None, dry_run: bool) -> Path | None:
+    """Give the folder beside an output, on the same disk; None for a temporary one."""
+    if output is None:
+        return None
+    parent = Path(output).resolve().parent
+    return parent if not dry_run or parent.is_dir() else None
+
+
+def _check_output(output: Path, given: list[str | Path | None], overwrite: bool) -> None:
+    """Refuse a folder that must not be written to, before any work."""
+    folder = OutputFolder(output, "publish", given, names=["README.md"])
+    folder.check()
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ValueError(f"{output} exists and is not empty: choose another folder, or replace it by --overwrite")
-    if folder.resolve().is_relative_to(output.resolve()) or not (output / "README.md").exists():
+    if output.is_dir() and any(output.iterdir()) and not folder.holds_earlier_result():
         raise ValueError(f"{output} is no published folder: it is not replaced, choose another one")
 
 
-def _move(source: Path, target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
+def _move(staged: Path, output: Path, given: list[str | Path | None]) -> None:
+    """Put staged files into their folder, in place of those of an earlier publication; what opens it comes last."""
+    names = [path.relative_to(staged).as_posix() for path in sorted(staged.rglob("*")) if path.is_file()]
+    with OutputFolder(output, "publish", given, names=names) as folder:
+        folder.clear()
+        for name in sorted(names, key=lambda name: name in OPENED_BY):
+            target = output / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (staged / name).stat().st_nlink == 1:  # others are shards of the corpus
+                share(staged / name)
+            shutil.move(staged / name, target)
+        folder.finish()
 
 
 __all__ = ["Published", "folder_kind", "publish"]

@@ -42,8 +42,9 @@ MODEL_FILES = (
     "text_tokenizer/*.txt", RUN_FILE,
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", RUN_FILE)
-CORPUS_FILES = (
-    "manifest.json", "data/*.parquet", "tokenizer/*.json", "tokenizer/*.safetensors", "tokenizer/*.txt",
+CORPUS_FILES = (  # and the shards that the manifest names
+    "manifest.json", "tokenizer/gene_vocab.json", "tokenizer/gene_stats.safetensors",
+    "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
 )  # fmt: skip
 
 
@@ -120,6 +121,8 @@ def stage_files(
     ------
     PickleError
         If there is a pickle that no trainer leaves behind; names it.
+    ValueError
+        If a file that matches is a link to somewhere else than the cache of the Hub that `source` lies in.
     """
     source, staged = Path(source), Staged(Path(target))
     wanted = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
@@ -170,7 +173,7 @@ def _copy(path: Path, name: str, staged: Staged) -> None:
         return
     if path.suffix == ".parquet":
         try:
-            os.link(path, target)
+            os.link(path.resolve(), target)
             return
         except OSError:
             pass  # another file system: it is copied

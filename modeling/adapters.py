@@ -1,7 +1,6 @@
 """Adapters (LoRA, DoRA, IA3) of our models: put on their base model, swapped, merged into a plain one."""
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from cellglot.inputs import reading
 from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, weights_fingerprint
 from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer
 from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
+from cellglot.outputs import OutputFolder, write_json
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -393,14 +393,27 @@ def merge_adapter(
         As for `load_with_adapter`.
     output
         Folder for the merged model with the base's gene tokenizer and the adapter's record of training, which says
-        that it is merged, as `cellglot.model_cards` publishes it.
+        that it is merged, as `cellglot.model_cards` publishes it. An earlier merged model there is replaced, other
+        files stay.
+
+    Raises
+    ------
+    OutputError
+        If `output` is or holds the adapter or its base, or holds another model or files of somebody else at names to
+        write.
     """
+    given = [base, None if isinstance(adapter, PeftModel) else adapter]
+    if output is not None:
+        OutputFolder(output, "merge", given).check()
     model = adapter if isinstance(adapter, PeftModel) else load_with_adapter(adapter, base, **kwargs)
     _unwrap_heads(model)
     merged = model.merge_and_unload().eval()
     if output is not None:
-        merged.save_pretrained(output)
-        _save_origin(model.adapters[str(model.active_adapter)], str(merged.config.name_or_path), output)
+        with OutputFolder(output, "merge", [*given, merged.config.name_or_path]) as folder:
+            folder.clear()
+            merged.save_pretrained(output)
+            _save_origin(model.adapters[str(model.active_adapter)], str(merged.config.name_or_path), output)
+            folder.finish()
     return merged
 
 
@@ -411,8 +424,7 @@ def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
     load_tokenizer(base, **_revision(revision)).save_pretrained(folder)
     if adapter.record:
         origin = {"base_model": base, "base_model_revision": revision, "merged": True}
-        text = json.dumps(dict(adapter.record) | origin, indent=1)
-        Path(folder, RUN_FILE).write_text(text, encoding="utf-8")
+        write_json(Path(folder, RUN_FILE), dict(adapter.record) | origin)
 
 
 def _unwrap_heads(model: PeftModel) -> None:

@@ -11,6 +11,7 @@ import torch
 from cellglot.modeling.configuration_exceiver import ExceiverConfig
 from cellglot.modeling.model_files import ModelFileError, check_sizes
 from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression, ExceiverForSequenceClassification
+from cellglot.outputs import OutputFolder, write_text
 
 
 # A template layer of the released code that its forward pass never uses.
@@ -138,8 +139,11 @@ def save_converted(model: ExceiverForMaskedExpression | ExceiverForSequenceClass
 
     The tokenizer, which says the same, is written by the caller: this package does not import tokenizers.
     """
-    model.save_pretrained(output)
-    Path(output, "README.md").write_text(_CARD, encoding="utf-8")
+    with OutputFolder(output, "convert") as folder:
+        folder.clear()
+        model.save_pretrained(output)
+        write_text(Path(output, "README.md"), _CARD)
+        folder.finish()
 
 
 _CARD = """\

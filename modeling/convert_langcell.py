@@ -16,6 +16,7 @@ from cellglot.modeling.convert_exceiver import CheckpointError
 from cellglot.modeling.loading import load_configuration, load_model
 from cellglot.modeling.model_files import check_sizes, read_configuration
 from cellglot.modeling.modeling_langcell import LangCellForPreTraining, LangCellModel
+from cellglot.outputs import OutputFolder, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -237,8 +238,11 @@ def save_converted(model: LangCellModel, output: str | Path) -> None:
 
     Tokenizers are written by the caller: this package does not import them.
     """
-    model.save_pretrained(output)
-    Path(output, "README.md").write_text(_CARD, encoding="utf-8")
+    with OutputFolder(output, "convert") as folder:
+        folder.clear()
+        model.save_pretrained(output)
+        write_text(Path(output, "README.md"), _CARD)
+        folder.finish()
 
 
 _CARD = """\

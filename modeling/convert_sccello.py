@@ -15,6 +15,7 @@ from cellglot.modeling.configuration_sccello import ScCelloConfig
 from cellglot.modeling.convert_exceiver import CheckpointError
 from cellglot.modeling.model_files import check_sizes
 from cellglot.modeling.modeling_sccello import ScCelloForPreTraining
+from cellglot.outputs import OutputFolder, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,6 @@ def save_converted(model: ScCelloForPreTraining, output: str | Path) -> None:
 
     The tokenizer is written by the caller: this package does not import tokenizers.
     """
-    model.save_pretrained(output)
     named = sum(name is not None for name in model.config.cell_types or ())
     if named == model.config.num_cell_types:
         types = "`config.cell_types` names the Cell Ontology ids of all prototypes."
@@ -185,7 +185,11 @@ def save_converted(model: ScCelloForPreTraining, output: str | Path) -> None:
             "which Cell Ontology id stands in a dictionary beside the released code, not in the checkpoint; "
             "`config.cell_types` holds null where it was not given."
         )
-    Path(output, "README.md").write_text(_CARD.format(types=types), encoding="utf-8")
+    with OutputFolder(output, "convert") as folder:
+        folder.clear()
+        model.save_pretrained(output)
+        write_text(Path(output, "README.md"), _CARD.format(types=types))
+        folder.finish()
 
 
 _CARD = """\

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import warnings
 import zlib
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any
 
 from huggingface_hub import cached_assets_path
 
+from cellglot.outputs import atomic
 from cellglot.tokenization.cell_term import CellOntologyError, CellTerm, parents_first
 
 
@@ -243,17 +243,11 @@ def _term_from_json(values: dict[str, Any]) -> CellTerm:
 def _write_cache(path: Path, content: OntologyFile) -> None:
     """Write under a temporary name first; a cache that cannot be written costs time and nothing else."""
     plain = asdict(content) | {"terms": [asdict(t) for t in content.terms.values()]}
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(gzip.compress(json.dumps(plain, ensure_ascii=False).encode("utf-8"), mtime=0))
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            temporary.write_bytes(gzip.compress(json.dumps(plain, ensure_ascii=False).encode("utf-8"), mtime=0))
     except OSError as error:
         logger.warning("the parsed ontology cannot be kept in %s (%s): the file is parsed each time", path, error)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 __all__ = ["OntologyFile", "default_cache_folder", "read_ontology_file"]

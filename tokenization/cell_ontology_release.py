@@ -2,13 +2,13 @@
 
 import os
 import re
-import tempfile
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
 from huggingface_hub.constants import is_offline_mode
 
+from cellglot.outputs import atomic
 from cellglot.tokenization.cell_ontology_file import default_cache_folder, read_ontology_file
 from cellglot.tokenization.cell_term import CellOntologyError
 
@@ -43,19 +43,16 @@ def fetch_release(release: str, cache_folder: str | os.PathLike | None = None, t
     instead = f"fetch {url} elsewhere and pass it to CellOntology.from_file, or use CellOntology.blood()"
     if is_offline_mode():
         raise CellOntologyError(f"release {release} is not in {folder}, and HF_HUB_OFFLINE is set: {instead}")
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=path.stem, suffix=".tmp")
-    os.close(handle)
     try:
-        _download(url, Path(temporary), timeout)
-        found = read_ontology_file(temporary, cache_folder=folder).release
-        if found != release:
-            raise CellOntologyError(f"{url} gave release {found or 'without a date'} instead of {release}: {instead}")
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            _download(url, temporary, timeout)
+            found = read_ontology_file(temporary, cache_folder=folder).release
+            if found != release:
+                raise CellOntologyError(
+                    f"{url} gave release {found or 'without a date'} instead of {release}: {instead}"
+                )
     except (OSError, HTTPException) as error:
         raise CellOntologyError(f"release {release} cannot be fetched from {url} ({error}): {instead}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import secrets
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -588,10 +590,21 @@ def _same_sources(a: list[tuple[str, np.ndarray]], b: list[tuple[str, np.ndarray
 
 
 def _replace(path: str | os.PathLike, write: Any) -> None:
-    """Write under a temporary name, so that a file that stands under its own name is whole."""
-    temporary = f"{os.fspath(path)}.tmp"
-    write(temporary)
-    os.replace(temporary, path)
+    """Write under a temporary name of its own, so that a file that stands under its name is whole.
+
+    It gets the permissions that the umask says; safetensors gives its files to their owner alone.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
+    open(temporary, "xb").close()
+    try:
+        permissions = stat.S_IMODE(os.stat(temporary).st_mode)
+        write(temporary)
+        os.chmod(temporary, permissions)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 # -------------------------------------------------------------------- released pickles

@@ -1,5 +1,7 @@
 """Adapters to train: which layers of each model they change, and their folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel
 
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import as_peft_asks
+from cellglot.outputs import share
 from cellglot.training.config import check_keys
 
 
@@ -149,10 +152,22 @@ def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any
         Weights of the model where it does not hold them itself, as when they are spread over devices.
     """
     base = model.get_base_model()
-    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
-    Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's form of a card; ours is made when publishing
+    with _no_card(model):
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
     base.config.architectures = [type(base).__name__]
     base.config.save_pretrained(str(folder))
+    for weights in Path(folder).glob("adapter_model*.safetensors"):
+        share(weights)
+
+
+@contextmanager
+def _no_card(model: PeftModel) -> Iterator[None]:
+    """Keep PEFT from writing its form of a card, or into a card that is there: ours is made when publishing."""
+    model.create_or_update_model_card = lambda output_dir: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 __all__ = ["ADAPTERS", "PRESETS", "AdapterPreset", "adapter_config", "put_adapter", "save_adapter"]

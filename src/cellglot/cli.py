@@ -478,22 +478,33 @@ def convert(
         str | None,
         typer.Option(help="LangCell: folder or repository of the tokenizer of texts; PubMedBERT's as released."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a released checkpoint into a folder that from_pretrained loads."""
     if system not in ("exceiver", "sccello", "langcell"):
         raise ValueError(f"system {system!r}: exceiver, sccello and langcell are what can be converted")
     if text_tokenizer and system != "langcell":
         raise ValueError("--text-tokenizer is for langcell")
-    if system == "langcell":
-        if cell_types:
-            raise ValueError("--cell-types is for sccello")
-        typer.echo(_convert_langcell(checkpoint, output, token_dictionary, gene_medians, text_tokenizer))
-        return
-    if system == "sccello":
-        typer.echo(_convert_sccello(checkpoint, output, token_dictionary, gene_medians, cell_types))
-        return
-    if token_dictionary or gene_medians or cell_types:
+    if system == "langcell" and cell_types:
+        raise ValueError("--cell-types is for sccello")
+    if system == "exceiver" and (token_dictionary or gene_medians or cell_types):
         raise ValueError("--token-dictionary, --gene-medians and --cell-types are not for exceiver")
+    from cellglot.outputs import OutputFolder
+
+    read = [checkpoint, token_dictionary, gene_medians, cell_types, text_tokenizer]
+    with OutputFolder(output, "convert", read) as folder:
+        folder.refuse_earlier(overwrite)
+        if system == "langcell":
+            report = _convert_langcell(checkpoint, output, token_dictionary, gene_medians, text_tokenizer)
+        elif system == "sccello":
+            report = _convert_sccello(checkpoint, output, token_dictionary, gene_medians, cell_types)
+        else:
+            report = _convert_exceiver(checkpoint, output)
+        folder.finish()
+    typer.echo(report)
+
+
+def _convert_exceiver(checkpoint: Path, output: Path) -> str:
     from cellglot.modeling import convert_exceiver
     from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
@@ -502,7 +513,7 @@ def convert(
     check_finite(str(checkpoint), model)
     convert_exceiver.save_converted(model, output)
     placeholder_tokenizer(model.config.num_genes).save_pretrained(output)
-    typer.echo(
+    return (
         f"{type(model).__name__} in {output}. Its rows cannot be tied to genes: neither the order of the genes nor "
         "their means and standard deviations were published."
     )

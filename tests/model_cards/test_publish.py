@@ -221,19 +221,6 @@ def test_a_model_whose_genes_are_unknown(details, tmp_path):
     assert done.compared > 50 and "examples.json" not in done.files
 
 
-@pytest.mark.usefixtures("no_process")
-def test_an_output_folder_is_replaced_only_when_asked(folders, details, tmp_path):
-    for name in ("mine", "published"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old.txt").write_text("x")
-    (tmp_path / "published" / "README.md").write_text("x")
-    for options, message in (({}, "is not empty"), ({"overwrite": True}, "is no published folder")):
-        with pytest.raises(ValueError, match=message):
-            publish(folders["exceiver"], output=tmp_path / "mine", details=details(), **options)
-    publish(folders["exceiver"], output=tmp_path / "published", details=details(), overwrite=True)
-    assert not (tmp_path / "published" / "old.txt").exists() and (tmp_path / "mine" / "old.txt").exists()
-
-
 # -------------------------------------------------------------------- bad input
 
 

@@ -37,6 +37,9 @@ class OutputFolder:
         A key of `KINDS`: the verb that writes it.
     inputs
         Files and folders that are read; names of repositories and None are passed over.
+    names
+        Names that are to be written, where they are known: no other names are taken for the run's own, but those that
+        an earlier run recorded.
 
     Attributes
     ----------
@@ -53,12 +56,20 @@ class OutputFolder:
         On entering, if another run is at work there.
     """
 
-    def __init__(self, path: str | os.PathLike, kind: str, inputs: Iterable[str | os.PathLike | None] = ()):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        kind: str,
+        inputs: Iterable[str | os.PathLike | None] = (),
+        *,
+        names: Iterable[str] | None = None,
+    ):
         self.path, self.kind, self.inputs = Path(path), kind, list(inputs)
+        self._names = None if names is None else frozenset(names)
         self.own: list[str] = []
         self.was_finished = False
         self._record: dict[str, Any] = {}
-        self._made = False
+        self._made = self._made_before = False
         self._stack = ExitStack()
 
     def check(self) -> None:
@@ -71,6 +82,11 @@ class OutputFolder:
         """
         check_folder(self.path, self.inputs)
         self._look()
+
+    def holds_earlier_result(self) -> bool:
+        """Whether the folder holds a result of this kind, whole or not, as its manifest or its content says."""
+        outputs = read_manifest(self.path)
+        return self.kind in (outputs or kinds_of_earlier_versions(self.path))
 
     def __enter__(self) -> "OutputFolder":
         check_folder(self.path, self.inputs)
@@ -98,6 +114,20 @@ class OutputFolder:
             self._stack.close()
             if self._made:
                 _remove_empty(self.path)
+
+    def refuse_earlier(self, overwrite: bool) -> None:
+        """Refuse an earlier result of this kind, unless it is to be replaced.
+
+        Raises
+        ------
+        OutputError
+            If there is one and it is not to be replaced.
+        """
+        if self.own and not overwrite:
+            raise OutputError(
+                f"{self.path} holds {KINDS[self.kind].title}: choose another folder, or replace it by --overwrite "
+                "(overwrite=True)"
+            )
 
     def clear(self) -> list[Path]:
         """Delete the files of an earlier run, and nothing else.
@@ -154,8 +184,9 @@ class OutputFolder:
         for folder in self._own_folders(links=True):
             if folder.is_symlink():
                 raise OutputError(f"{folder} is a link: cellglot writes there. Choose another folder for the result")
-        found = dict(self._found())
         self._record = outputs.get(self.kind, {"finished": False, "files": {}})
+        self._made_before = self.kind in before
+        found = dict(self._found())
         self.was_finished = bool(self._record["finished"])
         if self.kind in outputs:
             known = set(self._record["files"]) if self.was_finished else set(found)
@@ -183,8 +214,14 @@ class OutputFolder:
                 for file in sorted([*files, *(f for f in folders if Path(folder, f).is_symlink())]):
                     path = Path(folder, file)
                     name = path.relative_to(self.path).as_posix()
-                    if KINDS[self.kind].owns(name) or is_leftover(path):
+                    if self._owns(name) or is_leftover(path):
                         yield name, path
+
+    def _owns(self, name: str) -> bool:
+        kind = KINDS[self.kind]
+        if self._names is None or (self._made_before and not kind.named):
+            return kind.owns(name) or (self._names is not None and name in self._names)
+        return name in self._names or (name in self._record.get("files", {}) and kind.owns(name))
 
     def _own_folders(self, links: bool = False) -> list[Path]:
         if not self.path.is_dir():

@@ -28,6 +28,8 @@ class Kind:
         Whether the code that travels to the Hub is written beside.
     companion
         Whether it may lie in a folder beside another kind.
+    named
+        Whether only names that the run gives are its own, also in folders of earlier versions.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Kind:
     made_before: Callable[[Path], bool]
     code: bool = False
     companion: bool = False
+    named: bool = False
 
     def owns(self, name: str) -> bool:
         """Whether a file of this name, relative to the folder, belongs to the kind."""
@@ -83,6 +86,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _corpus(folder: Path) -> bool:
     manifest, plan = _json(folder / "manifest.json"), _json(folder / ".work" / "plan.json")
+    if _published(folder):
+        return False
     return {"format_version", "shards", "plan"} <= set(manifest) or {"arguments", "files", "units"} <= set(plan)
 
 
@@ -92,11 +97,13 @@ def _is_ours(folder: Path) -> bool:
 
 def _trained(folder: Path) -> bool:
     states = folder.glob("checkpoint-*/trainer_state.json")
+    if _published(folder):
+        return False
     return "cellglot" in _json(folder / "training_run.json") or any(_is_ours(state.parent) for state in states)
 
 
 def _converted(folder: Path) -> bool:
-    return _is_ours(folder) and not _trained(folder) and not _published(folder)
+    return _is_ours(folder) and "converted from the released checkpoint" in _card(folder)
 
 
 def _evaluated(folder: Path) -> bool:
@@ -104,12 +111,20 @@ def _evaluated(folder: Path) -> bool:
 
 
 def _published(folder: Path) -> bool:
+    if not any(
+        (folder / name).is_file() for name in ("config.json", "adapter_config.json", "manifest.json", "app.py")
+    ):
+        return False
+    head = _card(folder)
+    return head.startswith("---\n") and "cellglot" in head and "converted from the released checkpoint" not in head
+
+
+def _card(folder: Path) -> str:
     try:
         with open(folder / "README.md", encoding="utf-8", errors="replace") as card:
-            head = card.read(1 << 16)
+            return card.read(1 << 16)
     except OSError:
-        return False
-    return head.startswith("---\n") and "cellglot" in head
+        return ""
 
 
 def _nothing_before(folder: Path) -> bool:
@@ -140,14 +155,31 @@ KINDS = {
         _converted,
         code=True,
     ),
+    "merge": Kind(
+        "a merged model",
+        re.compile(rf"{_SAVED}|training_run\.json"),
+        re.compile(r"(text_)?tokenizer"),
+        _nothing_before,
+        code=True,
+    ),
     "evaluate": Kind(
         "an evaluation",
         re.compile(r"evaluation\.(json|md)|scores\.png|umap_\w+\.png"),
         re.compile(r"(?!)"),
         _evaluated,
         companion=True,
+        named=True,
     ),
-    "publish": Kind("a published folder", re.compile(r"(?!\.cellglot).+"), re.compile(r"(?!\.).+"), _published),
+    "publish": Kind(
+        "a published folder",
+        re.compile(
+            rf"{_SAVED}|README\.md|training_run\.json|manifest\.json|data/(train|validation|test)-\d{{6,}}\.parquet|"
+            r"(examples|evaluation)\.json|[\w-]+\.yaml|(app|handler)\.py|requirements\.txt|[\w/-]+\.(png|svg)"
+        ),
+        re.compile(r"data|(text_)?tokenizer"),
+        _published,
+        code=True,
+    ),
     "demo": Kind(
         "a demo",
         re.compile(r"report\.html|[\w-]+\.(png|json|npy)|[\w.-]+\.h5ad"),

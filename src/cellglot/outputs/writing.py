@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,11 +112,20 @@ def remove_leftovers(path: str | os.PathLike) -> None:
             found.unlink(missing_ok=True)
 
 
+def remove_leftover_folders(parent: str | os.PathLike, prefix: str) -> None:
+    """Remove folders of unfinished work, ``PREFIX-MARK-...``, of processes of this machine that have ended."""
+    for path in Path(parent).glob(f"{_escaped(prefix)}-*"):
+        mark = "-".join(path.name.removeprefix(f"{prefix}-").split("-")[:3])
+        if path.is_dir() and not path.is_symlink() and is_alive(mark) is False:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _escaped(text: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", text)
 
 
 __all__ = [
-    "atomic", "is_leftover", "publish_file", "remove_leftovers", "sha256", "share", "temporary_name", "umask",
+    "atomic", "is_leftover", "publish_file", "remove_leftover_folders", "remove_leftovers", "sha256", "share",
+    "temporary_name", "umask",
     "write_json", "write_text",
 ]  # fmt: skip
