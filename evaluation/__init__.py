@@ -3,6 +3,10 @@
 import importlib
 from typing import Any
 
+from cellglot.outputs.caches import use_writable_caches
+
+
+use_writable_caches()  # libraries read where their caches are when they are imported
 
 _PUBLIC = {
     "CellAnnotation": "annotation",

@@ -8,7 +8,7 @@ from cellglot.evaluation.annotated_file import add_matrices, check_cells, check_
 from cellglot.evaluation.annotation import KEY, annotate_cells, check_table, write_table
 from cellglot.evaluation.cell_text_model import load_cell_text_model
 from cellglot.evaluation.classified_cells import classify_cells, load_classifier
-from cellglot.evaluation.drawing import check_picture, drawing, umap_of_known
+from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.outputs import check_files
 from cellglot.tokenization.cell_type_candidates import Candidates
 from cellglot.tokenization.cells import Cells, read_cells
@@ -104,7 +104,7 @@ def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | N
 
 def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
     """Lay the cells out, put the layout beside what was found, and draw it."""
-    coordinates = umap_of_known(found.embedding)
+    coordinates = plots.umap_coordinates(found.embedding)
     add_matrices(output, {f"X_{KEY}_umap": coordinates})
     kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
     title = f"{opened.name}, predicted cell types ({kind})"

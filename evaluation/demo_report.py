@@ -8,6 +8,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from cellglot.evaluation import plots
+from cellglot.outputs import write_text
 
 
 @dataclass
@@ -107,7 +108,7 @@ def write_report(
         sections=sections,
         footer=footer,
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 __all__ = ["Picture", "Section", "Table", "write_report"]

@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
-
-from cellglot.evaluation import plots
 
 
 _log = logging.getLogger(__name__)
@@ -56,18 +53,4 @@ def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
         raise ValueError(f"{n_cells:,} cells are too few for a UMAP: it takes four or more")
 
 
-def umap_of_known(embedding: np.ndarray) -> np.ndarray:
-    """Lay out the cells that have an embedding by UMAP, shape (cells, 2); NaN for the others.
-
-    Raises
-    ------
-    ValueError
-        If fewer than four cells have an embedding.
-    """
-    known = np.isfinite(embedding).all(axis=1)
-    coordinates = np.full((len(embedding), 2), np.nan, dtype=np.float32)
-    coordinates[known] = plots.umap_coordinates(embedding[known])
-    return coordinates
-
-
-__all__ = ["check_picture", "drawing", "umap_of_known"]
+__all__ = ["check_picture", "drawing"]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 import cellglot
 from cellglot.evaluation import plots
-from cellglot.evaluation.drawing import check_picture, drawing, umap_of_known
+from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.masked_genes import cell_encoder
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
@@ -105,7 +105,7 @@ def _draw(
     plot: Path,
 ) -> None:
     """Lay the cells out, put the layout beside the embedding, and draw it."""
-    coordinates = umap_of_known(embedding)
+    coordinates = plots.umap_coordinates(embedding)
     if output.suffix == ".h5ad":
         _write(cells, table, embedding, coordinates, output)
     values = ["cells"] * len(cells) if column is None else cells.obs.column(column, 0, len(cells))

@@ -17,6 +17,7 @@ from cellglot.evaluation.classification import classification_scores
 from cellglot.evaluation.clean_process import run_in_clean_process
 from cellglot.evaluation.demo_report import Picture, Section, Table, write_report
 from cellglot.evaluation.embedding import default_device, run_model
+from cellglot.outputs import OutputFolder
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.training.demo_data import DemoData, prepare
 from cellglot.training.demo_exceiver import ExceiverDemo
@@ -64,6 +65,8 @@ class Demo:
 
         Raises
         ------
+        OutputError
+            If the folder holds the cells, is a repository or home, or holds files of somebody else at names to write.
         ValueError
             If the file has no such labels.
         RuntimeError
@@ -71,7 +74,12 @@ class Demo:
         """
         console = Console(highlight=False)
         self.started = time.monotonic()
-        self.output.mkdir(parents=True, exist_ok=True)
+        with OutputFolder(self.output, "demo", [self.cells]) as folder:
+            report = self._run(console)
+            folder.finish()
+        return report
+
+    def _run(self, console: Console) -> Path:
         source = prepare(self.cells, self.labels, self.output, self.seed, console)
         with read_cells(source, rename={self.labels: "cell_type"}) as cells:
             self.data = DemoData(source, cells, self.labels, self.output, self.quick, self.seed, console, self.started)

@@ -16,6 +16,7 @@ from scipy.sparse import vstack
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import class_names, embed_cells, run_model
+from cellglot.outputs import atomic
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
@@ -136,7 +137,8 @@ class DemoData:
         """Embed all cells by a saved model, keep the embedding, and draw it."""
         embedding = self.embed(model_class, folder, corpus)
         name = what.lower().replace(", ", "-").replace(" ", "-")
-        np.save(self.output / f"embedding-{name}.npy", embedding)
+        with atomic(self.output / f"embedding-{name}.npy") as temporary:
+            np.save(temporary, embedding)
         coordinates = plots.umap_coordinates(embedding, self.seed)
         labels = [c if c is not None else "(no label)" for c in self.classes]
         title = f"{what}: cell embeddings by label (held-out cells are ringed)"
@@ -164,7 +166,8 @@ def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: C
         import scanpy
 
         path = output / "pbmc68k_reduced.h5ad"
-        scanpy.datasets.pbmc68k_reduced().write_h5ad(path)
+        with atomic(path) as temporary:
+            scanpy.datasets.pbmc68k_reduced().write_h5ad(temporary)
         return path
     with read_cells(cells) as opened:
         if labels not in opened.obs.names:
@@ -194,7 +197,8 @@ def _subset(cells: Cells, labels: str, chosen: np.ndarray, path: Path) -> Path:
         start += chunk.shape[0]
     frame = pd.concat(obs)
     frame.index = frame.index.astype(str)
-    AnnData(vstack(parts, format="csr"), obs=frame, var=cells.var).write_h5ad(path)
+    with atomic(path) as temporary:
+        AnnData(vstack(parts, format="csr"), obs=frame, var=cells.var).write_h5ad(temporary)
     return path
 
 

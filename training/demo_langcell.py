@@ -13,6 +13,7 @@ from cellglot.evaluation.cell_text_model import load_cell_text_model
 from cellglot.evaluation.classification import classification_scores
 from cellglot.evaluation.demo_report import Picture, Section, Table
 from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from cellglot.outputs import write_json
 from cellglot.tokenization.cell_ontology import CellOntology
 from cellglot.tokenization.cell_type_candidates import make_candidates
 from cellglot.training.cell_types import open_ontology
@@ -97,8 +98,9 @@ class LangCellDemo:
             value, low, high = score["accuracy"]
             self.data.console.print(f"{name}: accuracy {value:.3f} ({low:.3f} to {high:.3f})")
         self.data.console.print(f"chance among {len(self.left_out)} types: {1 / len(self.left_out):.3f}")
-        (self.data.output / "langcell-zero-shot.json").write_text(
-            json.dumps({"left_out": self.left_out, "cells": len(rows), "scores": self.scores}, indent=1)
+        write_json(
+            self.data.output / "langcell-zero-shot.json",
+            {"left_out": self.left_out, "cells": len(rows), "scores": self.scores},
         )
 
     def _names(self, types: np.ndarray) -> np.ndarray:

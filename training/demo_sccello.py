@@ -9,6 +9,7 @@ from cellglot.evaluation import plots
 from cellglot.evaluation.demo_report import Picture, Section, Table
 from cellglot.evaluation.ontology_geometry import OntologyGeometry, ontology_geometry
 from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification, ScCelloModel
+from cellglot.outputs import write_json
 from cellglot.training.cell_types import open_ontology
 from cellglot.training.config import load_config
 from cellglot.training.demo_data import DemoData, series
@@ -79,8 +80,9 @@ class ScCelloDemo:
                 f"({geometry.interval[0]:.2f} to {geometry.interval[1]:.2f}) over {len(geometry.cosine)} pairs of "
                 f"{len(geometry.cell_types)} types"
             )
-        (data.output / "ontology-geometry.json").write_text(
-            json.dumps({n: {"spearman": g.spearman, "interval": g.interval} for n, g in found.items()}, indent=1)
+        write_json(
+            data.output / "ontology-geometry.json",
+            {n: {"spearman": g.spearman, "interval": g.interval} for n, g in found.items()},
         )
         return found
 

@@ -13,6 +13,7 @@ from cellglot.evaluation.demo_report import Section, Table
 from cellglot.evaluation.embedding import class_names, run_model
 from cellglot.evaluation.results import metrics_of
 from cellglot.modeling.adapters import load_with_adapter
+from cellglot.outputs import atomic
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.config import load_config
 from cellglot.training.demo_data import DemoData
@@ -104,7 +105,8 @@ class SharingDemo:
         held_out = data.output / "held_out.h5ad"
         chosen = data.cells.to_anndata()[data.test].copy()
         chosen.obs["cell_type"] = data.truth
-        chosen.write_h5ad(held_out)
+        with atomic(held_out) as temporary:
+            chosen.write_h5ad(temporary)
         self.evaluation: Evaluation = evaluate_models(
             {folder.name: str(folder) for folder in self.models.values()},
             held_out,

@@ -127,6 +127,10 @@ def _card(folder: Path) -> str:
         return ""
 
 
+def _demo(folder: Path) -> bool:
+    return _corpus(folder / "corpus-exceiver") or _corpus(folder / "corpus-rank-value")
+
+
 def _nothing_before(folder: Path) -> bool:
     return False
 
@@ -182,9 +186,12 @@ KINDS = {
     ),
     "demo": Kind(
         "a demo",
-        re.compile(r"report\.html|[\w-]+\.(png|json|npy)|[\w.-]+\.h5ad"),
+        re.compile(
+            r"(pbmc68k_reduced|cells|held_out)\.h5ad|report\.html|embedding-[\w-]+\.npy|(umap|confusion)-[\w-]+\.png|"
+            r"(ontology-geometry|langcell-zero-shot)\.(png|json)"
+        ),
         re.compile(r"(?!)"),
-        _nothing_before,
+        _demo,
         companion=True,
     ),
 }  # fmt: skip
