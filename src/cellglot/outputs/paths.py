@@ -122,7 +122,9 @@ def check_file(
 
 
 def _input_name(output: Path, path: Path) -> str:
-    return "an input" if same_file(output, path) else f"a file of the input {path}"
+    if same_file(output, path):
+        return "an input (the file of cells, or another that is read)"
+    return f"a file of the input {path}"
 
 
 def check_files(
