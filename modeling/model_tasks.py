@@ -46,7 +46,7 @@ class TaskConfig:
         return [name for name in OUTPUTS if name != vars(self).get("_prediction", "logits")]
 
     @property
-    def num_labels(self) -> int | None:
+    def num_labels(self) -> Any:
         """Number of labels."""
         return None if self.id2label is None else len(self.id2label)
 
@@ -61,7 +61,7 @@ class TaskConfig:
                 self.label_cl_ids = None
             if number == 1 and self.problem_type == "single_label_classification":
                 self.problem_type = None
-        PreTrainedConfig.num_labels.fset(self, number)  # type: ignore[attr-defined]
+        PreTrainedConfig.num_labels.fset(self, number)
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields; what the model predicts follows from its class."""
