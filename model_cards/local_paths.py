@@ -56,7 +56,7 @@ def find_paths(text: str) -> list[tuple[int, int]]:
         return []
     hidden = _LINK.sub(lambda link: "a" * len(link.group()), text)  # letters, so that what follows is no start
     found: list[tuple[int, int]] = []
-    for pattern in (_FILE_LINK, _QUOTED, _HOME, _VARIABLE, _POSIX, _ONE_FILE, _WINDOWS, _SHARE):
+    for pattern in (_FILE_LINK, _QUOTED, _WINDOWS, _SHARE, _HOME, _VARIABLE, _POSIX, _ONE_FILE):
         for match in pattern.finditer(hidden):
             start, end = match.start(), match.end()
             while end > start and hidden[end - 1] in _SIGNS:
