@@ -62,7 +62,6 @@ class Hdf5Group(FileGroup):
         self._root = self if root is None else root
         if root is None:
             self.file_size = os.path.getsize(group.file.filename)
-            self.file_number = h5py.h5o.get_info(group.id).fileno
 
     def __iter__(self) -> Iterator[str]:
         if len(self._group) > MOST_MEMBERS:
@@ -119,8 +118,6 @@ class Hdf5Group(FileGroup):
         return self._checked(self._group[name])
 
     def _checked(self, item: Any) -> Any:
-        if h5py.h5o.get_info(item.id).fileno != self._root.file_number:
-            raise CellFileError(f"{item.name} lies in another file ({item.file.filename}), which is not read")
         if isinstance(item, h5py.Group):
             return Hdf5Group(item, self._root)
         if isinstance(item, h5py.Dataset):

@@ -13,7 +13,7 @@ from zarr.storage import LocalStore
 from cellglot.tokenization.cell_file_errors import CellFileError
 
 
-LARGEST_METADATA = 1 << 26  # bytes of JSON
+LARGEST_METADATA = 1 << 25  # bytes of JSON
 UNSUSPICIOUS_BYTES = 1 << 24
 STRONGEST_COMPRESSION = 1_100  # that deflate reaches
 MOST_ABSENT = 1_000  # times as many chunks as are there
