@@ -63,7 +63,7 @@ class Cells:
         self.notes = [note for note in opened.notes if not note.startswith(others)]
         if counts.left_out:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in counts.left_out.items())
-            self.notes.append(f"left out features that are no genes: {kinds}")
+            self.notes.append(f"left out features that are not genes: {kinds}")
         if counts.note:
             self.notes.append(counts.note)
         if counts.recover:

@@ -1,4 +1,4 @@
-"""What the names of genes in a corpus are worth: numbers are refused, files that share no genes are named."""
+"""What the names of genes in a corpus are worth: numbers are refused, files that share not genes are named."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ GeneTable = tuple[list[str], dict[str, Any]]
 
 
 def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str], dict[str, Any] | None]:
-    """Give the index and the columns of a planned file's gene table in which genes are looked up."""
+    """Return the index and the columns of a planned file's gene table in which genes are looked up."""
     index, columns = table
     if gene_column is None:
         return index, columns
@@ -26,7 +26,7 @@ def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str],
 
 
 def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], Mapping[str, Any] | None], str | None]:
-    """Give a check that says why names cannot become genes of a new vocabulary: they are numbers.
+    """Return a check that says why names cannot become genes of a new vocabulary: they are numbers.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], M
 
 
 def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Say of a vocabulary that was made from files which genes have no id, and which files share no genes.
+    """Say of a vocabulary that was made from files which genes have no id, and which files share not genes.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def unused_ids(name: str, index: Sequence[str], columns: Mapping[str, Any]) -> l
 
 
 def described_vocabulary(notes: Mapping[str, Any]) -> list[str]:
-    """Give lines that say what `vocabulary_notes` found."""
+    """Return lines that say what `vocabulary_notes` found."""
     line = f"vocabulary of these files: {notes['genes']:,} genes"
     if notes["without_id"]:
         line += f", {notes['without_id']:,} of them without an Ensembl id ({listed_names(notes['examples'])})"

@@ -71,7 +71,7 @@ class PlannedFile:
     metadata
         Name under which a column of obs is carried -> its name in the file.
     left_out
-        Type of features that are no genes -> how many were left out.
+        Type of features that are not genes -> how many were left out.
     feature_note
         Types of features that say nothing, in a sentence.
     """

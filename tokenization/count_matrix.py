@@ -71,7 +71,7 @@ class CountMatrix:
     rounded : bool
         Values were seen that are whole numbers but for the rounding error of single precision.
     left_out : dict
-        Type of features that are no genes -> how many were left out.
+        Type of features that are not genes -> how many were left out.
     note : str
         Types of features that say nothing, in a sentence.
     """

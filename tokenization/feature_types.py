@@ -86,7 +86,7 @@ class Features:
     genes
         Whether each feature is taken for a gene, shape (features,); None where all are.
     left_out
-        Type, as the file writes it -> features of that type, which are no genes.
+        Type, as the file writes it -> features of that type, which are not genes.
     note
         Types that say nothing, in a sentence; empty where there are none.
     """
@@ -134,7 +134,7 @@ def features_of(index: Iterable[Any], columns: Mapping[str, Any] | None) -> Feat
 def with_types(
     places: Mapping[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]],
 ) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]]:
-    """Give places without types of features those that another place of the same file gives features of that name.
+    """Return places without types of features those that another place of the same file gives features of that name.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def _text(value: Any) -> str:
 
 
 def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, bool]]:
-    """Give (name, values, whether it is about types of features alone) of columns that may tell."""
+    """Return (name, values, whether it is about types of features alone) of columns that may tell."""
     named = {} if columns is None else {str(c): c for c in columns}
     found = []
     for name, key in named.items():
@@ -187,7 +187,7 @@ def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, boo
 
 
 def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Counter[str]]:
-    """Give features of other types with their type, which features are said to be genes, and unknown types."""
+    """Return features of other types with their type, which features are said to be genes, and unknown types."""
     texts = list(map(_text, values))
     kinds = {text: _plain(text) for text in set(texts)}
     believed = OTHER_TYPES | SHORT_TYPES if own else OTHER_TYPES
@@ -209,7 +209,7 @@ def _note(column: str, unknown: Counter[str]) -> str:
 
 
 def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
-    """Give features whose name alone tells that they are no genes: intervals of the genome, antibodies, hashtags."""
+    """Return features whose name alone tells that they are not genes: intervals of the genome, antibodies, hashtags."""
     for i in _rows_with_hints([name if isinstance(name, str) else "" for name in names]):
         name = str(names[i]).strip()
         if _INTERVAL.match(name):
@@ -221,7 +221,7 @@ def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
 
 
 def _rows_with_hints(names: list[str]) -> Iterable[int]:
-    """Give the rows whose names hold one of the hints; looked for in all names at once, which is fast."""
+    """Return the rows whose names hold one of the hints; looked for in all names at once, which is fast."""
     text = "\n".join(names).lower()
     if text.count("\n") >= len(names):  # a name has lines
         return range(len(names))

@@ -37,13 +37,13 @@ Names = Sequence[str] | np.ndarray
 
 
 def bare_id(name: str) -> str | None:
-    """Give the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
+    """Return the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
     matched = _ENSEMBL.match(name)
     return None if matched is None else matched.group(1)
 
 
 def split_id(name: str) -> tuple[str, str] | None:
-    """Give the Ensembl gene id within a longer name, without its version, and what stands beside it.
+    """Return the Ensembl gene id within a longer name, without its version, and what stands beside it.
 
     None where there is no id or several, and where the name is that of a part of a gene (an exon, unspliced RNA) or
     of a copy on Y.
@@ -72,7 +72,7 @@ def numbers_among(names: Names) -> np.ndarray:
 
 
 def genomes_of(names: Iterable[str]) -> set[str]:
-    """Give the species whose genome names say in front: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_Actb``."""
+    """Return the species whose genome names say in front: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_Actb``."""
     matches = map(_genome, names)
     return {"human" if m["human"] else "mouse" for m in matches if m is not None}
 
@@ -82,19 +82,19 @@ def _genome(name: str) -> re.Match | None:
 
 
 def without_genome(name: str, species: str | None) -> str:
-    """Give a name without the genome of this species in front of it."""
+    """Return a name without the genome of this species in front of it."""
     genome = _genome(name)
     return genome["rest"] if genome is not None and species and genome[species] else name
 
 
 def species_of(genes: Iterable[str]) -> str | None:
-    """Give the species of Ensembl ids, None where there are none, or of another one."""
+    """Return the species of Ensembl ids, None where there are none, or of another one."""
     first = next((g for g in genes if bare_id(g) is not None), "")
     return "human" if first.startswith("ENSG") else "mouse" if first.startswith("ENSMUSG") else None
 
 
 def as_in_r(name: str) -> str:
-    """Give a name as R's make.names writes it, dots for everything that is neither letter nor digit."""
+    """Return a name as R's make.names writes it, dots for everything that is neither letter nor digit."""
     return re.sub(r"[^A-Za-z0-9]", ".", name)
 
 
@@ -147,7 +147,7 @@ class NameCleaner:
         return last < rows[0] and len(rows) > _DENSE * (len(self.names) - rows[0])
 
     def clean(self, name: str) -> str:
-        """Give the id or name that a name stands for; the name itself where nothing else is certain."""
+        """Return the id or name that a name stands for; the name itself where nothing else is certain."""
         if (split := split_id(name)) is not None:
             return split[0]
         text = self.made_unique.get(name, name).strip("\"' ")
@@ -162,7 +162,7 @@ class NameCleaner:
 
 
 def unique_spellings(names: Iterable[str]) -> dict[str, str]:
-    """Give names as R writes them whose usual spelling is among the names, too -> that spelling."""
+    """Return names as R writes them whose usual spelling is among the names, too -> that spelling."""
     by_key: dict[str, list[str]] = {}
     for name in names:
         by_key.setdefault(as_in_r(name), []).append(name)

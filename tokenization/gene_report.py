@@ -44,7 +44,7 @@ class GeneReport:
     hint
         What would match more genes, where the names tell.
     left_out
-        Type of features that are no genes (antibodies, peaks, ...) -> how many were left out, before all else.
+        Type of features that are not genes (antibodies, peaks, ...) -> how many were left out, before all else.
     note
         Types of features that say nothing, in a sentence: these features are taken for genes.
     cleaned_names
@@ -107,7 +107,7 @@ class GeneReport:
             lines.append(f"names were cleaned: {taken}")
         if self.left_out:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
-            lines.append(f"left out features that are no genes: {kinds}")
+            lines.append(f"left out features that are not genes: {kinds}")
         if self.note:
             lines.append(self.note)
         if self.lost:

@@ -96,7 +96,7 @@ def gene_catalogue(
 
     A name without id means the gene that other files or the table give this name, if it is one gene; a name of
     several genes is ambiguous, and left out later; a name of none stands for itself, cleaned where that is certain
-    (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are no genes.
+    (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are not genes.
 
     Parameters
     ----------

@@ -228,7 +228,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Flag the tokens of a cell that are no genes: its tokens have their special ones already.
+        """Flag the tokens of a cell that are not genes: its tokens have their special ones already.
 
         Parameters
         ----------
