@@ -209,7 +209,7 @@ def _note(column: str, unknown: Counter[str]) -> str:
 
 
 def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
-    """Return features whose name alone tells that they are not genes: intervals of the genome, antibodies, hashtags."""
+    """Return features whose name alone tells that they are not genes: intervals, antibodies, hashtags."""
     for i in _rows_with_hints([name if isinstance(name, str) else "" for name in names]):
         name = str(names[i]).strip()
         if _INTERVAL.match(name):
