@@ -72,7 +72,7 @@ def numbers_among(names: Names) -> np.ndarray:
 
 
 def genomes_of(names: Iterable[str]) -> set[str]:
-    """Return the species of the genomes in front of names: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_Actb``."""
+    """Return the species of the genomes before names: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_X``."""
     matches = map(_genome, names)
     return {"human" if m["human"] else "mouse" for m in matches if m is not None}
 
