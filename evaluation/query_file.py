@@ -171,7 +171,7 @@ def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str |
     if place in file and own is not None and own.asstr()[()] == fingerprint(model):
         embedding, where = file[place][:], place
     else:
-        matrix = file.get("X")
+        matrix: Any = file.get("X")
         dense = isinstance(matrix, h5py.Dataset) and matrix.shape[1:] == (size,)
         if not dense or not _normalised(matrix[:SAMPLE]):
             return None if own is None else OF_ANOTHER_MODEL
