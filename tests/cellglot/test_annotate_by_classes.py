@@ -80,7 +80,7 @@ def test_two_adapters_in_turn_on_one_base(cellglot_command, gene_classifiers, ce
     save_file({n: -w for n, w in weights.items()}, second / "adapter_model.safetensors", metadata={"format": "pt"})
     scores = []
     for adapter in (first, second):
-        options = ["--adapter", adapter, "-o", tmp_path / "out.h5ad"]
+        options = ["--adapter", adapter, "-o", tmp_path / "out.h5ad", "--overwrite"]
         done = cellglot_command("annotate", base, cells, *options, *CPU)
         assert done.status == 0, done.err
         after = ad.read_h5ad(tmp_path / "out.h5ad")
