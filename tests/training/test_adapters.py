@@ -277,20 +277,29 @@ def test_adapters_that_cannot_share_a_model(base, trained):
 STRANGER = """
 import json, sys
 sys.modules["cellglot"] = None  # an import of it fails
-import torch, transformers
-from peft import PeftModel
+import os, pathlib
+import peft, torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 for base, adapter, kind in json.loads(sys.argv[1]):
     config = transformers.AutoConfig.from_pretrained(adapter, trust_remote_code=True)
-    auto = getattr(transformers, kind)
+    auto, auto_peft = getattr(transformers, kind), getattr(peft, kind.replace("AutoModel", "AutoPeftModel"))
     model = auto.from_pretrained(base, config=config, trust_remote_code=True)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    assert type(model.get_base_model()).__module__.startswith("transformers_modules")
-    with torch.no_grad():
-        logits = model(**load_file(adapter + "/batch.safetensors")).logits
-    save_file({"logits": logits}, adapter + "/given.safetensors")
-    print(json.dumps(list(model.config.id2label.values())))
+    folder, name = os.path.split(adapter)
+    loaded = {
+        "peft": peft.PeftModel.from_pretrained(model, adapter),
+        "auto": auto.from_pretrained(adapter, trust_remote_code=True),
+        "revision": auto.from_pretrained(pathlib.Path(adapter), revision="main", trust_remote_code=True),
+        "subfolder": auto.from_pretrained(folder, adapter_kwargs={"subfolder": name}, trust_remote_code=True),
+        "auto_peft": auto_peft.from_pretrained(adapter, num_labels=3, trust_remote_code=True),
+    }
+    for way, model in loaded.items():
+        plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        assert type(plain).__module__.startswith("transformers_modules"), way
+        with torch.no_grad():
+            loaded[way] = model.eval()(**load_file(adapter + "/batch.safetensors")).logits
+        assert way == "auto_peft" or list(model.config.id2label.values()) == ["B", "T", "NK"], way
+    save_file(loaded, adapter + "/given.safetensors")
 """
 
 
@@ -311,6 +320,50 @@ def test_a_process_without_cellglot_gives_the_same_numbers(base, trained, tmp_pa
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [json.loads(line) for line in done.stdout.splitlines()[-len(jobs) :]] == [["B", "T", "NK"]] * len(jobs)
     for adapter, logits in expected.items():
-        torch.testing.assert_close(load_file(adapter / "given.safetensors")["logits"], logits, rtol=1e-5, atol=1e-6)
+        given = load_file(adapter / "given.safetensors")
+        assert len(given) == 5
+        for way, found in given.items():
+            torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-6, msg=f"{adapter.name}: {way}")
+
+
+# -------------------------------------------------------------------- where the base is
+
+
+@pytest.mark.parametrize(("model", "method"), [("sccello", "dora"), ("exceiver", "lora"), ("langcell", "ia3")])
+def test_base_and_adapter_are_moved_together(base, trained, model, method, tmp_path, monkeypatch):
+    """The base by a relative name: from the working directory, the adapter's folder, or one above it."""
+    monkeypatch.chdir(tmp_path)
+    base(model)
+    folder, expected = trained("base", model, method=method)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    kind = read_adapter(folder).model_class
+    (tmp_path / "elsewhere" / "adapters").mkdir(parents=True)
+    (tmp_path / "base").rename(tmp_path / "elsewhere" / "base")
+    folder = folder.rename(tmp_path / "elsewhere" / "adapters" / "one")
+    for place, name in ((tmp_path, folder), (folder.parent, "one"), (folder.parent.parent, "adapters/one")):
+        monkeypatch.chdir(place)
+        for loaded in (kind.from_pretrained(name), load_with_adapter(name)):
+            assert torch.allclose(predictions(loaded, model), expected, atol=1e-6)
+        assert weights_fingerprint(read_adapter(name).base) == weights_fingerprint(tmp_path / "elsewhere" / "base")
+    loaded = kind.from_pretrained(folder.parent, subfolder="one")
+    assert torch.allclose(predictions(loaded, model), expected, atol=1e-6)
+    assert loaded.config.name_or_path == str(folder)
+    (tmp_path / "elsewhere" / "base").rename(tmp_path / "hidden")
+    with pytest.raises(ValueError, match=r"was trained on the folder base, which is neither in the working directory"):
+        kind.from_pretrained(folder)
+
+
+def test_adapters_of_earlier_versions_load(base, trained, tmp_path):
+    """They name no task and hold no code of the model."""
+    folder, expected = trained(base("sccello"), "sccello")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["task_type"] == "SEQ_CLS"
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"task_type": None}))
+    config = json.loads((folder / "config.json").read_text())
+    del config["custom_pipelines"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for code in folder.glob("*.py"):
+        code.unlink()
+    for loaded in (load_with_adapter(folder), modeling.ScCelloForSequenceClassification.from_pretrained(folder)):
+        assert torch.allclose(predictions(loaded, "sccello"), expected, atol=1e-6)
