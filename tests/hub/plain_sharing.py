@@ -64,7 +64,7 @@ def a_saved_model(plain, root, folder, making):
 @check([plain for plain in MODELS if plain.auto_class in TASKS])
 def an_adapter_of_peft(plain, root, folder, making):
     if making:
-        settings = peft.LoraConfig(task_type=TASKS[plain.auto_class], target_modules="all-linear", r=2)
+        settings = peft.LoraConfig(task_type=TASKS[plain.auto_class], target_modules=["q_proj", "v_proj"], r=2)
         model = peft.get_peft_model(plain.load(root, **options(plain)), settings)
         with torch.no_grad():
             for weight in model.parameters():
