@@ -32,7 +32,8 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # What a trainer leaves behind: known, and never of use to others.
 LEFT_OVERS = (
     "optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "trainer_state.json", "rng_state*.pth",
-    "events.out.tfevents.*", "checkpoint-*", "runs", "corpus", ".work", "__pycache__", ".cache", ".git*", ".*",
+    "run_identity.json", "events.out.tfevents.*", "checkpoint-*", "runs", "corpus", ".work", "__pycache__", ".cache",
+    ".git*", ".*",
 )  # fmt: skip
 
 MODEL_FILES = (

@@ -18,6 +18,7 @@ from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTok
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 from cellglot.training.collators import ExceiverCollator
 from cellglot.training.config import TrainingConfig
+from cellglot.training.data import median_length
 from cellglot.training.rank_value_collator import rank_value_collator
 from cellglot.training.recipe import mask_fraction
 from cellglot.training.thinning import THINNING_KEYS, thinning_of
@@ -79,7 +80,7 @@ class ClassifierKind:
 def _exceiver_collators(
     tokenizer: Any, model_config: Any, config: TrainingConfig, corpus: Corpus, seed: int
 ) -> tuple[Any, Any]:
-    num_masked = int(mask_fraction(config, 0.0) * corpus.manifest["median_length"])
+    num_masked = int(mask_fraction(config, 0.0) * median_length(corpus))
     thinning = thinning_of(config.data, tokenizer, corpus, seed)
     collator = ExceiverCollator(tokenizer.pad_token_id, num_masked, seed, labels={}, thinning=thinning)
     return collator, dataclasses.replace(collator, num_masked=0, thinning=None)

@@ -1,10 +1,12 @@
 """Token Parquet for training: cells by number, epochs in an order that depends on the seed alone."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from torch.utils.data import Dataset, Sampler
 
 from cellglot.tokenization.corpus import Corpus
@@ -14,8 +16,64 @@ from cellglot.tokenization.corpus import Corpus
 TOKEN_COLUMNS = ("input_ids", "expression_values", "expression_total", "clipped_counts")
 
 
+class DamagedCellError(ValueError):
+    """A cell of a corpus holds what no tokenizer writes; names the shard and the row."""
+
+    def __init__(self, message: str):
+        # a process that reads data passes its error on as the text of its trace, which ends with the message
+        super().__init__(message.rsplit("DamagedCellError: ", 1)[-1].strip())
+
+
+def special_tokens(corpus: Corpus) -> int:
+    """Return how many tokens of every cell are no genes.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    """
+    path = corpus.tokenizer_folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return int(bool(settings.get("add_cls_token")))
+
+
+def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None:
+    """Return whether each cell of some splits expresses a gene of the vocabulary, shape (cells,); None where all do.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    splits
+        Splits of the corpus, one after the other.
+    """
+    if not any(file["report"]["cells_without_genes"] for file in corpus.manifest["files"]):
+        return None
+    shards = [shard for split in splits for shard in corpus.shards(split)]
+    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in shards]
+    expressed = np.concatenate(lengths) > special_tokens(corpus) if lengths else np.empty(0, dtype=bool)
+    return None if expressed.all() else expressed
+
+
+def median_length(corpus: Corpus) -> float:
+    """Return the median number of tokens of the training cells that express a gene, 0 where none does.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    """
+    if (expressed := cells_with_genes(corpus, ["train"])) is None:
+        return float(corpus.manifest["median_length"])
+    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in corpus.shards("train")]
+    return float(np.median(np.concatenate(lengths)[expressed])) if expressed.any() else 0.0
+
+
 class CellDataset(Dataset):
     """Cells of a split of a corpus, read from disk when asked for.
+
+    Cells that express no gene of the vocabulary are left out; `without_genes` counts them. Tokens and values are
+    checked while they are read.
 
     Keys are (epoch, cell) pairs as `EpochSampler` gives them, or cells alone (epoch -1). The cell -1 is no cell: it
     fills up the last batch, and has no tokens and no label.
@@ -29,9 +87,17 @@ class CellDataset(Dataset):
     columns
         Columns to read beside the tokens.
     least_tokens
-        Cells with fewer tokens are left out; `left_out` counts them.
+        Cells with fewer tokens are left out; `left_out` counts them, those without genes among them.
     keep
-        Whether to keep each cell of the splits, shape (cells,); those not kept are not counted.
+        Whether to keep each cell of the splits, shape (cells,); those not kept are not counted. `chosen` is the
+        number of those that are.
+    without_genes
+        Cells without genes that `keep` has left out already, and that count among the chosen.
+
+    Raises
+    ------
+    ValueError
+        If there are no such cells, or none with as many tokens. While reading: `DamagedCellError`.
     """
 
     def __init__(
@@ -41,17 +107,22 @@ class CellDataset(Dataset):
         columns: Sequence[str] = (),
         least_tokens: int = 0,
         keep: np.ndarray | None = None,
+        without_genes: int = 0,
     ):
         splits = [split] if isinstance(split, str) else list(split)
         name = "_".join(splits)
         shards = [shard for part in splits for shard in corpus.shards(part)]
         if not shards:
             raise ValueError(f"{corpus.folder} has no {' and '.join(splits)} cells")
+        self.shards, self.vocab_size = shards, int(corpus.manifest["vocab_size"])
         table = _read_shards(shards, name)
         lengths = table.with_format("numpy", columns=["length"])[:]["length"]
         kept = np.ones(len(lengths), dtype=bool) if keep is None else keep
-        long_enough = lengths >= least_tokens
-        self.left_out = int((kept & ~long_enough).sum())
+        with_genes = lengths > special_tokens(corpus)
+        long_enough = (lengths >= least_tokens) & with_genes
+        self.chosen = int(kept.sum()) + without_genes
+        self.without_genes = int((kept & ~with_genes).sum()) + without_genes
+        self.left_out = int((kept & ~long_enough).sum()) + without_genes
         self.rows = np.flatnonzero(kept & long_enough)
         self.lengths = lengths[self.rows].astype(np.int64)
         tokens = [c for c in TOKEN_COLUMNS if c in table.column_names]
@@ -59,7 +130,11 @@ class CellDataset(Dataset):
         self.table = table.select_columns(tokens + self.columns).with_format("arrow")
         self.token_columns = tokens
         if not len(self.rows):
-            raise ValueError(f"no {' or '.join(splits)} cell of {corpus.folder} has {least_tokens:,} tokens or more")
+            wanted = f"has {least_tokens:,} tokens or more" if least_tokens > 1 else "expresses a gene"
+            empty = f"; {self.without_genes:,} of {self.chosen:,} express no gene of the vocabulary"
+            raise ValueError(
+                f"no {' or '.join(splits)} cell of {corpus.folder} {wanted}{empty if self.without_genes else ''}"
+            )
 
     def __len__(self) -> int:
         """Give the number of cells."""
@@ -79,8 +154,10 @@ class CellDataset(Dataset):
             for epoch, cell in pairs
         ]
         if present.any():
-            rows = self.table[self.rows[cells[present]].tolist()]
+            numbers = self.rows[cells[present]]
+            rows = self.table[numbers.tolist()]
             read = [self._values(rows.column(c)) for c in self.token_columns + self.columns]
+            self._check(dict(zip(self.token_columns, read, strict=False)), numbers)
             for at, *values in zip(np.flatnonzero(present), *read, strict=True):
                 examples[at].update(zip(self.token_columns + self.columns, values, strict=True))
         return examples
@@ -93,6 +170,35 @@ class CellDataset(Dataset):
             flat = column.values.to_numpy(zero_copy_only=False)
             return [flat[low:stop] for low, stop in zip(bounds, bounds[1:], strict=False)]
         return column.to_pylist()
+
+    def _check(self, tokens: dict[str, list[Any]], rows: np.ndarray) -> None:
+        """Refuse token ids beyond the vocabulary, and values that are not finite or not one a token."""
+        ids = tokens["input_ids"]
+        flat = np.concatenate(ids)
+        if len(flat) and (flat.min() < 0 or flat.max() >= self.vocab_size):
+            bad = [len(i) and (i.min() < 0 or i.max() >= self.vocab_size) for i in ids]
+            self._refuse(rows, bad, f"input_ids has ids outside the {self.vocab_size:,} of the vocabulary")
+        values = tokens.get("expression_values")
+        if values is not None and [len(v) for v in values] != [len(i) for i in ids]:
+            bad = [len(v) != len(i) for v, i in zip(values, ids, strict=True)]
+            self._refuse(rows, bad, "expression_values has another length than input_ids")
+        for name in tokens.keys() - {"input_ids"}:
+            values = tokens[name]
+            whole = np.concatenate(values) if isinstance(values[0], np.ndarray) else np.array(values, dtype=float)
+            if whole.dtype.kind == "f" and not np.isfinite(whole).all():
+                bad = [not np.isfinite(np.array(v, dtype=float)).all() for v in values]
+                self._refuse(rows, bad, f"{name} holds NaN or infinite values")
+
+    def _refuse(self, rows: np.ndarray, bad: Sequence[Any], what: str) -> None:
+        row = int(rows[next(i for i, wrong in enumerate(bad) if wrong)])
+        for shard in self.shards:
+            cells = pq.read_metadata(shard).num_rows
+            if row < cells:
+                raise DamagedCellError(
+                    f"{shard}, row {row:,}: {what}. The corpus is damaged: make it again by cellglot tokenize "
+                    "--overwrite"
+                )
+            row -= cells
 
     def column(self, name: str) -> list[Any]:
         """Read a column of all cells."""
@@ -163,4 +269,4 @@ class EpochSampler(Sampler):
             yield self.epoch, -1
 
 
-__all__ = ["CellDataset", "EpochSampler"]
+__all__ = ["CellDataset", "DamagedCellError", "EpochSampler", "cells_with_genes", "median_length", "special_tokens"]

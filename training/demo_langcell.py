@@ -58,7 +58,7 @@ class LangCellDemo:
         config = load_config("langcell_small.yaml", data.overrides(self.corpus, PRETRAINING_CELLS, 20))
         config.model["cell_config"]["max_position_embeddings"] = LENGTH
         config.data["leave_out"] = self.left_out
-        pretrain(config, self.corpus, self.folder, resume=False)
+        pretrain(config, self.corpus, self.folder, overwrite=True)
         self.pretraining = json.loads((self.folder / RUN_FILE).read_text())
         self.scores: dict[str, Scores] = {}
         if self.left_out:
@@ -67,7 +67,7 @@ class LangCellDemo:
         data.step("LangCell: fine-tuning for classification")
         settings = [*data.overrides(self.corpus, FINETUNING_CELLS, 20), "trainer.learning_rate=1e-3"]
         config = load_config("langcell_finetune.yaml", settings)
-        finetune(config, self.folder, self.corpus, self.classifier_folder, resume=False)
+        finetune(config, self.folder, self.corpus, self.classifier_folder, overwrite=True)
         return data.classify(LangCellForSequenceClassification, self.classifier_folder, self.corpus)
 
     def _zero_shot(self) -> None:

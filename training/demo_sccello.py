@@ -50,16 +50,16 @@ class ScCelloDemo:
             *data.overrides(self.corpus, PRETRAINING_CELLS, 40),
             f"model.max_position_embeddings={LENGTH}",
         ]
-        pretrain(load_config("sccello_small.yaml", settings), self.corpus, self.folder, resume=False)
+        pretrain(load_config("sccello_small.yaml", settings), self.corpus, self.folder, overwrite=True)
         self.pretraining = json.loads((self.folder / RUN_FILE).read_text())
         data.step("scCello: the same without the ontology's objectives")
         alone = [f"model.{name}=0" for name in WITHOUT]
-        pretrain(load_config("sccello_small.yaml", settings + alone), self.corpus, self.plain_folder, resume=False)
+        pretrain(load_config("sccello_small.yaml", settings + alone), self.corpus, self.plain_folder, overwrite=True)
         self.geometries = self._geometries()
         self.umap = data.umap(ScCelloModel, self.folder, self.corpus, "scCello, pretrained")
         data.step("scCello: fine-tuning for classification")
         config = load_config("sccello_finetune.yaml", data.overrides(self.corpus, FINETUNING_CELLS, 20))
-        finetune(config, self.folder, self.corpus, self.classifier_folder, resume=False)
+        finetune(config, self.folder, self.corpus, self.classifier_folder, overwrite=True)
         self.finetuning = json.loads((self.classifier_folder / RUN_FILE).read_text())
         return data.classify(ScCelloForSequenceClassification, self.classifier_folder, self.corpus)
 

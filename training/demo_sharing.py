@@ -54,7 +54,7 @@ class AdapterDemo:
         data.step(f"{self.name}: fine-tuning")
         overrides = data.overrides(self.corpus, ADAPTER_CELLS, 20)
         config = load_config(config_name("sccello", "lora"), overrides)
-        finetune(config, self.base, self.corpus, self.folder, method="lora", resume=False)
+        finetune(config, self.base, self.corpus, self.folder, method="lora", overwrite=True)
         self.record = json.loads((self.folder / RUN_FILE).read_text())
         model = load_with_adapter(self.folder, self.base)
         tokenizer = type(self.corpus.tokenizer()).from_pretrained(self.base)

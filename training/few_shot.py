@@ -19,25 +19,31 @@ from cellglot.modeling.cell_losses import count_items, cross_entropy_terms, join
 from cellglot.modeling.loading import load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
 from cellglot.modeling.modeling_langcell import LangCellModel
+from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.cell_descriptions import ANNOTATION_TEMPLATE
 from cellglot.tokenization.cell_type_candidates import Candidates, make_candidates
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.cell_types import open_ontology
 from cellglot.training.classifiers import model_type
 from cellglot.training.config import TrainingConfig, check_keys, load_config
-from cellglot.training.data import CellDataset
+from cellglot.training.data import CellDataset, cells_with_genes
 from cellglot.training.finetune import corpus_for
 from cellglot.training.labels import labels_of
 from cellglot.training.metrics import ClassificationMetrics
+from cellglot.training.output import TrainingOutput, check_no_other_model
 from cellglot.training.rank_value_collator import rank_value_collator
 from cellglot.training.run import (
     check_held_out,
     check_same_vocabulary,
     check_vocabulary,
     end,
-    save_run,
+    finished_metrics,
+    run_record,
+    run_training,
     say,
+    say_empty_cells,
     training_arguments,
+    training_output,
 )
 from cellglot.training.trainer import CellTrainer, count_parameters
 
@@ -186,6 +192,8 @@ def few_shot(
     number: int,
     *,
     label_column: str = "cell_type",
+    resume: bool = True,
+    overwrite: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
     """Let a LangCell learn from a few cells of each class, by the texts of the classes.
@@ -210,6 +218,10 @@ def few_shot(
         Cells of each class. Of a class with fewer all are taken, which is said and recorded.
     label_column
         Column of the corpus that holds the classes.
+    resume
+        Resume from the last checkpoint in `output`, if there is one. A run that is finished is not done again.
+    overwrite
+        Delete what an earlier run wrote in `output`, and nothing else, and start from the beginning.
     callbacks
         Further callbacks of the trainer.
 
@@ -222,22 +234,55 @@ def few_shot(
     Raises
     ------
     ValueError
-        If there are fewer than two classes, no such column, or corpus and model do not fit together.
+        If there are fewer than two classes, no such column, corpus and model do not fit together, `output` holds
+        another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     check_keys(config.data, list(DATA_KEYS), "data")
     check_keys(config.model, [], "model")
     check_keys(config.finetuning, [], "finetuning")
     arguments = training_arguments(config, output)
-    set_seed(arguments.seed)
+    claim = training_output(
+        config,
+        corpus,
+        arguments,
+        output,
+        "few-shot",
+        base=model,
+        resume=resume,
+        overwrite=overwrite,
+        labels=label_column,
+        cells_of_each_class=number,
+    )
+    with claim as claimed:
+        if claimed.record is not None:
+            return finished_metrics(claimed)
+        set_seed(arguments.seed)
+        return _learn(config, model, corpus, claimed, number, label_column, callbacks)
+
+
+def _learn(
+    config: TrainingConfig,
+    model: str | Path,
+    corpus: Corpus,
+    claimed: TrainingOutput,
+    number: int,
+    label_column: str,
+    callbacks: Sequence[Any],
+) -> dict[str, float]:
+    arguments = claimed.arguments
     loaded, processor = _load(model, corpus)
     classes = _Classes(config, corpus, label_column)
     train_names, held_out_names = classes.names("train"), classes.names("validation")
+    expressed = cells_with_genes(corpus, ["train"])
+    if expressed is not None:
+        train_names = [name if e else None for name, e in zip(train_names, expressed, strict=True)]
     shots = draw_cells(train_names, number, arguments.seed)
-    train = CellDataset(corpus, "train", columns=[label_column], least_tokens=1, keep=shots.keep)
+    empty = 0 if expressed is None else int((~expressed).sum())
+    train = CellDataset(corpus, "train", columns=[label_column], keep=shots.keep, without_genes=empty)
     held_out, asked = None, np.array([name is not None for name in held_out_names], dtype=bool)
     if asked.any():
-        held_out = CellDataset(corpus, "validation", columns=[label_column], least_tokens=1, keep=asked)
+        held_out = CellDataset(corpus, "validation", columns=[label_column], keep=asked)
     check_held_out(arguments, held_out, corpus, label_column)
     length = loaded.config.text_config.max_position_embeddings
     tokens = processor(text=classes.texts, return_tensors="pt", text_max_length=length)
@@ -251,7 +296,7 @@ def few_shot(
         labels=classes.class_of,
         label_column=label_column,
     )
-    trainer = CellTrainer(
+    trainer = _Trainer(
         model=objective,
         args=arguments,
         train_dataset=train,
@@ -269,12 +314,13 @@ def few_shot(
         f"of each; {len(short):,} classes have fewer: {short or 'none'}; {0 if held_out is None else len(held_out):,} "
         f"held-out cells; {processor.texts_cut:,} texts cut\n{classes.candidates.report.summary()}",
     )
-    metrics = _evaluate(trainer, "zero_shot")
-    trainer.train()
-    metrics |= _evaluate(trainer, "eval")
-    if trainer.is_world_process_zero():
-        loaded.save_pretrained(output)
-        processor.save_pretrained(output)
+    say_empty_cells(trainer, train, held_out)
+
+    def save(folder: str) -> None:
+        if trainer.is_world_process_zero():
+            loaded.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
     facts = {
         "base_model": str(model),
         "base_model_revision": cached_revision(model),
@@ -288,8 +334,24 @@ def few_shot(
         "held_out_cells": 0 if held_out is None else len(held_out),
         "cells_without_class": train_names.count(None) + held_out_names.count(None),
     }
-    save_run(trainer, output, config, corpus, metrics, facts)
-    return metrics
+    return run_training(
+        trainer,
+        claimed,
+        lambda: trainer.zero_shot | _evaluate(trainer, "eval"),
+        lambda metrics: run_record(trainer, config, corpus, metrics, facts),
+        save,
+    )
+
+
+class _Trainer(CellTrainer):
+    """Evaluates the model as it is before it learns, too."""
+
+    zero_shot: dict[str, float]
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Evaluate, then train."""
+        self.zero_shot = _evaluate(self, "zero_shot")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
 
 class _Classes:
@@ -355,18 +417,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--number", type=int, required=True, help="cells of each class")
     parser.add_argument("--output", required=True, help="folder for the model")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
     given = parser.parse_args(arguments)
+    exit_on_sigterm()
     try:
         config = load_config(given.config, given.set)
-        corpus = given.corpus or corpus_for(given.model, given.cells, given.output, given.labels)
-        metrics = few_shot(config, given.model, corpus, given.output, given.number, label_column=given.labels)
+        options = {"label_column": given.labels, "resume": not given.no_resume, "overwrite": given.overwrite}
+        metrics = few_shot_on(config, given.model, given.cells, given.corpus, given.output, given.number, **options)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     end(metrics)
+
+
+def few_shot_on(
+    config: TrainingConfig,
+    model: str | Path,
+    cells: Sequence[str | Path] | None,
+    corpus: str | Path | Corpus | None,
+    output: str | Path,
+    number: int,
+    **options: Any,
+) -> dict[str, float]:
+    """Learn from few cells of files, which are tokenized first, or of a corpus.
+
+    Parameters
+    ----------
+    config, model, corpus, output, number, **options
+        As for `few_shot`.
+    cells
+        Files of cells, where there is no corpus.
+
+    Raises
+    ------
+    ValueError
+        If there are neither cells nor a corpus.
+    """
+    if corpus is None:
+        if not cells:
+            raise ValueError("pass labelled cells, or their tokens as a corpus")
+        overwrite = options.get("overwrite", False)
+        if not overwrite:
+            check_no_other_model(output)
+        corpus = corpus_for(model, cells, output, options.get("label_column", "cell_type"), overwrite=overwrite)
+    return few_shot(config, model, corpus, output, number, **options)
 
 
 if __name__ == "__main__":
     main()
 
 
-__all__ = ["FewShotObjective", "FewShotOutput", "Shots", "draw_cells", "few_shot"]
+__all__ = ["FewShotObjective", "FewShotOutput", "Shots", "draw_cells", "few_shot", "few_shot_on"]

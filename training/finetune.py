@@ -12,9 +12,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from cellglot.modeling.adapter_folders import cached_revision
-from cellglot.modeling.adapters import is_adapter, weights_fingerprint
+from cellglot.modeling.adapters import is_adapter
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.modeling.model_files import check_loaded
+from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.training.adapters import ADAPTERS, put_adapter
 from cellglot.training.cell_type_task import cell_type_task
@@ -22,8 +23,9 @@ from cellglot.training.classifiers import CLASSIFIERS, TASKS, ClassifierKind, cl
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.encoder_memory import EncoderMemory
 from cellglot.training.finetuner import FineTuner
-from cellglot.training.gene_task import gene_task, write_gene_labels
+from cellglot.training.gene_task import gene_task, table_facts, write_gene_labels
 from cellglot.training.new_model import corpus_of_new_model, new_model
+from cellglot.training.output import TrainingOutput, check_no_other_model
 from cellglot.training.recipe import with_expression_values
 from cellglot.training.run import (
     check_held_out,
@@ -31,10 +33,13 @@ from cellglot.training.run import (
     check_vocabulary,
     end,
     final_metrics,
-    run_trainer,
-    save_run,
+    finished_metrics,
+    run_record,
+    run_training,
     say,
+    say_empty_cells,
     training_arguments,
+    training_output,
 )
 from cellglot.training.tasks import Task
 from cellglot.training.trainer import count_parameters
@@ -64,6 +69,7 @@ def finetune(
     label_column: str = "cell_type",
     gene_labels: str | Path | Mapping[str, str] | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
     """Fine-tune a model on labels.
@@ -98,7 +104,9 @@ def finetune(
         For genes: gene -> class, which is written as ``gene_labels.json`` beside the result, or a file that
         `cellglot.training.labels.read_gene_labels` reads.
     resume
-        Go on from the last checkpoint in `output`, if there is one.
+        Resume from the last checkpoint in `output`, if there is one. A run that is finished is not done again.
+    overwrite
+        Delete what an earlier run wrote in `output`, and nothing else, and start from the beginning.
     callbacks
         Further callbacks of the trainer.
 
@@ -111,70 +119,98 @@ def finetune(
     Raises
     ------
     ValueError
-        If there are fewer than two classes, no such column, or corpus, model, task and method do not fit together.
+        If there are fewer than two classes, no such column, corpus, model, task and method do not fit together,
+        `output` holds another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     kind = _kind(config, model, method)
     model_class = kind.model_class(task)
     settings = _settings(config, task, method)
     arguments = training_arguments(_with_early_stopping(config, settings, task), output)
-    set_seed(arguments.seed)
-    tokenizer = None if model is None else load_tokenizer(model, kind.tokenizer_class)
-    if tokenizer is not None:
-        check_same_vocabulary(tokenizer, corpus, str(model))
-    vocabulary = corpus.tokenizer().vocabulary
-    prepared = _task(task, corpus, vocabulary, label_column, gene_labels, settings, arguments.seed)
-    check_held_out(arguments, prepared.held_out, corpus, None if task == "gene" else label_column)
-    keys = [*kind.data_keys, *(["initialize_gene_embeddings"] if model is None else [])]
-    check_keys(config.data, keys, "data")
-    if model is None:
-        made, tokenizer = new_model(model_class, config, corpus, arguments.seed, **prepared.fields)
-    else:
-        made = _load(model_class, config, model, prepared.fields)
-    check_vocabulary(made, corpus)
-    heads = kind.heads[model_class]
-    tuned, frozen = _prepare(made, method, heads, settings)
-    collator, eval_collator = kind.collators(tokenizer, made.config, config, corpus, arguments.seed)
-    memory = None
-    if method == "probe" and task != "gene" and _gives_the_same_every_epoch(collator):
-        memory = EncoderMemory(getattr(made, kind.encoder), kind.head_reads)
-    trainer = FineTuner(
-        model=tuned,
-        args=arguments,
-        train_dataset=prepared.train,
-        eval_dataset=prepared.held_out,
-        data_collator=prepared.collator(collator, True),
-        processing_class=None if method in ADAPTERS else tokenizer,
-        compute_metrics=prepared.metrics,
-        description="fine-tuning",
-        optimizer_name=config.optimizer.get("name", "adamw"),
-        callbacks=[*callbacks, *_early_stopping(settings), *_averaging(settings)],
-        frozen=frozen,
-        memory=memory,
+    claim = training_output(
+        config,
+        corpus,
+        arguments,
+        output,
+        "finetune",
+        base=model,
+        resume=resume,
+        overwrite=overwrite,
+        inputs=[] if gene_labels is None or isinstance(gene_labels, Mapping) else [gene_labels],
+        task=task,
+        method=method,
+        labels=None if task == "gene" else label_column,
+        gene_labels=None if gene_labels is None else table_facts(gene_labels)["sha256"],
     )
-    trainer.eval_data_collator = prepared.collator(eval_collator, False)
-    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    say(
-        trainer,
-        f"{count_parameters(tuned):,} parameters, {trained:,} of them learn ({method}); {prepared.summary}",
-    )
-    run_trainer(trainer, output, resume)
-    metrics = _evaluate(trainer, prepared)
-    facts = {
-        "task": task,
-        "method": method,
-        **({} if model is None else _base_facts(model)),
-        "trained_parameters": trained,
-        "adapter": {k: settings[k] for k in SETTINGS.get(method, []) if k in settings},
-        **_stopped(trainer, settings),
-        **prepared.facts,
-    }
-    save_run(trainer, output, config, corpus, metrics, facts)
-    if isinstance(gene_labels, Mapping) and trainer.is_world_process_zero():
-        write_gene_labels(gene_labels, output)
-    if memory is not None:
-        memory.release()
-    return metrics
+    with claim as claimed:
+        if claimed.record is not None:
+            return finished_metrics(claimed)
+        set_seed(arguments.seed)
+        tokenizer = None if model is None else load_tokenizer(model, kind.tokenizer_class)
+        if tokenizer is not None:
+            check_same_vocabulary(tokenizer, corpus, str(model))
+        vocabulary = corpus.tokenizer().vocabulary
+        prepared = _task(task, corpus, vocabulary, label_column, gene_labels, settings, arguments.seed)
+        check_held_out(arguments, prepared.held_out, corpus, None if task == "gene" else label_column)
+        keys = [*kind.data_keys, *(["initialize_gene_embeddings"] if model is None else [])]
+        check_keys(config.data, keys, "data")
+        if model is None:
+            made, tokenizer = new_model(model_class, config, corpus, arguments.seed, **prepared.fields)
+        else:
+            made = _load(model_class, config, model, prepared.fields)
+        check_vocabulary(made, corpus)
+        tuned, frozen = _prepare(made, method, kind.heads[model_class], settings)
+        collator, eval_collator = kind.collators(tokenizer, made.config, config, corpus, arguments.seed)
+        memory = None
+        if method == "probe" and task != "gene" and _gives_the_same_every_epoch(collator):
+            memory = EncoderMemory(getattr(made, kind.encoder), kind.head_reads)
+        trainer = FineTuner(
+            model=tuned,
+            args=arguments,
+            train_dataset=prepared.train,
+            eval_dataset=prepared.held_out,
+            data_collator=prepared.collator(collator, True),
+            processing_class=None if method in ADAPTERS else tokenizer,
+            compute_metrics=prepared.metrics,
+            description="fine-tuning",
+            optimizer_name=config.optimizer.get("name", "adamw"),
+            callbacks=[*callbacks, *_early_stopping(settings), *_averaging(settings)],
+            frozen=frozen,
+            memory=memory,
+        )
+        trainer.eval_data_collator = prepared.collator(eval_collator, False)
+        trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+        say(
+            trainer,
+            f"{count_parameters(tuned):,} parameters, {trained:,} of them learn ({method}); {prepared.summary}",
+        )
+        say_empty_cells(trainer, prepared.train, prepared.held_out, prepared.test)
+        facts = {
+            "task": task,
+            "method": method,
+            **({} if model is None else _base_facts(model, claimed)),
+            "trained_parameters": trained,
+            "adapter": {k: settings[k] for k in SETTINGS.get(method, []) if k in settings},
+        }
+
+        def save(folder: str) -> None:
+            trainer.save_model(folder)
+            if isinstance(gene_labels, Mapping) and trainer.is_world_process_zero():
+                write_gene_labels(gene_labels, folder)
+
+        try:
+            return run_training(
+                trainer,
+                claimed,
+                lambda: _evaluate(trainer, prepared),
+                lambda metrics: run_record(
+                    trainer, config, corpus, metrics, facts | _stopped(trainer, settings) | prepared.facts
+                ),
+                save,
+            )
+        finally:
+            if memory is not None:
+                memory.release()
 
 
 # -------------------------------------------------------------------- what is asked for
@@ -331,12 +367,11 @@ def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
     return metrics
 
 
-def _base_facts(model: str | Path) -> dict[str, Any]:
-    revision = cached_revision(model)
+def _base_facts(model: str | Path, claimed: TrainingOutput) -> dict[str, Any]:
     return {
         "base_model": str(model),
-        "base_model_revision": revision,
-        "base_model_fingerprint": weights_fingerprint(model, revision),
+        "base_model_revision": cached_revision(model),
+        "base_model_fingerprint": claimed.identity["parts"]["base model"]["weights"],
     }
 
 
@@ -418,8 +453,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gene-labels", help="table of genes and classes, for --task gene")
     parser.add_argument("--output", required=True, help="folder for the model or adapter and its checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--no-resume", action="store_true", help="start anew even if there is a checkpoint")
+    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
     given = parser.parse_args(arguments)
+    exit_on_sigterm()
     try:
         metrics = finetune_on(
             load_config(given.config, given.set),
@@ -432,6 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             label_column=given.labels,
             gene_labels=given.gene_labels,
             resume=not given.no_resume,
+            overwrite=given.overwrite,
         )
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
@@ -463,12 +501,15 @@ def finetune_on(
     if corpus is None:
         if not cells:
             raise ValueError("pass labelled cells, or their tokens as a corpus")
+        overwrite = options.get("overwrite", False)
+        if not overwrite:
+            check_no_other_model(output)
         column = None if options.get("task") == "gene" else options.get("label_column", "cell_type")
         if model is None:
             extra = [] if column in (None, "cell_type") else [column]
-            corpus = corpus_of_new_model(_new_type(config), cells, output, extra)
+            corpus = corpus_of_new_model(_new_type(config), cells, output, extra, overwrite=overwrite)
         else:
-            corpus = corpus_for(model, cells, output, column)
+            corpus = corpus_for(model, cells, output, column, overwrite=overwrite)
             config = divide_as_fits(config, corpus)
     return finetune(config, model, corpus, output, **options)
 

@@ -49,6 +49,7 @@ class FineTuner(CellTrainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Evaluate a batch; give scores and true labels, those that the model cannot know included."""
+        self._end_evaluation_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             outputs = model(**self._of_model(inputs))

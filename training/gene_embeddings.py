@@ -9,6 +9,7 @@ from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.corpus_expression import CorpusExpression
+from cellglot.training.data import cells_with_genes
 
 
 MOST_CELLS = 20_000
@@ -85,7 +86,9 @@ def _standardize(values: csr_matrix, tokenizer: GeneExpressionTokenizer) -> tupl
 
 def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None) -> csr_matrix:
     """Read the expression values of some training cells, shape (cells, genes), genes in the order of token ids."""
-    n_cells = corpus.n_cells("train")
+    n_cells, expressed = corpus.n_cells("train"), cells_with_genes(corpus, ["train"])
+    if expressed is not None:
+        keep = expressed if keep is None else keep & expressed
     share = min(1.0, most_cells / max(1, n_cells if keep is None else int(keep.sum())))
     drawn = np.random.default_rng([seed, 1]).random(n_cells) < share
     expression = CorpusExpression(

@@ -71,10 +71,13 @@ def gene_task(
     to_learn[tokens[~away]], to_test[tokens[away]] = numbers[~away], numbers[away]
     division = divide(corpus, settings.get("split", "corpus"), [0] * sum(map(corpus.n_cells, BOTH)), seed)
     train, held_out, test = (
-        CellDataset(corpus, part.splits, least_tokens=1, keep=part.chosen) if part is not None and used else None
+        CellDataset(corpus, part.splits, keep=part.chosen, without_genes=part.without_genes)
+        if part is not None and used and part.chosen.any()
+        else None
         for part, used in ((division.train, True), (division.held_out, away.any()), (division.test, away.any()))
     )
-    assert train is not None
+    if train is None:
+        raise ValueError(f"no training cell of {corpus.folder} expresses a gene of the vocabulary")
     weights = balanced_weights(np.array([counts[c] for c in classes])) if check_class_weights(settings) else None
 
     def collator(cells: Any, training: bool) -> GeneClassCollator:
@@ -98,7 +101,7 @@ def gene_task(
         metrics=GeneClassMetrics(len(classes)),
         metric_names=("accuracy", "macro_f1", "token_accuracy", "token_macro_f1"),
         facts={
-            "gene_labels": _table_facts(table),
+            "gene_labels": table_facts(table),
             "classes": classes,
             "genes_of_each_class": {name: counts[name] for name in classes},
             "held_out_genes": {vocabulary.symbol(vocabulary.tokens[t]): found[t] for t in tokens[away].tolist()},
@@ -111,8 +114,14 @@ def gene_task(
     )
 
 
-def _table_facts(table: str | Path | Mapping[str, str]) -> dict[str, str]:
-    """Name the table of genes and its checksum; that of a mapping is the file of `write_gene_labels`."""
+def table_facts(table: str | Path | Mapping[str, str]) -> dict[str, str]:
+    """Name the table of genes and its checksum; that of a mapping is the file of `write_gene_labels`.
+
+    Parameters
+    ----------
+    table
+        Gene -> class, or a file.
+    """
     named, content = (
         (GENE_LABELS_FILE, _as_json(table).encode())
         if isinstance(table, Mapping)
@@ -147,4 +156,4 @@ def _share(settings: Mapping[str, Any]) -> float:
     return float(share)
 
 
-__all__ = ["GENE_LABELS_FILE", "gene_task", "write_gene_labels"]
+__all__ = ["GENE_LABELS_FILE", "gene_task", "table_facts", "write_gene_labels"]

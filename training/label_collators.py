@@ -33,7 +33,7 @@ class LabelledCells(CellDataset):
     """
 
     def __init__(self, corpus: Corpus, part: Part, number: int, labels: np.ndarray, keep: np.ndarray):
-        super().__init__(corpus, part.splits, least_tokens=1, keep=part.chosen & keep)
+        super().__init__(corpus, part.splits, keep=part.chosen & keep, without_genes=part.without_genes)
         self.number, self.labels = number, labels[self.rows]
 
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.training.collators import ExceiverCollator
 from cellglot.training.config import TrainingConfig, check_keys
-from cellglot.training.data import CellDataset
+from cellglot.training.data import CellDataset, median_length
 from cellglot.training.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.metrics import MaskedExpressionMetrics
 from cellglot.training.recipe import Recipe, check_tokenizer, mask_fraction, new_configuration
@@ -64,12 +64,10 @@ def exceiver_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
 def _num_masked(config: TrainingConfig, corpus: Corpus) -> int:
     check_keys(config.data, ["mask_fraction", "initialize_gene_embeddings", *THINNING_KEYS], "data")
     fraction = mask_fraction(config, 0.15)
-    num_masked = int(fraction * corpus.manifest["median_length"])
+    median = median_length(corpus)
+    num_masked = int(fraction * median)
     if num_masked < 1:
-        raise ValueError(
-            f"data.mask_fraction {fraction} of a median of {corpus.manifest['median_length']:g} expressed genes masks "
-            "no gene"
-        )
+        raise ValueError(f"data.mask_fraction {fraction} of a median of {median:g} expressed genes masks no gene")
     return num_masked
 
 

@@ -1,8 +1,9 @@
 """What every training run has in common: arguments, checks, the loop, the record."""
 
 import dataclasses
-import json
+import math
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +17,12 @@ from cellglot.tokenization.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data import CellDataset
-from cellglot.training.trainer import CellTrainer, last_checkpoint
+from cellglot.training.finite import check_weights
+from cellglot.training.identity import FILES, recorded_corpus, run_identity
+from cellglot.training.output import RUN_FILE, TrainingOutput
+from cellglot.training.stopping import EvaluationStopped, StopRequest
+from cellglot.training.trainer import LOWER_RATE, CellTrainer
 from cellglot.training.weight_average import WeightAverage
-
-
-RUN_FILE = "training_run.json"
 
 
 def check_vocabulary(model: Any, corpus: Corpus) -> None:
@@ -73,7 +75,9 @@ def training_arguments(config: TrainingConfig, output: str | Path) -> TrainingAr
         "save_total_limit": 2,
         "logging_steps": 50,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # a loss that is not finite ends the training
     }
+    given["enable_jit_checkpoint"] = False  # SIGTERM always saves a checkpoint
     return TrainingArguments(output_dir=str(output), **(defaults | given))
 
 
@@ -114,13 +118,125 @@ def check_held_out(
     )
 
 
-def run_trainer(trainer: CellTrainer, output: str | Path, resume: bool) -> None:
-    """Train, from the last checkpoint if there is one, and save the model."""
-    checkpoint = last_checkpoint(output) if resume else None
-    if checkpoint is not None:
-        say(trainer, f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output))
+def training_output(
+    config: TrainingConfig,
+    corpus: Corpus,
+    arguments: TrainingArguments,
+    output: str | Path,
+    verb: str,
+    *,
+    base: str | Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path | None] = (),
+    **parts: Any,
+) -> TrainingOutput:
+    """Return the output of a run, to be entered before any work.
+
+    Parameters
+    ----------
+    config, corpus, arguments
+        Of the run.
+    output
+        The folder.
+    verb, base, **parts
+        As for `run_identity`.
+    resume, overwrite, inputs
+        As for `TrainingOutput`.
+    """
+    named = [getattr(config, section).get(key) for section, keys in FILES.items() for key in keys]
+    read = [*inputs, *(str(name) for name in named if name is not None)]
+    return TrainingOutput(
+        output,
+        "pretrain" if verb == "pretrain" else "finetune",
+        arguments,
+        lambda: run_identity(verb, config, corpus, arguments, base=base, **parts),
+        corpus=corpus,
+        base=base,
+        trainer_of=lambda other: training_arguments(other, output),
+        inputs=read,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def finished_metrics(output: TrainingOutput) -> dict[str, float]:
+    """Return the metrics of a run that is finished, and say that there is nothing to do."""
+    assert output.record is not None
+    if output.arguments.process_index == 0:
+        print(
+            f"{output.folder} holds this run, finished: nothing is left to do. To train again: --overwrite "
+            "(overwrite=True), or another folder",
+            flush=True,
+        )
+    return dict(output.record.get("metrics") or {})
+
+
+def run_training(
+    trainer: CellTrainer,
+    output: TrainingOutput,
+    evaluate: Callable[[], dict[str, float]],
+    record: Callable[[dict[str, float]], dict[str, Any]],
+    save: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Train, from the last checkpoint if there is one, evaluate, and write the model and its record.
+
+    SIGTERM and SIGINT end it with a checkpoint and without a model.
+
+    Parameters
+    ----------
+    trainer
+        Ready to train.
+    output
+        Entered.
+    evaluate
+        Gives metrics of the trained model.
+    record
+        Metrics -> content of ``training_run.json``.
+    save
+        Writes the model to a folder, as the trainer does by default; every process calls it.
+
+    Returns
+    -------
+    dict
+        The metrics.
+
+    Raises
+    ------
+    ValueError
+        If the loss or weights are not finite; nothing is saved then but earlier checkpoints.
+    KeyboardInterrupt, SystemExit
+        After a signal, when the checkpoint is written.
+    """
+    trainer.identity = output.identity
+    output.begin()
+    if output.checkpoint is not None:
+        say(trainer, f"going on from {output.checkpoint}")
+    with StopRequest() as stop:
+        trainer.stop = stop
+        try:
+            trainer.train(resume_from_checkpoint=output.checkpoint)
+            metrics = {} if trainer.stopping else evaluate()
+        except EvaluationStopped:
+            trainer.stopping = True
+            if trainer.state.global_step:
+                trainer.save_stopped()
+        if trainer.stopping:
+            at = f"after step {trainer.state.global_step:,}" if trainer.state.global_step else "before the first step"
+            say(trainer, f"stopped {at}; the same command resumes from there")
+            stop.end()
+        check_weights(trainer.model, "the trained model", LOWER_RATE)
+        output.finish(save or trainer.save_model, finite(record(metrics)))
+    return metrics
+
+
+def finite(value: Any) -> Any:
+    """Return JSON without numbers that are not finite: None in their place."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def final_metrics(trainer: CellTrainer) -> dict[str, float]:
@@ -139,18 +255,11 @@ def say(trainer: CellTrainer, text: str) -> None:
         print(text, flush=True)
 
 
-def save_run(
-    trainer: CellTrainer,
-    output: str | Path,
-    config: TrainingConfig,
-    corpus: Corpus,
-    metrics: dict[str, float],
-    facts: dict[str, Any],
-) -> None:
-    """Write the record of a run: configuration, corpus, software, metrics and the log of losses."""
-    if not trainer.is_world_process_zero():
-        return
-    record = {
+def run_record(
+    trainer: CellTrainer, config: TrainingConfig, corpus: Corpus, metrics: dict[str, float], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the record of a run: configuration, corpus, software, metrics and the log of losses."""
+    return {
         "cellglot": cellglot.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
@@ -158,17 +267,31 @@ def save_run(
         "device": str(trainer.args.device),
         "processes": trainer.args.world_size,
         "config": dataclasses.asdict(config),
-        "corpus": {
-            "tokenizer": corpus.manifest["tokenizer"],
-            "vocab_size": corpus.manifest["vocab_size"],
-            "split": corpus.manifest["split"],
-            "files": [{k: f[k] for k in ("name", "n_cells", "counts_in")} for f in corpus.manifest["files"]],
-        },
+        "corpus": recorded_corpus(corpus),
         **facts,
         "metrics": metrics,
         "log": trainer.state.log_history,
     }
-    Path(output, RUN_FILE).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+
+
+def say_empty_cells(trainer: CellTrainer, *parts: CellDataset | None) -> int:
+    """Say how many cells express no gene of the vocabulary, and return their number.
+
+    Parameters
+    ----------
+    trainer
+        Its main process prints.
+    *parts
+        Cells for training, held-out and test cells; None where there are none.
+    """
+    given = [part for part in parts if part is not None]
+    empty, cells = sum(p.without_genes for p in given), sum(p.chosen for p in given)
+    if empty:
+        say(
+            trainer,
+            f"{empty:,} of {cells:,} cells express no gene of the vocabulary, and are left out: an unfiltered file?",
+        )
+    return empty
 
 
 def end(metrics: dict[str, float]) -> None:
@@ -180,3 +303,20 @@ def end(metrics: dict[str, float]) -> None:
             return
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
+
+
+__all__ = [
+    "RUN_FILE",
+    "check_held_out",
+    "check_same_vocabulary",
+    "check_vocabulary",
+    "end",
+    "final_metrics",
+    "finished_metrics",
+    "run_record",
+    "run_training",
+    "say",
+    "say_empty_cells",
+    "training_arguments",
+    "training_output",
+]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cellglot.tokenization.corpus import Corpus
+from cellglot.training.data import cells_with_genes
 
 
 SPLITS = ("corpus", "stratified")
@@ -22,10 +23,13 @@ class Part:
         Splits of the corpus that the cells are of.
     chosen
         Whether each cell of these splits, one split after the other, is among them; shape (cells,).
+    without_genes
+        Cells that are not among them because they express no gene of the vocabulary.
     """
 
     splits: tuple[str, ...]
     chosen: np.ndarray
+    without_genes: int = 0
 
 
 @dataclass
@@ -76,7 +80,7 @@ def check_split(corpus: Corpus, how: str) -> None:
 
 
 def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Division:
-    """Divide the cells of a corpus.
+    """Divide the cells of a corpus, those without genes left out.
 
     Parameters
     ----------
@@ -91,15 +95,32 @@ def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Divisi
         Of the draw.
     """
     check_split(corpus, how)
-    test = Part(("test",), np.ones(corpus.n_cells("test"), dtype=bool)) if corpus.n_cells("test") else None
+    test = _whole(corpus, ("test",))
     n_train, n_validation = corpus.n_cells("train"), corpus.n_cells("validation")
     if how == "corpus":
-        held_out = Part(("validation",), np.ones(n_validation, dtype=bool)) if n_validation else None
-        return Division(corpus.manifest["split"]["by"], Part(("train",), np.ones(n_train, dtype=bool)), held_out, test)
-    drawn = draw_by_stratum(strata, float(corpus.manifest["split"]["fractions"]["validation"]), seed)
+        train = _whole(corpus, ("train",)) or Part(("train",), np.ones(0, dtype=bool))
+        return Division(corpus.manifest["split"]["by"], train, _whole(corpus, ("validation",)), test)
     both = tuple(split for split, n in (("train", n_train), ("validation", n_validation)) if n)
+    share = float(corpus.manifest["split"]["fractions"]["validation"])
+    expressed = cells_with_genes(corpus, both)
+    if expressed is None:
+        expressed = np.ones(len(strata), dtype=bool)
+    drawn = np.zeros(len(strata), dtype=bool)
+    drawn[expressed] = draw_by_stratum([s for s, e in zip(strata, expressed, strict=True) if e], share, seed)
     held_out = Part(both, drawn) if drawn.any() else None
-    return Division("cell, stratified by label: there are no donors or data sets", Part(both, ~drawn), held_out, test)
+    train = Part(both, ~drawn & expressed, int((~expressed).sum()))
+    return Division("cell, stratified by label: there are no donors or data sets", train, held_out, test)
+
+
+def _whole(corpus: Corpus, splits: tuple[str, ...]) -> Part | None:
+    """Return all cells of some splits that express a gene; None where there are no cells."""
+    n_cells = sum(map(corpus.n_cells, splits))
+    if not n_cells:
+        return None
+    expressed = cells_with_genes(corpus, splits)
+    if expressed is None:
+        return Part(splits, np.ones(n_cells, dtype=bool))
+    return Part(splits, expressed, int((~expressed).sum()))
 
 
 def draw_by_stratum(strata: Sequence[Any], fraction: float, seed: int) -> np.ndarray:

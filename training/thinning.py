@@ -233,7 +233,7 @@ def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountE
 
 
 def _totals(corpus: Corpus) -> np.ndarray:
-    """Give the counts of every training cell, as the tokenizer noted them."""
+    """Give the counts of every training cell that has some, as the tokenizer noted them."""
     names = pq.read_schema(corpus.shards("train")[0]).names
     if "expression_values" not in names:
         raise ValueError(
@@ -246,7 +246,8 @@ def _totals(corpus: Corpus) -> np.ndarray:
             "again, or set data.thin_counts=null and data.thin_to_median=null"
         )
     shards = [pq.read_table(shard, columns=["expression_total"]) for shard in corpus.shards("train")]
-    return np.concatenate([shard["expression_total"].to_numpy() for shard in shards])
+    totals = np.concatenate([shard["expression_total"].to_numpy() for shard in shards])
+    return totals[totals > 0]
 
 
 def _range(data: Mapping[str, Any], name: str, what: str, fits: Callable[[float], bool]) -> tuple[float, float] | None:

@@ -1,19 +1,49 @@
 """The trainer: `transformers.Trainer` with exact batches over processes, and every part of the loss in the log."""
 
+import functools
 import json
 import os
+import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from safetensors import SafetensorError
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from cellglot.modeling.cell_losses import count_items
+from cellglot.outputs import write_json
+from cellglot.training.checkpoints import (
+    STOPPED_FILE,
+    checkpoint_name,
+    last_checkpoint,
+    put_in_place,
+    rotate,
+    seal,
+    unfinished_folder,
+)
 from cellglot.training.data import EpochSampler
+from cellglot.training.finite import NonFiniteError, check_weights, describe_step, is_finite
 from cellglot.training.progress import TrainingProgress, no_other_bars
+from cellglot.training.stopping import EvaluationStopped, StopRequest, leave_signals_to_parent
+
+
+LOWER_RATE = (
+    "Training diverged: set a lower trainer.learning_rate or a longer warm-up, and start again with --overwrite"
+)
+# How PyTorch says that a file cannot be written.
+WRITING = ("PytorchStreamWriter", "inline_container", "write failed", "cannot be opened")
 
 
 class CellTrainer(Trainer):
@@ -23,6 +53,10 @@ class CellTrainer(Trainer):
       all processes' cells together: each batch counts by its share of the labels of the whole step.
     - The parts of the loss (fields of the model's output that end in ``_loss``) are logged beside it.
     - Folders hold weights, configuration, tokenizer and code, and nothing pickled beside them.
+    - A loss, a norm of gradients or a weight that is not finite ends the training before anything of it is saved.
+    - A checkpoint is whole or not there, and says what it is of.
+    - Where `stop` asks for it, all processes stop after the same step, with a checkpoint from which a resumed run
+      gives the weights of an uninterrupted one.
 
     Parameters
     ----------
@@ -35,6 +69,15 @@ class CellTrainer(Trainer):
         the output's predictions and the labels.
     **kwargs
         As for `transformers.Trainer`.
+
+    Attributes
+    ----------
+    stop : StopRequest
+        Signals that ask for the end; none by default.
+    stopping : bool
+        Whether the training ended early, or is about to.
+    identity : dict
+        From `run_identity`, noted in every checkpoint.
     """
 
     data_collator: Any
@@ -49,16 +92,62 @@ class CellTrainer(Trainer):
         self.eval_data_collator: Any = None
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
+        self.stop, self.stopping, self.identity = StopRequest(), False, dict[str, Any]()
+        self._asked: torch.Tensor | None = None
+        self._losses: list[torch.Tensor] = []
+        self._batches: list[dict[str, Any]] = []
+        self._step_parts: dict[str, torch.Tensor] = {}
+        self._unfinished: Path | None = None
+        self._resumed_from: str | None = None
+        self._evaluation_is_due = False
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
         self.add_callback(TrainingProgress(description))
+        self.add_callback(_TurningPoints(self))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does, with one progress bar."""
+        self._resumed_from = resume_from_checkpoint
+        if resume_from_checkpoint is not None:
+            stopped = Path(resume_from_checkpoint, STOPPED_FILE)
+            self._evaluation_is_due = stopped.exists() and json.loads(stopped.read_text())["evaluation_is_due"]
         with no_other_bars():
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def begin_steps(self) -> None:
+        """Get ready for the first step, or the first one after a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is beyond the steps that are asked for, or weights are not finite.
+        """
+        self._parts, self._parts_since = {}, self.state.global_step
+        if self.state.global_step > self.state.max_steps:
+            raise ValueError(
+                f"{self._resumed_from} is of step {self.state.global_step:,}, beyond the {self.state.max_steps:,} "
+                "steps that are asked for: choose another folder for the result, or begin again by --overwrite"
+            )
+        where = self._resumed_from or "the model that training starts from"
+        check_weights(self.model, str(where), "There is nothing to train: use another model or checkpoint")
+        saved = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        for callback in self._patience() if isinstance(saved, dict) and self._resumed_from else ():
+            callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+
+    def _patience(self) -> list[Any]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run an epoch, unless the checkpoint is that of the last step."""
+        over = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in self._patience())
+        if self.state.global_step >= self.state.max_steps or (over and self._resumed_from is not None):
+            if self._evaluation_is_due:
+                self._evaluate_late()
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -77,13 +166,22 @@ class CellTrainer(Trainer):
         finally:
             self.data_collator = training
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        base = getattr(loader, "base_dataloader", loader)
+        if base.num_workers:
+            base.worker_init_fn = functools.partial(_start_worker, base.worker_init_fn)
+        return loader
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Count the items of a step as models do, over its accumulated batches and all processes."""
+        """Count the items of a step as models do, over all its batches and processes, and who asks to stop."""
         if not batch_samples:
             return None
         items = sum(_count(batch) for batch in batch_samples)
         assert isinstance(items, torch.Tensor)
-        return self.accelerator.reduce(items.to(device), "sum")
+        asked = items.new_tensor(self.stop.signal is not None)
+        items, self._asked = self.accelerator.reduce(torch.stack([items, asked]).to(device), "sum").unbind()
+        return items
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -94,7 +192,149 @@ class CellTrainer(Trainer):
             for name, value in outputs.items():
                 if name.endswith("_loss") and value is not None:
                     self._parts[name] = self._parts.get(name, 0.0) + value.detach().float()
+                    self._step_parts[name] = self._step_parts.get(name, 0.0) + value.detach().float()
         return (loss, outputs) if return_outputs else loss
+
+    # ---------------------------------------------------------------- numbers that are none
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute the gradients of a batch, and keep its loss to be looked at."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(loss)
+        self._batches.append(inputs)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of a step's gradients; refuse a step that is not finite before it changes weights.
+
+        With a gradient scaler (float16) gradients that are too large are usual, and skipped by it.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        if not is_finite(*self._losses, None if scaled else grad_norm):
+            losses = [float(loss) for loss in self._losses]
+            step, rate = self.state.global_step + 1, self._get_learning_rate()
+            raise NonFiniteError(
+                describe_step(step, losses, grad_norm, self._step_parts, self._batches, self.model, rate)
+            )
+        self._losses, self._batches, self._step_parts = [], [], {}
+        return grad_norm
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; refuse losses that are not finite."""
+        metrics = super().evaluate(*args, **kwargs)
+        bad = [name for name, value in metrics.items() if name.endswith("loss") and not is_finite(value)]
+        if bad:
+            check_weights(self.model, f"after step {self.state.global_step:,}", LOWER_RATE)
+            raise NonFiniteError(
+                f"{', '.join(bad)} of the held-out cells is {metrics[bad[0]]} after step {self.state.global_step:,}, "
+                "though weights are finite: look for values that are not in the corpus's held-out cells"
+            )
+        return metrics
+
+    # ---------------------------------------------------------------- stopping and checkpoints
+
+    def is_asked_to_stop(self) -> bool:
+        """Return whether a signal asks to stop; the same on all processes within a step."""
+        if self.args.world_size == 1 or self._asked is None:
+            return self.stop.signal is not None
+        return bool(self._asked)
+
+    def _end_evaluation_if_asked(self) -> None:
+        asked = torch.tensor(int(self.stop.signal is not None), device=self.args.device)
+        if bool(self.accelerator.reduce(asked, "sum")):
+            raise EvaluationStopped
+
+    def stop_after_step(self, control: Any) -> None:
+        """Let the training end after this step with a checkpoint; an evaluation is left to the resumed run."""
+        self.stopping = True
+        whole_epoch = self.state.epoch == int(self.state.epoch or 0)
+        by_epoch = self.args.eval_strategy == "epoch" and self.args.eval_delay <= (self.state.epoch or 0)
+        self._evaluation_is_due = control.should_evaluate or (whole_epoch and by_epoch)
+        control.should_evaluate = False
+        control.should_save = control.should_training_stop = True
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except EvaluationStopped:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+            self.stopping = self._evaluation_is_due = True
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return True if self.stopping else super()._determine_best_metric(metrics, trial)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._evaluation_is_due:
+            self._evaluate_late()
+
+    def _evaluate_late(self) -> None:
+        """Evaluate the checkpoint's weights, which the run that wrote it was stopped before."""
+        metrics = Trainer._evaluate(self, None, None)
+        self._evaluation_is_due = False
+        is_best = super()._determine_best_metric(metrics, None)
+        if is_best and self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = self._resumed_from
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+
+    def save_stopped(self) -> None:
+        """Write a checkpoint after the last step, where there is none yet."""
+        if not Path(self.args.output_dir, checkpoint_name(self.state.global_step)).exists():
+            self._save_checkpoint(self.model_wrapped, None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside its place, and move it there when it is whole."""
+        step, output = self.state.global_step, Path(self._get_output_dir(trial))
+        check_weights(self.model, f"after step {step:,}", LOWER_RATE)
+        place, part = output / checkpoint_name(step), unfinished_folder(output, step)
+        best = output / checkpoint_name(self.state.best_global_step or 0)
+        if self.state.best_global_step and (best == place or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        only_model, self._unfinished = self.args.save_only_model, part
+        try:
+            if self.args.should_save:
+                shutil.rmtree(part, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.args.save_only_model = only_model and not self.stopping
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._complete(part / place.name)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                put_in_place(part / place.name, place)
+                rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.args.local_process_index == 0 and (part / place.name).exists():  # a disk of its own
+                put_in_place(part / place.name, place)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not any(w in str(error) for w in WRITING):
+                raise
+            raise OSError(
+                f"{place} could not be written ({error}); the last whole checkpoint is {last_checkpoint(output)}. See "
+                "to space and permissions, then run the same command: it resumes from there"
+            ) from error
+        finally:
+            self.args.save_only_model, self._unfinished = only_model, None
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _complete(self, folder: Path) -> None:
+        """Write what callbacks keep, and what the checkpoint is of."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "write_checkpoint"):
+                callback.write_checkpoint(folder)
+        if self.stopping:
+            write_json(folder / STOPPED_FILE, {"evaluation_is_due": bool(self._evaluation_is_due)})
+        seal(folder, self.identity)
+
+    # ---------------------------------------------------------------- as in every training
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the mean of every part of the loss since the last time."""
@@ -124,6 +364,7 @@ class CellTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Evaluate a batch; give predictions and labels, no hidden states."""
+        self._end_evaluation_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             outputs = model(**inputs)
@@ -148,18 +389,32 @@ def _count(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return count_items(batch.get("labels"), batch["attention_mask"].bool().any(dim=1).sum())
 
 
-def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Give the last whole checkpoint in a folder, None where there is none.
+class _TurningPoints(TrainerCallback):
+    """Calls the trainer where its loop begins, and where a step or an epoch ends; the last of the callbacks."""
 
-    The trainer writes its state last: a checkpoint without it, or with half of it, was cut short.
-    """
-    found = {}
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            found[json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]] = path
-        except (OSError, ValueError, KeyError):
-            continue
-    return str(found[max(found)]) if found else None
+    def __init__(self, trainer: CellTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Get ready for the first step."""
+        self.trainer.begin_steps()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where that is asked for."""
+        if self.trainer.is_asked_to_stop():
+            self.trainer.stop_after_step(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Do nothing more after a stop: the epoch may not be over, and the checkpoint is written."""
+        if self.trainer.stopping:
+            control.should_evaluate = control.should_save = control.should_log = False
+
+
+def _start_worker(function: Any, worker: int) -> None:
+    """Begin a process that reads cells."""
+    leave_signals_to_parent()
+    if function is not None:
+        function(worker)
 
 
 def count_parameters(model: PreTrainedModel) -> int:

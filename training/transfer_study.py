@@ -17,11 +17,12 @@ from scipy.sparse import vstack
 from cellglot.evaluation.baselines import logistic_regression, majority
 from cellglot.evaluation.embedding import class_names, run_model
 from cellglot.modeling.loading import load_model, load_tokenizer
+from cellglot.outputs import sha256, write_json
 from cellglot.tokenization.cell_labels import read_labels
 from cellglot.tokenization.cells import read_cells
 from cellglot.tokenization.corpus import Corpus
 from cellglot.training.classifiers import CLASSIFIERS
-from cellglot.training.config import load_config
+from cellglot.training.config import configs_folder, load_config
 from cellglot.training.corpus_expression import CorpusExpression
 from cellglot.training.finetune import finetune
 from cellglot.training.label_check import check_labels
@@ -41,6 +42,8 @@ from cellglot.training.transfer_sets import (
     some_cells,
 )
 
+
+RESULTS_FILE, DATA_FILE = "transfer_study.json", "study_data.json"
 
 PLAIN = [
     "data.initialize_gene_embeddings=false",
@@ -158,7 +161,7 @@ def model_scores(
     changes = [*changes, f"trainer.seed={seed}", "trainer.save_strategy=no"]
     config = load_config(f"{model_type}_small_finetune.yaml", [*changes, "trainer.eval_strategy=no"])
     started = time.monotonic()
-    finetune(config, None, corpus, output, label_column=TRAIN_COLUMN, resume=False)
+    finetune(config, None, corpus, output, label_column=TRAIN_COLUMN, overwrite=True)
     seconds = time.monotonic() - started
     model: Any = load_model(CLASSIFIERS[model_type].model_class("cell-type"), output)
     tokenizer = load_tokenizer(output, CLASSIFIERS[model_type].tokenizer_class)
@@ -171,6 +174,43 @@ def model_scores(
 
 
 # -------------------------------------------------------------------- the run
+
+
+def earlier_results(output: Path, data: Path, most: int | None, overwrite: bool = False) -> dict[str, Any]:
+    """Read the rows of an earlier run on the same cells, which are not done again; note what cells these are.
+
+    Parameters
+    ----------
+    output
+        Folder of the study; ``study_data.json`` notes digests of its cells and configurations.
+    data
+        Folder of the cells.
+    most
+        Cells to score of each set, None for all.
+    overwrite
+        Leave earlier rows out: they are done again.
+
+    Raises
+    ------
+    ValueError
+        If the rows are of other cells or configurations, or nobody knows of which; names what differs.
+    """
+    files = [TRAIN_FILE, *(test.file for test in [*TEST_SETS, *MARKER_SETS])]
+    now: dict[str, Any] = {file: sha256(data / file) for file in files if (data / file).is_file()}
+    now |= {path.name: sha256(path) for path in sorted(configs_folder().glob("*_small_finetune.yaml"))}
+    now["--most"] = most
+    record, noted = output / RESULTS_FILE, output / DATA_FILE
+    results = json.loads(record.read_text(encoding="utf-8")) if record.exists() and not overwrite else {}
+    way_out = "Choose another folder by --output, or do all rows again by --overwrite"
+    if results and not noted.exists():
+        raise ValueError(f"{record} does not say what cells its rows are of. {way_out}")
+    there = json.loads(noted.read_text(encoding="utf-8")) if results else now
+    changed = [name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)]
+    if changed:
+        said = (f"{name}: {str(there.get(name))[:12]} there, {str(now.get(name))[:12]} now" for name in changed)
+        raise ValueError(f"{record} is a study that differs in {'; '.join(said)}. {way_out}")
+    write_json(noted, now)
+    return results
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -199,13 +239,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="changes beside these")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--most", type=int, help="score at most so many cells of each set")
+    parser.add_argument("--overwrite", action="store_true", help="do rows of an earlier run again")
     parser.add_argument("--baselines", action="store_true", help="also score the baselines, and count identical cells")
     given = parser.parse_args(arguments)
     for name in given.settings:
         settings_of("sccello", name)
     given.output.mkdir(parents=True, exist_ok=True)
-    record = given.output / "transfer_study.json"
-    results = json.loads(record.read_text()) if record.exists() else {}
+    record = given.output / RESULTS_FILE
+    try:
+        results = earlier_results(given.output, given.data, given.most, given.overwrite)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
     corpora: dict[str, Corpus] = {}
 
     def corpus_of(kind: str) -> Corpus:
@@ -226,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def note(row: str, found: dict[str, Any]) -> None:
         results[row] = found
-        record.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_json(record, results)
         print(table({row: found["tests"]}), flush=True)
 
     if given.baselines:

@@ -57,7 +57,8 @@ class WeightAverage(TrainerCallback):
         if written != self.steps:
             raise ValueError(
                 f"{path.parent} holds an average of {written:,} steps where it should be of {self.steps:,}: it is of "
-                "a training with other finetuning.average_weights or steps; begin anew in another folder"
+                "a training with other finetuning.average_weights or steps; choose another folder, or begin again by "
+                "--overwrite"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -67,10 +68,16 @@ class WeightAverage(TrainerCallback):
             mean = self.mean.setdefault(name, torch.zeros_like(weights, dtype=torch.float32))
             mean.copy_(mean.to(weights.device).lerp_(weights.float(), 1 / self.steps))
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the average beside a checkpoint."""
-        if self.steps and state.is_world_process_zero:
-            save_file(self.mean, _checkpoint(args, state) / FILE, metadata={"steps": str(self.steps)})
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write the average into a checkpoint that is being written.
+
+        Parameters
+        ----------
+        folder
+            Of the checkpoint.
+        """
+        if self.steps:
+            save_file(self.mean, folder / FILE, metadata={"steps": str(self.steps)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Give the model the average."""

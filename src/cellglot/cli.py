@@ -105,13 +105,18 @@ def pretrain(
     corpus: Annotated[Path, typer.Option(help="Folder that cellglot tokenize made.")],
     output: Output,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
+    resume: Annotated[
+        bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")
+    ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, and start from the beginning.")
+    ] = False,
 ) -> None:
     """Pretrain a model. On several GPUs: accelerate launch -m cellglot.training.pretrain with the same options."""
     from cellglot.training.config import load_config
     from cellglot.training.pretrain import pretrain as run
 
-    _print_metrics(run(load_config(config, set_ or []), corpus, output, resume=resume))
+    _print_metrics(run(load_config(config, set_ or []), corpus, output, resume=resume, overwrite=overwrite))
 
 
 @app.command()
@@ -143,13 +148,18 @@ def finetune(
         typer.Option(help="LangCell: learn from so many cells of each class, by the texts of the classes."),
     ] = None,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
+    resume: Annotated[
+        bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")
+    ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, and start from the beginning.")
+    ] = False,
 ) -> None:
     """Fine-tune a model, or train an adapter, on labels of cells or genes; or a LangCell on few cells, by texts."""
     from cellglot.training.classifiers import model_type
     from cellglot.training.config import load_config
-    from cellglot.training.few_shot import few_shot as learn
-    from cellglot.training.finetune import config_name, corpus_for, finetune_on
+    from cellglot.training.few_shot import few_shot_on
+    from cellglot.training.finetune import config_name, finetune_on
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
@@ -162,11 +172,14 @@ def finetune(
                 "--few-shot trains both encoders on cell types: leave --task, --method, --gene-labels out"
             )
         settings = load_config(config or "langcell_few_shot.yaml", set_ or [])
-        tokens: Any = corpus if corpus is not None else corpus_for(model, cells or [], output, labels)
-        _print_metrics(learn(settings, model, tokens, output, few_shot, label_column=labels))
+        of_run: dict[str, Any] = {"label_column": labels, "resume": resume, "overwrite": overwrite}
+        _print_metrics(few_shot_on(settings, model, cells, corpus, output, few_shot, **of_run))
         return
     settings = load_config(config or config_name(model_type(str(model)), method), set_ or [])
-    options = {"task": task, "method": method, "label_column": labels, "gene_labels": gene_labels, "resume": resume}
+    options = {
+        "task": task, "method": method, "label_column": labels, "gene_labels": gene_labels, "resume": resume,
+        "overwrite": overwrite,
+    }  # fmt: skip
     _print_metrics(finetune_on(settings, model, cells, corpus, output, **options))
 
 
@@ -719,8 +732,11 @@ def main() -> None:
 
     With ``CELLGLOT_DEBUG=1`` in the environment the trace is shown.
     """
+    from cellglot.outputs import exit_on_sigterm
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     use_writable_caches()
+    exit_on_sigterm()
     try:
         app(prog_name="cellglot")
     except Exception as error:

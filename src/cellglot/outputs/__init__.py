@@ -1,5 +1,6 @@
 """Everything about writing results: which paths may be written, whose files they are, one run at a time."""
 
+from cellglot.outputs.ending import exit_on_sigterm
 from cellglot.outputs.environment import EnvironmentFailureError, check_environment
 from cellglot.outputs.folder import MANIFEST_FILE, OutputFolder, read_manifest
 from cellglot.outputs.lock import LOCK_FILE, LockedError, lock
@@ -19,6 +20,7 @@ __all__ = [
     "check_file",
     "check_files",
     "check_folder",
+    "exit_on_sigterm",
     "holds",
     "lock",
     "read_manifest",
