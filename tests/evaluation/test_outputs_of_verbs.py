@@ -87,7 +87,7 @@ def test_an_evaluation_keeps_pictures_and_files_of_others(blood, tmp_path):
     output.mkdir()
     for name in ("umap_mine.png", "notes.md"):
         (output / name).write_text("mine")
-    given = {"labels": "cell_type", "output": output, "progress": False, "draws": 5}
+    given = {"labels": "cell_type", "output": output, "progress": False, "with_baselines": False}
     for overwrite in (False, True):
         evaluate_models([], blood[:80], ["clustering"], overwrite=overwrite, **given)
         names = {p.name for p in output.iterdir()}
