@@ -30,7 +30,7 @@ def unfinished_folder(output: str | Path, step: int) -> Path:
     return Path(output) / f".{checkpoint_name(step)}.part"
 
 
-def checkpoint_folders(output: str | Path) -> list[Path]:
+def checkpoint_folders(output: str | os.PathLike) -> list[Path]:
     """Return the folders of checkpoints, whole or not, ordered by step."""
     output = Path(output)
     if not output.is_dir():

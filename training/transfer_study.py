@@ -195,7 +195,7 @@ def earlier_results(output: Path, data: Path, most: int | None, overwrite: bool 
     ValueError
         If the rows are of other cells or configurations, or nobody knows of which; names what differs.
     """
-    files = [TRAIN_FILE, *(test.file for test in [*TEST_SETS, *MARKER_SETS])]
+    files = [TRAIN_FILE, *(test.file for test in TEST_SETS), *(test.file for test in MARKER_SETS)]
     now: dict[str, Any] = {file: sha256(data / file) for file in files if (data / file).is_file()}
     now |= {path.name: sha256(path) for path in sorted(configs_folder().glob("*_small_finetune.yaml"))}
     now["--most"] = most
