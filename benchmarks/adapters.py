@@ -3,10 +3,10 @@
     python benchmarks/adapters.py [--quick]
 
 A step is forward, backward and AdamW over the weights that learn, for ten classes of cells. LoRA is the preset of
-`cellglot.training.adapters`: rank 8 on all linear layers of the encoder, the head whole. Both sides have the same
-weights, cells and dropout. Memory is what a process takes beyond its size before the first step, freed blocks of
-256 KiB and more given back at once: what the C library keeps of them depends on their order, is up to twice as much,
-and is more with LoRA. What is saved is counted in the files of weights.
+`cellglot.training.finetuning.adapters`: rank 8 on all linear layers of the encoder, the head whole. Both sides have
+the same weights, cells and dropout. Memory is what a process takes beyond its size before the first step, freed blocks
+of 256 KiB and more given back at once: what the C library keeps of them depends on their order, is up to twice as
+much, and is more with LoRA. What is saved is counted in the files of weights.
 """
 
 import tempfile
@@ -18,8 +18,8 @@ import torch
 from measure import MIB, alternate, median, memory_of, parser, ratio, report
 
 from cellglot.modeling import ExceiverConfig, LangCellConfig, ScCelloConfig
-from cellglot.training.adapters import put_adapter, save_adapter
-from cellglot.training.classifiers import CLASSIFIERS
+from cellglot.training.finetuning.adapters import put_adapter, save_adapter
+from cellglot.training.finetuning.heads import CLASSIFIERS
 
 
 CLASSES = 10
@@ -30,7 +30,7 @@ QUICK = {"exceiver": (4, 200), "sccello": (2, 64), "langcell": (2, 64)}
 
 
 def make_model(name: str, side: str) -> Any:
-    """Give a model of published size with a head, for full fine-tuning or with a LoRA adapter."""
+    """Return a model of published size with a head, for full fine-tuning or with a LoRA adapter."""
     torch.manual_seed(0)
     config = {"exceiver": ExceiverConfig, "sccello": ScCelloConfig, "langcell": LangCellConfig}[name]
     kind = CLASSIFIERS[name]
@@ -53,7 +53,7 @@ def make_cells(name: str, cells: int, genes: int) -> dict[str, torch.Tensor]:
 
 
 def training_step(name: str, side: str, cells: int, genes: int) -> Callable[[], None]:
-    """Give a function that takes one step."""
+    """Return a function that takes one step."""
     model, batch = make_model(name, side).train(), make_cells(name, cells, genes)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.01)
 
@@ -66,7 +66,7 @@ def training_step(name: str, side: str, cells: int, genes: int) -> Callable[[], 
 
 
 def saved(name: str, side: str) -> tuple[int, float]:
-    """Give the number of weights that learn, and MiB of the files of weights that are saved."""
+    """Return the number of weights that learn, and MiB of the files of weights that are saved."""
     model = make_model(name, side)
     with tempfile.TemporaryDirectory() as folder:
         if side == "lora":

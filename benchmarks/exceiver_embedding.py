@@ -16,7 +16,7 @@ SIDES = ("as released", "without weights", "exclude", "bias")
 
 
 def prepare(side: str, n_cells: int, share: float, threads: int):
-    """Give the function that embeds cells."""
+    """Return the function that embeds cells."""
     torch.set_num_threads(threads)
     cells, model = draw_cells(n_cells, share), models()[side].eval()
     if side in ("exclude", "bias"):

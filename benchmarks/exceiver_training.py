@@ -15,7 +15,7 @@ SIDES = ("as released", "without weights", "exclude", "bias")
 
 
 def prepare(side: str, n_cells: int, share: float, threads: int):
-    """Give the function that does a training step."""
+    """Return the function that does a training step."""
     torch.set_num_threads(threads)
     cells, model = draw_cells(n_cells, share), models()[side].train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-5)

@@ -59,7 +59,7 @@ def make_batch(cells: int, classes: int, genes: int = GENES, words: int = WORDS)
 
 
 def annotation(cells: int, classes: int, genes: int) -> Callable[[], torch.Tensor]:
-    """Give a function that annotates so many cells with so many classes."""
+    """Return a function that annotates so many cells with so many classes."""
     model, batch = make_model(), make_batch(cells, classes, genes)
     return lambda: model.annotate(**batch).scores
 

@@ -27,7 +27,7 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
-    """Give a parser with the options that all benchmarks have; the script's docstring is its help."""
+    """Return a parser with the options that all benchmarks have; the script's docstring is its help."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     name = Path(sys.argv[0]).stem
     results = Path(__file__).parent / "results" / f"{name}.json"
@@ -67,12 +67,12 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, untimed: int
 
 
 def median(times: Sequence[float]) -> float:
-    """Give the median of the rounds."""
+    """Return the median of the rounds."""
     return statistics.median(times)
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Give the median over rounds of how many times as long the first side took."""
+    """Return the median over rounds of how many times as long the first side took."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -143,7 +143,7 @@ def run(command: Sequence[str]) -> dict[str, float]:
 
 
 def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any, returned_from: int | None = None) -> float:
-    """Give the memory, in MiB, that a function takes at its peak beyond what was there before it.
+    """Return the memory, in MiB, that a function takes at its peak beyond what was there before it.
 
     Parameters
     ----------

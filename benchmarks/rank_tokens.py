@@ -20,8 +20,9 @@ import anndata  # noqa: E402
 import numpy as np  # noqa: E402
 from measure import DATA, alternate, median, memory_of, parser, ratio, report  # noqa: E402
 
-from cellglot.tokenization import GeneVocabulary, RankValueTokenizer, compiled_encoding  # noqa: E402
+from cellglot.tokenization import GeneVocabulary, RankValueTokenizer  # noqa: E402
 from cellglot.tokenization.count_matrix import open_counts  # noqa: E402
+from cellglot.tokenization.kernels import encoding as compiled_encoding  # noqa: E402
 
 
 SIDES = ("dense", "numpy", "compiled")
@@ -30,7 +31,7 @@ PBMC_FACS = 3_874  # cells
 
 
 def prepare(side: str, cells: Path, genes: Path, n_cells: int):
-    """Give the function that makes the tokens of `n_cells` cells, cells repeated where the file has fewer."""
+    """Return the function that makes the tokens of `n_cells` cells, cells repeated where the file has fewer."""
     released = (genes / "token_dictionary.pkl", genes / "gene_median_dictionary.pkl")
     tokenizer = RankValueTokenizer.from_vocabulary(GeneVocabulary.from_released(*released))
     adata = anndata.read_h5ad(cells)
@@ -58,7 +59,7 @@ def dense_tokens(matrix, known, ids, medians, cls_token_id, max_length=2048) -> 
 
 
 def check(sides) -> float:
-    """Give the share of our tokens at the place of the dense way; they differ where values are tied."""
+    """Return the share of our tokens at the place of the dense way; they differ where values are tied."""
     ours, same = (
         [t for block in sides[side]() for t in np.split(block.tokens, block.indptr[1:-1])] for side in SIDES[1:]
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cellglot.modeling.convert_exceiver import convert
+from cellglot.modeling.convert.exceiver import convert
 
 
 PUBLISHED = {
@@ -69,7 +69,7 @@ class ReleasedExceiver(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(gene), nn.Linear(gene, 1), nn.GELU(), nn.Linear(1, 1))
 
     def embed(self, ids: torch.Tensor, values: torch.Tensor, unexpressed: torch.Tensor) -> torch.Tensor:
-        """Give the processed latents of cells, genes in columns; all shapes (cells, genes)."""
+        """Return the processed latents of cells, genes in columns; all shapes (cells, genes)."""
         genes = self.gene_emb(ids) * values.unsqueeze(-1)
         queries = self.query_emb.unsqueeze(0).expand(len(ids), -1, -1)
         return self.process_self_attn["transformer"](self.encoder_cross_attn(queries, genes, unexpressed))
@@ -119,7 +119,7 @@ def draw_cells(n_cells: int, share: float, seed: int = 0, mask_fraction: float =
 
 
 def models(modes: tuple[str, ...] = ("exclude", "bias"), seed: int = 0) -> dict[str, nn.Module]:
-    """Give the released model with and without weights and ours in both modes, all with the same parameters."""
+    """Return the released model with and without weights and ours in both modes, all with the same parameters."""
     torch.manual_seed(seed)
     released = ReleasedExceiver()
     plain = ReleasedExceiver(need_weights=False)

@@ -66,7 +66,7 @@ def make_cells(cells: int, tokens: int) -> dict[str, torch.Tensor]:
 
 
 def training_step(side: str, cells: int, tokens: int, attention_dropout: float = 0.0) -> Callable[[], None]:
-    """Give a function that takes one step."""
+    """Return a function that takes one step."""
     model, batch = make_model(attention_dropout), make_cells(cells, tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.001)
 
@@ -80,7 +80,7 @@ def training_step(side: str, cells: int, tokens: int, attention_dropout: float =
 
 
 def alignment(side: str, cells: int) -> Callable[[], None]:
-    """Give a function that computes the alignment loss of so many cells, and its gradient."""
+    """Return a function that computes the alignment loss of so many cells, and its gradient."""
     torch.manual_seed(0)
     levels, ancestors = made_up_ontology(TYPES)
     types = torch.arange(cells) % TYPES

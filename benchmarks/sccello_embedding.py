@@ -23,7 +23,7 @@ BATCH = 16
 
 
 def mixed_cells(tokenizer: RankValueTokenizer, number: int) -> anndata.AnnData:
-    """Give cells of several sets in a seeded order, on the genes of the vocabulary."""
+    """Return cells of several sets in a seeded order, on the genes of the vocabulary."""
     random = np.random.default_rng(0)
     column = {gene: i for i, gene in enumerate(tokenizer.vocabulary.genes)}
     parts = []

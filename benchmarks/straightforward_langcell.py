@@ -33,13 +33,13 @@ def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 
 def bias_of(mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Give what is added to logits, shape (rows, 1, 1, tokens)."""
+    """Return what is added to logits, shape (rows, 1, 1, tokens)."""
     hidden = (mask == 0)[:, None, None, :]
     return torch.zeros(hidden.shape, dtype=states.dtype).masked_fill(hidden, torch.finfo(states.dtype).min)
 
 
 def encode_cells(model: LangCellModel, input_ids: torch.Tensor, mask: torch.Tensor, fused: bool) -> torch.Tensor:
-    """Give hidden states of cells."""
+    """Return hidden states of cells."""
     encoder = model.cell_model
     states = encoder.embeddings(input_ids)
     bias = bias_of(mask, states)
@@ -57,7 +57,7 @@ def encode_texts(
     cells: torch.Tensor | None = None,
     cell_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Give hidden states of texts; text i reads cell i where there are cells."""
+    """Return hidden states of texts; text i reads cell i where there are cells."""
     encoder = model.text_model
     states = encoder.embeddings(input_ids)
     bias = bias_of(mask, states)
@@ -81,7 +81,7 @@ def annotate(
     text_features: torch.Tensor | None = None,
     fused: bool = False,
 ) -> torch.Tensor:
-    """Give the scores, shape (cells, classes)."""
+    """Return the scores, shape (cells, classes)."""
     cells = encode_cells(model, input_ids, attention_mask, fused)
     cell_features = nn.functional.normalize(model.cell_model.projection(cells[:, 0]), dim=-1)
     if text_features is None:

@@ -29,7 +29,7 @@ def attend(attention: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> to
 
 
 def encode(model: ScCelloForPreTraining, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Give the hidden states, shape (cells, tokens, hidden size)."""
+    """Return the hidden states, shape (cells, tokens, hidden size)."""
     states = model.sccello.embeddings(input_ids)
     mask = (1.0 - attention_mask[:, None, None, :].to(states.dtype)) * torch.finfo(states.dtype).min
     for layer in model.sccello.layers:
@@ -77,7 +77,7 @@ def loss(
     labels: torch.Tensor,
     cell_type_ids: torch.Tensor,
 ) -> torch.Tensor:
-    """Give the sum of the objectives."""
+    """Return the sum of the objectives."""
     tau = model.config.tau
     states = encode(model, input_ids, attention_mask)
     genes = scaled(model.gene_head(model.sccello.embeddings.word_embeddings.weight), tau)

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from what the benchmarks wrote into benchmarks/results.
+"""docs/studies/benchmarks.md from what the benchmarks wrote into benchmarks/results.
 
 python benchmarks/write_docs.py
 """
@@ -11,7 +11,7 @@ from measure import table
 
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "benchmarks.md"
+PAGE = HERE.parent / "docs" / "studies" / "benchmarks.md"
 
 INTRODUCTION = """# Speed and memory
 

@@ -13,13 +13,13 @@ import cellglot
 from cellglot.evaluation import plots
 from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.masked_genes import cell_encoder
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
+from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.outputs import atomic, check_files, remove_leftovers
-from cellglot.tokenization.cell_labels import read_labels
-from cellglot.tokenization.cells import Cells, read_cells
 from cellglot.tokenization.gene_report import GeneReport
+from cellglot.tokenization.reading.cells import Cells, read_cells
+from cellglot.tokenization.reading.labels import read_labels
 
 
 ENDINGS = (".h5ad", ".parquet", ".npy")

@@ -54,7 +54,7 @@ def run_model(
     output: str,
     **options: Any,
 ) -> np.ndarray:
-    """Give one field of a model's output for every cell, in the order of the cells.
+    """Return one field of a model's output for every cell, in the order of the cells.
 
     Parameters
     ----------

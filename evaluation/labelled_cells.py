@@ -13,8 +13,8 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
-from cellglot.tokenization.cell_labels import Labels, read_labels
-from cellglot.tokenization.cells import Cells, read_cells
+from cellglot.tokenization.reading.cells import Cells, read_cells
+from cellglot.tokenization.reading.labels import Labels, read_labels
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class LabelledCells:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Give the number of cells."""
+        """Return the number of cells."""
         return len(self.cells)
 
     @property
@@ -65,7 +65,7 @@ class LabelledCells:
         return np.array([label is not None for label in self.labels])
 
     def classes(self) -> list[str]:
-        """Give the different labels, sorted."""
+        """Return the different labels, sorted."""
         return [] if self.labels is None else sorted({label for label in self.labels if label is not None})
 
     def subset(self, numbers: Iterable[int] | np.ndarray) -> AnnData:
@@ -81,7 +81,7 @@ class LabelledCells:
         return AnnData(matrix[np.argsort(order, kind="stable")], var=self.cells.var)
 
     def facts(self) -> dict[str, Any]:
-        """Give what they are as plain types, for JSON."""
+        """Return what they are as plain types, for JSON."""
         counts = Counter(label for label in self.labels if label is not None) if self.labels is not None else {}
         return {
             "source": self.source,
@@ -116,7 +116,7 @@ def open_labelled_cells(
         File of any format that `cellglot.tokenization.read_cells` takes, or an AnnData.
     labels
         Column of cell types; by default the one that is carried as ``cell_type``, where there is one. Missing ones
-        are None, as `cellglot.tokenization.cell_labels` reads them.
+        are None, as `cellglot.tokenization.reading.labels` reads them.
     batches
         Column of batches; none by default.
     donors
@@ -167,7 +167,7 @@ def _column(cells: Cells, name: str) -> Labels:
 
 
 def file_checksum(path: Path) -> str:
-    """Give the SHA-256 of a file, or of all files of a folder with their names."""
+    """Return the SHA-256 of a file, or of all files of a folder with their names."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         if file != path:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from cellglot.evaluation.ontology_geometry import OntologyGeometry
+from cellglot.evaluation.scores.ontology_agreement import OntologyGeometry
 from cellglot.outputs import atomic
 from cellglot.outputs.caches import use_writable_caches
 
@@ -219,7 +219,7 @@ def save_figure(figure: Figure, path: str) -> None:
 
 
 def data_uri(figure: Figure, kind: str = "png") -> str:
-    """Give a figure as a ``data:`` address, to stand in an HTML page by itself."""
+    """Return a figure as a ``data:`` address, to stand in an HTML page by itself."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "cellglot"}):
         figure.savefig(buffer, format=kind, dpi=160, facecolor="white")

@@ -5,8 +5,8 @@ from typing import Any
 
 
 _PUBLIC = {
-    "CardDetails": "details",
-    "Published": "publish",
+    "CardDetails": "card.details",
+    "Published": "publishing",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellglot.inputs import reading
-from cellglot.model_cards.local_paths import find_paths, is_whole_path, last_part
+from cellglot.model_cards.checks.local_paths import find_paths, is_whole_path, last_part
 
 
 JSON_FILES = (".json", ".ipynb")

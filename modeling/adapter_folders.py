@@ -201,7 +201,7 @@ def _adapter_weights(adapter: Any, of_adapter: Mapping[str, Any]) -> dict[str, t
 
 
 def _full_name(weight: str) -> str:
-    """Give a weight's name as transformers takes it: PEFT saves DoRA's magnitudes under the name of their module."""
+    """Return a weight's name as transformers takes it: PEFT saves DoRA's magnitudes under the name of their module."""
     return f"{weight}.weight" if weight.endswith("lora_magnitude_vector") else weight
 
 
@@ -221,7 +221,7 @@ def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
 
 
 def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> list[str]:
-    """Give the safetensors of a model; none where it has none.
+    """Return the safetensors of a model; none where it has none.
 
     Parameters
     ----------
@@ -229,6 +229,11 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
         Folder or repository.
     revision, **hub
         Of the repository, and further options of loading from the Hub.
+
+    Raises
+    ------
+    ValueError
+        If the index names a file outside its folder.
     """
     whole, index = (_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
@@ -274,7 +279,7 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, *
 
 
 def _file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
-    """Give the path of a file of a folder or repository, None where there is none."""
+    """Return the path of a file of a folder or repository, None where there is none."""
     if Path(name).is_dir():
         path = Path(name, hub.get("subfolder") or "", file)
         return str(path) if path.exists() else None
@@ -282,7 +287,7 @@ def _file(name: str | os.PathLike, file: str, revision: str | None = None, **hub
 
 
 def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> str | None:
-    """Give the revision at which an adapter's base is loaded: the recorded one of a repository, None for folders.
+    """Return the revision at which an adapter's base is loaded: the recorded one of a repository, None for folders.
 
     Parameters
     ----------
@@ -295,7 +300,7 @@ def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> st
 
 
 def cached_revision(model: str | os.PathLike) -> str | None:
-    """Give the commit of a repository's main branch whose files were loaded last; None for folders.
+    """Return the commit of a repository's main branch whose files were loaded last; None for folders.
 
     Parameters
     ----------
@@ -343,7 +348,7 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
 
 def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
-    """Give folder or repository of an adapter's base.
+    """Return folder or repository of an adapter's base.
 
     A relative folder is looked for in the working directory, then in the folder of the adapter and in those above it,
     so that an adapter and its base can be moved together.

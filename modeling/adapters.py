@@ -133,7 +133,7 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
 
 
 def _file(name: str | Path, file: str, revision: str | None) -> str | None:
-    """Give the path of a file of a folder or repository, None where there is none."""
+    """Return the path of a file of a folder or repository, None where there is none."""
     if Path(name).is_dir():
         path = Path(name, file)
         return str(path) if path.exists() else None
@@ -219,7 +219,7 @@ def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str 
 
 
 def _former_names(model: PeftModel) -> dict[str, str] | None:
-    """Give former names of a model's weights, as patterns, and those of today; PEFT looks there by itself at first."""
+    """Return patterns of former names of a model's weights, and today's names; PEFT tries these first."""
     return getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
 
 
@@ -340,7 +340,7 @@ def _differences(a: Adapter, b: Adapter) -> list[str]:
 
 
 def _fit_heads(model: PeftModel, adapter: Adapter, name: str) -> None:
-    """Give an adapter heads for as many classes as it has: PEFT copies those of the first adapter."""
+    """Return an adapter heads for as many classes as it has: PEFT copies those of the first adapter."""
     with torch.device("meta"):
         fresh = adapter.model_class(adapter.config)
     for path, module in model.get_base_model().named_modules():

@@ -285,7 +285,7 @@ class BackgroundMemory:
     kept: tuple[tuple[torch.Tensor, ...], Any] | None = None
 
     def __call__(self, sources: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
-        """Give what `compute` gives for these tensors, computed only where they are others than last time."""
+        """Return what `compute` gives for these tensors, computed only where they are others than last time."""
         kept = self.kept  # once: another thread may replace it
         if kept is None or not _unchanged(kept[0], sources):
             self.kept = kept = (tuple(t.detach().clone() for t in sources), compute())

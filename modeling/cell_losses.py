@@ -37,7 +37,7 @@ class LossTerms(NamedTuple):
     count: torch.Tensor
 
     def mean(self) -> torch.Tensor:
-        """Give the loss, 0 where there are no terms."""
+        """Return the loss, 0 where there are no terms."""
         return self.total / self.count.clamp(min=1)
 
 
@@ -277,7 +277,7 @@ def _scores_with_noise(cells: torch.Tensor, noised: torch.Tensor, others: torch.
 
 
 def number_of_processes() -> int:
-    """Give the number of processes of `torch.distributed`, 1 where it is not in use."""
+    """Return the number of processes of `torch.distributed`, 1 where it is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -353,7 +353,7 @@ def count_items(labels: torch.Tensor | None, cells: torch.Tensor) -> torch.Tenso
 
 
 def share_of_step(items: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """Give the share of a whole step that a batch is; 1 where the step has no items at all.
+    """Return the share of a whole step that a batch is; 1 where the step has no items at all.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ class CellPipeline(Pipeline):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what makes the pipeline: the same before and after a call, so that `datasets` knows it again."""
+        """Return what makes the pipeline: the same before and after a call, so that `datasets` knows it again."""
         return {name: value for name, value in self.__dict__.items() if name not in self.of_a_call}
 
     @property

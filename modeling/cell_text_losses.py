@@ -77,7 +77,7 @@ def gather_texts(input_ids: torch.Tensor, key_mask: torch.Tensor, joined: bool =
 
 @torch.compiler.disable
 def number_texts(rows: torch.Tensor) -> torch.Tensor:
-    """Give identical texts the same number, shape (texts,), and texts without a token -100.
+    """Return identical texts the same number, shape (texts,), and texts without a token -100.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ class MatchedPairs(NamedTuple):
 
 @torch.compiler.disable
 def pairs_to_match(negatives: HardNegatives, text_ids: torch.Tensor, first: int) -> MatchedPairs:
-    """Give the pairs that the process of the cells matches: true ones, then the hard negatives of its cells.
+    """Return the pairs that the process of the cells matches: true ones, then the hard negatives of its cells.
 
     Hard negatives are both: the text drawn for a cell, and the cell drawn for a text of any process. Every pair falls
     to one process, so that hidden states of cells need not be gathered.

@@ -287,14 +287,14 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all fields; the precision of weights is recorded once, for the whole."""
+        """Return all fields; the precision of weights is recorded once, for the whole."""
         given = super().to_dict()
         for tower in ("cell_config", "text_config"):
             given[tower].pop("dtype", None)
         return given
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """Give the configuration of what `transformers` takes for text: the tokens of ``input_ids``, those of cells.
+        """Return the configuration of what `transformers` takes for text: the tokens of ``input_ids``, those of cells.
 
         So that what it does about tokens, such as adding some, is done about those of cells.
         """

@@ -118,7 +118,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         return self.vocab_size - 3
 
     def cell_type_ids(self, cell_types: Iterable[str]) -> list[int]:
-        """Give the prototypes' rows of cell types: what the models take as `cell_type_ids`.
+        """Return the prototypes' rows of cell types: what the models take as `cell_type_ids`.
 
         Parameters
         ----------

@@ -17,7 +17,7 @@ def is_regression(config: Any) -> bool:
 
 
 def problem_of(config: Any, labels: torch.Tensor) -> str:
-    """Give the kind of problem, as `transformers` decides it: ``problem_type``, else by labels and their number.
+    """Return the kind of problem, as `transformers` decides it: ``problem_type``, else by labels and their number.
 
     One label is a regression; whole numbers are classes; real numbers are several classes at once. The last two cannot
     be told from the configuration alone, so regression and several classes are recorded in it for those who load it.
@@ -75,7 +75,7 @@ def binary_cross_entropy_terms(
 
 
 def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
-    """Give a head's outputs in the unit of what they stand for.
+    """Return a head's outputs in the unit of what they stand for.
 
     Scores of classes stay as they are. A regression works on standardised values: ``outputs * target_std +
     target_mean``, in float32, is the value.
@@ -94,7 +94,7 @@ def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
 
 
 def deviation_of(config: Any) -> float:
-    """Give the standard deviation of the value that a model predicts."""
+    """Return the standard deviation of the value that a model predicts."""
     return 1.0 if config.target_std is None else config.target_std
 
 

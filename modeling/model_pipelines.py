@@ -47,7 +47,7 @@ class ModelPipelines:
         """Pass over what a file or a saved pipeline says: the pipelines follow from the architecture."""
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
-        """Give task -> code of its pipeline and the Auto class by which it loads the model; none for text encoders."""
+        """Return task -> code of its pipeline and the Auto class that loads the model; none for text encoders."""
         name = (self.architectures or [""])[0]
         if not name or name.endswith("TextModel"):
             return {}
@@ -61,7 +61,7 @@ class ModelPipelines:
         return {task: {"impl": code, "pt": [kinds[task]]} for task, code in PIPELINES.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all fields, pipelines among them."""
+        """Return all fields, pipelines among them."""
         given = super().to_dict()  # type: ignore[misc]
         found = self.pipelines()
         return given | {"custom_pipelines": found} if found else given

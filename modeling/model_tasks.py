@@ -64,7 +64,7 @@ class TaskConfig:
         PreTrainedConfig.num_labels.fset(self, number)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all fields; what the model predicts follows from its class."""
+        """Return all fields; what the model predicts follows from its class."""
         given = super().to_dict()  # type: ignore[misc]
         given.pop("_prediction", None)
         return given

@@ -296,7 +296,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
     def _background(
         self, query: torch.Tensor, background: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Give keys and values of the background, and its sums where they are kept from call to call."""
+        """Return keys and values of the background, and its sums where they are kept from call to call."""
         norm, attn = self.norm_key_value, self.cross_attn
         layers = (norm, attn.k_proj, attn.v_proj)
 
@@ -483,7 +483,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Give the gene embedding."""
+        """Return the gene embedding."""
         return self.gene_embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -628,7 +628,7 @@ class ExceiverHead(nn.Sequential):
 
 
 def masked_queries(input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_token_id: Any) -> torch.Tensor:
-    """Give the masked genes of each cell in their order, padded, shape (cells, most masked genes of a cell)."""
+    """Return the masked genes of each cell in their order, padded, shape (cells, most masked genes of a cell)."""
     masked_genes = masked_genes.bool()
     most = int(masked_genes.sum(dim=1).max()) if masked_genes.numel() else 0
     first = masked_genes.long().argsort(dim=1, descending=True, stable=True)[:, :most]

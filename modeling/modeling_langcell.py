@@ -285,7 +285,7 @@ class LangCellTextAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give keys and values of hidden states, shape (rows, heads, tokens, size of a head) each."""
+        """Return keys and values of hidden states, shape (rows, heads, tokens, size of a head) each."""
         return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
 
     def attend(
@@ -523,7 +523,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embeddings of tokens."""
+        """Return the embeddings of tokens."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -531,7 +531,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Give where there is a token, shape (texts, tokens), once the texts have been looked at.
+        """Return where there is a token, shape (texts, tokens), once the texts have been looked at.
 
         Raises
         ------
@@ -610,7 +610,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         return LangCellTextModelOutput(last_hidden_state=states, pooler_output=pooled)
 
     def _mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None) -> Any:
-        """Give the mask of keys; one row of it, as it is the same for all queries."""
+        """Return the mask of keys; one row of it, as it is the same for all queries."""
         if key_mask is None:
             return None
         attendable = key_mask | ~key_mask.any(dim=1, keepdim=True)
@@ -628,7 +628,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
     # ---------------------------------------------------------------- many texts, without padding
 
     def read_texts(self, texts: PackedTexts) -> torch.Tensor:
-        """Give packed texts after the first layer's self-attention, which no cell has a part in.
+        """Return packed texts after the first layer's self-attention, which no cell has a part in.
 
         Returns
         -------
@@ -641,7 +641,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
     def select_texts(
         self, texts: PackedTexts, states: torch.Tensor, rows: list[int]
     ) -> tuple[PackedTexts, torch.Tensor]:
-        """Give some of packed texts, and of what `read_texts` gave for them.
+        """Return some of packed texts, and of what `read_texts` gave for them.
 
         Parameters
         ----------
@@ -686,7 +686,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         return states
 
     def encode_texts(self, input_ids: torch.Tensor, key_mask: torch.Tensor, texts_at_once: int) -> torch.Tensor:
-        """Give text embeddings, computed without padding in parts of so many texts; shape (texts, projection size)."""
+        """Return text embeddings, shape (texts, projection size), computed without padding in parts."""
         order = key_mask.sum(dim=1).argsort(stable=True)
         parts = [pack_texts(input_ids, key_mask, rows) for rows in order.split(texts_at_once)]
         firsts = torch.cat([self.finish(self.read_texts(part), part)[0] for part in parts])
@@ -716,7 +716,7 @@ class LangCellModel(LangCellPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embeddings of genes."""
+        """Return the embeddings of genes."""
         return self.cell_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -765,7 +765,7 @@ class LangCellModel(LangCellPreTrainedModel):
     def get_cell_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Give cell embeddings, normalised, float32, shape (cells, projection size).
+        """Return cell embeddings, normalised, float32, shape (cells, projection size).
 
         Parameters
         ----------
@@ -780,7 +780,7 @@ class LangCellModel(LangCellPreTrainedModel):
         text_attention_mask: torch.Tensor | None = None,
         texts_at_once: int | None = None,
     ) -> torch.Tensor:
-        """Give text embeddings, normalised, float32, shape (texts, projection size).
+        """Return text embeddings, normalised, float32, shape (texts, projection size).
 
         Identical texts are computed once, and no padding is.
 
@@ -838,7 +838,7 @@ class LangCellModel(LangCellPreTrainedModel):
         text_attention_mask: torch.Tensor | None = None,
         pairs_at_once: int | None = None,
     ) -> torch.Tensor:
-        """Give P(match) of every cell with every text.
+        """Return P(match) of every cell with every text.
 
         The scores of running every pair, with what pairs share computed once: a cell's keys and values in each layer
         for all texts; embeddings and first self-attention of texts for all cells (for groups of 4 cells where texts
@@ -977,7 +977,7 @@ class LangCellModel(LangCellPreTrainedModel):
         wanted: torch.Tensor | None,
         pairs_at_once: int,
     ) -> torch.Tensor:
-        """Give P(match) of cells with distinct texts; 0 where it is not wanted."""
+        """Return P(match) of cells with distinct texts; 0 where it is not wanted."""
         model, head = self.text_model, self.matching_head
         order = texts.key_mask.sum(dim=1).argsort(stable=True)
         if wanted is not None:
@@ -1043,7 +1043,7 @@ def _mean_by_class(values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def _shortlisted(logits: torch.Tensor, shortlist: int | None) -> torch.Tensor | None:
-    """Give which classes are to be matched, None where all are; shape (cells, classes)."""
+    """Return which classes are to be matched, None where all are; shape (cells, classes)."""
     if shortlist is None or shortlist >= logits.shape[1]:
         return None
     top = logits.topk(shortlist, dim=1).indices
@@ -1273,7 +1273,7 @@ class LangCellForPreTraining(LangCellModel):
         return self.gene_head(states[masked], embeddings, None if labels is None else labels[masked], with_logits)
 
     def _nothing_of(self, cells: BaseModelOutputWithPooling) -> list[torch.Tensor]:
-        """Give zeros that depend on the weights of projection and gene head, used or not."""
+        """Return zeros that depend on the weights of projection and gene head, used or not."""
         nothing = cells.last_hidden_state[:0, 0]
         logits, _ = self.gene_head(nothing, self.cell_model.word_table(nothing), None, True)
         return [cells.pooler_output[:0].sum(), logits.sum()]
@@ -1296,7 +1296,7 @@ class LangCellForPreTraining(LangCellModel):
         text_ids: torch.Tensor | None,
         joined: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, LossTerms]]:
-        """Give text embeddings, the number of hard negatives, and the terms of both objectives on texts."""
+        """Return text embeddings, the number of hard negatives, and the terms of both objectives on texts."""
         config, embeddings = self.config, cells.pooler_output
         if len(text_input_ids) != len(embeddings):
             raise ValueError(f"{len(text_input_ids):,} texts for {len(embeddings):,} cells: each cell has one")
@@ -1324,14 +1324,14 @@ class LangCellForPreTraining(LangCellModel):
         return texts, drawn, parts
 
     def _encode_distinct(self, input_ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
-        """Give the embeddings of texts, each distinct one encoded once."""
+        """Return the embeddings of texts, each distinct one encoded once."""
         texts = distinct_texts(input_ids, key_mask)
         return self.text_model(texts.input_ids, texts.key_mask).pooler_output[texts.inverse]
 
     def _match_pairs(
         self, states: torch.Tensor, key_mask: torch.Tensor, tokens: torch.Tensor, pairs: MatchedPairs
     ) -> torch.Tensor:
-        """Give the matching head's output for pairs of own cells with all processes' texts, shape (pairs, 2).
+        """Return the matching head's output for pairs of own cells with all processes' texts, shape (pairs, 2).
 
         Without pairs one is made up and dropped, so that all weights stay part of the graph.
         """
@@ -1443,7 +1443,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         return super().load_adapter(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embeddings of genes."""
+        """Return the embeddings of genes."""
         return self.cell_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -1528,7 +1528,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embeddings of genes."""
+        """Return the embeddings of genes."""
         return self.cell_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -1588,7 +1588,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
 def _joined(
     model: LangCellPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
 ) -> torch.Tensor | None:
-    """Give the loss of a head, of all processes' cells as the objectives of pretraining are."""
+    """Return the loss of a head, of all processes' cells as the objectives of pretraining are."""
     if terms is None:
         return None
     joined = model.config.gather_cells and torch.is_grad_enabled()

@@ -341,7 +341,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embeddings of genes."""
+        """Return the embeddings of genes."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -349,7 +349,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def word_table(self, states: torch.Tensor) -> torch.Tensor:
-        """Give the embeddings of all tokens, shape (vocabulary, hidden size), on the device of hidden states."""
+        """Return the embeddings of all tokens, shape (vocabulary, hidden size), on the device of hidden states."""
         return embedding_rows(self.embeddings.word_embeddings, self.config.vocab_size, states.device)
 
     def _check_input(
@@ -403,7 +403,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
     def _packed_cells(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Give the number of each token's cell, shape (1, tokens), where cells stand one after the other in a row."""
+        """Return the number of each token's cell, shape (1, tokens), where a row holds several cells."""
         if position_ids is None or len(input_ids) != 1 or attention_mask is not None:
             return None
         return (position_ids == 0).cumsum(dim=1) - 1
@@ -411,7 +411,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
     def _attention(
         self, states: torch.Tensor, key_mask: torch.Tensor, packed: torch.Tensor | None
     ) -> tuple[Any, dict[str, Any]]:
-        """Give the mask of the implementation of attention, and further arguments that it takes."""
+        """Return the mask of the implementation of attention, and further arguments that it takes."""
         implementation = self.config._attn_implementation
         if packed is None:
             # A mask of keys alone is the same for all queries: one row of it is enough where masks are tensors.
@@ -752,7 +752,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def _cell_terms(
         self, cells: torch.Tensor, noised: torch.Tensor | None, cell_type_ids: torch.Tensor | None, joined: bool
     ) -> dict[str, LossTerms]:
-        """Give the terms of the objectives on cells that are switched on."""
+        """Return the terms of the objectives on cells that are switched on."""
         config = self.config
         parts: dict[str, LossTerms] = {}
         if cell_type_ids is None or not config.num_cell_types:
@@ -776,7 +776,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def _gene_terms(
         self, states: torch.Tensor, labels: torch.Tensor | None, with_logits: bool
     ) -> tuple[torch.Tensor | None, LossTerms | None]:
-        """Give scores at masked positions, where wanted, and the terms of masked gene prediction."""
+        """Return scores at masked positions, where wanted, and the terms of masked gene prediction."""
         if not self.config.masked_gene_weight:
             return None, None
         return self.gene_head.compare(states, self.sccello.word_table(states), labels, self.config.tau, with_logits)
@@ -851,7 +851,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         )
 
     def _nothing_of(self, cells: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
-        """Give zeros that depend on the weights of all objectives, whichever are computed."""
+        """Return zeros that depend on the weights of all objectives, whichever are computed."""
         prototypes = self.prototypes(torch.empty(0, dtype=torch.long, device=cells.device))
         projected = self.affine_projection(prototypes)
         return [nothing.sum() for nothing in (cells[:0], projected, self.gene_head(states[:0]))]
@@ -896,7 +896,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
 
 @torch.compiler.disable
 def _masked_places(masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give place 0 and then the masked places of every cell in their order, filled up by others.
+    """Return place 0 and then the masked places of every cell in their order, filled up by others.
 
     Returns
     -------
@@ -1111,7 +1111,7 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
 def _joined(
     model: ScCelloPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
 ) -> torch.Tensor | None:
-    """Give the loss of a head, of all processes' cells as the objectives of pretraining are."""
+    """Return the loss of a head, of all processes' cells as the objectives of pretraining are."""
     if terms is None:
         return None
     joined = model.config.gather_cells and torch.is_grad_enabled()
@@ -1119,7 +1119,7 @@ def _joined(
 
 
 def _check_tables(similarity_levels: Any, ancestor_mask: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the ontology's tables as tensors, once their sizes and values have been looked at."""
+    """Return the ontology's tables as tensors, once their sizes and values have been looked at."""
     levels, ancestors = torch.as_tensor(similarity_levels).to(torch.int32), torch.as_tensor(ancestor_mask).bool()
     for name, table in (("similarity_levels", levels), ("ancestor_mask", ancestors)):
         if table.shape != (number, number):

@@ -24,7 +24,7 @@ class DistinctTexts(NamedTuple):
 
 
 def distinct_texts(input_ids: torch.Tensor, key_mask: torch.Tensor) -> DistinctTexts:
-    """Give texts of different tokens, each once.
+    """Return texts of different tokens, each once.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class PackedTexts(NamedTuple):
     lengths: list[int]
 
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
-        """Give (first token, last token + 1, texts, their length) of every run of texts of equal length."""
+        """Yield (first token, last token + 1, texts, their length) of every run of texts of equal length."""
         token = text = 0
         while text < len(self.lengths):
             length, first = self.lengths[text], text
@@ -65,7 +65,7 @@ class PackedTexts(NamedTuple):
             token = stop
 
     def select(self, rows: list[int]) -> tuple["PackedTexts", torch.Tensor]:
-        """Give some texts, by ascending number, and where their tokens stand in the whole."""
+        """Return some texts, by ascending number, and where their tokens stand in the whole."""
         places = torch.cat([torch.arange(self.lengths[r], device=self.starts.device) + self.starts[r] for r in rows])
         lengths = [self.lengths[r] for r in rows]
         return PackedTexts(
@@ -113,7 +113,7 @@ class CellKeys:
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def of_layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give keys and values in a layer."""
+        """Return keys and values in a layer."""
         if number in self._kept:
             return self._kept[number]
         computed = self.layers[number].cross_attn.key_value(self.states)

@@ -35,7 +35,7 @@ class CellEmbeddingPipeline(CellPipeline):
         return {"values": values.masked_fill(~known[:, None], float("nan"))}
 
     def postprocess(self, values: np.ndarray) -> np.ndarray:
-        """Give the embeddings as they are.
+        """Return the embeddings as they are.
 
         Parameters
         ----------

@@ -176,7 +176,7 @@ def _check(model: Any) -> None:
 
 
 def texts_of(candidates: Labels | None, template: str = TEMPLATE) -> dict[str, list[str]]:
-    """Give the texts of each class.
+    """Return the texts of each class.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ def works_alone(module: nn.Module) -> bool:
 
 
 def embedding_rows(embedding: nn.Module, number: int, device: torch.device) -> torch.Tensor:
-    """Give the first rows of an embedding, shape (number, size): its weight, or what it gives for these ids.
+    """Return the first rows of an embedding, shape (number, size): its weight, or what it gives for these ids.
 
     Parameters
     ----------

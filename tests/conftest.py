@@ -116,7 +116,7 @@ def exceiver_config():
 @pytest.fixture(scope="session")
 def corpus(blood_file, tmp_path_factory):
     """The blood cells as tokens of Exceiver, a fifth held out."""
-    from cellglot.tokenization.corpus import tokenize_corpus
+    from cellglot.tokenization.corpus.corpus import tokenize_corpus
 
     folder = tmp_path_factory.mktemp("corpus") / "exceiver"
     return tokenize_corpus([blood_file], folder, validation_fraction=0.2, processes=1, progress=False)
@@ -225,7 +225,7 @@ def gene_classifiers(vocabulary, tmp_path_factory) -> dict[str, Path]:
     """A tiny scCello with random weights: alone, with a head of four classes, and an adapter of three on the first."""
     from cellglot.modeling import ScCelloConfig, ScCelloForSequenceClassification, ScCelloModel
     from cellglot.tokenization import RankValueTokenizer
-    from cellglot.training.adapters import put_adapter, save_adapter
+    from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
     def config(*names, **changes):
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -38,7 +38,7 @@ class CountRows:
     indptr: np.ndarray
 
     def __len__(self) -> int:
-        """Give the number of cells."""
+        """Return the number of cells."""
         return len(self.indptr) - 1
 
 
@@ -207,7 +207,7 @@ class CountMatrix:
             start = end
 
     def _offsets(self) -> Any:
-        """Give where the cells begin among the stored counts, an array or a data set of a file; None if dense."""
+        """Return where the cells begin among the stored counts, an array or a data set of a file; None if dense."""
         return _offsets_of(self.matrix)
 
 
@@ -246,7 +246,7 @@ class GenesOnly:
 
 
 def _offsets_of(matrix: Any) -> Any:
-    """Give where the rows of a matrix begin among its stored values; None where it is dense."""
+    """Return where the rows of a matrix begin among its stored values; None where it is dense."""
     indptr = getattr(matrix, "indptr", None)
     if indptr is None and hasattr(matrix, "group"):  # backed AnnData: where its rows lie in the file
         indptr = matrix.group["indptr"]
@@ -383,7 +383,7 @@ def _candidates(
     cell_names: Sequence[str] | None,
     source: str,
 ) -> dict[str, CountMatrix]:
-    """Give the genes of each place; places that hold none are passed over where another one does."""
+    """Return the genes of each place; places that hold none are passed over where another one does."""
     candidates: dict[str, CountMatrix] = {}
     others = ""
     for name, (matrix, index, columns) in with_types(places).items():
@@ -470,12 +470,12 @@ def _from_named(cells: Sequence[Any]) -> tuple[Any, list[str]]:
 
 
 def _by_rows(shape: tuple[int, ...], indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> Any:
-    """Give what is read as a sparse matrix by rows."""
+    """Return what is read as a sparse matrix by rows."""
     return SimpleNamespace(shape=shape, indptr=indptr, indices=indices, data=data)
 
 
 def _frame_values(frame: Any) -> Any:
-    """Give the values of a data frame, NaN where they are missing; those of text are refused by column."""
+    """Return the values of a data frame, NaN where they are missing; those of text are refused by column."""
     if hasattr(frame, "sparse"):  # pandas' accessor, where all columns are
         return frame.sparse.to_coo()
     values = frame.to_numpy()
@@ -496,7 +496,7 @@ def _frame_values(frame: Any) -> Any:
 
 
 def _row_readable(matrix: Any, name: str = "the matrix") -> Any:
-    """Give a matrix whose rows are cheap to read; a sparse one in another format than CSR is converted."""
+    """Return a matrix whose rows are cheap to read; a sparse one in another format than CSR is converted."""
     if (wrong := _sparse_fault(matrix)) is not None:
         raise ValueError(f"{name} is a damaged sparse matrix: {wrong}")
     if getattr(matrix, "format", "csr") != "csr":

@@ -49,7 +49,7 @@ class TokenRows:
     clipped_indptr: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """Give the number of cells."""
+        """Return the number of cells."""
         return len(self.indptr) - 1
 
 
@@ -119,7 +119,7 @@ class GeneColumns:
         self.counts_seen = 0.0
 
     def sum_duplicates(self, rows: CountRows) -> CountRows:
-        """Give each cell's counts on columns of the same gene to the first of these columns."""
+        """Return each cell's counts on columns of the same gene to the first of these columns."""
         if self.duplicated is None:
             return rows
         at = np.flatnonzero(self.duplicated.take(rows.indices))
@@ -137,7 +137,7 @@ class GeneColumns:
         return CountRows(counts[kept_at], rows.indices[kept_at], np.searchsorted(kept_at, rows.indptr))
 
     def largest_losses(self, most: int = 10) -> list[tuple[str, float]]:
-        """Give the lost genes with the most counts, by name."""
+        """Return the lost genes with the most counts, by name."""
         order = np.argsort(-self.counts_lost, kind="stable")[:most]
         return [(str(self.match.names[i]), float(self.counts_lost[i])) for i in order if self.counts_lost[i] > 0]
 
@@ -233,7 +233,7 @@ def rank_tokens(
 
 
 def log_scaled_values(placed: np.ndarray, indptr: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
-    """Give log1p of the counts of tokens, scaled to `target_sum` by their cells' totals, float32, shape (tokens,)."""
+    """Return log1p of counts scaled to `target_sum` by their cells' totals, float32, shape (tokens,)."""
     scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
     return np.log1p(placed * scale).astype(np.float32)
 
@@ -326,7 +326,7 @@ def _order_exactly(places: np.ndarray, tied: np.ndarray, values: np.ndarray, tok
 
 
 def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
-    """Give each cell's expressed genes in the order of their token ids, with standardised expression.
+    """Return each cell's expressed genes in the order of their token ids, with standardised expression.
 
     The value is ``min((log1p(count / total * target_sum) - mean) / std, clip) + 1``, where the total is the cell's
     counts on genes of the vocabulary and a deviation of 0 counts as 1.
@@ -376,7 +376,7 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
 
 
 def _log_scaled(counts: np.ndarray, scale: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Give log1p of counts times the scale of their cell, shape (values,).
+    """Return log1p of counts times the scale of their cell, shape (values,).
 
     Most counts of a cell are the same few small ones: their logarithms are computed once.
     """

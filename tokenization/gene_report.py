@@ -88,7 +88,7 @@ class GeneReport:
         return self.matched / self.genes if self.genes else 0.0
 
     def to_dict(self) -> dict:
-        """Give all fields and the derived numbers as plain types, for JSON."""
+        """Return all fields and the derived numbers as plain types, for JSON."""
         return asdict(self) | {"matched": self.matched, "lost": self.lost, "coverage": self.coverage}
 
     def __str__(self) -> str:

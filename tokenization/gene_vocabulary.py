@@ -121,7 +121,7 @@ class GeneVocabulary:
         return array
 
     def __len__(self) -> int:
-        """Give the number of tokens."""
+        """Return the number of tokens."""
         return len(self.token_ids)
 
     def __contains__(self, token: object) -> bool:
@@ -137,7 +137,7 @@ class GeneVocabulary:
         return f"GeneVocabulary({len(self.genes):,} genes, special tokens {self.special_tokens}, {statistics})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what makes the vocabulary, without tables for look-ups: the same in every process."""
+        """Return what makes the vocabulary, without tables for look-ups: the same in every process."""
         names = {name: given for name, given in self._names().items() if name != "metadata"}
         return {"names": json.dumps(names), "metadata": self.metadata, "statistics": self._statistics()}
 
@@ -155,7 +155,7 @@ class GeneVocabulary:
         return next(reversed(self.tokens), -1) + 1  # they are in the order of their ids
 
     def symbol(self, gene: str) -> str:
-        """Give the gene's symbol, or the gene itself where it has none."""
+        """Return the gene's symbol, or the gene itself where it has none."""
         return self.symbols.get(gene, gene)
 
     # ---------------------------------------------------------------- making vocabularies
@@ -231,7 +231,7 @@ class GeneVocabulary:
         )
 
     def with_special_tokens(self, first: Sequence[str] = (), last: Sequence[str] = ()) -> "GeneVocabulary":
-        """Give the same genes in the same order, numbered anew behind `first` and before `last` special tokens."""
+        """Return the same genes in the same order, numbered anew behind `first` and before `last` special tokens."""
         tokens = [*first, *self.genes, *last]
         return GeneVocabulary(
             {t: i for i, t in enumerate(tokens)},
@@ -246,7 +246,7 @@ class GeneVocabulary:
     # ---------------------------------------------------------------- files
 
     def to_dict(self) -> dict[str, Any]:
-        """Give tokens, names and statistics as plain types."""
+        """Return tokens, names and statistics as plain types."""
         statistics = {
             n: None if v is None else v.tolist() for n, v in zip(STATISTICS, self._statistics(), strict=True)
         }
@@ -442,13 +442,13 @@ class GeneVocabulary:
                 ambiguous[i] = True
 
     def _tokens_of(self, name: str) -> list[int] | None:
-        """Give the tokens of genes with this id or name, None where there are none."""
+        """Return the tokens of genes with this id or name, None where there are none."""
         ids, names, aliases = self._tables()
         token = ids.get(name, ids.get(bare_id(name) or name))
         return [token] if token is not None else names.get(name, aliases.get(name))
 
     def _names_in_r(self) -> dict[str, list[int]]:
-        """Give names with dashes and the like, as R writes them -> tokens."""
+        """Return names with dashes and the like, as R writes them -> tokens."""
         if self._lookup_in_r is None:
             ids, names, aliases = self._tables()
             found: dict[str, set[int]] = {}
@@ -460,7 +460,7 @@ class GeneVocabulary:
         return self._lookup_in_r
 
     def _examples(self, match: "GeneMatch", sources: list[tuple[str, np.ndarray]]) -> list[tuple[str, str]]:
-        """Give some names that were cleaned, and the genes for which they were taken."""
+        """Return some names that were cleaned, and the genes for which they were taken."""
         rows = np.flatnonzero(match.rules == CLEANED)[:3].tolist()
         return [(str(match.names[i] or sources[-1][1][i]), self.tokens[int(match.token_ids[i])]) for i in rows]
 
@@ -541,7 +541,7 @@ class GeneMatch:
 def name_sources(
     index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Give where a file's genes may be named, in the order in which it is believed: (column, names) pairs.
+    """Return where a file's genes may be named, in the order in which it is believed: (column, names) pairs.
 
     Raises
     ------
@@ -572,7 +572,7 @@ def _column_key(column: str) -> str:
 
 
 def _text(values: Iterable[Any]) -> np.ndarray:
-    """Give names as an object array of stripped strings; missing ones become empty."""
+    """Return names as an object array of stripped strings; missing ones become empty."""
     values = list(values)
     try:
         texts = list(map(str.strip, values))  # all are strings: three times as fast
@@ -661,7 +661,7 @@ class _PlainUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in for an admitted name."""
+        """Return the stand-in for an admitted name."""
         if (module, name) not in self._ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
         return self._ADMITTED[module, name]

@@ -52,7 +52,7 @@ class LangCellProcessor(ProcessorMixin):
         self.texts_cut = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what makes the processor, not what its calls left."""
+        """Return what makes the processor, not what its calls left."""
         return self.__dict__ | {"texts_cut": 0}
 
     @property

@@ -14,7 +14,7 @@ IGNORED_LABEL = -100
 
 
 def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
-    """Give a batch as field -> rows.
+    """Return a batch as field -> rows.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class FieldPadding:
             raise ValueError(f"the field {TOKENS} holds no lists of tokens")
 
     def longest(self, name: str = TOKENS) -> int:
-        """Give the largest number of entries of a cell in a field."""
+        """Return the largest number of entries of a cell in a field."""
         return max(self.lengths.get(name) or [0], default=0)
 
     def group(self, name: str) -> str | None:
@@ -120,7 +120,7 @@ class FieldPadding:
         return int(name == "special_tokens_mask")
 
     def as_arrays(self, width: int) -> dict[str, np.ndarray]:
-        """Give arrays: integers of 64 bits, reals of 32, and truth values.
+        """Return arrays: integers of 64 bits, reals of 32, and truth values.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class FieldPadding:
         return full
 
     def as_lists(self, width: int | None) -> dict[str, list]:
-        """Give lists; a cell that is longer stays as it is.
+        """Return lists; a cell that is longer stays as it is.
 
         Parameters
         ----------
@@ -189,18 +189,18 @@ def _is_labels(name: str) -> bool:
 
 
 def _lengths(rows: Any) -> list[int] | None:
-    """Give the number of entries of each row; None where rows are numbers or text."""
+    """Return the number of entries of each row; None where rows are numbers or text."""
     sequences = all(not isinstance(row, str | bytes | Mapping) and np.ndim(row) > 0 for row in _firsts(rows))
     return [len(row) for row in rows] if sequences else None
 
 
 def _firsts(rows: Any) -> Any:
-    """Give rows as short as they need to be to see whether they are lists: NumPy would copy whole lists."""
+    """Return rows as short as they need to be to see whether they are lists: NumPy would copy whole lists."""
     return (row[:1] if isinstance(row, list | tuple) else row for row in rows)
 
 
 def _plain(name: str, row: Any) -> np.ndarray:
-    """Give a row as an array of one of the three types of batches."""
+    """Return a row as an array of one of the three types of batches."""
     if hasattr(row, "detach"):
         row = row.detach().cpu()
         row = row.float() if str(row.dtype) == "torch.bfloat16" else row  # which NumPy does not know

@@ -74,7 +74,7 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
 
     @classmethod
     def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
-        """Give genes the numbers from 0, then ``<pad>`` and ``<cls>`` theirs."""
+        """Return genes the numbers from 0, then ``<pad>`` and ``<cls>`` theirs."""
         numbered = vocabulary.with_special_tokens(last=cls.special_tokens_last)
         return vocabulary if vocabulary.token_ids == numbered.token_ids else numbered
 

@@ -165,7 +165,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         self._calls.warnings = given
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what makes the tokenizer: the same in every process, and before and after a call."""
+        """Return what makes the tokenizer: the same in every process, and before and after a call."""
         return {name: value for name, value in self.__dict__.items() if name != "tokens_trie"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -182,11 +182,11 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return self.vocabulary.vocab_size
 
     def __len__(self) -> int:
-        """Give the largest token id plus one, added tokens included: the rows a model's embedding needs."""
+        """Return the largest token id plus one, added tokens included: the rows a model's embedding needs."""
         return max([self.vocabulary.vocab_size, *(number + 1 for number in self._added_tokens_decoder)])
 
     def get_vocab(self) -> dict[str, int]:
-        """Give token -> id, genes by Ensembl id, added tokens behind them."""
+        """Return token -> id, genes by Ensembl id, added tokens behind them."""
         return self.vocabulary.token_ids | self.added_tokens_encoder
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
@@ -258,7 +258,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return " ".join(self.vocabulary.symbol(token) for token in tokens)
 
     def find_genes(self, genes: Sequence[str]) -> np.ndarray:
-        """Give the token ids of genes named by Ensembl id, symbol or alias, shape (genes,).
+        """Return the token ids of genes named by Ensembl id, symbol or alias, shape (genes,).
 
         Raises
         ------
@@ -351,7 +351,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report.tokens_cut += int(encoded.tokens_cut.sum())
 
     def _first_token_id(self) -> int | None:
-        """Give the id of the token that stands before a cell's genes, None where there is none."""
+        """Return the id of the token that stands before a cell's genes, None where there is none."""
         return None
 
     def check_coverage(
@@ -584,7 +584,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return _in_tensors({name: array[0] for name, array in arrays.items()} if single else arrays, return_tensors)
 
     def _width(self, padding: Any, longest: int, max_length: int | None, multiple: int | None) -> int | None:
-        """Give the tokens to pad to, None for no padding."""
+        """Return the tokens to pad to, None for no padding."""
         padding = getattr(padding, "value", padding)
         if padding is False or padding is None or padding == "do_not_pad":
             return None
@@ -660,12 +660,12 @@ def _in_tensors(arrays: dict[str, np.ndarray], kind: str) -> BatchEncoding:
 
 
 def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
-    """Give a statistic of the vocabulary's genes for the columns of a file, 0 where a column has no gene."""
+    """Return a statistic of the vocabulary's genes for the columns of a file, 0 where a column has no gene."""
     return np.where(columns.known, statistics_by_token(vocabulary, values)[columns.token_ids], 0.0)
 
 
 def statistics_by_token(vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
-    """Give a statistic of the vocabulary's genes by token id, 0 for other tokens."""
+    """Return a statistic of the vocabulary's genes by token id, 0 for other tokens."""
     by_token = np.zeros(vocabulary.vocab_size, dtype=np.float64)
     by_token[vocabulary.gene_token_ids] = values
     return by_token

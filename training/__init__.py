@@ -9,12 +9,12 @@ from cellglot.outputs.caches import use_writable_caches
 use_writable_caches()  # libraries read where their caches are when they are imported
 
 _PUBLIC = {
-    "CellDataset": "data",
+    "CellDataset": "data.dataset",
     "CellTrainer": "trainer",
-    "EpochSampler": "data",
-    "ExceiverCollator": "collators",
+    "EpochSampler": "data.dataset",
+    "ExceiverCollator": "data.collators",
     "TrainingConfig": "config",
-    "initialize_gene_embeddings": "gene_embeddings",
+    "initialize_gene_embeddings": "pretraining.gene_embeddings",
     "load_config": "config",
 }
 

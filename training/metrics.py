@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.corpus.corpus import Corpus
 
 
 IGNORED = -100
@@ -40,7 +40,7 @@ class MaskedExpressionMetrics:
         self.sums += [target.sum(), (target**2).sum(), error.sum(), (error**2).sum()]
 
     def compute(self) -> dict[str, float]:
-        """Give the metrics and begin anew."""
+        """Return the metrics and begin anew."""
         mean, squares, error_mean, error_squares = self.sums / max(self.n, 1)
         self._reset()
         variance = squares - mean**2

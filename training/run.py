@@ -13,14 +13,14 @@ import transformers
 from transformers import TrainingArguments
 
 import cellglot
-from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.config import TrainingConfig, check_keys
-from cellglot.training.data import CellDataset
-from cellglot.training.finite import check_weights
-from cellglot.training.identity import FILES, recorded_corpus, run_identity
-from cellglot.training.output import RUN_FILE, TrainingOutput
-from cellglot.training.stopping import EvaluationStopped, StopRequest
+from cellglot.training.data.dataset import CellDataset
+from cellglot.training.runs.finite import check_weights
+from cellglot.training.runs.identity import FILES, recorded_corpus, run_identity
+from cellglot.training.runs.output import RUN_FILE, TrainingOutput
+from cellglot.training.runs.stopping import EvaluationStopped, StopRequest
 from cellglot.training.trainer import LOWER_RATE, CellTrainer
 from cellglot.training.weight_average import WeightAverage
 
@@ -240,7 +240,7 @@ def finite(value: Any) -> Any:
 
 
 def final_metrics(trainer: CellTrainer) -> dict[str, float]:
-    """Give the held-out cells' metrics of the model that was saved, evaluated now unless the last step did."""
+    """Return the held-out cells' metrics of the model that was saved, evaluated now unless the last step did."""
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     averaged = any(isinstance(callback, WeightAverage) for callback in trainer.callback_handler.callbacks)
     last_is_saved = not averaged and not trainer.args.load_best_model_at_end

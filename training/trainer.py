@@ -24,7 +24,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from cellglot.modeling.cell_losses import count_items
 from cellglot.outputs import write_json
-from cellglot.training.checkpoints import (
+from cellglot.training.data.dataset import EpochSampler
+from cellglot.training.progress import TrainingProgress, no_other_bars
+from cellglot.training.runs.checkpoints import (
     STOPPED_FILE,
     checkpoint_name,
     last_checkpoint,
@@ -33,10 +35,8 @@ from cellglot.training.checkpoints import (
     seal,
     unfinished_folder,
 )
-from cellglot.training.data import EpochSampler
-from cellglot.training.finite import NonFiniteError, check_weights, describe_step, is_finite
-from cellglot.training.progress import TrainingProgress, no_other_bars
-from cellglot.training.stopping import EvaluationStopped, StopRequest, leave_signals_to_parent
+from cellglot.training.runs.finite import NonFiniteError, check_weights, describe_step, is_finite
+from cellglot.training.runs.stopping import EvaluationStopped, StopRequest, leave_signals_to_parent
 
 
 LOWER_RATE = (
@@ -158,7 +158,7 @@ class CellTrainer(Trainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Give the loader of held-out cells, with its own collator where there is one."""
+        """Return the loader of held-out cells, with its own collator where there is one."""
         training = self.data_collator
         self.data_collator = self.eval_data_collator or training
         try:
@@ -221,7 +221,13 @@ class CellTrainer(Trainer):
         return grad_norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; refuse losses that are not finite."""
+        """Evaluate as `transformers.Trainer` does.
+
+        Raises
+        ------
+        NonFiniteError
+            If a loss is NaN or infinite.
+        """
         metrics = super().evaluate(*args, **kwargs)
         bad = [name for name, value in metrics.items() if name.endswith("loss") and not is_finite(value)]
         if bad:

@@ -80,12 +80,12 @@ class WeightAverage(TrainerCallback):
             save_file(self.mean, folder / FILE, metadata={"steps": str(self.steps)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Give the model the average."""
+        """Return the model the average."""
         for name, weights in _learning(model) if self.steps else ():
             weights.copy_(self.mean[name])
 
     def _averaged(self, state: Any) -> int:
-        """Give the number of steps, up to now, whose weights are averaged."""
+        """Return the number of steps, up to now, whose weights are averaged."""
         return max(state.global_step - int((1 - self.share) * state.max_steps), 0)
 
 

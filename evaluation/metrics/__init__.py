@@ -10,12 +10,12 @@ FOLDER = Path(__file__).parent
 
 
 def metric_names() -> list[str]:
-    """Give the names of the metrics, sorted."""
+    """Return the names of the metrics, sorted."""
     return sorted(p.name for p in FOLDER.iterdir() if (p / f"{p.name}.py").exists())
 
 
 def metric_path(name: str) -> Path:
-    """Give the folder of a metric: what ``evaluate.load`` takes and a Space holds.
+    """Return the folder of a metric: what ``evaluate.load`` takes and a Space holds.
 
     Parameters
     ----------

@@ -163,7 +163,7 @@ for _name in _READS:
 
 
 def _once(fill: Callable[[], None]) -> Callable[[], None]:
-    """Give a function that calls another one the first time, and again after it failed. Other threads wait for it."""
+    """Return a function that calls `fill` once, and again only after an error. Other threads wait for it."""
     lock, begun = threading.RLock(), False
 
     def run() -> None:
@@ -213,7 +213,7 @@ def _pipelines_loaded(module: ModuleType) -> None:
 
 def _our_tokenizers_loaded(module: ModuleType) -> None:
     """Tell tokenizers where the package's compiled loops are: their own file cannot, it travels with models."""
-    compiled = partial(importlib.import_module, "cellglot.tokenization.compiled_encoding")
+    compiled = partial(importlib.import_module, "cellglot.tokenization.kernels.encoding")
     module.GeneExpressionTokenizer.load_compiled = staticmethod(compiled)
 
 

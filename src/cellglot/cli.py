@@ -75,7 +75,7 @@ def tokenize(
 ) -> None:
     """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
     from cellglot.inputs import read_text
-    from cellglot.tokenization.corpus import tokenize_corpus
+    from cellglot.tokenization.corpus.corpus import tokenize_corpus
 
     corpus = tokenize_corpus(
         files,
@@ -114,7 +114,7 @@ def pretrain(
 ) -> None:
     """Pretrain a model. On several GPUs: accelerate launch -m cellglot.training.pretrain with the same options."""
     from cellglot.training.config import load_config
-    from cellglot.training.pretrain import pretrain as run
+    from cellglot.training.pretraining.pretrain import pretrain as run
 
     _print_metrics(run(load_config(config, set_ or []), corpus, output, resume=resume, overwrite=overwrite))
 
@@ -156,10 +156,10 @@ def finetune(
     ] = False,
 ) -> None:
     """Fine-tune a model, or train an adapter, on labels of cells or genes; or a LangCell on few cells, by texts."""
-    from cellglot.training.classifiers import model_type
     from cellglot.training.config import load_config
-    from cellglot.training.few_shot import few_shot_on
-    from cellglot.training.finetune import config_name, finetune_on
+    from cellglot.training.finetuning.few_shot import few_shot_on
+    from cellglot.training.finetuning.finetune import config_name, finetune_on
+    from cellglot.training.finetuning.heads import model_type
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
@@ -281,8 +281,8 @@ def annotate(
 
     read = [cells, model, adapter, candidates_file, in_corpus, ontology]
     check_files([output, table, plot], read, overwrite=overwrite)
-    from cellglot.evaluation.annotate_file import annotate_file
-    from cellglot.evaluation.classified_cells import has_classes, reads_texts
+    from cellglot.evaluation.annotation.by_classifier import has_classes, reads_texts
+    from cellglot.evaluation.annotation.file import annotate_file
 
     asked = {
         "--candidates": candidates, "--candidates-file": candidates_file, "--ontology-branch": ontology_branch,
@@ -333,8 +333,8 @@ def _candidates(
     ontology: str,
     template: list[str] | None,
 ) -> Any:
-    from cellglot.tokenization.cell_type_candidates import make_candidates, read_candidates, split_candidates
-    from cellglot.training.cell_types import open_ontology
+    from cellglot.tokenization.ontology.candidates import make_candidates, read_candidates, split_candidates
+    from cellglot.training.data.cell_types import open_ontology
 
     if names and file:
         raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
@@ -365,7 +365,7 @@ def query(
     overwrite: Overwrite = False,
 ) -> None:
     """Find the cells that a sentence describes best."""
-    from cellglot.evaluation.query_file import query_file
+    from cellglot.evaluation.search.file import query_file
 
     report = query_file(
         _model(model),
@@ -421,8 +421,8 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is finished.")] = False,
 ) -> None:
     """Evaluate models beside plain baselines: one JSON, one table, pictures. Goes on where it was stopped."""
-    from cellglot.evaluation.benchmark import evaluate_models
-    from cellglot.training.cell_types import open_ontology
+    from cellglot.evaluation.benchmark.evaluate import evaluate_models
+    from cellglot.training.data.cell_types import open_ontology
 
     done = evaluate_models(
         _named_models(models),
@@ -451,7 +451,7 @@ def evaluate(
 
 
 def _named_models(given: list[str]) -> Any:
-    """Give models by the names that are given before ``=``; without any, as a list that names itself."""
+    """Return models by the names that are given before ``=``; without any, as a list that names itself."""
     pairs = [(text.split("=", 1) if "=" in text and not Path(text).exists() else ["", text]) for text in given]
     if not any(name for name, _ in pairs):
         return given
@@ -465,8 +465,8 @@ def _dtype(name: str | None) -> str | None:
 
 
 def _corpus_types(folder: Path, ontology: Any) -> list[str]:
-    from cellglot.tokenization.corpus import Corpus
-    from cellglot.training.cell_types import cell_types_of
+    from cellglot.tokenization.corpus.corpus import Corpus
+    from cellglot.training.data.cell_types import cell_types_of
 
     tables = cell_types_of(Corpus.open(folder), ontology).tables
     return [] if tables is None else tables.cell_types
@@ -518,9 +518,9 @@ def convert(
 
 
 def _convert_exceiver(checkpoint: Path, output: Path) -> str:
-    from cellglot.modeling import convert_exceiver
+    from cellglot.modeling.convert import exceiver as convert_exceiver
     from cellglot.modeling.model_files import check_finite
-    from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
+    from cellglot.tokenization.genes.placeholder_genes import placeholder_tokenizer
 
     model = convert_exceiver.convert(*convert_exceiver.read_checkpoint(checkpoint))
     check_finite(str(checkpoint), model)
@@ -536,7 +536,7 @@ def _convert_sccello(
     checkpoint: Path, output: Path, token_dictionary: Path | None, gene_medians: Path | None, cell_types: Path | None
 ) -> str:
     from cellglot.inputs import read_json
-    from cellglot.modeling import convert_sccello
+    from cellglot.modeling.convert import sccello as convert_sccello
     from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
     from cellglot.tokenization.gene_vocabulary import read_released_dictionary
@@ -576,7 +576,7 @@ def _convert_langcell(
     gene_medians: Path | None,
     text_tokenizer: str | None,
 ) -> str:
-    from cellglot.modeling import convert_langcell
+    from cellglot.modeling.convert import langcell as convert_langcell
     from cellglot.modeling.loading import load_tokenizer
     from cellglot.modeling.model_files import check_finite
     from cellglot.tokenization import GeneVocabulary, LangCellProcessor, RankValueTokenizer
@@ -635,8 +635,8 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files, no more.")] = False,
 ) -> None:
     """Publish with a card, after a process without cellglot gave the same numbers. Private by default."""
-    from cellglot.model_cards.details import read_details
-    from cellglot.model_cards.publish import publish as run
+    from cellglot.model_cards.card.details import read_details
+    from cellglot.model_cards.publishing import publish as run
 
     details = read_details(
         folder,
@@ -675,8 +675,8 @@ def demo(
     """Go the whole way on real cells: audit, tokens, pretraining, fine-tuning, evaluation, cards, report."""
     import functools
 
-    from cellglot.model_cards.demo import publish_demo_model
-    from cellglot.training.demo import Demo
+    from cellglot.demo.cards import publish_demo_model
+    from cellglot.demo.demo import Demo
 
     if cells is not None and labels is None:
         raise ValueError("name the column of obs that holds the classes: --labels COLUMN")
@@ -685,7 +685,7 @@ def demo(
 
 
 def _model(name: str) -> str:
-    """Give the folder or repository of a model; one that does not exist or holds no model is named in one line."""
+    """Return the folder or repository of a model; one that does not exist or holds no model is named in one line."""
     from cellglot.modeling.model_files import check_model_folder
 
     if Path(name).is_dir():

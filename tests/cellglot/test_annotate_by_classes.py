@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 from transformers import pipeline
 
-from cellglot.evaluation.classified_cells import classify_cells, load_classifier
+from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
 
 
 CPU = ("--device", "cpu")

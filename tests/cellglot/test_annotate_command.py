@@ -11,8 +11,8 @@ import torch
 from matplotlib.image import imread
 
 from cellglot import CellOntology
-from cellglot.evaluation.annotation import annotate_cells
-from cellglot.evaluation.cell_text_model import embed_texts, load_cell_text_model
+from cellglot.evaluation.annotation.by_texts import annotate_cells
+from cellglot.evaluation.text_model import embed_texts, load_cell_text_model
 
 
 CPU = ("--device", "cpu")
@@ -89,7 +89,7 @@ def test_annotate_by_a_branch_with_every_option(cellglot_command, cell_text_fold
 
 
 def test_annotate_a_branch_of_a_corpus(cellglot_command, cell_text_folder, cells, corpus, tmp_path):
-    from cellglot.training.cell_types import cell_types_of
+    from cellglot.training.data.cell_types import cell_types_of
 
     ontology = CellOntology.blood()
     chosen = ["--ontology-branch", "lymphocyte", "--in-corpus", corpus.folder]
@@ -100,7 +100,7 @@ def test_annotate_a_branch_of_a_corpus(cellglot_command, cell_text_folder, cells
 
 
 def test_annotate_other_formats_by_prompts(cellglot_command, cell_text_folder, cells, tmp_path, monkeypatch):
-    from cellglot.tokenization.cells import Cells
+    from cellglot.tokenization.reading.cells import Cells
 
     before = ad.read_h5ad(cells)
     before.write_zarr(tmp_path / "few.zarr")

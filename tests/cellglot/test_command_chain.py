@@ -55,7 +55,7 @@ def manifest_cells(manifest, split):
 
 
 def test_tokenize_goes_on_where_it_was_stopped(cellglot_command, files, tmp_path, monkeypatch):
-    from cellglot.tokenization.corpus_worker import Worker
+    from cellglot.tokenization.corpus.worker import Worker
 
     done, tokens = [], Worker.start_tokens
 

@@ -1,4 +1,4 @@
-"""The code of docs/finetuning.md runs: commands and Python in their order, in one folder."""
+"""The code of docs/guides/finetuning.md runs: commands and Python in their order, in one folder."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from cellglot.modeling import ScCelloConfig, ScCelloForMaskedLM
 from cellglot.tokenization import RankValueTokenizer
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "finetuning.md"
 FEW_STEPS = ("--set", "trainer.max_steps=3", "--set", "trainer.use_cpu=true", "--set", "trainer.eval_strategy=steps")
 FEW_STEPS += ("--set", "trainer.eval_steps=3", "--set", "trainer.save_strategy=steps", "--set", "trainer.save_steps=3")
 
@@ -43,7 +43,7 @@ def folder(blood, vocabulary, tmp_path, monkeypatch):
 def run(words, cellglot_command):
     """Run a command of the page with few steps; `accelerate launch` as what it starts."""
     if words[:2] == ["accelerate", "launch"]:
-        from cellglot.training.finetune import main
+        from cellglot.training.finetuning.finetune import main
 
         assert words[2:4] == ["-m", "cellglot.training.finetune"]
         main([*words[4:], *FEW_STEPS])
@@ -57,7 +57,7 @@ def test_the_page_runs(folder, blood, cellglot_command, monkeypatch):
     names, commands = {"adata": blood[:10].copy()}, 0
     for number, (language, text) in enumerate(blocks, 1):
         if language == "python":
-            exec(compile(text, f"docs/finetuning.md, block {number}", "exec"), names)
+            exec(compile(text, f"docs/guides/finetuning.md, block {number}", "exec"), names)
             continue
         for line in text.replace("\\\n", " ").splitlines():
             run(shlex.split(line, comments=True), cellglot_command)

@@ -40,7 +40,7 @@ def entries(content):
 
 
 def public(tree, prefix=""):
-    """Give (qualified name, node) of public classes and functions, and of public methods of public classes."""
+    """Yield (qualified name, node) of public classes and functions, and of public methods of public classes."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
             if any(ast.unparse(d).endswith(".setter") for d in node.decorator_list):

@@ -1,4 +1,4 @@
-"""The code of docs/pipelines.md runs, block after block."""
+"""The code of docs/guides/pipelines.md runs, block after block."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "pipelines.md"
 
 
 def test_blocks_run_in_order(gene_classifiers, cell_text_folder, blood, tmp_path, monkeypatch):
@@ -17,6 +17,6 @@ def test_blocks_run_in_order(gene_classifiers, cell_text_folder, blood, tmp_path
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     names = {"adata": blood[:30].copy()}
     for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"docs/pipelines.md, block {number}", "exec"), names)
+        exec(compile(block, f"docs/guides/pipelines.md, block {number}", "exec"), names)
     assert len(blocks) == 5 and names["embedding"].shape == (30, 16)
     assert np.isfinite(names["embedding"]).all()

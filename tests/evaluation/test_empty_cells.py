@@ -8,10 +8,10 @@ from scipy.sparse import csr_matrix, vstack
 from transformers import pipeline
 
 from cellglot.evaluation import plots
-from cellglot.evaluation.classified_cells import classify_cells, load_classifier
+from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.embed_file import embed_file
 from cellglot.evaluation.embedding import class_names, embed_cells
-from cellglot.evaluation.evaluated_model import EvaluatedModel
 from cellglot.evaluation.labelled_cells import open_labelled_cells
 from cellglot.modeling import ExceiverForSequenceClassification, ExceiverModel, ScCelloConfig, ScCelloModel
 from cellglot.tokenization import ExceiverTokenizer, RankValueTokenizer

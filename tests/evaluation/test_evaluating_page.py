@@ -1,4 +1,4 @@
-"""The code of docs/evaluating.md runs: command and Python in their order, in one folder."""
+"""The code of docs/guides/evaluating.md runs: command and Python in their order, in one folder."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from cellglot.modeling import ScCelloConfig, ScCelloForSequenceClassification, S
 from cellglot.tokenization import RankValueTokenizer
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluating.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "evaluating.md"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_page_runs(folder, capsys):
     names: dict = {}
     for number, (language, text) in enumerate(blocks, 1):
         if language == "python":
-            exec(compile(text, f"docs/evaluating.md, block {number}", "exec"), names)
+            exec(compile(text, f"docs/guides/evaluating.md, block {number}", "exec"), names)
         else:
             program, *arguments = shlex.split(text)
             assert program == "cellglot"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cellglot.evaluation import plots
-from cellglot.evaluation.benchmark import evaluate_models
+from cellglot.evaluation.benchmark.evaluate import evaluate_models
 from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embed_file import embed_file
 from cellglot.outputs import OutputError

@@ -75,7 +75,7 @@ OTHER_FILES = [p for p in all_files() if p not in HUB_FILES]
 
 def test_the_files_are_found():
     assert {"modeling_exceiver.py", "gene_vocabulary.py", "gene_encoding.py"} <= {p.name for p in HUB_FILES}
-    assert {"convert_exceiver.py", "corpus.py", "embed_file.py", "trainer.py"} <= {p.name for p in OTHER_FILES}
+    assert {"exceiver.py", "corpus.py", "embed_file.py", "trainer.py"} <= {p.name for p in OTHER_FILES}
 
 
 @pytest.mark.parametrize("path", HUB_FILES, ids=name_of)

@@ -32,7 +32,7 @@ def caches(tmp_path_factory):
 @pytest.fixture
 def details():
     """What a person adds to a card; fields can be changed."""
-    from cellglot.model_cards.details import CardDetails
+    from cellglot.model_cards.card.details import CardDetails
 
     def make(**changes):
         return CardDetails(**(DETAILS | changes))
@@ -125,7 +125,7 @@ def adapter(folders, tmp_path_factory):
     from transformers import AutoConfig
 
     from cellglot.modeling import ExceiverForSequenceClassification
-    from cellglot.training.adapters import put_adapter, save_adapter
+    from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
     folder = tmp_path_factory.mktemp("adapters") / "blood_lora"
     classes = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
@@ -149,6 +149,7 @@ def adapter(folders, tmp_path_factory):
 @pytest.fixture
 def no_process(monkeypatch):
     """Let the check of a published copy run in this process, by the installed classes."""
-    from cellglot.model_cards import clean_check, publish
+    from cellglot.model_cards import publishing as publish
+    from cellglot.model_cards.checks import clean_check
 
     monkeypatch.setattr(publish, "visit_as_stranger", clean_check.visit_here)

@@ -10,11 +10,11 @@ from datasets import load_dataset
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
-from cellglot.model_cards import publish as publishing
-from cellglot.model_cards.clean_check import DifferentNumbersError, NotLoadableError
-from cellglot.model_cards.publish import folder_kind, publish
+from cellglot.model_cards import publishing
+from cellglot.model_cards.checks.clean_check import DifferentNumbersError, NotLoadableError
+from cellglot.model_cards.publishing import folder_kind, publish
 from cellglot.modeling.adapters import merge_adapter, weights_fingerprint
-from cellglot.tokenization.corpus import Corpus
+from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.run import RUN_FILE
 
 
@@ -208,7 +208,7 @@ def test_heads_for_genes_and_for_values(
 @pytest.mark.usefixtures("no_process")
 def test_a_model_whose_genes_are_unknown(details, tmp_path):
     from cellglot.modeling import ExceiverConfig, ExceiverForMaskedExpression
-    from cellglot.tokenization.placeholder_genes import placeholder_tokenizer
+    from cellglot.tokenization.genes.placeholder_genes import placeholder_tokenizer
 
     torch.manual_seed(0)
     sizes = {"gene_embedding_size": 8, "hidden_size": 8, "num_latents": 4, "num_hidden_layers": 1}

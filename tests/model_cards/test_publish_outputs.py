@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cellglot.model_cards import publish as publishing
-from cellglot.model_cards.publish import publish
-from cellglot.model_cards.staging import CORPUS_FILES, MODEL_FILES, stage_files
+from cellglot.model_cards import publishing
+from cellglot.model_cards.prepare.staging import CORPUS_FILES, MODEL_FILES, stage_files
+from cellglot.model_cards.publishing import publish
 from cellglot.outputs import MANIFEST_FILE, OutputError
 from cellglot.outputs.processes import own_mark
 
@@ -18,8 +18,8 @@ from cellglot.outputs.processes import own_mark
 @pytest.fixture
 def staged_only(monkeypatch, folders):
     """Publish three small files, without the check of numbers."""
-    from cellglot.model_cards.clean_check import Outcome
-    from cellglot.model_cards.staging import Prepared, Staged
+    from cellglot.model_cards.checks.clean_check import Outcome
+    from cellglot.model_cards.prepare.staging import Prepared, Staged
 
     def prepare(folder, target, **options):
         for name in ("config.json", "README.md", "text_tokenizer/tokenizer.json"):

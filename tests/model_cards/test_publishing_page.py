@@ -12,10 +12,10 @@ import typer
 import yaml
 
 from cellglot.cli import app
-from cellglot.model_cards.details import CardDetails
+from cellglot.model_cards.card.details import CardDetails
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "publishing.md").read_text(encoding="utf-8")
 
 
 def blocks(language):

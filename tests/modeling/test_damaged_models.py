@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, pipeline
 
 from cellglot import modeling
-from cellglot.evaluation.classified_cells import load_classifier
+from cellglot.evaluation.annotation.by_classifier import load_classifier
+from cellglot.evaluation.benchmark.models import load_evaluated_model
 from cellglot.evaluation.embed_file import embed_file
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.evaluated_model import load_evaluated_model
 from cellglot.inputs import InputError
 from cellglot.modeling.adapters import load_with_adapter
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.modeling.model_files import ModelFileError, check_model_folder, check_pattern
 from cellglot.training.config import TrainingConfig
-from cellglot.training.finetune import _load
+from cellglot.training.finetuning.finetune import _load
 
 
 CLASSES = {

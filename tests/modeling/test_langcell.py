@@ -21,7 +21,7 @@ from cellglot.modeling import (
 )
 from cellglot.modeling.adapters import add_adapter, load_with_adapter, use_adapter
 from cellglot.modeling.packed_texts import CellKeys
-from cellglot.training.adapters import put_adapter, save_adapter
+from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
 
 CLASSES = (
@@ -332,7 +332,7 @@ def test_former_names_of_the_head_load(langcell_config, tmp_path):
 
 
 def former(weights):
-    """Give weights by the names of before."""
+    """Return weights by the names of before."""
     names = {"classifier.dense.": "pooler.", "classifier.out_proj.": "classifier."}
     renamed = {}
     for name, values in weights.items():
@@ -343,7 +343,7 @@ def former(weights):
 
 
 def put_by_transformers(folder):
-    """Give what puts the adapter on a model by `transformers` alone."""
+    """Return what puts the adapter on a model by `transformers` alone."""
 
     def put(base):
         base.load_adapter(str(folder / "adapter"))

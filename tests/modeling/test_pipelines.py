@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from cellglot.evaluation.annotation import annotate_cells
-from cellglot.evaluation.cell_text_model import load_cell_text_model
+from cellglot.evaluation.annotation.by_texts import annotate_cells
+from cellglot.evaluation.text_model import load_cell_text_model
 from cellglot.modeling import (
     CellEmbeddingPipeline,
     CellTypeAnnotationPipeline,

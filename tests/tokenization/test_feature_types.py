@@ -81,7 +81,7 @@ def write_loom(path, cells):
 
 
 def opened(form, cells, folder):
-    """Give the cells in a format, as what tokenizers take."""
+    """Return the cells in a format, as what tokenizers take."""
     cells = cells.copy()
     layout = {"csc": sp.csc_matrix, "dense": lambda x: x.toarray()}.get(form.split()[-1], sp.csr_matrix)
     cells.X = layout(cells.X)

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from cellglot.cli import app
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
-from cellglot.tokenization.corpus import CorpusError, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import CorpusError, tokenize_corpus
 from cellglot.tokenization.gene_names import NameCleaner, unique_spellings
-from cellglot.tokenization.gene_table import gene_catalogue
-from cellglot.tokenization.stored_matrix import CellFileError
+from cellglot.tokenization.genes.gene_catalogue import gene_catalogue
+from cellglot.tokenization.reading.matrices import CellFileError
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError
 
 

@@ -41,7 +41,7 @@ def tiny_training():
 @pytest.fixture(scope="session")
 def pretrained(corpus, tiny_training, tmp_path_factory):
     """A model after five steps on the blood cells without a pause, with dropout."""
-    from cellglot.training.pretrain import pretrain
+    from cellglot.training.pretraining.pretrain import pretrain
 
     folder = tmp_path_factory.mktemp("pretrained") / "model"
     pretrain(tiny_training("model.hidden_dropout=0.1", "trainer.eval_strategy=epoch"), corpus, folder)

@@ -6,8 +6,8 @@ import torch
 from transformers.utils import logging
 
 from cellglot.modeling import ExceiverConfig, ExceiverForSequenceClassification
-from cellglot.training.collators import ExceiverCollator
-from cellglot.training.data import CellDataset
+from cellglot.training.data.collators import ExceiverCollator
+from cellglot.training.data.dataset import CellDataset
 from cellglot.training.run import training_arguments
 from cellglot.training.trainer import CellTrainer, count_parameters, last_checkpoint
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from cellglot.training.config import check_keys, configs_folder, load_config
-from cellglot.training.pretrain import main
+from cellglot.training.pretraining.pretrain import main
 from cellglot.training.run import training_arguments
 
 

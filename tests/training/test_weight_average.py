@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cellglot.training.config import TrainingConfig
-from cellglot.training.finetune import finetune
+from cellglot.training.finetuning.finetune import finetune
 from cellglot.training.run import RUN_FILE
 from cellglot.training.weight_average import WeightAverage
 

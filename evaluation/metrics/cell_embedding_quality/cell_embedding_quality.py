@@ -37,20 +37,20 @@ CELLS_AT_ONCE = 2048  # distances of so many cells to as many others are held at
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Give labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' where one is None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 
 
 def group_codes(values: Iterable[Any]) -> np.ndarray:
-    """Give numbers to groups, by their sorted names: int64, shape (cells,), -1 for cells in no group."""
+    """Return numbers to groups, by their sorted names: int64, shape (cells,), -1 for cells in no group."""
     names = np.array(texts(values), dtype=str)
     known, codes = np.unique(names, return_inverse=True)
     return codes.astype(np.int64) - 1 if len(known) and known[0] == "" else codes.astype(np.int64)
 
 
 def silhouette_widths(embedding: np.ndarray, groupings: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Give the silhouette widths of cells in one or several groupings, by Euclidean distance (Rousseeuw 1987).
+    """Return the silhouette widths of cells in one or several groupings, by Euclidean distance (Rousseeuw 1987).
 
     Every distance is computed once, in blocks; memory grows with cells x groups. As in scikit-learn, a cell alone in
     its group has width 0.
@@ -121,7 +121,7 @@ def _widths(sums: np.ndarray, grouping: np.ndarray, sizes: np.ndarray) -> np.nda
 
 
 def batch_silhouette(widths: np.ndarray, batches: np.ndarray) -> float:
-    """Give asw_batch: (1 + mean over batches of (1 - mean absolute width of the batch's cells)) / 2.
+    """Return asw_batch: (1 + mean over batches of (1 - mean absolute width of the batch's cells)) / 2.
 
     As scCello's release computes it, over all cells and hence in [0.5, 1]; scib takes 1 - the mean absolute width
     within each cell type.
@@ -173,7 +173,7 @@ def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.
 
 
 def neighbor_graph(numbers: np.ndarray) -> csr_matrix:
-    """Give the undirected graph that joins each cell to its neighbours, shape (cells, cells).
+    """Return the undirected graph that joins each cell to its neighbours, shape (cells, cells).
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def neighbor_graph(numbers: np.ndarray) -> csr_matrix:
 
 
 def graph_connectivity(graph: csr_matrix, labels: np.ndarray) -> float:
-    """Give the share of a cell type's cells that lie in its largest connected part, averaged over cell types.
+    """Return the share of a cell type's cells that lie in its largest connected part, averaged over cell types.
 
     Edges have no direction, as in scib; scib-metrics follows them one way.
 
@@ -296,7 +296,7 @@ def _scores(
     clusters: np.ndarray | None,
     neighbors: np.ndarray | None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Give the scores that are defined, and the reasons of the others."""
+    """Return the scores that are defined, and the reasons of the others."""
     no_types = _cannot_compare(types, "cell type", "cell types")
     no_batches = _cannot_compare(batches, "batch", "batches")
     wanted = {

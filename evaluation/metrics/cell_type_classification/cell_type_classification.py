@@ -33,7 +33,7 @@ Returns:
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Give labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' where one is None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 

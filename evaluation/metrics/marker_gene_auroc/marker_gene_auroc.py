@@ -32,7 +32,7 @@ Returns:
 
 
 def cell_auroc(scores: Sequence[float] | np.ndarray, is_marker: Sequence[int] | np.ndarray) -> float | None:
-    """Give the AUROC of one cell, None where it has no marker or nothing else; ties count half.
+    """Return the AUROC of one cell, None where it has no marker or nothing else; ties count half.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def marker_auroc(scores: Sequence[Any], is_marker: Sequence[Any], cell_types: It
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Give labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' where one is None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 

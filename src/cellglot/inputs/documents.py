@@ -108,7 +108,7 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
 
 
 def _depth(text: str) -> int:
-    """Give how many brackets are open at once, for whose number PyYAML takes time by its square."""
+    """Return how many brackets are open at once, for whose number PyYAML takes time by its square."""
     depth = deepest = 0
     for found in _BRACKET.finditer(text):
         depth = max(depth + (1 if found.group() in "[{" else -1), 0)

@@ -61,7 +61,7 @@ def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str | None:
-    """Give the message of an error that lies in what was given, None for one that is a mistake in the program.
+    """Return the message of an error that lies in what was given, None for one that is a mistake in the program.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def message_of(error: BaseException) -> str | None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Give an error's message in one line, with its kind where the message alone says little.
+    """Return an error's message in one line, with its kind where the message alone says little.
 
     Parameters
     ----------

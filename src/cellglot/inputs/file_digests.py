@@ -40,7 +40,7 @@ class FileMark:
 
 
 def file_mark(path: str | os.PathLike) -> FileMark:
-    """Give the mark of a file.
+    """Return the mark of a file.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def file_mark(path: str | os.PathLike) -> FileMark:
 
 
 def file_marks(path: str | os.PathLike) -> dict[str, FileMark]:
-    """Give the marks of all files of a folder, or that of a file alone.
+    """Return the marks of all files of a folder, or that of a file alone.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from cellglot.inputs.errors import InputError
 
 
 def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.PathLike) -> Path:
-    """Give the path of a file that another file names, and refuse one that leads out of the folder.
+    """Return the path of a file that another file names, and refuse one that leads out of the folder.
 
     Links of the Hub's cache, which lead from a snapshot to the blobs of the same repository, are followed.
 
@@ -41,7 +41,7 @@ def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.Path
 
 
 def _home(folder: Path) -> Path:
-    """Give the folder in which links may lead: of a snapshot in the Hub's cache, the one that has its blobs."""
+    """Return the folder in which links may lead: of a snapshot in the Hub's cache, the one that has its blobs."""
     real = folder.resolve()
     for parent in real.parents:
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():

@@ -6,7 +6,13 @@ from typing import NoReturn
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process with status 143 by `SystemExit`; a handler of somebody else stays."""
+    """Let SIGTERM end this process with status 143; a handler that is already installed stays.
+
+    Raises
+    ------
+    SystemExit
+        In the process, when the signal arrives.
+    """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -74,7 +74,7 @@ def publish_file(temporary: Path, path: Path) -> None:
 
 
 def share(path: str | os.PathLike) -> None:
-    """Give a file the permissions that the umask says; some libraries write files that only the owner reads."""
+    """Return a file the permissions that the umask says; some libraries write files that only the owner reads."""
     os.chmod(path, 0o666 & ~umask())
 
 

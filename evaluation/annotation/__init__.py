@@ -1,0 +1,1 @@
+"""Cell types of cells: by texts, by a classifier, into a file."""

@@ -1,0 +1,231 @@
+"""Annotation of cells by the classes of a trained head: a classifier, or an adapter on its base model."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoModelForSequenceClassification
+
+import cellglot
+from cellglot.evaluation import plots
+from cellglot.evaluation.annotation.by_texts import COLOURED, KEY
+from cellglot.evaluation.embedding import run_batches
+from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
+from cellglot.tokenization.count_matrix import open_counts
+from cellglot.tokenization.gene_report import GeneReport
+from cellglot.tokenization.reading.cells import Cells
+
+
+@dataclass
+class ClassifiedCells:
+    """Cells with the classes that a head gives them. Rows of cells that express no known gene are NaN.
+
+    Parameters
+    ----------
+    cell_names
+        Names of the cells, shape (cells,).
+    classes
+        Names of the classes.
+    cell_types
+        Cell Ontology id of each class, None where it has none.
+    scores
+        Softmax of the logits, float32, shape (cells, classes).
+    embedding
+        Cell embeddings of the model as it was trained for these classes, shape (cells, size).
+    genes
+        Genes matched and lost.
+    """
+
+    cell_names: np.ndarray
+    classes: list[str]
+    cell_types: list[str | None]
+    scores: np.ndarray
+    embedding: np.ndarray
+    genes: GeneReport
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return len(self.scores)
+
+    @property
+    def best(self) -> np.ndarray:
+        """Class of each cell, -1 for cells without known genes; shape (cells,)."""
+        return np.where(np.isnan(self.scores[:, 0]), -1, self.scores.argmax(axis=1))
+
+    @property
+    def predicted(self) -> list[str | None]:
+        """Name of each cell's class, None where there is none."""
+        return [None if i < 0 else self.classes[i] for i in self.best]
+
+    def columns(self) -> dict[str, Any]:
+        """Return one value a cell: class, its id, its score, how far this lies above the second's."""
+        two = np.sort(self.scores, axis=1)[:, -2:]
+        return {
+            "cell_type": pd.Categorical(self.predicted),
+            "cell_type_ontology_term_id": pd.Categorical([None if i < 0 else self.cell_types[i] for i in self.best]),
+            "score_uncalibrated": self.scores.max(axis=1),
+            "margin": two[:, 1] - two[:, 0],
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Return a table with a row for each cell, scores of all classes in columns ``score: B cell``, ..."""
+        frame = pd.DataFrame(self.columns(), index=pd.Index([str(n) for n in self.cell_names], name="cell_id"))
+        names = [f"score: {name}" for name in self.classes]
+        return pd.concat([frame, pd.DataFrame(self.scores, index=frame.index, columns=names)], axis=1)
+
+    def matrices(self) -> dict[str, np.ndarray]:
+        """Return one row a cell: embedding, scores."""
+        return {f"X_{KEY}": self.embedding, f"{KEY}_scores": self.scores}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the classes as plain types: what stands in ``adata.uns``."""
+        return {
+            "classes": np.array(self.classes, dtype=object),
+            "cell_types": np.array([t or "" for t in self.cell_types], dtype=object),
+        }
+
+    def plot(self, coordinates: np.ndarray, title: str = "predicted cell types") -> Figure:
+        """Draw cells by class; the most frequent 19 are coloured, the others are one class.
+
+        Parameters
+        ----------
+        coordinates
+            Shape (cells, 2).
+        title
+            Above it.
+        """
+        common = {name for name, _ in Counter(self.predicted).most_common(COLOURED)}
+        shown = [name if name is None or name in common else "other types" for name in self.predicted]
+        return plots.embedding_plot(coordinates, shown, title, missing="no prediction")
+
+    def summary(self) -> str:
+        """Say what was matched and predicted."""
+        known = sum(t is not None for t in self.cell_types)
+        lines = [f"{len(self.classes):,} classes, {known:,} of them cell types of the Cell Ontology"]
+        lines.append(self.genes.summary())
+        counts = Counter(self.predicted)
+        nothing = counts.pop(None, 0)
+        lines += [f"{name}: {n:,} cells" for name, n in counts.most_common(20)]
+        if len(counts) > 20:
+            lines.append(f"and {len(counts) - 20:,} more cell types")
+        if nothing:
+            lines.append(f"{nothing:,} cells have no prediction")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def has_classes(model: str | Path) -> bool:
+    """Whether a folder or repository holds a classifier or an adapter, and not only an encoder or a model of texts.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+    """
+    cellglot.register_auto_classes()
+    name = (load_configuration(model).architectures or [""])[0]
+    return is_adapter(model) or name.endswith("ForSequenceClassification")
+
+
+def reads_texts(model: str | Path) -> bool:
+    """Whether a folder or repository holds a model of texts: a LangCell.
+
+    Parameters
+    ----------
+    model
+        Folder or repository.
+    """
+    cellglot.register_auto_classes()
+    return load_configuration(model).model_type == "langcell"
+
+
+def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a classifier with its tokenizer.
+
+    Parameters
+    ----------
+    model
+        Folder or repository of a classifier, of an adapter, or of the base model of `adapter`.
+    adapter
+        Folder or repository of an adapter.
+    dtype
+        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
+
+    Raises
+    ------
+    ValueError
+        If there are no classes, the head predicts a value, or the adapter was trained on another base; names both.
+    """
+    cellglot.register_auto_classes()
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    if adapter is None and is_adapter(model):
+        network, home = load_with_adapter(model, **options), read_adapter(model).base
+    elif adapter is not None:
+        network, home = load_with_adapter(adapter, model, **options), str(model)
+    elif has_classes(model):
+        network, home = load_model(AutoModelForSequenceClassification, model, **options), str(model)
+    else:
+        raise ValueError(
+            f"{model} has no classes: fine-tune it (cellglot finetune), pass the adapter that was trained on it by "
+            "--adapter, or take a LangCell model and candidates"
+        )
+    name, kind = adapter or model, type(_plain(network)).__name__
+    if _plain(network).config.problem_type == "regression" or not kind.endswith("ForSequenceClassification"):
+        raise ValueError(f"{name} is a {kind} that predicts no classes of cells")
+    return network.eval(), load_tokenizer(home)
+
+
+def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> ClassifiedCells:
+    """Classify cells by a model's head.
+
+    Parameters
+    ----------
+    model, tokenizer
+        From `load_classifier`.
+    cells
+        Whatever the tokenizer takes, or cells opened by `read_cells`.
+    **options
+        As for `cellglot.evaluation.embedding.run_batches`.
+
+    Raises
+    ------
+    ValueError
+        If no cell expresses a gene of the vocabulary.
+    """
+    plain = _plain(model)
+    encoder, seen = getattr(plain, "cell_model", plain.base_model), []
+    hook = encoder.register_forward_hook(lambda *passed: seen.append(passed[-1].pooler_output))
+
+    def compute(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        scores = model(**batch).logits.float().softmax(dim=-1)
+        return {"scores": scores, "embedding": seen.pop()}
+
+    report = GeneReport()
+    counts = open_counts(cells, options.pop("genes", None), options.pop("layer", None))
+    try:
+        found = run_batches(model, tokenizer, counts, compute, report=report, word="annotating", **options)
+    finally:
+        hook.remove()
+    if np.isnan(found["scores"]).all():
+        raise ValueError(f"none of {counts.n_cells:,} cells expresses a gene of the model's vocabulary")
+    config = plain.config
+    classes = [config.id2label[i] for i in range(config.num_labels)]
+    ids = config.label_cl_ids or {}
+    names = cells.names() if isinstance(cells, Cells) else np.arange(counts.n_cells).astype(str)
+    return ClassifiedCells(names, classes, [ids.get(name) for name in classes], **found, genes=report)
+
+
+def _plain(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+__all__ = ["ClassifiedCells", "classify_cells", "has_classes", "load_classifier", "reads_texts"]

@@ -1,0 +1,114 @@
+"""A file of cells to a file of annotated cells, a table and a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from cellglot.evaluation import plots
+from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.evaluation.annotation.by_texts import KEY, annotate_cells, check_table, write_table
+from cellglot.evaluation.drawing import check_picture, drawing
+from cellglot.evaluation.output import add_matrices, check_cells, check_ending, write_annotated
+from cellglot.evaluation.text_model import load_cell_text_model
+from cellglot.outputs import check_files
+from cellglot.tokenization.ontology.candidates import Candidates
+from cellglot.tokenization.reading.cells import Cells, read_cells
+
+
+def annotate_file(
+    model: str | Path,
+    cells: Path,
+    output: Path,
+    candidates: Candidates | None = None,
+    *,
+    adapter: str | Path | None = None,
+    table: Path | None = None,
+    plot: Path | None = None,
+    layer: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> str:
+    """Annotate the cells of a file: with candidates by their texts, without by the classes of a trained head.
+
+    Parameters
+    ----------
+    model
+        Folder or repository of a LangCell model with its processor; of a classifier, or of an adapter; or of the base
+        model of `adapter`.
+    cells
+        File of cells.
+    output
+        ``.h5ad``: the cells with what `CellAnnotation.write_to` or `ClassifiedCells` lists;
+        ``obsm["X_cellglot_umap"]`` where a picture is drawn.
+    candidates
+        The classes, where the model annotates by texts.
+    adapter
+        Folder or repository of an adapter that was trained on `model`.
+    table
+        ``.csv``, ``.tsv`` or ``.parquet`` with a row for each cell.
+    plot
+        Where to draw a UMAP, coloured by prediction.
+    layer, **options
+        As for `cellglot.evaluation.annotation.by_texts.annotate_cells`, or `classify_cells`.
+    dtype
+        Of the weights: ``"bfloat16"``; by default as they are stored.
+    overwrite
+        Replace outputs that exist; never an input.
+
+    Returns
+    -------
+    str
+        What was read, asked, predicted and written.
+
+    Raises
+    ------
+    OutputError
+        If an output is an input, or exists and is not to be replaced.
+    ValueError
+        If an ending is not known, there are too few cells for a UMAP, the model knows no texts or has no classes; as
+        `annotate_cells` and `load_classifier` do.
+    """
+    if table is not None:
+        check_table(table)
+    check_ending(output)
+    check_picture(plot)
+    check_files([output, table, plot], [cells, model, adapter], overwrite=overwrite)
+    with read_cells(cells, layer=layer) as opened:
+        check_picture(plot, len(opened))
+        check_cells(opened)
+        found: Any
+        if candidates is None:
+            found = classify_cells(*load_classifier(model, adapter, dtype), opened, **options)
+        else:
+            network, processor = load_cell_text_model(model, dtype)
+            found = annotate_cells(network, processor, opened, candidates, layer=layer, **options)
+        facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
+        _write(found, opened, cells, output, table, facts)
+        written = [str(p) for p in (output, table) if p is not None]
+        if plot is not None:
+            named = [] if adapter is None else ["--adapter", adapter]
+            again = ["cellglot", "annotate", model, cells, *named, "--output", output, "--plot", plot, "--overwrite"]
+            with drawing(plot, again):
+                _draw(found, opened, output, plot)
+                written.append(str(plot))
+        return "\n".join([opened.summary(), found.summary(), *written])
+
+
+def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, facts: dict[str, Any]) -> None:
+    """Write annotated cells and their table."""
+    named = {f"{KEY}_{name}": values for name, values in found.columns().items()}
+    write_annotated(opened, cells, output, obs=named, obsm=found.matrices(), uns={KEY: found.facts() | facts})
+    if table is not None:
+        write_table(found.table(), table)
+
+
+def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
+    """Lay the cells out, put the layout beside what was found, and draw it."""
+    coordinates = plots.umap_coordinates(found.embedding)
+    add_matrices(output, {f"X_{KEY}_umap": coordinates})
+    kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
+    title = f"{opened.name}, predicted cell types ({kind})"
+    plots.save_figure(found.plot(coordinates, title), str(plot))
+
+
+__all__ = ["annotate_file"]

@@ -1,0 +1,269 @@
+"""What is made of class scores: smoothing over neighbours, calibration, the step back to a parent cell type."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
+
+from cellglot.evaluation.search.retrieval import nearest
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+
+
+CELLS_AT_ONCE = 4096
+TEMPERATURES = (1e-3, 1e2)
+
+
+def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -> csr_matrix:
+    """Return the graph over which scores are averaged: each cell and its nearest by cosine, in equal parts.
+
+    The search is exact; its time grows with the square of the cells.
+
+    Parameters
+    ----------
+    embedding
+        Normalised cell embeddings, shape (cells, size).
+    neighbors
+        Neighbours of a cell, itself not among them.
+    device
+        Where to search.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Shape (cells, cells); rows add up to 1.
+
+    Raises
+    ------
+    ValueError
+        If `neighbors` is below 1.
+    """
+    if neighbors < 1:
+        raise ValueError(f"smoothing over {neighbors} neighbours: at least one is needed")
+    n_cells = len(embedding)
+    found = nearest(embedding, embedding, neighbors + 1, device=device).numbers
+    width = found.shape[1]
+    own = np.arange(n_cells)[:, None]
+    # A cell with many twins may not be among its own nearest: it takes the place of the last.
+    missing = ~(found == own).any(axis=1)
+    found[missing, -1] = own[missing, 0]
+    weights = np.full(n_cells * width, 1 / width, dtype=np.float32)
+    return csr_matrix((weights, found.reshape(-1), np.arange(0, n_cells * width + 1, width)), (n_cells, n_cells))
+
+
+@dataclass
+class Calibration:
+    """A temperature that fits labelled cells.
+
+    Parameters
+    ----------
+    temperature
+        Logarithms of scores are divided by it; below 1 sharpens.
+    nll_before, nll_after
+        Mean negative log likelihood of the labelled cells' classes without and with it.
+    cells
+        Labelled cells that were used.
+    unused
+        Label that is no candidate -> its cells, which were not used.
+    """
+
+    temperature: float
+    nll_before: float
+    nll_after: float
+    cells: int
+    unused: dict[str, int]
+
+    def summary(self) -> str:
+        """Say how well the temperature fits, and whether it stands at the end of its range."""
+        low, high = TEMPERATURES
+        at_end = not 1.01 * low < self.temperature < high / 1.01
+        lines = [
+            f"calibrated on {self.cells:,} labelled cells: temperature {self.temperature:.4g}, "
+            f"negative log likelihood {self.nll_before:.3f} -> {self.nll_after:.3f}"
+            + (f" (the end of the range {low:g} to {high:g}: do not trust it)" if at_end else "")
+        ]
+        if self.unused:
+            listed = ", ".join(f"{label!r} ({n:,})" for label, n in list(self.unused.items())[:10])
+            number = sum(self.unused.values())
+            lines.append(f"{number:,} cells have labels that are no candidates, and were not used: {listed}")
+        return "\n".join(lines)
+
+
+def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the softmax of log scores over a temperature, shape (cells, classes); the order of classes stays.
+
+    Parameters
+    ----------
+    scores
+        Shape (cells, classes), above 0.
+    temperature
+        Above 0.
+    """
+    logits = np.log(np.maximum(scores, 1e-30), dtype=np.float32) / np.float32(temperature)
+    logits -= logits.max(axis=1, keepdims=True)
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
+    """Fit the temperature that makes labelled cells most likely (Guo et al. 2017), between 0.001 and 100.
+
+    Parameters
+    ----------
+    scores
+        Of labelled cells, shape (cells, classes).
+    classes
+        Class of each, shape (cells,).
+
+    Returns
+    -------
+    tuple
+        Temperature; mean negative log likelihood without and with it.
+
+    Raises
+    ------
+    ValueError
+        If there are no labelled cells.
+    """
+    if not len(classes):
+        raise ValueError("no labelled cell has the label of a candidate: there is nothing to calibrate by")
+    logs = np.log(np.maximum(scores, 1e-30)).astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        logits = logs / np.exp(log_temperature)
+        top = logits.max(axis=1)
+        total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+        return float((total - logits[np.arange(len(classes)), classes]).mean())
+
+    fitted = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-5})
+    return float(np.exp(fitted.x)), loss(0.0), float(fitted.fun)
+
+
+def excess_mass(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Return each class's share of what scores have above their floor.
+
+    A softmax of probabilities gives every class a part, whatever the cell: that of P(match) = 0. The rest is what
+    speaks for a class. The order of classes stays. Our choice.
+
+    Parameters
+    ----------
+    scores
+        Shape (cells, classes).
+    floor
+        Score of a class with similarity 0 and P(match) = 0, shape (cells,).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (cells, classes), rows add up to 1; equal shares where nothing lies above the floor.
+    """
+    excess = np.maximum(scores - floor[:, None], 0)
+    total = excess.sum(axis=1, keepdims=True)
+    return np.where(total > 1e-12, excess / np.maximum(total, 1e-12), 1 / scores.shape[1]).astype(np.float32)
+
+
+@dataclass
+class BackedOff:
+    """Predictions after the step back.
+
+    Parameters
+    ----------
+    cell_types
+        Id of the predicted type, None where it is a candidate without id or nothing.
+    names
+        Its name; None where nothing gathers enough.
+    mass
+        Mass of all candidates that are this type or below it; of the best candidate where nothing gathers enough.
+    moved
+        Whether the prediction is not the best candidate itself, shape (cells,).
+    """
+
+    cell_types: list[str | None]
+    names: list[str | None]
+    mass: np.ndarray
+    moved: np.ndarray
+
+
+def back_off(
+    mass: np.ndarray,
+    names: Sequence[str],
+    cell_types: Sequence[str | None],
+    ontology: CellOntology,
+    threshold: float = 0.5,
+) -> BackedOff:
+    """Predict the best candidate, or the nearest type above it under which enough mass is gathered.
+
+    The rule (our choice): the mass of a type is that of all candidates that are this type or below it. The prediction
+    is the best candidate if its type has at least the threshold; else, among the types above it, the one with the
+    fewest descendants that does: where siblings share the mass, their parent. Where no type does, or the best
+    candidate is no cell type, there is no prediction.
+
+    Parameters
+    ----------
+    mass
+        Distribution over candidates, shape (cells, classes).
+    names, cell_types
+        Of the candidates; None for those that are no cell types.
+    ontology
+        Where the candidates come from.
+    threshold
+        Above 0 and at most 1.
+
+    Raises
+    ------
+    ValueError
+        If the threshold is out of bounds, or no candidate is a cell type.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold}: a share of the mass is above 0 and at most 1")
+    if not any(cell_types):
+        raise ValueError("no candidate is a cell type of the ontology: there are no parents to back off to")
+    types, labels, below, own = _types_above(names, cell_types, ontology)
+    best = mass.argmax(axis=1)
+    chosen = np.full(len(mass), -1)
+    gathered = np.zeros(len(mass), dtype=np.float32)
+    for start in range(0, len(mass), CELLS_AT_ONCE):
+        rows = slice(start, start + CELLS_AT_ONCE)
+        cells = np.arange(len(best[rows]))
+        masses = mass[rows] @ below.astype(mass.dtype)
+        enough = below[best[rows]] & (masses >= threshold - 1e-6)
+        found, first = enough.any(axis=1), enough.argmax(axis=1)
+        chosen[rows] = np.where(found, first, -1)
+        gathered[rows] = np.where(found, masses[cells, first], mass[rows][cells, best[rows]])
+    return BackedOff(
+        [None if i < 0 else types[i] for i in chosen],
+        [None if i < 0 else labels[i] for i in chosen],
+        gathered,
+        chosen != own[best],
+    )
+
+
+def _types_above(
+    names: Sequence[str], cell_types: Sequence[str | None], ontology: CellOntology
+) -> tuple[list[str | None], list[str], np.ndarray, np.ndarray]:
+    """Return what can be predicted, the most specific first: ids, names, which candidates (rows) lie below.
+
+    The last is the place of each candidate itself.
+    """
+    above = [set() if t is None else {t, *ontology.ancestors(t)} for t in cell_types]
+    ids = sorted(set().union(*above), key=lambda t: (len(ontology.descendants(t)), t))
+    alone = [i for i, t in enumerate(cell_types) if t is None]
+    below = np.zeros((len(names), len(alone) + len(ids)), dtype=bool)
+    below[alone, np.arange(len(alone))] = True
+    for row, types in enumerate(above):
+        below[row, len(alone) :] = [t in types for t in ids]
+    own = [alone.index(i) if t is None else len(alone) + ids.index(t) for i, t in enumerate(cell_types)]
+    labels = [*(names[i] for i in alone), *map(ontology.name, ids)]
+    return [*[None] * len(alone), *ids], labels, below, np.array(own)
+
+
+__all__ = [
+    "BackedOff",
+    "Calibration",
+    "back_off",
+    "calibrated",
+    "excess_mass",
+    "fit_temperature",
+    "neighbor_graph",
+]

@@ -1,0 +1,1 @@
+"""The tasks of ``cellglot evaluate``: jobs, baselines, records, figures."""

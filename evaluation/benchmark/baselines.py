@@ -1,0 +1,234 @@
+"""Plain baselines that every model stands beside."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy.sparse import csr_matrix, vstack
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from cellglot.evaluation.scores.marker_table import MarkerGenes
+from cellglot.modeling.masked_genes import cosine_distances
+from cellglot.tokenization.gene_vocabulary import name_sources
+from cellglot.tokenization.reading.cells import Cells
+
+
+COMPONENTS = 50
+VARIABLE_GENES = 2000
+NEIGHBORS = 15
+
+
+@dataclass
+class BaselineResult:
+    """Predictions of a baseline.
+
+    Parameters
+    ----------
+    name
+        What it is.
+    predicted
+        Class of each test cell.
+    """
+
+    name: str
+    predicted: np.ndarray
+
+
+def log_counts(cells: Cells, target_sum: float = 1e4) -> csr_matrix:
+    """Return log1p of counts scaled to `target_sum` per cell, sparse, shape (cells, genes)."""
+    parts = []
+    for chunk in cells.chunks():
+        totals = np.asarray(chunk.sum(axis=1), dtype=np.float64).ravel()
+        scaled = chunk.astype(np.float64)
+        scaled.data *= np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(scaled.indptr))
+        parts.append(scaled.log1p().astype(np.float32))
+    return vstack(parts, format="csr")
+
+
+def logistic_regression(features: Any, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> BaselineResult:
+    """Train multinomial logistic regression (L2, C 1) on some cells and predict others.
+
+    Parameters
+    ----------
+    features
+        Shape (cells, features), dense or sparse.
+    labels
+        Class names, shape (cells,).
+    train, test
+        Whether each cell is for training, for testing, shape (cells,).
+    """
+    model = LogisticRegression(max_iter=2000)
+    model.fit(features[train], labels[train])
+    return BaselineResult("logistic regression on log counts", model.predict(features[test]))
+
+
+def majority(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> BaselineResult:
+    """Predict the most frequent class of the training cells."""
+    names, counts = np.unique(labels[train], return_counts=True)
+    return BaselineResult("most frequent class", np.full(int(test.sum()), names[counts.argmax()], dtype=object))
+
+
+@dataclass
+class LogCountsPca:
+    """Principal components of log counts: the embedding that models stand beside.
+
+    Parameters
+    ----------
+    pca
+        Fitted.
+    """
+
+    pca: PCA
+
+    @classmethod
+    def fit(cls, features: csr_matrix, components: int = COMPONENTS, seed: int = 0) -> "LogCountsPca":
+        """Find the components of log counts; the matrix stays sparse.
+
+        Parameters
+        ----------
+        features
+            From `log_counts`, shape (cells, genes).
+        components
+            At the most; fewer where there are fewer cells or genes.
+        seed
+            Of the start of the iteration.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than three cells or genes.
+        """
+        number = min(components, min(features.shape) - 1)
+        if number < 2:
+            raise ValueError(f"{features.shape[0]:,} cells of {features.shape[1]:,} genes: PCA takes three of each")
+        return cls(PCA(number, svd_solver="arpack", random_state=seed).fit(features))
+
+    def embed(self, features: csr_matrix) -> np.ndarray:
+        """Return the components of cells, float32, shape (cells, components)."""
+        return self.pca.transform(features).astype(np.float32)
+
+    def gene_distances(self, cell: csr_matrix) -> np.ndarray:
+        """Measure how far a cell moves where the log count of a gene is 0: 1 - cosine of its components.
+
+        Parameters
+        ----------
+        cell
+            Log counts of one cell, shape (1, genes).
+
+        Returns
+        -------
+        numpy.ndarray
+            In the order of the cell's expressed genes, shape (expressed genes,).
+        """
+        whole = self.pca.transform(cell)[0].astype(np.float64)
+        return cosine_distances(whole, whole - cell.data[:, None] * self.pca.components_[:, cell.indices].T)
+
+
+def variable_genes(features: csr_matrix, number: int = VARIABLE_GENES) -> np.ndarray:
+    """Find the highly variable genes, scanpy's flavour "seurat", shape (genes,), bool; all where there are few."""
+    import scanpy
+
+    if features.shape[1] <= number:
+        return np.ones(features.shape[1], dtype=bool)
+    found = scanpy.pp.highly_variable_genes(AnnData(features), n_top_genes=number, inplace=False)
+    return found["highly_variable"].to_numpy()
+
+
+@dataclass
+class VariableGeneNeighbors:
+    """The nearest training cells by cosine of log counts of highly variable genes vote.
+
+    Parameters
+    ----------
+    genes
+        Genes looked at, shape (genes,), bool.
+    classifier
+        Fitted.
+    """
+
+    genes: np.ndarray
+    classifier: KNeighborsClassifier
+
+    @classmethod
+    def fit(
+        cls, features: csr_matrix, labels: np.ndarray, number: int = VARIABLE_GENES, neighbors: int = NEIGHBORS
+    ) -> "VariableGeneNeighbors":
+        """Choose genes by the training cells, and remember these cells.
+
+        Parameters
+        ----------
+        features
+            Log counts of the training cells, shape (cells, genes).
+        labels
+            Their classes.
+        number
+            Highly variable genes.
+        neighbors
+            That vote, at the most.
+        """
+        genes = variable_genes(features, number)
+        model = KNeighborsClassifier(min(neighbors, len(labels)), metric="cosine", algorithm="brute")
+        return cls(genes, model.fit(features[:, genes], labels))
+
+    def probabilities(self, features: csr_matrix) -> np.ndarray:
+        """Return the shares of votes, shape (cells, classes), in the order of ``classifier.classes_``."""
+        return self.classifier.predict_proba(features[:, self.genes])
+
+
+def expression_scores(cell: csr_matrix) -> np.ndarray:
+    """Score the expressed genes of a cell by their log counts alone, shape (expressed genes,)."""
+    return cell.data.astype(np.float64)
+
+
+def baseline_gene_scores(
+    score: Callable[[csr_matrix], np.ndarray],
+    cells: Cells,
+    markers: MarkerGenes,
+    labels: Sequence[str],
+    gene_column: str | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Score the expressed genes of cells without a model.
+
+    Parameters
+    ----------
+    score
+        (log counts of a cell, shape (1, genes)) -> scores of its expressed genes.
+    cells
+        The cells.
+    markers
+        Names of the markers of each label.
+    labels
+        Label of each cell.
+    gene_column
+        The only column in which genes are looked up.
+
+    Returns
+    -------
+    scores, is_marker
+        For each cell, of its expressed genes, shape (expressed genes,).
+    """
+    features = log_counts(cells)
+    sources = name_sources(cells.counts.index, cells.counts.columns, gene_column)
+    flags = {
+        label: np.any([np.isin(names.astype(str), genes) for _, names in sources], axis=0)
+        for label, genes in markers.genes.items()
+    }
+    rows = [features[i] for i in range(features.shape[0])]
+    return [score(row) for row in rows], [flags[label][row.indices] for label, row in zip(labels, rows, strict=True)]
+
+
+__all__ = [
+    "BaselineResult",
+    "LogCountsPca",
+    "VariableGeneNeighbors",
+    "baseline_gene_scores",
+    "expression_scores",
+    "log_counts",
+    "logistic_regression",
+    "majority",
+    "variable_genes",
+]

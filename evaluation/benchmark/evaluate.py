@@ -1,0 +1,342 @@
+"""Evaluates models and baselines on any cells: all tasks, one JSON, one table, pictures."""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cellglot.evaluation import plots
+from cellglot.evaluation.benchmark import figures as evaluation_plots
+from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, Settings
+from cellglot.evaluation.benchmark.models import EvaluatedModel, check_source, load_evaluated_model
+from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
+from cellglot.evaluation.benchmark.results import Table, markdown_table
+from cellglot.evaluation.drawing import drawing
+from cellglot.evaluation.labelled_cells import LabelledCells, file_checksum, open_labelled_cells
+from cellglot.evaluation.scores.marker_table import read_marker_table
+from cellglot.outputs import OutputFolder, write_text
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+
+
+TASKS = ("clustering", "integration", "annotation", "novel", "markers")
+TABLE, FIGURE = "evaluation.md", "scores.png"
+COLOURED_BY = ("cell type", "batch", "cell")
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Parameters
+    ----------
+    record
+        All of it, as it stands in the JSON.
+    folder
+        Where JSON, table and pictures are; None where nothing was written.
+    """
+
+    record: EvaluationRecord
+    folder: Path | None = None
+
+    @property
+    def results(self) -> Table:
+        """Row of the table -> model -> result."""
+        return self.record.results
+
+    def table(self) -> str:
+        """Return the table of all models, as Markdown."""
+        return markdown_table(self.results, self.record.columns, list(BASELINES))
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def evaluate_models(
+    models: Sequence[str | Path | EvaluatedModel] | Mapping[str, str | Path],
+    cells: Any,
+    tasks: Iterable[str] | None = None,
+    *,
+    labels: str | None = None,
+    batches: str | None = None,
+    donors: str | None = None,
+    markers: str | Path | Mapping[str, Sequence[str]] | None = None,
+    marker_types: Mapping[str, str] | None = None,
+    ontology: CellOntology | None = None,
+    with_baselines: bool = True,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    min_coverage: float | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Evaluate models, and plain baselines beside them, on labelled cells.
+
+    The cells of a model are embedded once for all tasks. What is finished stands in ``evaluation.json`` at once; the
+    same call, or one with more models or tasks, does only what is missing there.
+
+    Parameters
+    ----------
+    models
+        Folders or repositories of pretrained models, classifiers or adapters, by name or not; or loaded models.
+    cells
+        File, or AnnData.
+    tasks
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all that there
+        are labels, batches and markers for.
+    labels, batches, donors
+        Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
+    markers
+        Table of marker genes (see `cellglot.evaluation.scores.marker_table.read_marker_table`), or cell type -> genes.
+    marker_types
+        Label -> cell type of that table, where names and ontology do not tell.
+    ontology
+        Where labels are looked up; by default the blood lineage that comes with cellglot.
+    with_baselines
+        Whether baselines stand in the same table.
+    output
+        Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model.
+    overwrite
+        Begin anew where the folder holds an evaluation: its files are deleted, others stay.
+    layer, gene_column, min_coverage
+        As for the tokenizers.
+    **settings
+        Fields of `cellglot.evaluation.benchmark.jobs.Settings`: ``seed``, ``draws``, ``test_fraction``, ``shots``,
+        ``marker_cells``, ``batch_size``, ``device``, ``progress``.
+
+    Returns
+    -------
+    Evaluation
+        Results of all models that stand in the record.
+
+    Raises
+    ------
+    OutputError
+        If `output` holds an input, is a repository or home, or holds files of somebody else at names to write.
+    ValueError
+        If a task, model or column does not exist, or the folder holds an evaluation of other cells.
+    """
+    start = time.perf_counter()
+    chosen = Settings(**settings)
+    named = _named(models)
+    for source in named.values():
+        if not isinstance(source, EvaluatedModel):
+            check_source(source)
+    terms = CellOntology.blood() if ontology is None else ontology
+    data = open_labelled_cells(
+        cells,
+        labels=labels,
+        batches=batches,
+        donors=donors,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+    )
+    wanted = _tasks(tasks, data, markers)
+    table, marker_facts = _markers(markers, marker_types)
+    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}))
+    folder = None if output is None else Path(output)
+    conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
+    console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
+
+    def settings_of(task: str) -> dict[str, Any]:
+        return chosen.of_task(task, marker_facts)
+
+    given = [source for source in (cells, markers) if isinstance(source, str | os.PathLike)]
+    with ExitStack() as stack:
+        own = None
+        if folder is not None:
+            own = stack.enter_context(OutputFolder(folder, "evaluate", given, names=_file_names(folder, named)))
+            if overwrite:
+                own.clear()
+        record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
+        record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
+        for name, source in named.items():
+            model = source if isinstance(source, EvaluatedModel) else _load(name, source, chosen)
+            _evaluate_model(model, name, jobs, wanted, settings_of, record, console)
+            del model
+        for name in BASELINES if with_baselines else ():
+            work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
+            _run(name, work, {"baseline": True}, settings_of, record, console)
+            if name == PCA and folder is not None and work:
+                _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed)
+        record.finish(time.perf_counter() - start)
+        result = Evaluation(record, folder)
+        if folder is not None and own is not None:
+            _write(result, data, folder)
+            own.finish()
+    return result
+
+
+def _file_names(folder: Path, models: Iterable[str]) -> list[str]:
+    """Return the names of all files that an evaluation of models writes, and of those of an earlier one there."""
+    return [FILE, TABLE, FIGURE, *_pictures({*models, *models_in(folder), *BASELINES})]
+
+
+def _pictures(models: Iterable[str]) -> list[str]:
+    return sorted(evaluation_plots.umap_file(name, by) for name in models for by in COLOURED_BY)
+
+
+# -------------------------------------------------------------------- one model
+
+
+def _evaluate_model(
+    model: EvaluatedModel,
+    name: str,
+    jobs: JobMaker,
+    wanted: Sequence[str],
+    settings_of: Callable[[str], dict[str, Any]],
+    record: EvaluationRecord,
+    console: Console,
+) -> None:
+    facts = dict(model.facts)
+    cache: list[np.ndarray] = []
+
+    def embedding() -> np.ndarray:
+        if not cache:
+            start = time.perf_counter()
+            console.print(f"{name}: embedding {len(jobs.data):,} cells")
+            cache.append(model.embed(jobs.data, jobs.settings.progress))
+            facts["embedding_size"] = cache[0].shape[1]
+            facts["genes"] = model.genes.to_dict() if model.genes is not None else None
+            facts["embedding_seconds"] = round(time.perf_counter() - start, 2)
+            record.add_model(name, facts)
+        return cache[0]
+
+    work = {task: job for task, job in jobs.of_model(model, embedding).items() if task in wanted}
+    _run(name, work, facts, settings_of, record, console)
+    if record.folder is not None:
+        _draw(name, embedding, jobs.data, record, jobs.settings.seed)
+
+
+def _run(
+    name: str,
+    work: Jobs,
+    facts: dict[str, Any],
+    settings_of: Callable[[str], dict[str, Any]],
+    record: EvaluationRecord,
+    console: Console,
+) -> None:
+    """Do the tasks of a model that are not in the record."""
+    weights = facts.get("weights_sha256")
+    if work:
+        record.add_model(name, facts)
+    for task, job in work.items():
+        if record.has(name, task, settings_of(task), weights):
+            console.print(f"{name}: {task} is there already")
+            continue
+        start = time.perf_counter()
+        rows = job()
+        seconds = time.perf_counter() - start
+        record.add(name, task, rows, settings_of(task), weights, seconds)
+        console.print(f"{name}: {task} ({seconds:.1f} s)")
+
+
+def _draw(
+    name: str, embedding: Callable[[], np.ndarray], data: LabelledCells, record: EvaluationRecord, seed: int
+) -> None:
+    """Draw a model's cells, where the pictures are not there."""
+    assert record.folder is not None
+    colours = {by: v for by, v in (("cell type", data.labels), ("batch", data.batches)) if v is not None}
+    colours = colours or {"cell": np.array(["cells"] * len(data), dtype=object)}
+    if all((record.folder / evaluation_plots.umap_file(name, by)).exists() for by in colours):
+        return
+    values = embedding()
+    with drawing(f"the UMAP of {name}", shlex.split(record.content["command"])):
+        evaluation_plots.draw_umap(values, colours, name, record.folder, seed)
+
+
+# -------------------------------------------------------------------- what was asked
+
+
+def _load(name: str, source: str | Path, settings: Settings) -> EvaluatedModel:
+    return load_evaluated_model(source, name=name, batch_size=settings.batch_size, device=settings.device)
+
+
+def _named(
+    models: Sequence[str | Path | EvaluatedModel] | Mapping[str, str | Path],
+) -> dict[str, str | Path | EvaluatedModel]:
+    """Name models by the last parts of their paths, as many as tell them apart."""
+    if isinstance(models, Mapping):
+        named: dict[str, str | Path | EvaluatedModel] = dict(models)
+    elif isinstance(models, str | os.PathLike):
+        raise TypeError(f"models are given as {str(models)!r}: pass a list")
+    else:
+        named = {}
+        paths = [str(m).rstrip("/").split("/") for m in models if not isinstance(m, EvaluatedModel)]
+        for model in models:
+            if isinstance(model, EvaluatedModel):
+                name = model.name
+            else:
+                parts = str(model).rstrip("/").split("/")
+                alike = [p for p in paths if p != parts]
+                least = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in alike)), len(parts))
+                name = "/".join(parts[-least:])
+            if name in named:
+                raise ValueError(f"two models are named {name!r}: give them names, {{name: folder}}")
+            named[name] = model
+    taken = sorted(set(named) & set(BASELINES))
+    if taken:
+        raise ValueError(f"{taken[0]!r} is the name of a baseline: give the model another")
+    return named
+
+
+def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> list[str]:
+    if tasks is None:
+        missing = {
+            "clustering": data.labels is None,
+            "integration": data.batches is None,
+            "annotation": data.labels is None,
+            "novel": data.labels is None,
+            "markers": data.labels is None or markers is None,
+        }
+        chosen = [task for task in TASKS if not missing[task]]
+        if not chosen:
+            raise ValueError(
+                f"{data.source} names no cell types and no batches are given: name a column by labels or batches; obs "
+                f"has {', '.join(data.cells.obs.names) or 'none'}"
+            )
+        return chosen
+    given = [task.strip() for task in tasks if task.strip()]
+    unknown = [task for task in given if task not in TASKS]
+    if unknown or not given:
+        raise ValueError(f"task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
+    if "markers" in given and markers is None:
+        raise ValueError("the task 'markers' takes a table of marker genes: pass one by markers")
+    return [task for task in TASKS if task in given]
+
+
+def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, list[str]] | None, dict[str, Any]]:
+    if markers is None:
+        return None, {}
+    if isinstance(markers, Mapping):
+        table = {str(name): list(genes) for name, genes in markers.items()}
+        return table, {"marker_table": table, "marker_types": dict(types or {})}
+    facts = {"marker_table": Path(markers).name, "marker_table_sha256": file_checksum(Path(markers))}
+    return read_marker_table(markers), facts | {"marker_types": dict(types or {})}
+
+
+def _plain_settings(settings: Settings) -> dict[str, Any]:
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in vars(settings).items()}
+
+
+def _write(result: Evaluation, data: LabelledCells, folder: Path) -> None:
+    held = f"{data.cells.name}: {len(data):,} cells, {len(data.classes()):,} cell types"
+    record = result.record
+    pictures = [name for name in _pictures(record.columns) if (folder / name).exists()]
+    text = f"# Evaluation on {held}\n\n{result.table()}\n\n{record.summary()}\n\n![scores]({FIGURE})\n"
+    text += "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
+    write_text(folder / TABLE, text)
+    with drawing(folder / FIGURE, shlex.split(record.content["command"])):
+        figure = evaluation_plots.scores_plot(result.results, record.columns, list(BASELINES), held)
+        plots.save_figure(figure, str(folder / FIGURE))
+
+
+__all__ = ["TASKS", "Evaluation", "evaluate_models"]

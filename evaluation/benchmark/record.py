@@ -1,0 +1,197 @@
+"""The JSON of an evaluation, written as results come, so that a stopped run goes on where it was."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
+from cellglot.evaluation.benchmark.results import Table, TaskResult, plain, write_json
+from cellglot.evaluation.benchmark.split import CellSplit
+from cellglot.inputs import read_json
+
+
+FILE = "evaluation.json"
+SOFTWARE = (
+    "cellglot", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn", "anndata", "scanpy", "igraph",
+    "umap-learn", "evaluate",
+)  # fmt: skip
+
+
+@dataclass
+class EvaluationRecord:
+    """Everything an evaluation was asked and found, as plain types.
+
+    Parameters
+    ----------
+    content
+        What stands in the JSON: ``date``, ``command``, ``arguments``, ``software``, ``machine``, ``data``, ``split``,
+        ``models`` (name -> facts), ``results`` (row of the table -> model -> metrics, undefined, details),
+        ``finished`` (model -> task -> settings, weights, rows, seconds), ``seconds``.
+    folder
+        Where it is kept; None to keep it in memory.
+    """
+
+    content: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @classmethod
+    def open(cls, folder: Path | None, conditions: dict[str, Any], overwrite: bool = False) -> "EvaluationRecord":
+        """Read what is finished, or begin.
+
+        Parameters
+        ----------
+        folder
+            Made where it does not exist.
+        conditions
+            Cells, labels, batches: what all results depend on.
+        overwrite
+            Begin anew.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds an evaluation of other cells, or is a file.
+        """
+        conditions = json.loads(json.dumps(conditions, default=plain))
+        empty: dict[str, Any] = {"data": conditions, "models": {}, "results": {}, "finished": {}}
+        if folder is None:
+            return cls(empty)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file: name a folder for the results")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE
+        if path.exists() and not overwrite:
+            content = read_json(path)
+            differing = [k for k in conditions if k != "source" and content["data"].get(k) != conditions[k]]
+            if differing:
+                raise ValueError(
+                    f"{path} is an evaluation with another {', '.join(differing)}: name another folder, or "
+                    "overwrite it"
+                )
+            return cls(content, folder)
+        return cls(empty, folder)
+
+    def begin(self, arguments: dict[str, Any], split: CellSplit | None) -> None:
+        """Note what is asked, when and by what software."""
+        known = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+        self.content |= {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "arguments": arguments,
+            "software": {"python": platform.python_version()} | {n: known[n] for n in SOFTWARE if n in known},
+            "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "split": None if split is None else split.facts(),
+        }
+
+    def add_model(self, name: str, facts: dict[str, Any]) -> None:
+        """Note what a model is; earlier notes on the same weights stay."""
+        earlier = self.content["models"].get(name, {})
+        same = earlier.get("weights_sha256") == facts.get("weights_sha256")
+        self.content["models"][name] = (earlier if same else {}) | facts
+
+    def has(self, name: str, task: str, settings: dict[str, Any], weights: str | None) -> bool:
+        """Whether a task of a model is finished, with these settings and weights."""
+        done = self.content["finished"].get(name, {}).get(task)
+        wanted = json.loads(json.dumps(settings, default=plain))
+        return done is not None and done["settings"] == wanted and done["weights_sha256"] == weights
+
+    def add(
+        self, name: str, task: str, rows: Rows, settings: dict[str, Any], weights: str | None, seconds: float
+    ) -> None:
+        """Take in the results of a finished task, and write everything."""
+        earlier = self.content["finished"].get(name, {}).get(task, {}).get("rows", [])
+        for row in earlier:
+            self.content["results"].get(row, {}).pop(name, None)
+        for row, result in rows.items():
+            self.content["results"].setdefault(row, {})[name] = result.to_dict()
+        self.content["finished"].setdefault(name, {})[task] = {
+            "settings": settings,
+            "weights_sha256": weights,
+            "rows": list(rows),
+            "seconds": round(seconds, 2),
+        }
+        self._write()
+
+    def finish(self, seconds: float) -> None:
+        """Note how long it took, and write everything."""
+        self.content["seconds"] = round(seconds, 2)
+        self._write()
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            write_json(self.folder / FILE, self.content)
+
+    @property
+    def columns(self) -> list[str]:
+        """Models that have results: first those that were evaluated, then baselines."""
+        present = {name for by_model in self.content["results"].values() for name in by_model}
+        models = [name for name in self.content["models"] if name in present and name not in BASELINES]
+        return models + [name for name in BASELINES if name in present]
+
+    @property
+    def results(self) -> Table:
+        """Row of the table -> model -> result; rows in the order of the tasks."""
+        order = ("clustering", "integration", "annotation", "novel", "markers")
+        rows = sorted(self.content["results"], key=lambda row: order.index(row.split(":")[0].split(",")[0]))
+        return {
+            row: {name: TaskResult.from_dict(found) for name, found in self.content["results"][row].items()}
+            for row in rows
+        }
+
+    def summary(self) -> str:
+        """Say on what cells, how they were split, what was left out, and how long it took."""
+        data, split, lines = self.content["data"], self.content.get("split"), []
+        lines.append(
+            f"Scores with 95% intervals over cells drawn anew; {data['cells']:,} cells, "
+            f"{data['cells_without_label']:,} without a label, which are left out. SHA-256 of the cells "
+            f"{data['sha256'][:16]}."
+        )
+        if split is not None:
+            lines.append(
+                f"Annotation: trained on {split['training_cells']:,} cells, scored on {split['test_cells']:,}, split "
+                f"by {split['by']}; {split['note']}."
+            )
+        unseen = self._unseen()
+        if unseen:
+            lines.append(f"Classes that training never saw, counted as errors: {unseen}.")
+        sampled: dict[str, Any] = next((r["details"] for r in self.content["results"].get("markers", {}).values()), {})
+        if sampled.get("sampled_cells"):
+            without = ", ".join(sampled["labels_without_markers"]) or "no type"
+            lines.append(
+                f"Marker genes: {sampled['sampled_cells']:,} cells of {sampled['cells_with_markers_in_table']:,} "
+                f"whose type has markers; without markers: {without}."
+            )
+        novel: dict[str, Any] = next((r["details"] for r in self.content["results"].get("novel", {}).values()), {})
+        if novel.get("chance"):
+            lines.append(
+                f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "
+                f"{novel['cells']:,} cells to name; chance among all held-out types is {novel['chance']:.3f}."
+            )
+        lines.append(f"Took {self.content['seconds']:.0f} s.")
+        return "\n\n".join(lines)
+
+    def _unseen(self) -> str:
+        rows = self.content["results"].get("annotation: probe", {})
+        found: dict[str, int] = next((r["details"].get("unseen_classes") or {} for r in rows.values()), {})
+        return ", ".join(f"{name} ({cells:,} cells)" for name, cells in found.items())
+
+
+def models_in(folder: Path) -> list[str]:
+    """Return the models of the evaluation that a folder holds; none where it holds none that can be read."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return [str(name) for name in content["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+__all__ = ["FILE", "EvaluationRecord", "models_in"]

@@ -1,0 +1,147 @@
+"""Results of an evaluation: kept in one JSON as they come, shown as one Markdown table."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellglot.evaluation.scores.bootstrap import Score
+from cellglot.outputs import write_text
+
+
+# Headings of the table, in its order: (task, metric) -> name.
+HEADINGS = {
+    ("clustering", "nmi"): "clustering: NMI",
+    ("clustering", "ari"): "clustering: ARI",
+    ("clustering", "asw_label"): "clustering: silhouette",
+    ("clustering", "avg_bio"): "clustering: AvgBIO",
+    ("integration", "asw_batch"): "integration: silhouette of batches",
+    ("integration", "graph_connectivity"): "integration: graph connectivity",
+    ("integration", "avg_batch"): "integration: AvgBatch",
+    ("novel", "accuracy"): "novel cell types: accuracy, all candidates",
+    ("novel", "macro_f1"): "novel cell types: macro F1, all candidates",
+    ("novel", "accuracy at 75% of candidates"): "novel cell types: accuracy, 75% of candidates",
+    ("novel", "accuracy at 50% of candidates"): "novel cell types: accuracy, 50% of candidates",
+    ("novel", "accuracy at 25% of candidates"): "novel cell types: accuracy, 25% of candidates",
+    ("novel", "accuracy at 10% of candidates"): "novel cell types: accuracy, 10% of candidates",
+    ("markers", "auroc"): "marker genes: AUROC, mean over cells",
+    ("markers", "auroc_macro"): "marker genes: AUROC, mean over types",
+}
+CLASSIFICATION = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+
+
+@dataclass
+class TaskResult:
+    """What a task found for a model.
+
+    Parameters
+    ----------
+    metrics
+        Name -> score.
+    undefined
+        Metric that is not defined -> why.
+    details
+        Numbers of cells, settings, scores of single classes; plain types.
+    """
+
+    metrics: dict[str, Score]
+    undefined: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        metrics = {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in self.metrics.items()}
+        return {"metrics": metrics, "undefined": self.undefined, "details": self.details}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "TaskResult":
+        """Read what `to_dict` gave."""
+        metrics = {name: Score(**score) for name, score in given["metrics"].items()}
+        return cls(metrics, dict(given["undefined"]), dict(given["details"]))
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of NumPy and paths as plain types, for `json`.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, numbers of NumPy and paths as plain types: whole or not at all."""
+    text = json.dumps(content, indent=1, default=plain, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+Table = dict[str, dict[str, TaskResult]]  # row of a task ("clustering", "annotation: probe") -> model -> result
+
+
+def markdown_table(results: Table, columns: list[str], baselines: list[str]) -> str:
+    """Show results: a row for each metric, a column for each model, baselines last; the best of a row is bold.
+
+    Scores stand with their 95% intervals. What is not defined is a dash with the number of a note, a model that does
+    not take part in a task an empty field.
+
+    Parameters
+    ----------
+    results
+        Task -> model -> result.
+    columns
+        Models, in order.
+    baselines
+        Those of the columns that are baselines.
+    """
+    head = [*columns]
+    lines = [
+        "| | " + " | ".join(f"*{name}*" if name in baselines else name for name in head) + " |",
+        "| :--- |" + " ---: |" * len(head),
+    ]
+    notes: list[str] = []
+    for task, by_model in results.items():
+        for metric, heading in metrics_of(task, by_model):
+            scores = {m: r.metrics[metric] for m, r in by_model.items() if metric in r.metrics}
+            shown = {name: f"{s.value:.3f}" for name, s in scores.items()}
+            best = max(shown.values(), default="")
+            fields = []
+            for name in head:
+                if name in scores:
+                    text = str(scores[name])
+                    fields.append(text.replace(shown[name], f"**{shown[name]}**", 1) if shown[name] == best else text)
+                elif name in by_model and metric in by_model[name].undefined:
+                    why = by_model[name].undefined[metric]
+                    if why not in notes:
+                        notes.append(why)
+                    fields.append(f"– ({notes.index(why) + 1})")
+                else:
+                    fields.append("")
+            lines.append(f"| {heading} | " + " | ".join(fields) + " |")
+    if notes:
+        lines += ["", "Not defined:", ""] + [f"{i}. {why}" for i, why in enumerate(notes, 1)]
+    return "\n".join(lines)
+
+
+def metrics_of(task: str, by_model: Mapping[str, TaskResult]) -> list[tuple[str, str]]:
+    """Return the metrics of a task that any model has, defined or not, with their headings."""
+    present = {name for result in by_model.values() for name in (*result.metrics, *result.undefined)}
+    known = [(m, heading) for (t, m), heading in HEADINGS.items() if t == task and m in present]
+    if known:
+        return known
+    usual = [(m, f"{task}, {name}") for m, name in CLASSIFICATION.items() if m in present]
+    others = [(m, f"{task}, {m}") for m in sorted(present - set(CLASSIFICATION) - {"balanced_accuracy"})]
+    return usual + others
+
+
+__all__ = ["Table", "TaskResult", "markdown_table", "metrics_of", "plain", "write_json"]

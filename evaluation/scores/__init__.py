@@ -1,0 +1,1 @@
+"""Scores that need no model: clustering, classification, intervals, marker genes, novel types."""

@@ -1,0 +1,1 @@
+"""Cells and texts found by their embeddings."""

@@ -1,0 +1,210 @@
+"""A sentence to the cells of a file that it describes best."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from cellglot.evaluation.annotation.by_texts import KEY, check_table, write_table
+from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.output import check_ending, write_annotated
+from cellglot.evaluation.search.retrieval import nearest
+from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
+from cellglot.outputs import check_files
+from cellglot.tokenization.gene_report import GeneReport
+from cellglot.tokenization.reading.cells import read_cells
+from cellglot.tokenization.reading.errors import reading
+from cellglot.tokenization.reading.formats import cell_table
+from cellglot.tokenization.reading.groups import Hdf5Group
+from cellglot.tokenization.reading.obs import schema_names
+
+
+OF_ANOTHER_MODEL = "of another model"
+COLUMN = f"{KEY}_query"
+SAMPLE = 64
+SHOWN = ("cell_type", "tissue", "disease", "donor_id", "dataset_id")
+
+
+def query_file(
+    model: str | Path,
+    cells: Path,
+    text: str,
+    *,
+    top: int = 10,
+    output: Path | None = None,
+    table: Path | None = None,
+    layer: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> str:
+    """Find the cells of a file that a sentence describes best, by cosine.
+
+    Parameters
+    ----------
+    model
+        Folder or repository of a LangCell model with its processor.
+    cells
+        Embeddings of that model, as ``cellglot embed`` (``.h5ad``, ``.parquet``, ``.npy``) or ``cellglot annotate``
+        writes them; or a file of cells, which are embedded.
+    text
+        The sentence.
+    top
+        Cells to give.
+    output
+        ``.h5ad``: the cells with ``cellglot_query`` (cosine) and ``cellglot_query_rank`` (from 1; 0
+        for cells without embedding) in obs.
+    table
+        ``.csv``, ``.tsv`` or ``.parquet`` with the best cells.
+    layer, dtype
+        Where the counts are; type of the weights.
+    overwrite
+        Replace outputs that exist; never an input.
+    **options
+        As for `cellglot.evaluation.embedding.embed_cells`.
+
+    Returns
+    -------
+    str
+        The best cells as a table, and what was written.
+
+    Raises
+    ------
+    OutputError
+        If an output is an input, or exists and is not to be replaced.
+    ValueError
+        If the text is empty, `top` below 1, the embeddings are of another model or size, or the result cannot be
+        written.
+    """
+    if not text.strip():
+        raise ValueError("the text to search for is empty")
+    if top < 1:
+        raise ValueError(f"top={top}: at least one cell has to be asked for")
+    if table is not None:
+        check_table(table)
+    check_files([output, table], [cells, model], overwrite=overwrite)
+    if output is not None:
+        check_ending(output)
+        if cells.suffix in (".npy", ".parquet"):
+            raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
+    network, processor = load_cell_text_model(model, dtype)
+    stored = _stored(network, cells)
+    given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, options)
+    if stored is OF_ANOTHER_MODEL:
+        given.notes.append(f"embeddings in {cells.name} are of another model: its cells are embedded anew")
+    asked = embed_texts(network, processor, text, device=options.get("device"))
+    known = np.flatnonzero(~np.isnan(given.embedding[:, 0]))
+    if not len(known):
+        raise ValueError(f"no cell of {cells} has an embedding")
+    found = nearest(asked, given.embedding[known], top)
+    rows = known[found.numbers[0]]
+    best = pd.DataFrame({"cell_id": given.metadata.index[rows].astype(str), "cosine": found.scores[0]})
+    best.index = pd.RangeIndex(1, len(best) + 1, name="rank")
+    for column, have in schema_names(list(given.metadata.columns)).items():
+        if column in SHOWN:
+            best[column] = given.metadata[have].to_numpy()[rows]
+    lines = [*given.notes, best.to_string(float_format="{:.4f}".format, index_names=False)]
+    if table is not None:
+        write_table(best, table)
+        lines.append(str(table))
+    if output is not None:
+        _write(given, given.embedding @ asked[0], known, text, cells, output, layer)
+        lines.append(str(output))
+    return "\n".join(lines)
+
+
+@dataclass
+class _Embedded:
+    """Cell embeddings with the cells' names and metadata.
+
+    Parameters
+    ----------
+    embedding
+        Shape (cells, size); NaN for cells without known genes.
+    metadata
+        One row a cell.
+    notes
+        Where they come from.
+    stored
+        Whether they stand in the file.
+    """
+
+    embedding: np.ndarray
+    metadata: pd.DataFrame
+    notes: list[str]
+    stored: bool
+
+
+def _stored(model: Any, path: Path) -> _Embedded | str | None:
+    """Read the embeddings of a file, None where it has none; those of another model are not read."""
+    size = model.config.projection_dim
+    if path.suffix == ".npy":
+        embedding, metadata = np.load(path, mmap_mode="r", allow_pickle=False), None
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
+        vectors = table["embedding"].combine_chunks()
+        embedding = vectors.values.to_numpy().reshape(len(table), -1)
+        metadata = pd.DataFrame(index=pd.Index(table["cell_id"].to_pylist()))
+    elif path.suffix == ".h5ad" and path.exists() and h5py.is_hdf5(path):
+        with reading(path), h5py.File(path, "r") as file:
+            return _stored_anndata(model, Hdf5Group(file), size)
+    else:
+        return None
+    if embedding.ndim != 2 or embedding.shape[1] != size or not _normalised(embedding[:SAMPLE]):
+        raise ValueError(
+            f"{path} holds embeddings of shape {embedding.shape} that are not of this model: normalised ones of size "
+            f"{size} are wanted, as cellglot embed writes them with it"
+        )
+    metadata = pd.DataFrame(index=pd.RangeIndex(len(embedding))) if metadata is None else metadata
+    return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings of {path.name}"], True)
+
+
+def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str | None:
+    place = f"obsm/X_{KEY}"
+    own = file.get(f"uns/{KEY}/model_fingerprint")
+    if place in file and own is not None and own.asstr()[()] == fingerprint(model):
+        embedding, where = file[place][:], place
+    else:
+        matrix: Any = file.get("X")
+        dense = isinstance(matrix, h5py.Dataset) and matrix.shape[1:] == (size,)
+        if not dense or not _normalised(matrix[:SAMPLE]):
+            return None if own is None else OF_ANOTHER_MODEL
+        embedding, where = matrix[:], "X"
+    beside = file["uns"] if hasattr(file.get("uns"), "keys") else {}
+    table = cell_table(file["obs"], len(embedding), beside)
+    shown = {name: have for name, have in schema_names(table.names).items() if name in SHOWN}
+    columns = {have: table.column(have, 0, len(embedding)) for have in shown.values()}
+    metadata = pd.DataFrame(columns, index=pd.Index(table.index(0, len(embedding))))
+    return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings in {where}"], True)
+
+
+def _normalised(rows: np.ndarray) -> bool:
+    lengths = np.linalg.norm(np.asarray(rows, dtype=np.float64), axis=1)
+    return bool(len(rows)) and bool(np.allclose(lengths, 1, atol=1e-2))
+
+
+def _computed(model: Any, processor: Any, path: Path, layer: str | None, options: dict[str, Any]) -> _Embedded:
+    report = GeneReport()
+    with read_cells(path, layer=layer) as opened:
+        embedding = embed_cells(model, as_processor(processor, model).tokenizer, opened, report=report, **options)
+        return _Embedded(embedding, opened.metadata(), [opened.summary(), report.summary()], False)
+
+
+def _write(
+    given: _Embedded, cosines: np.ndarray, known: np.ndarray, text: str, path: Path, output: Path, layer: str | None
+) -> None:
+    rank = np.zeros(len(cosines), dtype=np.int64)
+    rank[known[np.argsort(-cosines[known], kind="stable")]] = np.arange(1, len(known) + 1)
+    columns = {COLUMN: cosines.astype(np.float32), f"{COLUMN}_rank": rank}
+    with ExitStack() as stack:
+        opened = None if given.stored else stack.enter_context(read_cells(path, layer=layer))
+        write_annotated(opened, path, output, obs=columns, uns={COLUMN: text})
+
+
+__all__ = ["query_file"]

@@ -1,0 +1,127 @@
+"""Numbers of ``cellglot evaluate`` for a card."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellglot.evaluation.benchmark.jobs import BASELINES
+from cellglot.evaluation.benchmark.record import EvaluationRecord
+from cellglot.evaluation.benchmark.results import Table, markdown_table, metrics_of
+from cellglot.model_cards.card.facts import read_json
+from cellglot.model_cards.card.run_record import Result
+from cellglot.model_cards.content_scan import Cleaned, clean_json
+
+
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass
+class ModelEvaluation:
+    """An evaluation of a model, with the baselines that stand beside it.
+
+    Parameters
+    ----------
+    results
+        Defined scores of the model.
+    table
+        Model and baselines with their intervals, as Markdown.
+    summary
+        On what cells, how they were split.
+    command
+        What gives it.
+    software
+        Versions.
+    content
+        The JSON, without paths of this machine and without other models.
+    """
+
+    results: list[Result]
+    table: str
+    summary: str
+    command: str
+    software: str
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEvaluation:
+    """Read the numbers of a model from the JSON of ``cellglot evaluate``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model
+        Name of the model in it; a file with one model alone is taken for this one.
+    published_as
+        Name of the model on the card.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no evaluation, or not that of the model; names the models that it holds.
+    """
+    content = read_json(Path(path))
+    if not isinstance(content, dict) or not content.get("results") or "models" not in content:
+        raise ValueError(f"{path} holds no results of cellglot evaluate")
+    models = [name for name in content["models"] if name not in BASELINES]
+    if model not in models and len(models) != 1:
+        raise ValueError(f"{path} has results of {', '.join(models) or 'no model'}, not of {model}: name it so there")
+    found = model if model in models else models[0]
+    content = _of_model(clean_json(content, Path(path).name, Cleaned()), found, published_as)
+    record = EvaluationRecord(content)
+    results, columns = record.results, record.columns
+    data = str(content["data"].get("source") or "cells").split("/")[-1]
+    return ModelEvaluation(
+        results=_results(results, published_as, data),
+        table=markdown_table(results, columns, [name for name in columns if name in BASELINES]),
+        summary=record.summary(),
+        command=_command(content, published_as, data),
+        software=", ".join(f"{name} {version}" for name, version in list(content.get("software", {}).items())[:5]),
+        content=content,
+    )
+
+
+def _of_model(content: dict[str, Any], model: str, published_as: str) -> dict[str, Any]:
+    """Keep a model and the baselines, the model under the name that it is published by."""
+
+    def kept(by_model: dict[str, Any]) -> dict[str, Any]:
+        names = {model: published_as} | {name: name for name in BASELINES}
+        return {new: by_model[old] for old, new in names.items() if old in by_model}
+
+    rows = {row: kept(by_model) for row, by_model in content["results"].items()}
+    return content | {
+        "models": kept(content["models"]),
+        "results": {row: by_model for row, by_model in rows.items() if by_model},
+        "finished": kept(content.get("finished", {})),
+    }
+
+
+def _results(table: Table, model: str, data: str) -> list[Result]:
+    return [
+        Result(
+            task=task,
+            data=data,
+            metric=metric,
+            name=heading,
+            value=by_model[model].metrics[metric].value,
+            low=by_model[model].metrics[metric].low,
+            high=by_model[model].metrics[metric].high,
+        )
+        for task, by_model in table.items()
+        if model in by_model
+        for metric, heading in metrics_of(task, by_model)
+        if metric in by_model[model].metrics
+    ]
+
+
+def _command(content: dict[str, Any], model: str, data: str) -> str:
+    """Return the command as it was, or the one that does the same where it was called from Python."""
+    given = str(content.get("command", ""))
+    if given.startswith("cellglot evaluate"):
+        return given
+    arguments = content.get("arguments", {})
+    tasks = ",".join(arguments.get("tasks", []))
+    return f"cellglot evaluate {model} --cells {data} --tasks {tasks} --seed {arguments.get('seed', 0)}"
+
+
+__all__ = ["EVALUATION_FILE", "ModelEvaluation", "read_evaluation"]

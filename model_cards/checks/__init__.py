@@ -1,0 +1,1 @@
+"""Checks before publishing: content, and a process without cellglot."""

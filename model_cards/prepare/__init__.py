@@ -1,0 +1,1 @@
+"""Folders that are ready for the Hub: models, adapters, data sets, metrics."""

@@ -1,0 +1,267 @@
+"""Copies into a fresh folder what belongs into a repository, and counts what stays behind."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import cellglot.modeling
+import cellglot.tokenization
+from cellglot.inputs import path_inside
+from cellglot.model_cards.card.details import CARD_FILE
+from cellglot.model_cards.card.facts import read_json
+from cellglot.model_cards.card.run_record import CONFIG_FILE, TrainingRun
+from cellglot.model_cards.checks.clean_check import Outcome
+from cellglot.model_cards.content_scan import Cleaned, clean_json
+from cellglot.modeling.model_files import code_names
+from cellglot.training.run import RUN_FILE
+
+
+_OWN_CODE = re.compile(r"[a-z_0-9]+\.[A-Za-z_0-9]+")
+_OWN_LIBRARIES = ("cellglot", "transformers_modules", "modeling_")
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+# What a trainer leaves behind: known, and never of use to others.
+LEFT_OVERS = (
+    "optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "trainer_state.json", "rng_state*.pth",
+    "run_identity.json", "events.out.tfevents.*", "checkpoint-*", "runs", "corpus", ".work", "__pycache__", ".cache",
+    ".git*", ".*",
+)  # fmt: skip
+
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "gene_vocab.json", "gene_stats.safetensors", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "processor_config.json", "text_tokenizer/*.json",
+    "text_tokenizer/*.txt", RUN_FILE,
+)  # fmt: skip
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", RUN_FILE)
+CORPUS_FILES = (  # and the shards that the manifest names
+    "manifest.json", "tokenizer/gene_vocab.json", "tokenizer/gene_stats.safetensors",
+    "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
+)  # fmt: skip
+
+
+class PickleError(ValueError):
+    """A folder holds a pickle, which can run any code when it is loaded."""
+
+
+@dataclass
+class Staged:
+    """A folder that is ready to be looked at.
+
+    Parameters
+    ----------
+    folder
+        Where it lies.
+    cleaned
+        Paths of this machine that were shortened.
+    left_out
+        Files of the source that stayed behind.
+    """
+
+    folder: Path
+    cleaned: Cleaned = field(default_factory=Cleaned)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """File -> bytes."""
+        found = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
+
+
+@dataclass
+class Prepared:
+    """A staged folder, with what is known of it before it is published.
+
+    Parameters
+    ----------
+    staged
+        The folder.
+    job
+        For `stranger.Visit`, but for the folder.
+    before
+        What the source gives in this process.
+    """
+
+    staged: Staged
+    job: dict[str, Any]
+    before: Outcome
+
+
+def stage_files(
+    source: str | Path, target: str | Path, patterns: Iterable[str], *, ours: Iterable[str] = ()
+) -> Staged:
+    """Copy the files that match; JSON is cleaned of paths of this machine, Parquet is linked where that is possible.
+
+    Parameters
+    ----------
+    source
+        The folder.
+    target
+        A fresh folder.
+    patterns
+        What belongs to it, relative to `source`.
+    ours
+        Further names that are made anew and so do not count as left out.
+
+    Returns
+    -------
+    Staged
+        What was copied.
+
+    Raises
+    ------
+    PickleError
+        If there is a pickle that no trainer leaves behind; names it.
+    ValueError
+        If a file that matches is a link to somewhere else than the cache of the Hub that `source` lies in.
+    """
+    source, staged = Path(source), Staged(Path(target))
+    wanted = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+    found = _files(source)
+    pickles = [p.relative_to(source).as_posix() for p in found if p.suffix in PICKLES and p not in wanted]
+    if pickles:
+        raise PickleError(
+            f"{source} holds {', '.join(pickles[:5])}: a pickle runs code when it is loaded, and is not published. "
+            "Save weights as safetensors (model.save_pretrained does), or move the file elsewhere"
+        )
+    _refuse_links(source, wanted)
+    for path in sorted(wanted):
+        _copy(path, path.relative_to(source).as_posix(), staged)
+    made_anew = {"README.md", CARD_FILE, CONFIG_FILE, "evaluation.json", "examples.json", *ours}
+    staged.left_out = [
+        p.relative_to(source).as_posix() for p in found if p not in wanted and p.name not in made_anew
+        and p.suffix != ".py"
+    ]  # fmt: skip
+    staged.left_out += [f"{p.name}{'/' if p.is_dir() else ''}" for p in sorted(source.iterdir()) if _left_over(p.name)]
+    return staged
+
+
+def _refuse_links(source: Path, wanted: Iterable[Path]) -> None:
+    """Refuse links that lead out of a folder: what they lead to was not meant to be published."""
+    for path in sorted(wanted):
+        path_inside(source, path.relative_to(source).as_posix(), source)
+
+
+def _files(source: Path) -> list[Path]:
+    """All files but those that a trainer leaves behind."""
+    found: list[Path] = []
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(f for f in folders if not _left_over(f))
+        found += [Path(folder, file) for file in sorted(files) if not _left_over(file)]
+    return found
+
+
+def _left_over(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in LEFT_OVERS)
+
+
+def _copy(path: Path, name: str, staged: Staged) -> None:
+    target = staged.folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        content = clean_json(read_json(path), name, staged.cleaned)
+        target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    if path.suffix == ".parquet":
+        try:
+            os.link(path.resolve(), target)
+            return
+        except OSError:
+            pass  # another file system: it is copied
+    shutil.copyfile(path, target)
+
+
+def stage_code(folder: str | Path) -> list[str]:
+    """Copy the Hub files that the configurations in a folder name, with all that they import.
+
+    Parameters
+    ----------
+    folder
+        Where ``config.json`` and its like are, and where the code goes.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    ValueError
+        If a configuration names code that is not ours.
+    """
+    folder, copied = Path(folder), set()
+    for module in sorted(_modules(folder)):
+        source = next((place / f"{module}.py" for place in _code_folders() if (place / f"{module}.py").exists()), None)
+        if source is None:
+            raise ValueError(f"{folder} names the code {module}.py, which is not part of cellglot")
+        for file in (source, *map(Path, get_relative_import_files(source))):
+            shutil.copyfile(file, folder / file.name)
+            copied.add(file.name)
+    return sorted(copied)
+
+
+def _code_folders() -> list[Path]:
+    return [Path(str(package.__file__)).parent for package in (cellglot.modeling, cellglot.tokenization)]
+
+
+def _modules(folder: Path) -> set[str]:
+    """Modules that are named in the configurations of a folder; those of other repositories are refused."""
+    named: set[str] = set()
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "adapter_config.json"):
+        if not (folder / name).exists():
+            continue
+        config = read_json(folder / name)
+        found = code_names(config)
+        foreign = [path for path in found if not _OWN_CODE.fullmatch(path)]
+        if foreign:
+            raise ValueError(
+                f"{folder / name} names the code {foreign[0]!r:.120}, which is not a file of this folder: others "
+                "would run it with the model. Save the model again with cellglot's classes, nothing was published"
+            )
+        library = (config.get("auto_mapping") or {}).get("parent_library")
+        if library is not None and not str(library).startswith(_OWN_LIBRARIES):
+            raise ValueError(
+                f"{folder / name} names the library {library!r:.120}, which PEFT would import: nothing was published"
+            )
+        named.update(found)
+    return {path.split(".")[0] for path in named}
+
+
+def clean_tokenizer_config(folder: str | Path) -> None:
+    """Take the processor out of a tokenizer's configuration where the folder has none."""
+    path = Path(folder, "tokenizer_config.json")
+    if not path.exists() or Path(folder, "processor_config.json").exists():
+        return
+    config = read_json(path)
+    config.pop("processor_class", None)
+    config.get("auto_map", {}).pop("AutoProcessor", None)
+    write_json(path, config)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_training_configs(staged: Staged, runs: Iterable[TrainingRun]) -> None:
+    """Write the configurations of runs as the YAML files that the commands on the card take."""
+    for run in runs:
+        if config := clean_json(run.record.get("config"), run.config_file, staged.cleaned):
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            (staged.folder / run.config_file).write_text(text, encoding="utf-8")
+
+
+__all__ = [
+    "ADAPTER_FILES", "CORPUS_FILES", "MODEL_FILES", "PickleError", "Prepared", "Staged", "clean_tokenizer_config",
+    "stage_code", "stage_files", "write_json", "write_training_configs",
+]  # fmt: skip

@@ -1,0 +1,334 @@
+"""How far a cell's embedding moves when one gene is hidden, for every gene of the cell: exact, at half the work.
+
+The copies of a cell that each hide another gene share nearly everything in the first attention: one key and one value
+differ. Its softmax is computed once, and each copy takes the old key's share off and adds the new one's. Of the last
+layer only what the embedding looks at is computed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+COPIES_AT_ONCE = 16
+
+
+@dataclass
+class SharedAttention:
+    """Attention of some queries to the keys of one cell, made ready for copies in which one key is another.
+
+    Parameters
+    ----------
+    query
+        Shape (heads, queries, size).
+    key, value
+        Shape (heads, keys, size).
+    scaling
+        Factor of products of queries and keys.
+    bias
+        Added to the logits of the keys, shape (keys,).
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+    bias: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Attend to all keys, and to all but each query's heaviest."""
+        logits = self.query @ self.key.transpose(-1, -2) * self.scaling
+        if self.bias is not None:
+            logits = logits + self.bias
+        self.heaviest = logits.argmax(dim=-1)
+        self.log_sum, self.context, self.weights = _attend(logits, self.value)
+        without = logits.scatter_(-1, self.heaviest.unsqueeze(-1), -torch.inf)
+        self.log_sum_without, self.context_without, _ = _attend(without, self.value)
+
+    def replace(self, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attend where one key and value are others.
+
+        The old key's weight is taken off by subtraction where it is below one half, so that no digits are lost; a
+        query has at most one heavier key, and what it gives without that one is known.
+
+        Parameters
+        ----------
+        places
+            Which key is replaced in each copy, shape (copies,).
+        key, value
+            What replaces it, shape (heads, copies or 1, size).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (copies, queries, heads, size).
+        """
+        weight = self.weights[..., places].permute(2, 1, 0)  # copies, queries, heads
+        heavy = (places[:, None, None] == self.heaviest.T) & (weight > 0.5)
+        light = weight.masked_fill(heavy, 0.0)
+        log_rest = torch.where(heavy, self.log_sum_without.T, self.log_sum.T + torch.log1p(-light))
+        logit = (self.query @ key.transpose(-1, -2) * self.scaling).permute(2, 1, 0)
+        new = torch.sigmoid(logit - log_rest)
+        kept = (1 - new) / (1 - light)
+        context = self.context.transpose(0, 1)
+        result = context * kept.unsqueeze(-1)
+        result.addcmul_(self.value[:, places].transpose(0, 1).unsqueeze(1), (-kept * light).unsqueeze(-1))
+        at = heavy.nonzero(as_tuple=True)
+        result[at] = self.context_without[at[2], at[1]] * (1 - new[at]).unsqueeze(-1)
+        return result.addcmul_(value.transpose(0, 1).unsqueeze(1), new.unsqueeze(-1))
+
+
+def _attend(logits: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    log_sum = logits.logsumexp(dim=-1)
+    weights = (logits - log_sum.unsqueeze(-1)).exp_()
+    return log_sum, weights @ value, weights
+
+
+# -------------------------------------------------------------------- encoders over rank tokens
+
+
+def rank_value_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
+    """Embed one cell once for every gene that it has, that gene's token replaced by ``<mask>``.
+
+    Parameters
+    ----------
+    encoder
+        ScCelloModel or LangCellCellModel, in evaluation.
+    input_ids
+        Tokens of the cell without padding, shape (tokens,).
+    at_once
+        Copies in a batch.
+
+    Yields
+    ------
+    torch.Tensor
+        Cell embeddings in the order of the genes, shape (copies, size).
+    """
+    places = gene_places(encoder.config, input_ids)
+    embeddings, first = encoder.embeddings, encoder.layers[0]
+    states = embeddings(input_ids[None])[0]
+    masked = embeddings(torch.full_like(input_ids, encoder.config.mask_token_id)[None])[0]
+    attention = first.self_attn
+    query, key, value = (_heads(p(states), attention.head_dim) for p in _projections(attention))
+    shared = SharedAttention(query, key, value, attention.scaling)
+    for part in places.split(at_once):
+        own = masked[part]
+        new_query, new_key, new_value = (_heads(p(own), attention.head_dim) for p in _projections(attention))
+        context = shared.replace(part, new_key, new_value)
+        copies = torch.arange(len(part), device=part.device)
+        context[copies, part] = _own_context(shared, part, new_query, new_key, new_value)
+        hidden = attention.o_proj(context.flatten(2).to(states.dtype)) + states
+        hidden[copies, part] += own - states[part]
+        hidden = first.norm_attention(hidden)
+        hidden = first.norm_feed_forward(hidden + first.fc2(first.activation(first.fc1(hidden))))
+        yield _finish(encoder, hidden, input_ids, part)
+
+
+def _projections(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
+    """Shape (tokens, hidden size) to (heads, tokens, size of a head), float32."""
+    return states.unflatten(-1, (-1, size)).transpose(0, 1).float()
+
+
+def _own_context(
+    shared: SharedAttention, places: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Attend from the hidden gene itself, whose query is another too, shape (copies, heads, size)."""
+    copies = torch.arange(len(places), device=places.device)
+    logits = query @ shared.key.transpose(-1, -2) * shared.scaling
+    logits[:, copies, places] = (query * key).sum(dim=-1) * shared.scaling
+    weights = logits.softmax(dim=-1)
+    changed = (value - shared.value[:, places]) * weights[:, copies, places].unsqueeze(-1)
+    return (weights @ shared.value + changed).transpose(0, 1)
+
+
+def _finish(encoder: Any, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Take copies from the first layer's output to cell embeddings."""
+    layers, pooled_first = encoder.layers[1:], encoder.can_choose_places(packed=False)
+    for number, layer in enumerate(layers, start=1):
+        if pooled_first and number == len(layers):
+            hidden = layer(hidden, None, hidden.new_zeros(len(hidden), 1, dtype=torch.long))
+        else:
+            hidden = layer(hidden, None)
+    copies = torch.arange(len(places), device=places.device)
+    tokens = input_ids.repeat(len(places), 1)
+    tokens[copies, places] = encoder.config.mask_token_id
+    pooled = hidden[:, 0] if pooled_first else encoder._pool(hidden, tokens, torch.ones_like(tokens).bool(), None)
+    projection = getattr(encoder, "projection", None)
+    return pooled if projection is None else nn.functional.normalize(projection(pooled).float(), dim=-1)
+
+
+def gene_places(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the places of a cell's genes, special tokens left out, shape (genes,)."""
+    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "mask", "cls")]
+    known = torch.tensor([-1 if token is None else token for token in special], device=input_ids.device)
+    return (~torch.isin(input_ids, known)).nonzero()[:, 0]
+
+
+# -------------------------------------------------------------------- Exceiver
+
+
+def exceiver_copies(
+    encoder: Any, input_ids: torch.Tensor, expression_values: torch.Tensor, at_once: int
+) -> Iterator[torch.Tensor]:
+    """Embed one cell once for every gene that it expresses, that gene hidden as `masked_genes` does.
+
+    Parameters
+    ----------
+    encoder
+        ExceiverModel, in evaluation.
+    input_ids, expression_values
+        Genes of the cell without padding and their values, shape (genes,).
+    at_once
+        Copies in a batch.
+
+    Yields
+    ------
+    torch.Tensor
+        Cell embeddings in the order of the genes, shape (copies, size).
+    """
+    config, block = encoder.config, encoder.encoder
+    attention, weight = block.cross_attn, encoder.gene_embedding.weight
+    sources = encoder.gene_embedding(input_ids) * expression_values.to(weight.dtype).unsqueeze(-1)
+    bias, places = None, torch.arange(len(input_ids), device=input_ids.device)
+    if config.unexpressed_genes == "bias":
+        values = encoder._background(None).to(weight).unsqueeze(-1)
+        sources = (weight[: config.num_genes] * values).index_copy(0, input_ids, sources)
+        bias = torch.ones(len(sources), device=sources.device).index_fill(0, input_ids, 0.0)
+        places = input_ids
+    query = _heads(attention.q_proj(block.norm_query(encoder.latent_queries)), attention.head_dim)
+    hidden_gene = torch.zeros_like(weight[:1])
+    (key, value), (new_key, new_value) = (
+        [_heads(p(block.norm_key_value(s)), attention.head_dim) for p in (attention.k_proj, attention.v_proj)]
+        for s in (sources, hidden_gene)
+    )
+    shared = SharedAttention(query, key, value, attention.scaling, bias)
+    for part in places.split(at_once):
+        context = shared.replace(part, new_key, new_value)
+        latents = encoder.latent_queries + attention.o_proj(context.flatten(2).to(weight.dtype))
+        latents = latents + block.mlp(latents)
+        for layer in encoder.layers:
+            latents = layer(latents)
+        yield latents.mean(dim=1) if config.pooling == "mean" else latents.flatten(1)
+
+
+# -------------------------------------------------------------------- any of them
+
+
+def cell_encoder(model: Any) -> Any:
+    """Find the part of a model that embeds cells: of a classifier, an adapter, a model of cells and texts.
+
+    Raises
+    ------
+    ValueError
+        If it has none that genes can be masked in.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name in ("exceiver", "sccello", "langcell", "cell_model"):
+        model = getattr(model, name, model)
+    if not (hasattr(model, "gene_embedding") or hasattr(model, "can_choose_places")):
+        raise ValueError(f"{type(model).__name__} is no Exceiver, scCello or LangCell: its genes cannot be masked")
+    return model
+
+
+def masked_embeddings(
+    model: Any, cell: Mapping[str, torch.Tensor], at_once: int = COPIES_AT_ONCE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed one cell once for every gene that it expresses, that gene hidden.
+
+    Rank-value encoders see ``<mask>`` in the gene's place; Exceiver gives it the zero embedding. The result is that of
+    one forward pass for every copy, within rounding.
+
+    Parameters
+    ----------
+    model
+        An Exceiver, scCello or LangCell model of any head, or with an adapter; in evaluation.
+    cell
+        ``input_ids`` and, for Exceiver, ``expression_values``, without padding, shape (tokens,).
+    at_once
+        Copies in a batch.
+
+    Returns
+    -------
+    genes
+        Token id of the gene hidden in each copy, shape (genes,).
+    embeddings
+        Shape (genes, size).
+
+    Raises
+    ------
+    ValueError
+        If the cell has fewer than two tokens, or the model is none of these.
+    """
+    encoder, ids = cell_encoder(model), cell["input_ids"]
+    if len(ids) < 2:
+        raise ValueError(f"a cell of {len(ids)} tokens: hiding a gene takes another one beside it")
+    if encoder.config.model_type == "exceiver":
+        copies, genes = exceiver_copies(encoder, ids, cell["expression_values"], at_once), ids
+    else:
+        copies, genes = rank_value_copies(encoder, ids, at_once), ids[gene_places(encoder.config, ids)]
+    with torch.inference_mode():
+        return genes, torch.cat(list(copies))
+
+
+def gene_distances(
+    model: Any, cell: Mapping[str, torch.Tensor], at_once: int = COPIES_AT_ONCE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure how far hiding each gene moves a cell: 1 - cosine of its embedding and that without the gene.
+
+    Parameters
+    ----------
+    model, cell, at_once
+        As for `masked_embeddings`.
+
+    Returns
+    -------
+    genes
+        Token ids, shape (genes,).
+    distances
+        Between 0 and 2, float64, shape (genes,).
+    """
+    with torch.inference_mode():
+        batch = {name: values[None] for name, values in cell.items() if name != "attention_mask"}
+        whole = cell_encoder(model)(**batch).pooler_output
+    genes, embeddings = masked_embeddings(model, cell, at_once)
+    return genes.cpu().numpy(), cosine_distances(whole[0].cpu().numpy(), embeddings.cpu().float().numpy())
+
+
+def cosine_distances(whole: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine, as half the squared distance of normalised vectors: small ones keep their digits.
+
+    Parameters
+    ----------
+    whole
+        Shape (size,).
+    copies
+        Shape (copies, size).
+
+    Returns
+    -------
+    numpy.ndarray
+        Float64, shape (copies,); 1 where a vector is zero.
+    """
+    first, others = np.asarray(whole, dtype=np.float64), np.asarray(copies, dtype=np.float64)
+    lengths, length = np.linalg.norm(others, axis=1), float(np.linalg.norm(first))
+    apart = others / np.maximum(lengths, 1e-300)[:, None] - first / max(length, 1e-300)
+    distances = 0.5 * (apart**2).sum(axis=1)
+    return np.where((lengths > 0) & (length > 0), distances, 1.0)
+
+
+__all__ = [
+    "COPIES_AT_ONCE",
+    "SharedAttention",
+    "cell_encoder",
+    "cosine_distances",
+    "gene_distances",
+    "masked_embeddings",
+]

@@ -1,0 +1,1 @@
+"""``cellglot demo``: the whole way on a small file of real cells."""

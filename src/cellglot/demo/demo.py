@@ -1,0 +1,264 @@
+"""The demo: from a file of real cells to Hub-ready models, with a report."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import cellglot
+from cellglot.demo.data import DemoData, prepare
+from cellglot.demo.exceiver import ExceiverDemo
+from cellglot.demo.langcell import LangCellDemo
+from cellglot.demo.report import Picture, Section, Table, write_report
+from cellglot.demo.sccello import ScCelloDemo
+from cellglot.demo.sharing import AdapterDemo, Publisher, SharingDemo
+from cellglot.evaluation import plots
+from cellglot.evaluation.benchmark.baselines import log_counts, logistic_regression, majority
+from cellglot.evaluation.embedding import default_device, run_model
+from cellglot.evaluation.scores.classification import classification_scores
+from cellglot.model_cards.checks.clean_process import run_in_clean_process
+from cellglot.outputs import OutputFolder
+from cellglot.tokenization.reading.cells import Cells, read_cells
+from cellglot.training.progress import no_other_bars
+
+
+CLEAN_CELLS = 16
+CLEAN_PROCESSES = 2  # at a time
+MOST_DIFFERENCE = 1e-4
+
+
+@dataclass
+class Demo:
+    """One run of the demo.
+
+    Parameters
+    ----------
+    cells
+        File of cells; the 700 blood cells that scanpy ships by default.
+    labels
+        Column of obs that holds the classes.
+    output
+        Folder for everything the demo writes.
+    quick
+        A tenth of the training, to see that everything works.
+    seed
+        Of everything drawn.
+    publisher
+        Publishes the pretrained models to folders; None publishes nothing.
+    """
+
+    cells: Path | None
+    labels: str
+    output: Path
+    quick: bool = False
+    seed: int = 0
+    publisher: Publisher | None = None
+
+    @no_other_bars()
+    def run(self) -> Path:
+        """Run every step; give the path of the report.
+
+        Raises
+        ------
+        OutputError
+            If the folder holds the cells, is a repository or home, or holds files of somebody else at names to write.
+        ValueError
+            If the file has no such labels.
+        RuntimeError
+            If a saved model gives other numbers in a clean process.
+        """
+        console = Console(highlight=False)
+        self.started = time.monotonic()
+        with OutputFolder(self.output, "demo", [self.cells]) as folder:
+            report = self._run(console)
+            folder.finish()
+        return report
+
+    def _run(self, console: Console) -> Path:
+        source = prepare(self.cells, self.labels, self.output, self.seed, console)
+        with read_cells(source, rename={self.labels: "cell_type"}) as cells:
+            self.data = DemoData(source, cells, self.labels, self.output, self.quick, self.seed, console, self.started)
+            self.data.step("audit: are these raw counts, and where")
+            console.print(cells.summary())
+            self.data.step("vocabularies and tokens")
+            self.parts: list[Any] = [ExceiverDemo(self.data), ScCelloDemo(self.data), LangCellDemo(self.data)]
+            self.predictions = {f"{part.name}, pretrained and fine-tuned": part.run() for part in self.parts}
+            tuned = self.parts[1]
+            self.adapter = AdapterDemo(self.data, tuned.name, tuned.folder, tuned.corpus)
+            self.predictions[self.adapter.name] = self.adapter.run()
+            self.data.step("baselines")
+            self._baselines(cells)
+            self.data.step("loading the saved folders in clean processes, without cellglot")
+            self.clean = self._clean_process(cells)
+            models = {part.name: part.folder for part in self.parts}
+            self.sharing = SharingDemo(self.data, models, self.publisher)
+            self.sharing.run()
+        self.data.step("report")
+        report = self._report()
+        console.print(f"[bold]{report}[/] after {time.monotonic() - self.started:.0f} seconds")
+        return report
+
+    def _baselines(self, cells: Cells) -> None:
+        data = self.data
+        labels = np.where(data.labelled, data.classes, "").astype(str)
+        for baseline in (
+            logistic_regression(log_counts(cells), labels, data.train, data.test),
+            majority(labels, data.train, data.test),
+        ):
+            self.predictions[baseline.name] = baseline.predicted
+        self.scores = {n: classification_scores(data.truth, p, seed=self.seed) for n, p in self.predictions.items()}
+        for name, score in self.scores.items():
+            data.console.print(f"{name}: accuracy {score['accuracy'][0]:.3f}, macro F1 {score['macro_f1'][0]:.3f}")
+
+    def _clean_process(self, cells: Cells) -> list[dict[str, Any]]:
+        chosen = np.flatnonzero(self.data.splits == "validation")[:CLEAN_CELLS]
+        some = np.vstack([_dense_row(cells, int(c)) for c in chosen])
+        genes = [str(g) for g in cells.counts.index]
+        saved = [(part, *job) for part in self.parts for job in part.saved()]
+        found = []
+        with ThreadPoolExecutor(min(CLEAN_PROCESSES, os.cpu_count() or 1)) as processes:
+            jobs = [(folder, auto_class, field, some, genes) for _, auto_class, folder, _, field in saved]
+            strangers = processes.map(lambda job: run_in_clean_process(*job), jobs)
+            for (part, auto_class, folder, model_class, field), (values, facts) in zip(saved, strangers, strict=True):
+                model = model_class.from_pretrained(folder)
+                tokenizer = type(part.corpus.tokenizer()).from_pretrained(folder)
+                here = run_model(model, tokenizer, some, field, genes=genes, progress=False, device="cpu")
+                worst = float(np.abs(values - here).max())
+                if worst > MOST_DIFFERENCE:
+                    raise RuntimeError(
+                        f"the clean process gives other numbers for {folder}: they differ by {worst:.2g}"
+                    )
+                found.append(facts | {"folder": folder.name, "auto_class": auto_class, "difference": worst})
+        self.data.console.print(f"same numbers in clean processes for {len(chosen)} cells and {len(found)} models")
+        return found
+
+    # ---------------------------------------------------------------- report
+
+    def _report(self) -> Path:
+        data, name = self.data, self.data.source.name
+        report = self.parts[0].corpus.manifest["files"][0]["report"]
+        command = "cellglot demo" if self.cells is None else f"cellglot demo --cells {name} --labels {self.labels}"
+        path = self.output / "report.html"
+        cards = [
+            (f"{len(data.splits):,}", f"cells, {(data.splits == 'validation').sum():,} held out"),
+            (f"{report['matched']:,}", "genes with counts in training cells: the vocabulary"),
+        ]
+        for part in self.parts:
+            cards += part.cards()
+        cards += [
+            (f"{score['accuracy'][0]:.1%}", f"accuracy: {method.split(',')[0]}")
+            for method, score in self.scores.items()
+            if not method.startswith(("most frequent", self.adapter.name))
+        ]
+        sections = [self._audit(report)]
+        for part in self.parts:
+            sections += part.sections()
+        write_report(
+            path,
+            name,
+            f"{name}: audited, tokenized, learned from, classified, saved and loaded again in "
+            f"{time.monotonic() - self.started:.0f} seconds on {default_device()}. Every number on this page was "
+            f"computed by this run of {command}.",
+            cards,
+            [
+                *sections,
+                self.adapter.section(),
+                self._classification(),
+                *self.sharing.sections(),
+                self._strangers(),
+            ],
+            f"cellglot {cellglot.__version__}, seed {self.seed}; made by `{command}`"
+            + (" --quick (a tenth of the training)." if self.quick else "."),
+        )
+        return path
+
+    def _audit(self, report: dict[str, Any]) -> Section:
+        losses = dict(report["largest_losses"])
+        figures, paragraphs = [], []
+        if losses:
+            bars = plots.bars_plot(losses, "Genes lost with the most counts", "counts")
+            figures = [Picture("Largest losses in counts", bars)]
+        else:
+            paragraphs = ["No counts were lost: every expressed gene is in the vocabulary."]
+        table = Table(["genes", "number"], _gene_rows(report))
+        return Section("Audit and gene report", paragraphs, self.data.cells.summary(), table, figures)
+
+    def _classification(self) -> Section:
+        data, figures = self.data, []
+        best = list(self.scores.values())
+        linear = self.scores["logistic regression on log counts"]["accuracy"][0]
+        behind = [p.name for p, s in zip(self.parts, best, strict=False) if s["accuracy"][0] <= linear]
+        for part in self.parts:
+            predicted = self.predictions[f"{part.name}, pretrained and fine-tuned"]
+            figure = plots.confusion_plot(data.truth.tolist(), predicted.tolist(), f"{part.name} on held-out cells")
+            plots.save_figure(figure, str(self.output / f"confusion-{part.name.lower()}.png"))
+            figures.append(Picture(f"Confusion matrix of {part.name}", figure))
+        paragraph = (
+            f"Trained on {int(data.train.sum()):,} cells, tested on {len(data.truth):,} cells held out by "
+            f"{self.parts[0].corpus.manifest['split']['by']} before anything was learned, gene statistics included. "
+            "Intervals are from 1,000 bootstrap samples of these cells."
+        )
+        if behind:
+            listed = " and ".join([", ".join(behind[:-1]), behind[-1]] if len(behind) > 1 else behind)
+            paragraph += f" {listed} {'do' if len(behind) > 1 else 'does'} not beat logistic regression."
+        header = ["method", "accuracy", "95% interval", "macro F1", "95% interval"]
+        rows = [[name, *_score_columns(score)] for name, score in self.scores.items()]
+        return Section("Classification of held-out cells", [paragraph], table=Table(header, rows), figures=figures)
+
+    def _strangers(self) -> Section:
+        facts = self.clean[0]
+        paragraph = (
+            "New processes in which cellglot cannot be imported loaded these folders by Auto classes, from the code "
+            f"beside the weights (transformers {facts['transformers']}), and gave the same numbers."
+        )
+        header = ["folder", "Auto class", "class", "tokenizer", "largest difference"]
+        rows = [
+            [f["folder"], f["auto_class"], f["model"], f["tokenizer"], f"{f['difference']:.1g}"] for f in self.clean
+        ]
+        loading = _LOADING.format(folder=self.output / "exceiver-classifier")
+        return Section("Saved, and loaded by a stranger", [paragraph], loading, Table(header, rows))
+
+
+_LOADING = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)
+logits = model(**tokenizer(adata, return_tensors="pt")).logits
+labels = [model.config.id2label[i] for i in logits.argmax(dim=1).tolist()]"""
+
+
+def _gene_rows(report: dict[str, Any]) -> list[list[str]]:
+    rows = [["in the file", f"{report['genes']:,}"]]
+    rows += [[f"matched by {rule.replace('_', ' ')}", f"{n:,}"] for rule, n in report["matched_by_rule"].items() if n]
+    rows += [
+        [label, f"{report[key]:,}"]
+        for label, key in (
+            ("not in the vocabulary (no counts in training cells, or unknown)", "unknown"),
+            ("ambiguous names, left out", "ambiguous"),
+            ("duplicates, summed", "summed"),
+            ("cells without a known gene", "cells_without_genes"),
+        )
+    ]
+    return rows
+
+
+def _score_columns(score: dict[str, tuple[float, float, float]]) -> list[str]:
+    columns = []
+    for value, low, high in score.values():
+        columns += [f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
+    return columns
+
+
+def _dense_row(cells: Cells, number: int) -> np.ndarray:
+    rows = cells.counts.rows(number, number + 1)
+    dense = np.zeros(cells.n_genes)
+    dense[rows.indices] = rows.data
+    return dense
+
+
+__all__ = ["Demo"]

@@ -1,0 +1,176 @@
+"""The demo's part on sharing: an adapter, all models beside plain baselines in one table, published folders."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellglot.demo.data import DemoData
+from cellglot.demo.report import Section, Table
+from cellglot.evaluation.benchmark.evaluate import Evaluation, evaluate_models
+from cellglot.evaluation.benchmark.results import metrics_of
+from cellglot.evaluation.embedding import class_names, run_model
+from cellglot.modeling.adapters import load_with_adapter
+from cellglot.outputs import atomic
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.config import load_config
+from cellglot.training.finetuning.finetune import config_name, finetune
+from cellglot.training.run import RUN_FILE
+
+
+ADAPTER_CELLS = 14_000  # cells seen in all, over epochs
+TASKS = ("clustering", "annotation")
+
+# (folder of a model, folder to write, file of cells, evaluation.json) -> what was published, with its summary()
+Publisher = Callable[[Path, Path, Path, Path], Any]
+
+
+class AdapterDemo:
+    """Fine-tunes an adapter of low rank on a pretrained model, loads it from its folder, and classifies.
+
+    Parameters
+    ----------
+    data
+        Cells and their tokens.
+    name
+        Of the model.
+    base
+        Its folder.
+    corpus
+        The cells, tokenized for it.
+    """
+
+    def __init__(self, data: DemoData, name: str, base: Path, corpus: Corpus):
+        self.data, self.base, self.corpus = data, base, corpus
+        self.name = f"{name} with a LoRA adapter"
+        self.folder = data.output / f"{name.lower()}-lora"
+
+    def run(self) -> np.ndarray:
+        """Train the adapter; give the predicted classes of the held-out cells."""
+        data = self.data
+        data.step(f"{self.name}: fine-tuning")
+        overrides = data.overrides(self.corpus, ADAPTER_CELLS, 20)
+        config = load_config(config_name("sccello", "lora"), overrides)
+        finetune(config, self.base, self.corpus, self.folder, method="lora", overwrite=True)
+        self.record = json.loads((self.folder / RUN_FILE).read_text())
+        model = load_with_adapter(self.folder, self.base)
+        tokenizer = type(self.corpus.tokenizer()).from_pretrained(self.base)
+        logits = run_model(model, tokenizer, data.cells, "logits", progress=False)
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        return class_names(logits, names)[data.test]
+
+    def section(self) -> Section:
+        """Return this part of the page."""
+        adapter, base = _weights(self.folder) / 1e6, _weights(self.base) / 1e6
+        rank = json.loads((self.folder / "adapter_config.json").read_text())["r"]
+        return Section(
+            "An adapter to share",
+            [
+                f"The adapter of rank {rank}, head included, takes {adapter:.2f} MB beside the {base:.2f} MB of its "
+                "base model, which stays as it is. Its accuracy stands in the table below."
+            ],
+            f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad",
+        )
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@dataclass
+class SharingDemo:
+    """Evaluates pretrained models on held-out cells, and publishes them to folders.
+
+    Parameters
+    ----------
+    data
+        Cells and their tokens.
+    models
+        Name -> folder of a pretrained model.
+    publisher
+        Stages a folder with its card and checks it in a clean process; None publishes nothing.
+    """
+
+    data: DemoData
+    models: dict[str, Path]
+    publisher: Publisher | None = None
+
+    def run(self) -> None:
+        """Evaluate and publish."""
+        data = self.data
+        data.step("all models and baselines on the held-out cells")
+        held_out = data.output / "held_out.h5ad"
+        chosen = data.cells.to_anndata()[data.test].copy()
+        chosen.obs["cell_type"] = data.truth
+        with atomic(held_out) as temporary:
+            chosen.write_h5ad(temporary)
+        self.evaluation: Evaluation = evaluate_models(
+            {folder.name: str(folder) for folder in self.models.values()},
+            held_out,
+            TASKS,
+            labels="cell_type",
+            output=data.output / "evaluation",
+            overwrite=True,
+            seed=data.seed,
+            progress=False,
+        )
+        data.console.print(f"{data.output / 'evaluation' / 'evaluation.md'}: {len(self.evaluation.results)} tasks")
+        self.published: dict[str, Any] = {}
+        if self.publisher is None:
+            return
+        for name, folder in self.models.items():
+            data.step(f"{name}: staged with its card, and loaded by a process without cellglot")
+            target = data.output / "published" / folder.name
+            target.parent.mkdir(exist_ok=True)
+            done = self.publisher(folder, target, held_out, data.output / "evaluation" / "evaluation.json")
+            data.console.print(f"{target}: {len(done.files)} files, {done.compared:,} numbers the same")
+            self.published[name] = done
+
+    def sections(self) -> list[Section]:
+        """Return this part of the page."""
+        sections = [
+            Section(
+                "Pretrained models and baselines in one table",
+                [
+                    f"Embeddings of the {len(self.data.truth):,} held-out cells, which no model learned from: how "
+                    "well clusters match the labels, and how well a linear probe on them names the types of a part "
+                    "of these cells that it has not seen. 95% intervals from bootstrap samples stand in "
+                    "evaluation/evaluation.md."
+                ],
+                table=_table(self.evaluation),
+            )
+        ]
+        if self.published:
+            rows = [
+                [name, ", ".join(sorted(done.loaded)), f"{len(done.files)}", f"{done.compared:,}"]
+                for name, done in self.published.items()
+            ]
+            sections.append(
+                Section(
+                    "Published, with a card",
+                    [
+                        "Each folder below published/ holds weights, tokenizer, code, pipelines and a card "
+                        "(README.md) whose numbers come from the records of this run; a process without cellglot "
+                        "loaded all of it and gave the same numbers. The command cellglot publish FOLDER OWNER/NAME "
+                        "uploads such a folder."
+                    ],
+                    table=Table(["model", "loaded", "files", "numbers compared"], rows),
+                )
+            )
+        return sections
+
+
+def _table(evaluation: Evaluation) -> Table:
+    columns: Sequence[str] = evaluation.record.columns
+    rows = []
+    for task, by_model in evaluation.results.items():
+        for metric, heading in metrics_of(task, by_model):
+            scores = {n: r.metrics[metric].value for n, r in by_model.items() if metric in r.metrics}
+            rows.append([heading, *(f"{scores[name]:.3f}" if name in scores else "–" for name in columns)])
+    return Table(["", *columns], rows)
+
+
+__all__ = ["AdapterDemo", "Publisher", "SharingDemo"]

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from cellglot.modeling import (
+    ExceiverForSequenceClassification,
+    LangCellForSequenceClassification,
+    ScCelloForSequenceClassification,
+)
+from cellglot.training.config import load_config
+from cellglot.training.finetuning.finetune import finetune_on
+from cellglot.training.finetuning.new_model import corpus_of_new_model, new_model
+from cellglot.training.pretraining.gene_embeddings import co_expression_vectors
+
+
+KINDS = {
+    "exceiver": (ExceiverForSequenceClassification, 1.0),
+    "langcell": (LangCellForSequenceClassification, 0.02),
+    "sccello": (ScCelloForSequenceClassification, 0.02),
+}
+SHORT = ["trainer.max_steps=3", "trainer.eval_strategy=no", "trainer.save_strategy=no", "trainer.use_cpu=true"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_from_the_start_on_files_of_cells(kind, blood_file, tmp_path):
+    config = load_config(f"{kind}_small_finetune.yaml", SHORT)
+    finetune_on(config, None, [blood_file], None, tmp_path, label_column="cell_type", resume=False)
+    loaded = KINDS[kind][0].from_pretrained(tmp_path)
+    assert len(loaded.config.id2label) == 10
+    if kind == "exceiver":
+        corpus = corpus_of_new_model(kind, [blood_file], tmp_path / "again", processes=1, progress=False)
+        assert np.allclose(loaded.exceiver.background_values.numpy()[:765], corpus.tokenizer().background_values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gene_embeddings_start_from_co_expression_on_the_scale_of_ranks(kind, blood_file, tmp_path):
+    model_class, deviation = KINDS[kind]
+    corpus = corpus_of_new_model(kind, [blood_file], tmp_path, processes=1, progress=False)
+    config = load_config(f"{kind}_small_finetune.yaml")
+    torch.manual_seed(0)
+    model, tokenizer = new_model(model_class, config, corpus, 0)
+    weight = model.get_input_embeddings().weight.detach()
+    ids = torch.from_numpy(tokenizer.vocabulary.gene_token_ids)
+    expected = torch.from_numpy(co_expression_vectors(corpus, 64))
+    assert torch.allclose(weight[ids], deviation * expected, atol=1e-6)
+    assert tokenizer.vocabulary.genes == corpus.tokenizer().vocabulary.genes
+    if kind != "exceiver":
+        assert not tokenizer.return_expression_values and tokenizer.model_max_length == 512
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(corpus):
+    with pytest.raises(ValueError, match="reads RankValueTokenizer"):
+        new_model(ScCelloForSequenceClassification, load_config("sccello_small_finetune.yaml"), corpus, 0)

@@ -1,0 +1,1 @@
+"""From files of cells to token Parquet: the plan, the passes, the shards, the manifest."""

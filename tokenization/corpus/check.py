@@ -1,0 +1,219 @@
+"""Whether a corpus is the one that was written: its manifest, every shard by its content, its vocabulary."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cellglot.inputs import InputError, path_inside, read_json, reading
+from cellglot.inputs.file_digests import FileMark, digests_of, file_mark, file_marks
+from cellglot.tokenization.corpus.plan import SPLITS, Plan, fingerprint, fingerprint_of_ends
+
+
+logger = logging.getLogger(__name__)
+
+MOST_MANIFEST_BYTES = 256 << 20
+AGAIN = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
+
+_LISTS: dict[str, type] = {"shards": list, "files": list}
+_OF_A_SHARD: dict[str, type] = {"file": str, "split": str, "cells": int, "tokens": int, "bytes": int}
+
+
+class CorpusError(ValueError):
+    """A corpus folder is unfinished, damaged, or holds something else."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest, and check that it says what a corpus needs.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    CorpusError
+        If it is damaged, or names files outside its folder; names the manifest.
+    """
+    try:
+        manifest = read_json(path, most_bytes=MOST_MANIFEST_BYTES)
+        _check_manifest(path, manifest)
+    except InputError as error:
+        raise CorpusError(f"{error}; {AGAIN}") from error
+    return manifest
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    if "shards" not in manifest:
+        raise InputError(f"{path} is not the manifest of a corpus: it names no shards")
+    for name, kind in (_LISTS | {"tokenizer": str, "vocab_size": int, "split": dict, "plan": dict}).items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest.get(name), bool):
+            raise InputError(f"{path} is damaged: {name!r} is {manifest.get(name)!r:.60}")
+    named = set()
+    for shard in manifest["shards"]:
+        for name, kind in _OF_A_SHARD.items():
+            value = shard.get(name) if isinstance(shard, dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+                raise InputError(f"{path} is damaged: a shard's {name!r} is {value!r:.60}")
+        if shard["split"] not in SPLITS:
+            raise InputError(f"{path} is damaged: it has a split {shard['split']!r:.60}")
+        if shard["file"] in named:
+            raise InputError(f"{path} is damaged: it names {shard['file']} twice")
+        named.add(shard["file"])
+        path_inside(path.parent, shard["file"], path)
+
+
+def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare the shards with the manifest: size, content, cells.
+
+    Parameters
+    ----------
+    folder
+        The corpus.
+    manifest
+        Its manifest.
+
+    Raises
+    ------
+    CorpusError
+        If a shard is missing, unreadable, or has other bytes, content or cells than the manifest says; names it.
+    """
+    shards = manifest["shards"]
+    for shard in shards:
+        path = folder / shard["file"]
+        if not path.is_file():
+            raise CorpusError(f"{path} is missing: {AGAIN}")
+        if path.stat().st_size != shard["bytes"]:
+            raise CorpusError(
+                f"{path} has {path.stat().st_size:,} bytes where the manifest says {shard['bytes']:,}: it was cut "
+                f"short or changed; {AGAIN}"
+            )
+    _check_contents(folder, [shard for shard in shards if "digest" in shard])
+    without = sum("digest" not in shard for shard in shards)
+    if without:
+        logger.info(
+            "%s: %d shards of an earlier version have no digest in the manifest: damage inside them is not noticed",
+            folder, without,
+        )  # fmt: skip
+    for shard in shards:
+        path = folder / shard["file"]
+        try:
+            with reading(path, AGAIN):
+                rows = pq.read_metadata(path).num_rows
+        except (InputError, OSError) as error:
+            raise CorpusError(f"{path} is not a readable Parquet file ({error}): {AGAIN}") from error
+        if rows != shard["cells"]:
+            raise CorpusError(f"{path} has {rows:,} cells where the manifest says {shard['cells']:,}: {AGAIN}")
+
+
+def _check_contents(folder: Path, shards: list[dict[str, Any]]) -> None:
+    found = digests_of([folder / shard["file"] for shard in shards], progress=True) if shards else []
+    for shard, digest in zip(shards, found, strict=True):
+        if digest != shard["digest"]:
+            raise CorpusError(
+                f"{folder / shard['file']} has another content than the manifest says ({digest} instead of "
+                f"{shard['digest']!r:.60}): it is damaged or was changed; {AGAIN}"
+            )
+
+
+def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+    """Whether a shard of an earlier run has the size and content that its record says.
+
+    Parameters
+    ----------
+    folder
+        The corpus.
+    shard
+        From the record.
+    """
+    path = folder / shard["file"]
+    if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        return False
+    return "digest" not in shard or digests_of([path])[0] == shard["digest"]
+
+
+def vocabulary_digest(vocabulary: Any) -> str:
+    """Return a digest of a vocabulary's tokens, names and statistics, the same however its files are written.
+
+    Parameters
+    ----------
+    vocabulary
+        A `GeneVocabulary`.
+    """
+    names = [vocabulary.token_ids, vocabulary.symbols, vocabulary.aliases]
+    digest = hashlib.blake2b(json.dumps(names, sort_keys=True).encode(), digest_size=16)
+    for values in (vocabulary.medians, vocabulary.means, vocabulary.stds):
+        digest.update(b"-" if values is None else np.ascontiguousarray(values, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def same_plan(earlier: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether an earlier plan is this one; those of earlier versions know files by their size and ends alone.
+
+    Parameters
+    ----------
+    earlier
+        From `Plan.to_dict`, as it was written.
+    plan
+        The plan.
+    """
+    now = plan.to_dict()
+    if earlier == now:
+        return True
+    files = earlier.get("files")
+    if not isinstance(files, list) or len(files) != len(now["files"]):
+        return False
+    for old, new, file in zip(files, now["files"], plan.files, strict=True):
+        if isinstance(old, dict) and ":" not in str(old.get("fingerprint", ":")):
+            new["fingerprint"] = fingerprint_of_ends(Path(file.path))
+    return earlier == now
+
+
+class SourceMarks:
+    """Notices files of cells that change between planning and the end.
+
+    Parameters
+    ----------
+    plan
+        Names the files and their digests.
+    """
+
+    def __init__(self, plan: Plan):
+        self._files = [(file, _marks(Path(file.path))) for file in plan.files]
+
+    def check(self) -> None:
+        """Compare the files with what they were.
+
+        Raises
+        ------
+        CorpusError
+            If one has another content; names it.
+        """
+        for file, marks in self._files:
+            path = Path(file.path)
+            try:
+                same = _marks(path) == marks or fingerprint(path) == file.fingerprint
+            except OSError as error:
+                raise CorpusError(f"{path} is gone before the corpus was finished: {error}") from error
+            if not same:
+                raise CorpusError(
+                    f"{path} changed while it was read: its tokens would be of two contents. Run again with "
+                    "--overwrite (overwrite=True)"
+                )
+
+
+def _marks(path: Path) -> dict[str, FileMark]:
+    return file_marks(path) if path.is_dir() else {os.fspath(path): file_mark(path)}
+
+
+__all__ = [
+    "AGAIN", "MOST_MANIFEST_BYTES", "CorpusError", "SourceMarks", "check_shards", "is_whole", "read_manifest",
+    "same_plan", "vocabulary_digest",
+]  # fmt: skip

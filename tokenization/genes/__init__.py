@@ -1,0 +1,1 @@
+"""Tables of genes and the catalogue of a corpus."""

@@ -1,0 +1,1 @@
+"""The Cell Ontology: terms, releases, similarities, labels resolved to terms, descriptions."""

@@ -1,0 +1,261 @@
+"""Find the classes of an ontology that the labels of cells stand for."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cellglot.tokenization.ontology.label_report import CellLabelReport
+from cellglot.tokenization.ontology.terms import EXACT, CellTerm
+from cellglot.tokenization.reading.labels import label_text, read_labels
+
+
+_CURIE = re.compile(r"^<?(?:.*[/#])?([A-Za-z][A-Za-z0-9.]*?)[:_ ]?(\d{4,})>?$")
+_OBSOLETE = re.compile(r"^obsolete\.?:? ")
+
+
+@dataclass(frozen=True)
+class LabelFinding:
+    """What one label stands for.
+
+    Parameters
+    ----------
+    cell_type
+        Id of the class, None where no single class is found.
+    rule
+        Which of `cellglot.tokenization.ontology.label_report.LABEL_RULES` found it.
+    candidates
+        The classes between which an ambiguous label does not choose.
+    consider
+        What the ontology suggests for an obsolete class without replacement; None where the label is not of one.
+    """
+
+    cell_type: str | None = None
+    rule: str | None = None
+    candidates: tuple[str, ...] = ()
+    consider: tuple[str, ...] | None = None
+
+
+@dataclass
+class CellLabelMatch:
+    """The labels of cells, found in an ontology.
+
+    Parameters
+    ----------
+    labels
+        The labels as given, None where missing.
+    cell_types
+        Id of the class of each label, None where it has none.
+    rules
+        The rule that found each class, None where none did.
+    report
+        Counts by rule, and what was lost.
+    """
+
+    labels: list[str | None]
+    cell_types: list[str | None]
+    rules: list[str | None]
+    report: CellLabelReport
+
+    @property
+    def found_types(self) -> list[str]:
+        """The different classes found, sorted."""
+        return sorted({t for t in self.cell_types if t is not None})
+
+    def rows(self, cell_types: Sequence[str]) -> np.ndarray:
+        """Return the rows of the labels' classes in a model's table.
+
+        Parameters
+        ----------
+        cell_types
+            Ids of classes in the order of the model's table.
+
+        Returns
+        -------
+        numpy.ndarray
+            Position of each label's class in `cell_types`, -100 where it has none or it is not among them; int64,
+            shape (labels,).
+        """
+        row = {t: i for i, t in enumerate(cell_types)}
+        return np.array([-100 if t is None else row.get(t, -100) for t in self.cell_types], dtype=np.int64)
+
+
+class LabelIndex:
+    """Ids, names and synonyms of an ontology, for looking up labels.
+
+    Parameters
+    ----------
+    terms
+        Classes by id, obsolete ones included.
+    added_synonyms
+        Further label -> id of a live class.
+    """
+
+    def __init__(self, terms: Mapping[str, CellTerm], added_synonyms: Mapping[str, str]):
+        self.terms = terms
+        self._ids = {i.casefold(): i for i in terms}
+        live = [t for t in terms.values() if not t.obsolete]
+        self._merged = _table((a, t.id) for t in live for a in t.alternate_ids)
+        self._names = _table((t.name, t.id) for t in live)
+        self._added = _table(added_synonyms.items())
+        self._exact = _table((s, t.id) for t in live for s, scope in t.synonyms if scope == EXACT)
+        self._other = _table((s, t.id) for t in live for s, scope in t.synonyms if scope != EXACT)
+        withdrawn = [t for t in terms.values() if t.obsolete]
+        self._withdrawn = _table((n, t.id) for t in withdrawn for n in {t.name, _OBSOLETE.sub("", t.name)})
+
+    def find(self, label: str) -> LabelFinding:
+        """Look a label up by one rule after the other; a rule that finds several classes ends the search.
+
+        The order is that of `LABEL_RULES`. Upper and lower case, underscores and runs of blanks make no difference.
+        """
+        known = self.id_of(label)
+        if known is not None:
+            return self._by_id(known)
+        text = clean_label(label)
+        tables = [("name", self._names), ("added_synonym", self._added), ("exact_synonym", self._exact)]
+        for rule, table in tables:
+            if text in table:
+                return _only(table[text], rule)
+        if text.endswith("s"):
+            for rule, table in tables:
+                if text[:-1] in table:
+                    return _only(table[text[:-1]], rule if rule == "added_synonym" else "plural")
+        if text in self._other:
+            return _only(self._other[text], "other_synonym")
+        if text in self._withdrawn:
+            return self._by_id(*self._withdrawn[text])
+        return LabelFinding()
+
+    def id_of(self, label: str) -> str | None:
+        """Return the id that a label is written as (``CL:0000236``, ``CL_0000236``, an IRI), None where it is none."""
+        text = label.strip().casefold()
+        curie = _CURIE.match(text)
+        if text not in self._ids and clean_label(text) not in self._merged and curie is not None:
+            text = f"{curie.group(1)}:{curie.group(2)}"
+        if text in self._ids:
+            return self._ids[text]
+        return text if clean_label(text) in self._merged else None
+
+    def successors(self, cell_type: str) -> set[str]:
+        """Follow `replaced_by` from an obsolete class to live ones; a live class is its own successor."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        waiting = [cell_type]
+        while waiting:
+            term = self.terms.get(waiting.pop())
+            if term is not None and term.id not in seen:
+                seen.add(term.id)
+                if term.obsolete:
+                    waiting.extend(term.replaced_by)
+                else:
+                    found.add(term.id)
+        return found
+
+    def _by_id(self, *ids: str) -> LabelFinding:
+        if len(ids) == 1 and ids[0] in self.terms and not self.terms[ids[0]].obsolete:
+            return LabelFinding(ids[0], "id")
+        merged = {t for i in ids for t in self._merged.get(clean_label(i), ())}
+        found = merged.union(*(self.successors(i) for i in ids))
+        if found:
+            return _only(found, "replaced_by")
+        withdrawn = [self.terms[i] for i in ids]
+        return LabelFinding(consider=tuple(sorted({c for t in withdrawn for c in (*t.replaced_by, *t.consider)})))
+
+
+def _table(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    table: dict[str, set[str]] = {}
+    for text, cell_type in pairs:
+        table.setdefault(clean_label(text), set()).add(cell_type)
+    return table
+
+
+def _only(found: set[str], rule: str) -> LabelFinding:
+    if len(found) == 1:
+        return LabelFinding(next(iter(found)), rule)
+    return LabelFinding(candidates=tuple(sorted(found)))
+
+
+def clean_label(label: str) -> str:
+    """Write a label so that case, underscores, runs of blanks and compatibility characters make no difference."""
+    return " ".join(unicodedata.normalize("NFKC", label).replace("_", " ").split()).casefold()
+
+
+def resolve_labels(index: LabelIndex, labels: Iterable[Any]) -> CellLabelMatch:
+    """Look up labels; each different one is looked up once.
+
+    Parameters
+    ----------
+    index
+        Names of the ontology.
+    labels
+        Text; None, NaN and blanks count as missing. Or a Counter of texts: then each different one stands once in the
+        result, and the report counts all.
+
+    Returns
+    -------
+    CellLabelMatch
+        A class or None for each label, with a report.
+
+    Raises
+    ------
+    TypeError
+        If `labels` is one text in place of several.
+    """
+    if isinstance(labels, str):
+        raise TypeError(f"labels is the text {labels!r}: pass a list of labels")
+    if isinstance(labels, Counter):
+        return _resolve_counts(index, labels)
+    texts: list[str | None] = read_labels(list(labels)).texts.tolist()
+    counts = Counter(t for t in texts if t is not None)
+    findings = {text: index.find(text) for text in counts}
+    nothing = LabelFinding()
+    each = [nothing if t is None else findings[t] for t in texts]
+    return CellLabelMatch(
+        texts, [f.cell_type for f in each], [f.rule for f in each], _report(index, len(texts), counts, findings)
+    )
+
+
+def _resolve_counts(index: LabelIndex, labels: Counter[str]) -> CellLabelMatch:
+    counts = Counter[str]()
+    for label, n in labels.items():
+        if (text := label_text(label)) is not None:
+            counts[text] += n
+    findings = {text: index.find(text) for text in counts}
+    return CellLabelMatch(
+        list(counts),
+        [findings[t].cell_type for t in counts],
+        [findings[t].rule for t in counts],
+        _report(index, labels.total(), counts, findings),
+    )
+
+
+def _report(
+    index: LabelIndex, n_labels: int, counts: Counter[str], findings: Mapping[str, LabelFinding]
+) -> CellLabelReport:
+    report = CellLabelReport(labels=n_labels, distinct=len(counts), missing=n_labels - counts.total())
+    for label, times in counts.most_common():
+        finding = findings[label]
+        mentioned: tuple[str, ...] = (*finding.candidates, *(finding.consider or ()))
+        if finding.rule is not None and finding.cell_type is not None:
+            report.matched_by_rule[finding.rule] += times
+            report.distinct_matched += 1
+            mentioned = (finding.cell_type,)
+            if finding.rule in ("added_synonym", "other_synonym"):
+                report.not_exact[label] = finding.cell_type
+            elif finding.rule == "replaced_by":
+                report.replaced[label] = finding.cell_type
+        elif finding.candidates:
+            report.ambiguous[label] = list(finding.candidates)
+        else:
+            report.unresolved[label] = times
+            if finding.consider is not None:
+                report.consider[label] = list(finding.consider)
+        report.names |= {t: index.terms[t].name for t in mentioned if t in index.terms}
+    return report
+
+
+__all__ = ["CellLabelMatch", "LabelFinding", "LabelIndex", "clean_label", "resolve_labels"]

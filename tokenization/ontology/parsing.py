@@ -1,0 +1,253 @@
+"""Read a cell ontology from OBO or OWL, and keep what was read by the file's checksum."""
+
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import cached_assets_path
+
+from cellglot.outputs import atomic
+from cellglot.tokenization.ontology.terms import CellOntologyError, CellTerm, parents_first
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1  # of the cache; raised when what is read from an ontology changes
+
+MOST_BYTES = 512 << 20
+LONGEST_LINE = 1 << 20  # of OBO
+_GZIP = b"\x1f\x8b"
+_RELEASE_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TERM_ID = re.compile(rb"^\[Term\]\s+id:\s*(\S+)", re.MULTILINE)  # OBO has the id first
+
+# What fastobo and the XML parser raise.
+UNREADABLE = (
+    AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@dataclass
+class OntologyFile:
+    """What is read from an ontology file.
+
+    Parameters
+    ----------
+    terms
+        Classes by id, withdrawn ones included, sorted by id.
+    release
+        The file's own version, its date where it has one; empty where it has none.
+    checksum
+        SHA-256 of the file as it lies on disk.
+    left_out
+        `is_a` edges that are not kept, by reason.
+    """
+
+    terms: dict[str, CellTerm]
+    release: str = ""
+    checksum: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def default_cache_folder() -> Path:
+    """Return the folder of parsed ontologies: the assets cache of huggingface_hub (see ``HF_HOME``)."""
+    return cached_assets_path(library_name="cellglot", namespace="cell_ontology")
+
+
+def read_ontology_file(
+    path: str | os.PathLike, prefixes: Sequence[str] = ("CL",), cache_folder: str | os.PathLike | None = None
+) -> OntologyFile:
+    """Read an ontology, from the cache where the same file was read before.
+
+    Parameters
+    ----------
+    path
+        OBO, or OWL in RDF/XML, plain or gzip-compressed.
+    prefixes
+        Prefixes of the ids of cell types. `is_a` edges to classes of other ontologies are left out and counted.
+    cache_folder
+        Where to keep what was read; None for `default_cache_folder`.
+
+    Raises
+    ------
+    CellOntologyError
+        If the file is cut off, no ontology, holds no class with these prefixes, has a circle of `is_a`, `is_a` edges
+        to a class with these prefixes that it does not define, or (OBO) defines a class twice.
+    """
+    path = Path(path)
+    checksum = _checksum(path)
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, checksum, sorted(prefixes)]).encode()).hexdigest()
+    cached = Path(cache_folder or default_cache_folder()) / f"{key}.json.gz"
+    content = _read_cache(cached)
+    if content is None:
+        content = _parse(path, prefixes)
+        content.checksum = checksum
+        _write_cache(cached, content)
+    return content
+
+
+def _checksum(path: Path) -> str:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise CellOntologyError(
+                f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have"
+            )
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except IsADirectoryError:
+        raise CellOntologyError(f"{path} is a folder: pass the OBO or OWL file in it") from None
+
+
+# -------------------------------------------------------------------- parsing
+
+
+def _content(path: Path) -> bytes:
+    """Read an ontology, unpacked, of a bounded size."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == _GZIP
+        with gzip.open(path) if packed else path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise CellOntologyError(f"{path} is cut off or damaged ({error}): fetch it again") from error
+    if len(content) > MOST_BYTES:
+        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have")
+    if not content.startswith(b"<") and max(map(len, content.split(b"\n")), default=0) > LONGEST_LINE:
+        raise CellOntologyError(f"{path} has a line of more than {LONGEST_LINE:,} letters: it is not an ontology")
+    return content
+
+
+def _parse(path: Path, prefixes: Sequence[str]) -> OntologyFile:
+    content = _content(path)
+    ontology, parents = _run_pronto(path, content)
+    terms, left_out = _cell_terms(ontology, parents, prefixes)
+    if not terms:
+        wanted = " or ".join(f"{p}:" for p in prefixes)
+        raise CellOntologyError(
+            f"{path} is an ontology of {len(parents):,} classes, none of which has an id that starts with {wanted}; "
+            "name the prefixes of its cell types by prefixes=(...)"
+        )
+    try:
+        parents_first(terms)
+    except CellOntologyError as error:
+        raise CellOntologyError(f"{path}: {error}") from None
+    version = ontology.metadata.data_version or ""
+    date = _RELEASE_DATE.search(version)
+    return OntologyFile(terms, date.group() if date else version, left_out=left_out)
+
+
+def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
+    """Return pronto's ontology, and the parents of each class, whether the file defines them or not."""
+    import pronto
+    from pronto.parsers.obo import OboParser
+    from pronto.parsers.rdfxml import RdfXMLParser
+    from pronto.utils.warnings import ProntoWarning
+
+    head = content[:512]
+    parser = next((p for p in (OboParser, RdfXMLParser) if p.can_parse(str(path), head)), None)
+    if parser is None:
+        raise CellOntologyError(f"{path} is neither OBO nor OWL in RDF/XML: it starts with {head[:40]!r}")
+    if parser is OboParser:
+        _check_unique(path, content)
+    parents: dict[str, set[str]] = {}
+
+    class OpenParser(parser):  # type: ignore[misc, valid-type]
+        """Keeps edges to classes that stand in other files, at which pronto stops."""
+
+        def symmetrize_lineage(self) -> None:
+            parents.update({i: set(lineage.sup) for i, lineage in self.ont._terms.lineage.items()})
+
+    ontology = pronto.Ontology(import_depth=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProntoWarning)  # thousands about annotations that are not read here
+        try:
+            OpenParser(ontology).parse_from(io.BytesIO(content))
+        except UNREADABLE as error:
+            raise CellOntologyError(f"{path} cannot be read as an ontology: {error}") from error
+    return ontology, parents
+
+
+def _check_unique(path: Path, content: bytes) -> None:
+    """Refuse an OBO file that defines a class twice, of which pronto keeps a mixture."""
+    ids = Counter(i.decode("utf-8", "replace") for i in _TERM_ID.findall(content))
+    twice = [i for i, n in ids.items() if n > 1]
+    if twice:
+        listed = ", ".join(twice[:5]) + (f" and {len(twice) - 5:,} more" if len(twice) > 5 else "")
+        raise CellOntologyError(f"{path} defines more than once: {listed}; keep one [Term] of each")
+
+
+def _cell_terms(
+    ontology: Any, parents: dict[str, set[str]], prefixes: Sequence[str]
+) -> tuple[dict[str, CellTerm], dict[str, int]]:
+    starts = tuple(f"{p}:" for p in prefixes)
+    found = sorted((t for t in ontology.terms() if t.id.startswith(starts)), key=lambda t: t.id)
+    withdrawn = {t.id for t in found if t.obsolete}
+    left_out = {"is_a another ontology": 0, "is_a an obsolete class": 0}
+    terms = {}
+    for term in found:
+        kept = []
+        for parent in sorted(parents.get(term.id, ()) if term.id not in withdrawn else ()):
+            if not parent.startswith(starts):
+                left_out["is_a another ontology"] += 1
+            elif parent in withdrawn:
+                left_out["is_a an obsolete class"] += 1
+            else:
+                kept.append(parent)
+        data = term._data()  # `term.replaced_by` stops at ids that the file does not define
+        terms[term.id] = CellTerm(
+            id=term.id,
+            name=term.name or term.id,
+            parents=tuple(kept),
+            definition=str(term.definition or ""),
+            synonyms=tuple(sorted({(s.description, s.scope) for s in data.synonyms})),
+            obsolete=term.id in withdrawn,
+            alternate_ids=tuple(sorted(data.alternate_ids)),
+            replaced_by=tuple(sorted(data.replaced_by)),
+            consider=tuple(sorted(data.consider)),
+        )
+    return terms, left_out
+
+
+# -------------------------------------------------------------------- cache
+
+
+def _read_cache(path: Path) -> OntologyFile | None:
+    """Read what `_write_cache` wrote; None where there is nothing, or nothing readable."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            content = json.load(file)
+        terms = [_term_from_json(t) for t in content.pop("terms")]
+        return OntologyFile({t.id: t for t in terms}, **content)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("the parsed ontology %s is damaged (%s) and is made anew", path, error)
+        return None
+
+
+def _term_from_json(values: dict[str, Any]) -> CellTerm:
+    lists = {k: tuple(tuple(x) if isinstance(x, list) else x for x in v) for k, v in values.items() if type(v) is list}
+    return CellTerm(**(values | lists))
+
+
+def _write_cache(path: Path, content: OntologyFile) -> None:
+    """Write under a temporary name first; a cache that cannot be written costs time and nothing else."""
+    plain = asdict(content) | {"terms": [asdict(t) for t in content.terms.values()]}
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(gzip.compress(json.dumps(plain, ensure_ascii=False).encode("utf-8"), mtime=0))
+    except OSError as error:
+        logger.warning("the parsed ontology cannot be kept in %s (%s): the file is parsed each time", path, error)
+
+
+__all__ = ["OntologyFile", "default_cache_folder", "read_ontology_file"]

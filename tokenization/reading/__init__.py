@@ -1,0 +1,1 @@
+"""Files of cells: formats, matrices, tables, and what is refused."""

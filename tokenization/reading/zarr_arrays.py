@@ -1,0 +1,88 @@
+"""Sparse matrices in zarr: a chunk that is not there reads as zeros, so zeros are told from an incomplete copy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cellglot.tokenization.reading.errors import CellFileError
+from cellglot.tokenization.reading.zarr_chunks import absent_chunks, expected_chunks
+
+
+class CheckedArray:
+    """A one-dimensional zarr array, looked over for absent chunks before its first value is read.
+
+    Parameters
+    ----------
+    array
+        The array.
+    check
+        Called once, where chunks are absent; raises where they cannot have held zeros.
+    """
+
+    def __init__(self, array: zarr.Array, check: Callable[[], None]):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self._check: Callable[[], None] | None = check
+
+    def __getitem__(self, place: int | slice) -> Any:
+        """Read a number or a range.
+
+        Raises
+        ------
+        CellFileError
+            If a chunk is missing.
+        """
+        if self._check is not None:
+            if absent_chunks(self.array):
+                self._check()
+            self._check = None
+        return self.array[place]
+
+
+def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
+    """Return data, indices and indptr of a sparse matrix in zarr so that a missing chunk is not read as zeros.
+
+    Writers may leave out chunks of nothing but zeros. Stored counts are not zeros; indices are zeros only where each
+    row has the first column alone; offsets are zeros only where the matrix begins with empty rows.
+
+    Parameters
+    ----------
+    group
+        The zarr group of a matrix compressed by rows (or, with rows and columns changing places, by columns).
+    n_minor
+        Columns of the matrix.
+    """
+    data, indices, indptr = group["data"], group["indices"], group["indptr"]
+
+    def check_data() -> None:
+        raise _missing(data, "stored counts are not 0")
+
+    def check_indices() -> None:
+        starts = np.asarray(indptr[:])
+        length = int((indices.shards or indices.chunks)[0])
+        for low in range(0, indices.shape[0], length):
+            numbers = np.asarray(indices[low : low + length])
+            if n_minor > 1 and not numbers.any() and not np.isin(np.arange(low, low + len(numbers)), starts).all():
+                raise _missing(indices, f"the indices from {low:,} on would be 0 more than once in a row or column")
+
+    def check_indptr() -> None:
+        offsets = np.asarray(indptr[:]).astype(np.int64)
+        if (np.diff(offsets) < 0).any() or offsets[-1] != data.shape[0]:
+            raise _missing(indptr, "its offsets would fall to 0")
+        first = int(offsets[np.argmax(offsets > 0)])  # values of the first row that has any
+        if first > n_minor or len(np.unique(indices[:first])) < first:
+            raise _missing(indptr, f"{first:,} values would belong to one row or column, some to one place")
+
+    return CheckedArray(data, check_data), CheckedArray(indices, check_indices), CheckedArray(indptr, check_indptr)
+
+
+def _missing(array: zarr.Array, why: str) -> CellFileError:
+    n = absent_chunks(array)
+    return CellFileError(
+        f"{array.name.lstrip('/')}: {n:,} of {expected_chunks(array):,} chunks {'is' if n == 1 else 'are'} missing, "
+        f"and all zeros they cannot be ({why}): the copy is incomplete, copy the store again"
+    )
+
+
+__all__ = ["CheckedArray", "checked_arrays"]

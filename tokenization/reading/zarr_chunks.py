@@ -1,0 +1,158 @@
+"""Chunks of zarr on disk: which are there, whether they can hold what is declared, and that they lie in the store."""
+
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.storage import LocalStore
+
+from cellglot.tokenization.reading.errors import CellFileError
+
+
+LARGEST_METADATA = 1 << 25  # bytes of JSON
+UNSUSPICIOUS_BYTES = 1 << 24
+STRONGEST_COMPRESSION = 1_100  # that deflate reaches
+MOST_ABSENT = 1_000  # times as many chunks as are there
+
+_CHUNK = re.compile(r"\d+(\.\d+)*")
+
+
+class InsideStore(LocalStore):
+    """A folder of zarr, for reading: a key that leads out of the folder, or to no regular file, is refused.
+
+    Links into the blobs of the Hub's cache are followed where the store itself is in that cache.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    read_only
+        Always; here for zarr's own calls.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = True):
+        super().__init__(Path(root), read_only=True)
+        real = os.path.realpath(root)
+        before, snapshots, _ = real.partition("/snapshots/")
+        self._within = (f"{real}/", f"{before}/blobs/") if snapshots else (f"{real}/",)
+
+    def get_sync(self, key: str, **options: Any) -> Any:
+        """Read a key, None where there is none."""
+        self._refuse_outside(key)
+        return super().get_sync(key, **options)
+
+    async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
+        """Read a key, None where there is none."""
+        self._refuse_outside(key)
+        return await super().get(key, *arguments, **options)
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Read parts of keys."""
+        key_ranges = list(key_ranges)
+        for key, _ in key_ranges:
+            self._refuse_outside(key)
+        return await super().get_partial_values(prototype, key_ranges)
+
+    def _refuse_outside(self, key: str) -> None:
+        path = os.path.realpath(f"{self.root}/{key}")
+        if not path.startswith(self._within):
+            raise CellFileError(f"{key} leads out of the store, to {path}, which is not read: copy the data into it")
+        try:
+            found = os.stat(path)
+        except OSError:
+            return
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise CellFileError(f"{key} is not a regular file")
+        if key.rsplit("/", 1)[-1].startswith((".z", "zarr.json")) and found.st_size > LARGEST_METADATA:
+            raise CellFileError(f"{key} has {found.st_size:,} bytes, too many for metadata of zarr")
+
+    def count(self, folder: str, most: int) -> int:
+        """Count what a folder holds, up to one more than `most`."""
+        n = 0
+        with os.scandir(self.root / folder) as entries:
+            for _ in entries:
+                n += 1
+                if n > most:
+                    break
+        return n
+
+
+def expected_chunks(array: zarr.Array) -> int:
+    """Return the number of chunks (of shards, where there are) that an array has when all are stored."""
+    return math.prod(-(-n // length) for n, length in zip(array.shape, array.shards or array.chunks, strict=True))
+
+
+def present_chunks(array: zarr.Array) -> int:
+    """Count the chunks (shards) of an array that are in its folder; nothing is read."""
+    store = array.store
+    if not isinstance(store, LocalStore):
+        return min(expected_chunks(array), array.nchunks_initialized)
+    folder = store.root / array.path
+    if not folder.is_dir():
+        return 0
+    deepest = folder / "c" if array.metadata.zarr_format == 3 else folder
+    return _count_chunks(deepest, array.ndim) if deepest.is_dir() else 0
+
+
+def _count_chunks(folder: Path | str, levels: int) -> int:
+    n = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _CHUNK.fullmatch(entry.name):
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                n += 1
+            elif levels > 1:
+                n += _count_chunks(entry.path, levels - 1)
+    return n
+
+
+def absent_chunks(array: Any) -> int:
+    """Count chunks that are not in the store: their writer left them out as all zeros, or a copy lost them.
+
+    Arrays of HDF5 lack none.
+    """
+    return max(expected_chunks(array) - present_chunks(array), 0) if isinstance(array, zarr.Array) else 0
+
+
+def check_chunks(array: zarr.Array) -> None:
+    """Refuse an array that declares far more than its chunks can hold.
+
+    Raises
+    ------
+    CellFileError
+        If there are chunks for less than a thousandth of it, or a chunk is larger than its bytes can make it.
+    """
+    width = max(int(getattr(array.dtype, "itemsize", 8)), 1)
+    declared = math.prod(array.shape) * width
+    chunk = math.prod(array.shards or array.chunks) * width
+    if max(declared, chunk) <= UNSUSPICIOUS_BYTES:
+        return
+    present = present_chunks(array)
+    if declared > MOST_ABSENT * max(present, 1) * chunk and declared > UNSUSPICIOUS_BYTES:
+        raise CellFileError(
+            f"{array.name.lstrip('/')} declares {declared:,} bytes (shape {array.shape}) in "
+            f"{expected_chunks(array):,} chunks, of which {present:,} are there: the copy is incomplete, or the array "
+            "is damaged"
+        )
+    if chunk > UNSUSPICIOUS_BYTES and chunk > STRONGEST_COMPRESSION * _stored_bytes(array):
+        raise CellFileError(
+            f"{array.name.lstrip('/')} declares chunks of {chunk:,} bytes, which its files cannot hold: it is damaged"
+        )
+
+
+def _stored_bytes(array: zarr.Array) -> int:
+    """Add up the sizes of an array's files."""
+    folders = [array.store.root / array.path] if isinstance(array.store, LocalStore) else []
+    total = 0
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            total += sum(os.path.getsize(os.path.join(parent, name)) for name in names)
+    return total
+
+
+__all__ = ["InsideStore", "absent_chunks", "check_chunks", "expected_chunks", "present_chunks"]

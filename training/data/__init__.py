@@ -1,0 +1,1 @@
+"""From token Parquet to batches."""

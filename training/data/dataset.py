@@ -1,0 +1,278 @@
+"""Token Parquet for training: cells by number, epochs in an order that depends on the seed alone."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from torch.utils.data import Dataset, Sampler
+
+from cellglot.tokenization.corpus.corpus import Corpus
+
+
+# What the tokenizer wrote of a cell, as far as it did.
+TOKEN_COLUMNS = ("input_ids", "expression_values", "expression_total", "clipped_counts")
+
+
+class DamagedCellError(ValueError):
+    """A cell of a corpus holds what no tokenizer writes.
+
+    Parameters
+    ----------
+    message
+        Names the shard and the row.
+    """
+
+    def __init__(self, message: str):
+        # a process that reads data passes its error on as the text of its trace, which ends with the message
+        super().__init__(message.rsplit("DamagedCellError: ", 1)[-1].strip())
+
+
+def special_tokens(corpus: Corpus) -> int:
+    """Return how many tokens of every cell are no genes.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    """
+    path = corpus.tokenizer_folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return int(bool(settings.get("add_cls_token")))
+
+
+def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None:
+    """Return whether each cell of some splits expresses a gene of the vocabulary, shape (cells,); None where all do.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    splits
+        Splits of the corpus, one after the other.
+    """
+    if not any(file["report"]["cells_without_genes"] for file in corpus.manifest["files"]):
+        return None
+    shards = [shard for split in splits for shard in corpus.shards(split)]
+    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in shards]
+    expressed = np.concatenate(lengths) > special_tokens(corpus) if lengths else np.empty(0, dtype=bool)
+    return None if expressed.all() else expressed
+
+
+def median_length(corpus: Corpus) -> float:
+    """Return the median number of tokens of the training cells that express a gene, 0 where none does.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    """
+    if (expressed := cells_with_genes(corpus, ["train"])) is None:
+        return float(corpus.manifest["median_length"])
+    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in corpus.shards("train")]
+    return float(np.median(np.concatenate(lengths)[expressed])) if expressed.any() else 0.0
+
+
+class CellDataset(Dataset):
+    """Cells of a split of a corpus, read from disk when asked for.
+
+    Cells that express no gene of the vocabulary are left out; `without_genes` counts them. Tokens and values are
+    checked while they are read.
+
+    Keys are (epoch, cell) pairs as `EpochSampler` gives them, or cells alone (epoch -1). The cell -1 is no cell: it
+    fills up the last batch, and has no tokens and no label.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    split
+        ``"train"``, ``"validation"`` or ``"test"``, or several of them, one after the other.
+    columns
+        Columns to read beside the tokens.
+    least_tokens
+        Cells with fewer tokens are left out; `left_out` counts them, those without genes among them.
+    keep
+        Whether to keep each cell of the splits, shape (cells,); those not kept are not counted. `chosen` is the
+        number of those that are.
+    without_genes
+        Cells without genes that `keep` has left out already, and that count among the chosen.
+
+    Raises
+    ------
+    ValueError
+        If there are no such cells, or none with as many tokens. While reading: `DamagedCellError`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str | Sequence[str],
+        columns: Sequence[str] = (),
+        least_tokens: int = 0,
+        keep: np.ndarray | None = None,
+        without_genes: int = 0,
+    ):
+        splits = [split] if isinstance(split, str) else list(split)
+        name = "_".join(splits)
+        shards = [shard for part in splits for shard in corpus.shards(part)]
+        if not shards:
+            raise ValueError(f"{corpus.folder} has no {' and '.join(splits)} cells")
+        self.shards, self.vocab_size = shards, int(corpus.manifest["vocab_size"])
+        table = _read_shards(shards, name)
+        lengths = table.with_format("numpy", columns=["length"])[:]["length"]
+        kept = np.ones(len(lengths), dtype=bool) if keep is None else keep
+        with_genes = lengths > special_tokens(corpus)
+        long_enough = (lengths >= least_tokens) & with_genes
+        self.chosen = int(kept.sum()) + without_genes
+        self.without_genes = int((kept & ~with_genes).sum()) + without_genes
+        self.left_out = int((kept & ~long_enough).sum()) + without_genes
+        self.rows = np.flatnonzero(kept & long_enough)
+        self.lengths = lengths[self.rows].astype(np.int64)
+        tokens = [c for c in TOKEN_COLUMNS if c in table.column_names]
+        self.columns = list(columns)
+        self.table = table.select_columns(tokens + self.columns).with_format("arrow")
+        self.token_columns = tokens
+        if not len(self.rows):
+            wanted = f"has {least_tokens:,} tokens or more" if least_tokens > 1 else "expresses a gene"
+            empty = f"; {self.without_genes:,} of {self.chosen:,} express no gene of the vocabulary"
+            raise ValueError(
+                f"no {' or '.join(splits)} cell of {corpus.folder} {wanted}{empty if self.without_genes else ''}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        """Read one cell."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """Read some cells at once."""
+        pairs = [key if isinstance(key, tuple) else (-1, key) for key in keys]
+        cells = np.array([cell for _, cell in pairs])
+        present = cells >= 0
+        examples: list[dict[str, Any]] = [
+            {"epoch": epoch, "cell": int(cell), **{c: np.empty(0) for c in self.token_columns}}
+            for epoch, cell in pairs
+        ]
+        if present.any():
+            numbers = self.rows[cells[present]]
+            rows = self.table[numbers.tolist()]
+            read = [self._values(rows.column(c)) for c in self.token_columns + self.columns]
+            self._check(dict(zip(self.token_columns, read, strict=False)), numbers)
+            for at, *values in zip(np.flatnonzero(present), *read, strict=True):
+                examples[at].update(zip(self.token_columns + self.columns, values, strict=True))
+        return examples
+
+    @staticmethod
+    def _values(column: Any) -> list[Any]:
+        column = column.combine_chunks()
+        if hasattr(column, "offsets"):
+            bounds = column.offsets.to_numpy()
+            flat = column.values.to_numpy(zero_copy_only=False)
+            return [flat[low:stop] for low, stop in zip(bounds, bounds[1:], strict=False)]
+        return column.to_pylist()
+
+    def _check(self, tokens: dict[str, list[Any]], rows: np.ndarray) -> None:
+        """Refuse token ids beyond the vocabulary, and values that are not finite or not one a token."""
+        ids = tokens["input_ids"]
+        flat = np.concatenate(ids)
+        if len(flat) and (flat.min() < 0 or flat.max() >= self.vocab_size):
+            bad = [len(i) and (i.min() < 0 or i.max() >= self.vocab_size) for i in ids]
+            self._refuse(rows, bad, f"input_ids has ids outside the {self.vocab_size:,} of the vocabulary")
+        values = tokens.get("expression_values")
+        if values is not None and [len(v) for v in values] != [len(i) for i in ids]:
+            bad = [len(v) != len(i) for v, i in zip(values, ids, strict=True)]
+            self._refuse(rows, bad, "expression_values has another length than input_ids")
+        for name in tokens.keys() - {"input_ids"}:
+            values = tokens[name]
+            whole = np.concatenate(values) if isinstance(values[0], np.ndarray) else np.array(values, dtype=float)
+            if whole.dtype.kind == "f" and not np.isfinite(whole).all():
+                bad = [not np.isfinite(np.array(v, dtype=float)).all() for v in values]
+                self._refuse(rows, bad, f"{name} holds NaN or infinite values")
+
+    def _refuse(self, rows: np.ndarray, bad: Sequence[Any], what: str) -> None:
+        row = int(rows[next(i for i, wrong in enumerate(bad) if wrong)])
+        for shard in self.shards:
+            cells = pq.read_metadata(shard).num_rows
+            if row < cells:
+                raise DamagedCellError(
+                    f"{shard}, row {row:,}: {what}. The corpus is damaged: make it again by cellglot tokenize "
+                    "--overwrite"
+                )
+            row -= cells
+
+    def column(self, name: str) -> list[Any]:
+        """Read a column of all cells."""
+        values = self.table.select_columns([name]).with_format(None)[name]
+        return [values[int(row)] for row in self.rows]
+
+
+def _read_shards(shards: Sequence[str], split: str) -> datasets.Dataset:
+    """Open Parquet shards by `datasets`, whose own progress bars stay out of those of the training."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset("parquet", data_files={split: list(shards)}, split=split)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+class EpochSampler(Sampler):
+    """Every cell once an epoch, in batches of similar length, the same whatever the number of processes.
+
+    A batch here is what all processes take together in one step. The last one is filled up with the cell -1, so that
+    every process has as many batches and no cell is seen twice.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell.
+    batch_size
+        Cells of all processes in one step.
+    seed
+        Of the order.
+    shuffle
+        Draw a new order every epoch.
+    pool
+        Batches from which cells of similar length are put together; 1 leaves the order as drawn.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, shuffle: bool = True, pool: int = 50):
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.shuffle, self.pool = shuffle, pool
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of cells, those that fill up included."""
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, cell) pairs."""
+        order = np.arange(len(self.lengths))
+        if self.shuffle:
+            random = np.random.default_rng([self.seed, self.epoch])
+            order = random.permutation(order)
+            size = self.batch_size * self.pool
+            pools = [order[i : i + size] for i in range(0, len(order), size)]
+            order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pools])
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            full = [b for b in batches if len(b) == self.batch_size]
+            rest = [b for b in batches if len(b) < self.batch_size]
+            order = np.concatenate([*(full[i] for i in random.permutation(len(full))), *rest])
+        for cell in order.tolist():
+            yield self.epoch, cell
+        for _ in range(len(self) - len(order)):
+            yield self.epoch, -1
+
+
+__all__ = ["CellDataset", "DamagedCellError", "EpochSampler", "cells_with_genes", "median_length", "special_tokens"]

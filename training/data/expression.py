@@ -1,0 +1,106 @@
+"""Expression of a corpus's cells as sparse matrices, read back from their tokens a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import csr_matrix
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+
+
+CELLS_AT_ONCE = 2048
+
+
+@dataclass
+class CorpusExpression:
+    """The expression values that a corpus holds beside its tokens, genes in the order of token ids.
+
+    Parameters
+    ----------
+    corpus
+        Token Parquet.
+    splits
+        Splits of the corpus to read, one after the other.
+    wanted_for, otherwise
+        For the message that there are no values: what needs them, and what can be done without.
+    """
+
+    corpus: Corpus
+    splits: Sequence[str] = ("train",)
+    wanted_for: str = "are asked for"
+    otherwise: str = ""
+
+    def __post_init__(self) -> None:
+        self.tokenizer = self.corpus.tokenizer()
+        vocabulary = self.tokenizer.vocabulary
+        self.n_genes = len(vocabulary.genes)
+        self._columns = np.full(vocabulary.vocab_size, -1, dtype=np.int64)
+        self._columns[vocabulary.gene_token_ids] = np.arange(self.n_genes)
+
+    @staticmethod
+    def held_by(corpus: Corpus) -> bool:
+        """Whether a corpus holds expression values."""
+        return "expression_values" in pq.read_schema(corpus.shards("train")[0]).names
+
+    def values(self, keep: np.ndarray | None = None) -> Iterator[csr_matrix]:
+        """Yield the values as the model eats them, shape (cells, genes) each; genes without counts are not stored.
+
+        Parameters
+        ----------
+        keep
+            Whether each cell of the splits is wanted, shape (cells,); by default all are.
+
+        Raises
+        ------
+        ValueError
+            If the corpus holds no expression values.
+        """
+        first = 0
+        for shard in (shard for split in self.splits for shard in self.corpus.shards(split)):
+            file = pq.ParquetFile(shard)
+            if "expression_values" not in file.schema_arrow.names:
+                raise ValueError(
+                    f"{self.corpus.folder} holds no expression values, which {self.wanted_for}: tokenize with "
+                    f"--option return_expression_values=true{self.otherwise}"
+                )
+            for batch in file.iter_batches(batch_size=CELLS_AT_ONCE, columns=["input_ids", "expression_values"]):
+                ids, values = batch.column(0), batch.column(1)
+                if keep is not None:
+                    chosen = np.flatnonzero(keep[first : first + len(batch)])
+                    ids, values = ids.take(chosen), values.take(chosen)
+                first += len(batch)
+                if len(ids):
+                    yield self._matrix(ids, values)
+
+    def logs(self, keep: np.ndarray | None = None) -> Iterator[csr_matrix]:
+        """Yield log1p of scaled counts, whatever the tokenizer; values that it clipped stay clipped.
+
+        Parameters
+        ----------
+        keep
+            As for `values`.
+        """
+        vocabulary = self.tokenizer.vocabulary
+        for values in self.values(keep):
+            if isinstance(self.tokenizer, ExceiverTokenizer):
+                assert vocabulary.stds is not None and vocabulary.means is not None
+                stds = np.where(vocabulary.stds == 0, 1.0, vocabulary.stds)
+                values.data = (values.data - 1.0) * stds[values.indices] + vocabulary.means[values.indices]
+            yield values
+
+    def _matrix(self, ids: pa.ListArray, values: pa.ListArray) -> csr_matrix:
+        """Put the tokens of some cells into their genes' columns; special tokens have none."""
+        indptr = ids.offsets.to_numpy()
+        part = slice(indptr[0], indptr[-1])
+        genes = self._columns[ids.values.to_numpy()[part]]
+        kept = genes >= 0
+        ends = np.concatenate([[0], np.cumsum(kept)])[indptr - indptr[0]]
+        data = values.values.to_numpy()[part].astype(np.float64)[kept]
+        return csr_matrix((data, genes[kept], ends), shape=(len(ids), self.n_genes))
+
+
+__all__ = ["CorpusExpression"]

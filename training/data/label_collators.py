@@ -1,0 +1,150 @@
+"""Batches with labels: of cells, of their genes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.splits import Part
+
+
+IGNORED = -100
+
+
+class LabelledCells(CellDataset):
+    """Cells of a corpus, each with a label: ``label`` of an example. The cell -1 has none.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    part
+        Which cells.
+    number
+        Tells these cells from those of other parts.
+    labels
+        Label of each cell of the part's splits, class numbers or values; shape (cells of the splits,).
+    keep
+        Cells to keep, of the same shape: those with a label.
+    """
+
+    def __init__(self, corpus: Corpus, part: Part, number: int, labels: np.ndarray, keep: np.ndarray):
+        super().__init__(corpus, part.splits, keep=part.chosen & keep, without_genes=part.without_genes)
+        self.number, self.labels = number, labels[self.rows]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """Read some cells at once."""
+        examples = super().__getitems__(keys)
+        for example in examples:
+            cell = example["cell"]
+            example["part"] = self.number
+            example["label"] = self.labels[cell] if cell >= 0 else None
+        return examples
+
+
+@dataclass
+class CellClassCollator:
+    """Adds classes to a batch of cells: ``labels`` to learn from, and ``truth``, which also knows unlearned classes.
+
+    ``cells`` tells the cells apart.
+
+    Parameters
+    ----------
+    cells
+        Makes the batch.
+    number
+        Classes that the model knows; higher numbers are -100 in ``labels``.
+    weights
+        Weight of each class in the loss, shape (classes,), None for equal ones.
+    """
+
+    cells: Callable[..., dict[str, torch.Tensor]]
+    number: int
+    weights: np.ndarray | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples of `LabelledCells`."""
+        batch = self.cells(examples) | _numbers(examples)
+        truth = torch.tensor([IGNORED if e["label"] is None else int(e["label"]) for e in examples])
+        labels = truth.masked_fill(truth >= self.number, IGNORED)
+        return batch | {"labels": labels, "truth": truth} | _weights(labels, self.weights)
+
+
+@dataclass
+class CellValueCollator:
+    """Adds values to a batch of cells, NaN for none.
+
+    Parameters
+    ----------
+    cells
+        Makes the batch.
+    """
+
+    cells: Callable[..., dict[str, torch.Tensor]]
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples of `LabelledCells`."""
+        values = [float("nan") if e["label"] is None else float(e["label"]) for e in examples]
+        labels = torch.tensor(values, dtype=torch.float32)
+        return self.cells(examples) | _numbers(examples) | {"labels": labels, "truth": labels.clone()}
+
+
+@dataclass
+class GeneClassCollator:
+    """Adds classes of genes to a batch of cells, -100 for genes without; ``truth`` has the genes' ids beside them.
+
+    Parameters
+    ----------
+    cells
+        Makes the batch.
+    classes
+        Class of each token id, -100 for none, shape (vocabulary,).
+    weights
+        Weight of each class in the loss, shape (classes,), None for equal ones.
+    """
+
+    cells: Callable[..., dict[str, torch.Tensor]]
+    classes: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples of `cellglot.training.data.dataset.CellDataset`."""
+        batch = self.cells(examples)
+        labels = torch.from_numpy(self.classes)[batch["input_ids"]]
+        truth = torch.stack([labels, batch["input_ids"]], dim=-1)
+        return batch | {"labels": labels, "truth": truth} | _weights(labels, self.weights)
+
+
+def _numbers(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return part and number of each cell, shape (cells, 2)."""
+    return {"cells": torch.tensor([[e["part"], e["cell"]] for e in examples])}
+
+
+def _weights(labels: torch.Tensor, weights: np.ndarray | None) -> dict[str, torch.Tensor]:
+    if weights is None:
+        return {}
+    return {"loss_weights": torch.from_numpy(weights.astype(np.float32))[labels.clamp(min=0)]}
+
+
+def balanced_weights(counts: np.ndarray) -> np.ndarray:
+    """Return weights by which every class counts alike: items / (classes * items of the class), shape (classes,).
+
+    Parameters
+    ----------
+    counts
+        Items of each class, shape (classes,).
+    """
+    return counts.sum() / (len(counts) * np.maximum(counts, 1))
+
+
+__all__ = [
+    "CellClassCollator",
+    "CellValueCollator",
+    "GeneClassCollator",
+    "LabelledCells",
+    "balanced_weights",
+]

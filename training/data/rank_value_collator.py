@@ -1,0 +1,133 @@
+"""Cells as rank-value tokens to batches: padding, masked genes, rows of cell types, classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellglot.training.data.collators import class_name
+from cellglot.training.data.thinning import Thinning
+
+
+IGNORED = -100
+
+
+@dataclass
+class RankValueCollator:
+    """Pads cells and masks genes as BERT does; draws depend on seed, epoch and cell alone.
+
+    Of the gene tokens, never ``<cls>`` or ``<pad>``, a share is drawn one by one; of those 80% become ``<mask>``, 10%
+    a random gene and 10% stay (the released code of Geneformer and scCello). A random gene is drawn from genes: our
+    choice, the release draws from all tokens.
+
+    Parameters
+    ----------
+    pad_token_id, mask_token_id, cls_token_id
+        Ids of the special tokens.
+    gene_ids
+        Ids of genes, to draw random ones from.
+    mask_fraction
+        Chance of a gene to be masked; 0 masks none and gives no ``labels`` of genes.
+    seed
+        Of the draws.
+    max_length
+        Tokens to keep of a cell, those of the lowest ranks cut; None keeps all.
+    cell_types
+        Label -> row of the model's cell types, -100 for a type that the model does not have, for ``cell_type_ids``.
+    cell_type_columns
+        Columns that hold labels, the first with a label among these counts.
+    labels
+        Class name -> number, for classification by the column `label_column`.
+    label_column
+        Column of class names.
+    thinning
+        Takes counts and genes from training cells, before anything else is done with them.
+    """
+
+    pad_token_id: int
+    mask_token_id: int
+    cls_token_id: int
+    gene_ids: np.ndarray = field(repr=False)
+    mask_fraction: float = 0.15
+    seed: int = 0
+    max_length: int | None = None
+    cell_types: Mapping[str, int] | None = None
+    cell_type_columns: Sequence[str] = ()
+    labels: Mapping[str, int] | None = None
+    label_column: str | None = None
+    thinning: Thinning | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Parameters
+        ----------
+        examples
+            From `cellglot.training.data.dataset.CellDataset`.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` and ``attention_mask``, shape (cells, tokens). With masking ``labels`` of that shape, -100
+            where no gene is masked; with cell types ``cell_type_ids``, with classes ``labels``, shape (cells,), -100
+            for none.
+
+        Raises
+        ------
+        ValueError
+            If there are no cells.
+        """
+        if not examples:
+            raise ValueError("no cells to make a batch of")
+        if self.thinning is not None:
+            examples = [self.thinning(example) for example in examples]
+        cells = [np.asarray(e["input_ids"], dtype=np.int64)[: self.max_length] for e in examples]
+        width = max(1, *map(len, cells))
+        input_ids = np.full((len(cells), width), self.pad_token_id, dtype=np.int64)
+        targets = np.full((len(cells), width), IGNORED, dtype=np.int64)
+        for row, (example, tokens) in enumerate(zip(examples, cells, strict=True)):
+            input_ids[row, : len(tokens)] = tokens
+            if self.mask_fraction and len(tokens):
+                self._mask(example, tokens, input_ids[row], targets[row])
+        batch = {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy((input_ids != self.pad_token_id).astype(np.int64)),
+        }
+        if self.mask_fraction:
+            batch["labels"] = torch.from_numpy(targets)
+        if self.cell_types is not None:
+            batch["cell_type_ids"] = torch.tensor([self._cell_type(e) for e in examples])
+        if self.labels is not None:
+            names = [class_name(e.get(self.label_column)) for e in examples]  # type: ignore[arg-type]
+            batch["labels"] = torch.tensor([IGNORED if n is None else self.labels.get(n, IGNORED) for n in names])
+        return batch
+
+    def _mask(self, example: Mapping[str, Any], tokens: np.ndarray, row: np.ndarray, targets: np.ndarray) -> None:
+        random = np.random.default_rng([self.seed, example["epoch"] + 1, example["cell"]])
+        genes = np.flatnonzero((tokens != self.cls_token_id) & (tokens != self.pad_token_id))
+        chosen = genes[random.random(len(genes)) < self.mask_fraction]
+        fate = random.random(len(chosen))
+        replaced = random.choice(self.gene_ids, len(chosen))
+        targets[chosen] = tokens[chosen]
+        row[chosen] = np.where(fate < 0.8, self.mask_token_id, np.where(fate < 0.9, replaced, tokens[chosen]))
+
+    def _cell_type(self, example: Mapping[str, Any]) -> int:
+        names = (class_name(example.get(column)) for column in self.cell_type_columns)
+        known = self.cell_types or {}
+        return next((known[name] for name in names if name is not None and name in known), IGNORED)
+
+
+def rank_value_collator(tokenizer: Any, **options: Any) -> RankValueCollator:
+    """Make the collator of a `RankValueTokenizer`; `options` are the collator's other fields."""
+    return RankValueCollator(
+        tokenizer.pad_token_id,
+        tokenizer.mask_token_id,
+        tokenizer.cls_token_id,
+        tokenizer.vocabulary.gene_token_ids,
+        **options,
+    )
+
+
+__all__ = ["RankValueCollator", "rank_value_collator"]

@@ -1,0 +1,265 @@
+"""Training cells with fewer counts and fewer genes, drawn anew every epoch, so that a model can do without."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+
+
+THINNING_KEYS = ("thin_counts", "thin_to_median", "drop_tokens")
+Example = Mapping[str, Any]
+_STREAM = 1  # draws of their own, beside those of masked genes
+
+
+class CountEncoding(Protocol):
+    """How a tokenizer turns the counts of a cell into tokens, and back."""
+
+    def counts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return a cell's genes, as token ids, and their raw counts."""
+
+    def encode(self, example: Example, tokens: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+        """Return the cell with other genes and counts."""
+
+
+@dataclass
+class RankValueCounts:
+    """Counts of rank-value tokens: values are log1p of counts scaled to a sum, the order is that of relative counts.
+
+    Parameters
+    ----------
+    weights
+        One over the gene's median for each token id, 0 for special tokens, shape (vocabulary,).
+    target_sum
+        Sum to which a cell's counts were scaled.
+    """
+
+    weights: np.ndarray = field(repr=False)
+    target_sum: float
+
+    def counts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return genes and counts, shape (genes,) each, in the order of the tokens; special tokens have none."""
+        tokens = np.asarray(example["input_ids"])
+        genes = self.weights[tokens] > 0
+        values = np.asarray(example["expression_values"], dtype=np.float64)[genes]
+        return tokens[genes], _from_log(values, example["expression_total"], self.target_sum)
+
+    def encode(self, example: Example, tokens: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+        """Rank genes as the tokenizer does: by count over median, ties by the smaller token id, ``<cls>`` first."""
+        order = np.lexsort((tokens, -counts * self.weights[tokens]))
+        old = np.asarray(example["input_ids"])
+        values = np.log1p(counts * (self.target_sum / max(float(counts.sum()), 1.0)))
+        special = old[: int(len(old) > 0 and self.weights[old[0]] == 0)]
+        return {
+            "input_ids": np.concatenate([special, tokens[order]]),
+            "expression_values": np.concatenate([np.zeros(len(special)), values[order]]).astype(np.float32),
+        }
+
+
+@dataclass
+class StandardizedCounts:
+    """Counts of Exceiver's tokens: values are standardised log1p of counts scaled to a sum, clipped, plus 1.
+
+    Parameters
+    ----------
+    means, stds
+        Of each token id's gene, shape (vocabulary,).
+    target_sum, clip
+        As for the tokenizer.
+    """
+
+    means: np.ndarray = field(repr=False)
+    stds: np.ndarray = field(repr=False)
+    target_sum: float
+    clip: float
+
+    def counts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return genes and counts, shape (genes,) each, in the order of the tokens."""
+        tokens, values = np.asarray(example["input_ids"]), np.asarray(example["expression_values"])
+        logs = (values.astype(np.float64) - 1.0) * self.stds[tokens] + self.means[tokens]
+        counts = _from_log(logs, example["expression_total"], self.target_sum)
+        counts[values >= np.float32(self.clip + 1.0)] = example["clipped_counts"]
+        return tokens, counts
+
+    def encode(self, example: Example, tokens: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+        """Standardise as the tokenizer does, by the cell's own total."""
+        logs = np.log1p(counts * (self.target_sum / max(float(counts.sum()), 1.0)))
+        values = np.minimum((logs - self.means[tokens]) / self.stds[tokens], self.clip) + 1.0
+        return {"input_ids": tokens, "expression_values": values.astype(np.float32)}
+
+
+def _from_log(values: np.ndarray, total: float, target_sum: float) -> np.ndarray:
+    """Return the whole counts behind log1p of scaled counts; float32 keeps them exact up to about a million."""
+    return np.rint(np.expm1(values) * (float(total) / target_sum))
+
+
+@dataclass
+class Thinning:
+    """Takes counts and genes from training cells; draws depend on seed, epoch and cell alone.
+
+    Each count stays with a chance that is drawn for the cell (a binomial draw for each gene), as if the cell had been
+    sequenced less deeply; each gene is left out with a chance drawn for the cell, as if it had not been measured. The
+    rest is tokenized as the tokenizer would. Held-out cells (those without an epoch), and cells that would lose
+    everything, stay as they are. Counts that the tokenizer cut off stay cut off.
+
+    A share of its counts leaves a deep cell deeper than a shallow one: where some classes were sequenced deeper than
+    others, depth still tells them apart. A number of counts that is drawn without regard to the cell does not.
+
+    Parameters
+    ----------
+    counts
+        The tokenizer's way from counts to tokens and back; None where counts stay as they are.
+    keep
+        Range of the chance of a count to stay.
+    to
+        Range of the number of counts to thin a cell to, drawn on a logarithmic scale; a cell with fewer keeps them.
+        None sets no number.
+    drop
+        Range of the chance of a gene to be left out.
+    special_ids
+        Tokens that are no genes.
+    seed
+        Of the draws.
+    """
+
+    counts: CountEncoding | None
+    keep: tuple[float, float] = (1.0, 1.0)
+    to: tuple[float, float] | None = None
+    drop: tuple[float, float] = (0.0, 0.0)
+    special_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __call__(self, example: Example) -> Example:
+        """Return a cell of `cellglot.training.data.dataset.CellDataset` with what is left of it."""
+        if example["epoch"] < 0 or not len(example["input_ids"]):
+            return example
+        random = np.random.default_rng([self.seed, example["epoch"] + 1, example["cell"], _STREAM])
+        keep, drop = random.uniform(*self.keep), random.uniform(*self.drop)
+        number = None if self.to is None else np.exp(random.uniform(*np.log(self.to)))
+        if self.counts is None:
+            return self._with_fewer_tokens(example, drop, random)
+        tokens, counts = self.counts.counts(example)
+        if number is not None:
+            keep *= min(1.0, number / max(float(counts.sum()), 1.0))
+        left = random.binomial(counts.astype(np.int64), keep)
+        left[random.random(len(left)) < drop] = 0
+        kept = left > 0
+        if not kept.any():
+            return example
+        return {**example, **self.counts.encode(example, tokens[kept], left[kept].astype(np.float64))}
+
+    def _with_fewer_tokens(self, example: Example, drop: float, random: np.random.Generator) -> Example:
+        tokens = np.asarray(example["input_ids"])
+        special = np.isin(tokens, self.special_ids)
+        kept = special | (random.random(len(tokens)) >= drop)
+        if not (kept & ~special).any():
+            return example
+        names = [name for name in ("input_ids", "expression_values") if name in example]
+        return {**example, **{name: np.asarray(example[name])[kept] for name in names}}
+
+
+def thinning_of(data: Mapping[str, Any], tokenizer: GeneExpressionTokenizer, corpus: Corpus, seed: int) -> Any:
+    """Make what the section ``data`` of a configuration asks for.
+
+    Parameters
+    ----------
+    data
+        ``thin_counts``: share of a cell's counts to keep; ``thin_to_median``: number of counts to thin it to, in units
+        of the median training cell's;
+        ``drop_tokens``: share of its genes to leave out. Each is a number, or a pair from between which each cell's is
+        drawn; without them nothing is taken.
+    tokenizer
+        Of the model.
+    corpus
+        The training cells.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    Thinning or None
+        None where nothing is taken.
+
+    Raises
+    ------
+    ValueError
+        If a share is none, or counts are to be thinned and the corpus does not hold them.
+    """
+    keep = _range(data, "thin_counts", "a share from above 0 to 1", lambda x: 0 < x <= 1) or (1.0, 1.0)
+    to = _range(data, "thin_to_median", "a multiple above 0 of the median cell's counts", lambda x: x > 0)
+    drop = _range(data, "drop_tokens", "a share from 0 to below 1", lambda x: 0 <= x < 1) or (0.0, 0.0)
+    if keep == (1.0, 1.0) and to is None and drop == (0.0, 0.0):
+        return None
+    special = tuple(tokenizer.vocabulary.token_ids[token] for token in tokenizer.vocabulary.special_tokens)
+    encoding = None
+    if keep != (1.0, 1.0) or to is not None:
+        totals = _totals(corpus)
+        to = None if to is None else (to[0] * float(np.median(totals)), to[1] * float(np.median(totals)))
+        encoding = count_encoding(tokenizer, corpus)
+    return Thinning(encoding, keep, to, drop, special, seed)
+
+
+def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountEncoding:
+    """Return the way from counts to a tokenizer's tokens and back.
+
+    Parameters
+    ----------
+    tokenizer
+        Of the model.
+    corpus
+        Tokenized with the same vocabulary; its tokenizer says what values were scaled to.
+    """
+    scaled_to: Any = corpus.tokenizer()
+    vocabulary = tokenizer.vocabulary
+
+    def by_token(values: np.ndarray, otherwise: float) -> np.ndarray:
+        spread = np.full(vocabulary.vocab_size, otherwise)
+        spread[vocabulary.gene_token_ids] = values
+        return spread
+
+    if isinstance(tokenizer, ExceiverTokenizer):
+        assert vocabulary.means is not None and vocabulary.stds is not None
+        stds = np.where(vocabulary.stds == 0, 1.0, vocabulary.stds)
+        return StandardizedCounts(
+            by_token(vocabulary.means, 0.0), by_token(stds, 1.0), scaled_to.target_sum, scaled_to.clip
+        )
+    assert vocabulary.medians is not None
+    return RankValueCounts(by_token(1.0 / vocabulary.medians, 0.0), scaled_to.target_sum)
+
+
+def _totals(corpus: Corpus) -> np.ndarray:
+    """Return the counts of every training cell that has some, as the tokenizer noted them."""
+    names = pq.read_schema(corpus.shards("train")[0]).names
+    if "expression_values" not in names:
+        raise ValueError(
+            f"{corpus.folder} holds no expression values, from which counts could be thinned: tokenize with "
+            "--option return_expression_values=true, or set data.thin_counts=null and data.thin_to_median=null"
+        )
+    if "expression_total" not in names:
+        raise ValueError(
+            f"{corpus.folder} does not hold the cells' totals, without which counts cannot be thinned: tokenize "
+            "again, or set data.thin_counts=null and data.thin_to_median=null"
+        )
+    shards = [pq.read_table(shard, columns=["expression_total"]) for shard in corpus.shards("train")]
+    totals = np.concatenate([shard["expression_total"].to_numpy() for shard in shards])
+    return totals[totals > 0]
+
+
+def _range(data: Mapping[str, Any], name: str, what: str, fits: Callable[[float], bool]) -> tuple[float, float] | None:
+    """Read a number or a pair of them; None where there is none."""
+    given = data.get(name)
+    if given is None or given is False:
+        return None
+    pair = given if isinstance(given, list | tuple) else [given, given]
+    numbers = len(pair) == 2 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
+    if not numbers or not all(fits(x) for x in pair) or pair[0] > pair[1]:
+        raise ValueError(f"data.{name} {given!r}: it is {what}, or a pair of them, the smaller first")
+    return float(pair[0]), float(pair[1])
+
+
+__all__ = ["THINNING_KEYS", "CountEncoding", "RankValueCounts", "StandardizedCounts", "Thinning", "thinning_of"]

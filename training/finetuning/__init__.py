@@ -1,0 +1,1 @@
+"""Fine-tuning on labels of cells and genes, with and without adapters."""

@@ -1,0 +1,173 @@
+"""Adapters to train: which layers of each model they change, and their folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from transformers import PreTrainedModel
+
+from cellglot.modeling.adapter_folders import cached_revision
+from cellglot.modeling.adapters import as_peft_asks
+from cellglot.outputs import share
+from cellglot.training.config import check_keys
+
+
+ADAPTERS = ("lora", "dora", "ia3")
+
+
+@dataclass(frozen=True)
+class AdapterPreset:
+    """Layers of a model that adapters change, as regular expressions over the names of modules.
+
+    Parameters
+    ----------
+    low_rank
+        Layers that LoRA and DoRA change.
+    scaled
+        Layers whose output, or input, IA3 scales: keys, values, and the second layers of feed-forward blocks.
+    inner
+        Those of them whose input is scaled.
+    """
+
+    low_rank: str
+    scaled: str
+    inner: str
+
+
+def _of_layers(layers: str) -> AdapterPreset:
+    """Return the preset of a BERT: all linear layers of its encoder."""
+    return AdapterPreset(
+        low_rank=rf"{layers}\.(self_attn\.[qkvo]_proj|fc[12])",
+        scaled=rf"{layers}\.(self_attn\.[kv]_proj|fc2)",
+        inner=rf"{layers}\.fc2",
+    )
+
+
+# Heads are trained whole (the decoder of Exceiver's classifier is part of its head), so they are not among the layers.
+# LoRA leaves Exceiver's feed-forward blocks out: its published latents have size 4, at which low-rank matrices hold
+# more weights than the layers, and whole blocks are computed faster than layer by layer (wide_feed_forward).
+PRESETS = {
+    "exceiver": AdapterPreset(
+        low_rank=r"exceiver\.(encoder\.cross_attn|layers\.\d+\.self_attn)\.[qkvo]_proj",
+        scaled=r"exceiver\.(encoder\.cross_attn\.[kv]_proj|layers\.\d+\.(self_attn\.[kv]_proj|fc2))",
+        inner=r"exceiver\.layers\.\d+\.fc2",
+    ),
+    "langcell": _of_layers(r"cell_model\.layers\.\d+"),
+    "sccello": _of_layers(r"sccello\.layers\.\d+"),
+}
+
+
+# End of a model class's name -> what PEFT calls its task, by which `AutoPeftModelFor...` knows the class of the base.
+TASK_TYPES = {"ForSequenceClassification": TaskType.SEQ_CLS, "ForTokenClassification": TaskType.TOKEN_CLS}
+
+
+def adapter_config(
+    method: str,
+    model_type: str,
+    heads: tuple[str, ...],
+    settings: dict[str, Any] | None = None,
+    task_type: TaskType | None = None,
+) -> PeftConfig:
+    """Make the configuration of an adapter.
+
+    Parameters
+    ----------
+    method
+        ``"lora"``, ``"dora"`` or ``"ia3"``.
+    model_type
+        ``"exceiver"``, ``"langcell"`` or ``"sccello"``.
+    heads
+        Modules that are trained whole and saved with the adapter.
+    settings
+        ``rank`` (8), ``alpha`` (twice the rank) and ``dropout`` (0) of LoRA and DoRA; IA3 has none.
+    task_type
+        What PEFT calls the task.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, or a setting is not one of its own.
+    """
+    if method not in ADAPTERS:
+        raise ValueError(f"method {method!r}: the adapters are {', '.join(ADAPTERS)}")
+    settings, preset = dict(settings or {}), PRESETS[model_type]
+    if method == "ia3":
+        check_keys(settings, [], f"finetuning of {method}: setting")
+        return IA3Config(
+            task_type=task_type,
+            target_modules=preset.scaled,
+            feedforward_modules=preset.inner,
+            modules_to_save=list(heads),
+        )
+    check_keys(settings, ["rank", "alpha", "dropout"], f"finetuning of {method}: setting")
+    rank = settings.get("rank", 8)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"finetuning.rank {rank!r}: a rank is a whole number from 1 on")
+    return LoraConfig(
+        task_type=task_type,
+        r=rank,
+        lora_alpha=settings.get("alpha", 2 * rank),
+        lora_dropout=settings.get("dropout", 0.0),
+        use_dora=method == "dora",
+        target_modules=preset.low_rank,
+        modules_to_save=list(heads),
+    )
+
+
+def put_adapter(
+    model: PreTrainedModel, method: str, heads: tuple[str, ...], settings: dict[str, Any] | None = None
+) -> PeftModel:
+    """Freeze a model and put a new adapter on it; its heads go on learning whole.
+
+    The adapter records where the model was loaded from, and the revision of a repository.
+
+    Parameters
+    ----------
+    model
+        With its head.
+    method, heads, settings
+        As for `adapter_config`.
+    """
+    task_type = next((kind for end, kind in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
+    config = adapter_config(method, model.config.model_type, heads, settings, task_type)
+    config.revision = cached_revision(model.config.name_or_path)
+    with as_peft_asks():
+        return get_peft_model(model, config)
+
+
+def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Write an adapter: its weights with the head, and the configuration of the model that it makes.
+
+    Parameters
+    ----------
+    model
+        From `put_adapter`.
+    folder
+        Where to write. Code of model and pipelines is written beside it, so that Auto classes load it anywhere; the
+        tokenizer is the base model's.
+    state_dict
+        Weights of the model where it does not hold them itself, as when they are spread over devices.
+    """
+    base = model.get_base_model()
+    with _no_card(model):
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
+    base.config.architectures = [type(base).__name__]
+    base.config.save_pretrained(str(folder))
+    for weights in Path(folder).glob("adapter_model*.safetensors"):
+        share(weights)
+
+
+@contextmanager
+def _no_card(model: PeftModel) -> Iterator[None]:
+    """Keep PEFT from writing its form of a card, or into a card that is there: ours is made when publishing."""
+    model.create_or_update_model_card = lambda output_dir: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
+
+
+__all__ = ["ADAPTERS", "PRESETS", "AdapterPreset", "adapter_config", "put_adapter", "save_adapter"]

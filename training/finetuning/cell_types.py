@@ -1,0 +1,174 @@
+"""Fine-tuning for classes of cells."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.reading.labels import read_labels
+from cellglot.training.data.cell_types import open_ontology
+from cellglot.training.data.expression import CorpusExpression
+from cellglot.training.data.label_check import LabelCheck, check_labels
+from cellglot.training.data.label_collators import CellClassCollator, balanced_weights
+from cellglot.training.data.labels import labels_of, read_column
+from cellglot.training.data.splits import Part, divide
+from cellglot.training.finetuning.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells, listed
+from cellglot.training.metrics import ClassificationMetrics
+
+
+UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
+
+
+def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
+    """Prepare the classification of cells.
+
+    Classes are those of the training cells. Cells without a label are left out; held-out cells of other classes count
+    as errors; training cells that look like another class than theirs are left out if asked. All are counted.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    column
+        Column of classes.
+    settings
+        Section ``finetuning`` of the configuration.
+    seed
+        Of the division of cells.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes, or no such column.
+    """
+    how = settings.get("split", "corpus")
+    read = read_labels(read_column(corpus, BOTH, column))
+    every, note = read.texts.tolist(), read.note(column)
+    division = divide(corpus, how, every, seed)
+    names = {id(part): _names(corpus, part, column) for part in division.parts()}
+    of_train = _chosen(division.train, names)
+    counts = Counter(name for name in of_train if name is not None)
+    classes = sorted(counts)
+    if len(classes) < 2:
+        raise ValueError(
+            f"{column!r} has {len(classes)} classes among the training cells ({', '.join(classes) or 'none'}): "
+            "classification needs two"
+        )
+    numbers = {name: i for i, name in enumerate(classes)}
+    for part in division.parts():
+        for name in _chosen(part, names):
+            if name is not None:
+                numbers.setdefault(name, len(numbers))
+
+    def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given = np.array([-1 if name is None else numbers.get(name, -1) for name in names[id(part)]], dtype=np.int64)
+        return given, given >= 0
+
+    check = _checked(corpus, division.train, labels(division.train)[0], settings, seed)
+    left_out = settings.get("unlikely_labels") == "leave_out"
+
+    def labels_to_use(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given, keep = labels(part)
+        if part is division.train and check is not None and left_out:
+            keep = keep & ~check.unlikely
+        return given, keep
+
+    train, held_out, test = labelled_cells(corpus, division, labels_to_use)
+    pairs = {} if check is None else check.pairs(labels(division.train)[0], classes)
+    if left_out:
+        counts.subtract({name: sum(others.values()) for name, others in pairs.items()})
+    other = Counter(
+        name for part in division.parts()[1:] for name in _chosen(part, names)
+        if name is not None and name not in counts
+    )  # fmt: skip
+    without = sum(_chosen(part, names).count(None) for part in division.parts())
+    ids = class_ids(classes, settings)
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if check_class_weights(settings) else None
+    unknown = f"; held-out cells of classes without training cells, which count as errors: {listed(other)}"
+    return Task(
+        fields={
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: i for i, name in enumerate(classes)},
+            "problem_type": "single_label_classification",
+            "label_cl_ids": ids or None,
+            "target_mean": None,
+            "target_std": None,
+        },
+        division=division,
+        train=train,
+        held_out=held_out,
+        test=test,
+        collator=lambda cells, training: CellClassCollator(cells, len(classes), weights if training else None),
+        metrics=ClassificationMetrics(),
+        metric_names=("accuracy", "macro_f1"),
+        facts={
+            "label_column": column,
+            "classes": classes,
+            "cells_of_each_class": {name: counts[name] for name in classes},
+            "label_cl_ids": ids,
+            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            "cells_without_label": without,
+            "unlikely_labels": None if check is None else {"left_out": left_out, "looks_like": pairs},
+            "held_out_cells_of_other_classes": sum(other.values()),
+            "other_classes": dict(other.most_common()),
+        },
+        summary=f"{len(classes):,} classes, {len(ids):,} of them cell types of the ontology; {len(train):,} cells for "
+        f"training, {0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} "
+        f"without label{_said(pairs, left_out)}" + (unknown if other else "") + (f"; {note}" if note else ""),
+    )
+
+
+def _checked(
+    corpus: Corpus, part: Part, labels: np.ndarray, settings: Mapping[str, Any], seed: int
+) -> LabelCheck | None:
+    """Check the labels of training cells; None where that is not asked for, or there are no values to do it by."""
+    how = settings.get("unlikely_labels", "keep")
+    if how not in UNLIKELY_LABELS:
+        raise ValueError(f"finetuning.unlikely_labels {how!r}: it is one of {', '.join(UNLIKELY_LABELS)}")
+    if how == "unchecked" or (how == "keep" and not CorpusExpression.held_by(corpus)):
+        return None
+    expression = CorpusExpression(
+        corpus,
+        part.splits,
+        wanted_for="labels are checked by",
+        otherwise=", or set finetuning.unlikely_labels=unchecked",
+    )
+    return check_labels(expression, np.where(part.chosen, labels, -1), seed)
+
+
+def _said(pairs: Mapping[str, Mapping[str, int]], left_out: bool) -> str:
+    """Name training cells with unlikely labels in a summary."""
+    if not pairs:
+        return ""
+    found = {f"{given} like {other}": n for given, others in pairs.items() for other, n in others.items()}
+    found = dict(sorted(found.items(), key=lambda pair: -pair[1]))
+    number = f"{sum(found.values()):,} training cells that look like another class: {listed(found)}"
+    return f", and {number}" if left_out else f"; kept: {number}; finetuning.unlikely_labels=leave_out leaves them out"
+
+
+def _names(corpus: Corpus, part: Part, column: str) -> list[str | None]:
+    return [name for split in part.splits for name in labels_of(corpus, split, column)]
+
+
+def _chosen(part: Part, names: Mapping[int, list[str | None]]) -> list[str | None]:
+    return [name for name, chosen in zip(names[id(part)], part.chosen, strict=True) if chosen]
+
+
+def class_ids(classes: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Find Cell Ontology ids of classes: class -> id, for those that stand for a cell type.
+
+    Parameters
+    ----------
+    classes
+        Names of classes.
+    settings
+        Section ``finetuning`` of the configuration; ``ontology`` says where to look, by default the blood lineage that
+        comes with the package.
+    """
+    found = open_ontology(settings.get("ontology", "blood")).resolve(classes)
+    return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
+
+
+__all__ = ["cell_type_task", "class_ids"]

@@ -1,0 +1,88 @@
+"""Fine-tuning for a value of cells."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.data.label_collators import CellValueCollator
+from cellglot.training.data.labels import values_of
+from cellglot.training.data.splits import Part, divide
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells
+from cellglot.training.metrics import ValueMetrics
+
+
+def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
+    """Prepare the regression of a value.
+
+    The head works on values standardised by mean and standard deviation of the training cells; both stand in the
+    configuration, and predictions have the value's unit. Cells without a value are left out and counted.
+
+    Parameters
+    ----------
+    corpus
+        The corpus.
+    column
+        Column of numbers.
+    settings
+        Section ``finetuning`` of the configuration.
+    seed
+        Of the division of cells.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, it holds no numbers, or all training cells have the same.
+    """
+    division = divide(corpus, settings.get("split", "corpus"), _deciles(values_of(corpus, BOTH, column)), seed)
+
+    def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given = values_of(corpus, part.splits, column)
+        return given, ~np.isnan(given)
+
+    given = {id(part): labels(part)[0][part.chosen] for part in division.parts()}
+    of_train = given[id(division.train)]
+    known = of_train[~np.isnan(of_train)]
+    if len(known) < 2 or known.std() == 0:
+        what = f"the same value {known[0]:g}" if len(known) else "no value"
+        raise ValueError(f"all training cells have {what} in {column!r}: there is nothing to learn")
+    train, held_out, test = labelled_cells(corpus, division, labels)
+    mean, deviation = float(known.mean()), float(known.std())
+    without = int(sum(np.isnan(values).sum() for values in given.values()))
+    return Task(
+        fields={
+            "id2label": {0: column},
+            "label2id": {column: 0},
+            "problem_type": "regression",
+            "label_cl_ids": None,
+            "target_mean": mean,
+            "target_std": deviation,
+        },
+        division=division,
+        train=train,
+        held_out=held_out,
+        test=test,
+        collator=lambda cells, training: CellValueCollator(cells),
+        metrics=ValueMetrics(),
+        metric_names=("mse", "r2", "pearson"),
+        facts={
+            "label_column": column,
+            "target_mean": mean,
+            "target_std": deviation,
+            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            "cells_without_label": without,
+        },
+        summary=f"{column}: mean {mean:.4g}, standard deviation {deviation:.4g}; {len(train):,} cells for training, "
+        f"{0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} without value",
+    )
+
+
+def _deciles(values: np.ndarray) -> list[int | None]:
+    """Return the tenth in which each value lies, None for a missing one."""
+    known = values[~np.isnan(values)]
+    bounds = np.quantile(known, np.linspace(0.1, 0.9, 9)) if len(known) else np.zeros(9)
+    return [None if np.isnan(v) else int(np.searchsorted(bounds, v)) for v in values]
+
+
+__all__ = ["value_task"]

@@ -1,0 +1,356 @@
+"""Pretraining LangCell: cells alone in stage 1, cells and the texts that describe them in stage 2."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+import cellglot
+from cellglot.modeling.cell_losses import IGNORED
+from cellglot.modeling.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from cellglot.modeling.convert.langcell import CheckpointError, from_text_checkpoint
+from cellglot.modeling.loading import load_configuration, load_model, load_processor, load_tokenizer
+from cellglot.modeling.modeling_langcell import LangCellForPreTraining
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+from cellglot.tokenization.ontology.descriptions import ASPECT_TEMPLATE, ASPECTS
+from cellglot.tokenization.processing_langcell import LangCellProcessor
+from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
+from cellglot.training.config import TrainingConfig, check_keys
+from cellglot.training.data.cell_text_collator import CellTextCollator
+from cellglot.training.data.cell_types import LABEL_COLUMNS, open_ontology
+from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.rank_value_collator import rank_value_collator
+from cellglot.training.data.texts import CorpusTexts, texts_of, word_tokenizer
+from cellglot.training.data.thinning import THINNING_KEYS, thinning_of
+from cellglot.training.metrics import masked_gene_rows
+from cellglot.training.pretraining.gene_embeddings import initialize_gene_embeddings
+from cellglot.training.pretraining.recipe import (
+    Recipe,
+    mask_fraction,
+    new_configuration,
+    rank_value_tokenizer_of,
+    rank_value_tokenizer_of_model,
+)
+from cellglot.training.run import check_same_vocabulary
+from cellglot.training.trainer import count_parameters
+
+
+DATA_KEYS = (
+    "mask_fraction",
+    "initialize_gene_embeddings",
+    "ontology",
+    "label_columns",
+    "aspects",
+    "template",
+    "text_checkpoint",
+    "start_from",
+    "freeze",
+    "leave_out",
+    *THINNING_KEYS,
+)
+TOWERS: dict[str, Any] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
+FROZEN = ("cell", "text", "none")
+
+
+def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
+    """Prepare the pretraining of LangCell.
+
+    The section ``model`` has fields of `LangCellConfig` (``stage``, weights of the objectives, ...), those of the
+    towers under ``cell_config`` and ``text_config``. Keys of the section ``data``:
+
+    - ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology``, ``label_columns`` and those of `thinning_of` as
+      for scCello;
+    - ``aspects`` and ``template`` of the texts, as for `describe_cells`;
+    - ``text_checkpoint``: folder or repository of a BERT from which the text tower starts, with its tokenizer. Without
+      one the tower is new, and its tokenizer is made of the words of the texts and of the ontology (our choice);
+    - ``start_from``: folder of a LangCell to go on from, for instance that of stage 1;
+    - ``freeze``: ``cell``, ``text`` or ``none``, the tower that stays as it is, but for its projection and the text
+      tower's cross attention (our choice);
+    - ``leave_out``: cell types whose cells take no part, neither in training nor in the metrics of held-out cells.
+
+    Cells without a text are counted and train the objectives on cells.
+
+    Raises
+    ------
+    ValueError
+        If configuration, corpus and model do not fit together.
+    """
+    check_keys(config.data, list(DATA_KEYS), "data")
+    _check_freeze(config)
+    tokenizer = rank_value_tokenizer_of(corpus, "LangCell")
+    ontology = open_ontology(config.data.get("ontology", "blood"))
+    texts = _texts(config, corpus, ontology)
+    model, text_tokenizer, origin = _model(config, corpus, tokenizer, ontology, texts)
+    keep = texts.keep(corpus, "train")
+    if config.data.get("initialize_gene_embeddings", False) and not config.data.get("start_from"):
+        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed, keep)
+    _freeze(model, config)
+    longest = model.config.cell_config.max_position_embeddings
+    processor = LangCellProcessor(rank_value_tokenizer_of_model(tokenizer, longest), text_tokenizer)
+    train, held_out = _datasets(corpus, texts, model.config.stage)
+    fraction = mask_fraction(config, 0.15)
+    cells = rank_value_collator(
+        tokenizer,
+        mask_fraction=fraction,
+        seed=arguments.seed,
+        max_length=longest,
+        thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
+    )
+    collator: Any = cells
+    tokens: list[list[int]] = []
+    if model.config.stage == 2:
+        length = model.config.text_config.max_position_embeddings
+        tokens = processor(text=texts.texts, text_max_length=length)["text_input_ids"]
+        pad = model.config.text_config.pad_token_id
+        collator = CellTextCollator(cells, tokens, texts.text_of, texts.columns, pad)
+    metrics = LangCellMetrics(tokens, texts.ids("validation"))
+    cut = int((train.lengths > longest).sum())
+    return Recipe(
+        model=model,
+        processing_class=processor,
+        train=train,
+        held_out=held_out,
+        collator=collator,
+        metrics=metrics,
+        summarize=metrics.summarize,
+        summary="\n".join(
+            [
+                f"stage {model.config.stage}: {count_parameters(model):,} parameters, {_learning(model):,} of them "
+                f"learn; {len(train):,} cells for training and {0 if held_out is None else len(held_out):,} held out; "
+                f"{fraction:.0%} of genes masked; {cut:,} cells cut to {longest:,} tokens",
+                f"text tower: {origin}; {len(text_tokenizer):,} words; {processor.texts_cut:,} texts cut",
+                texts.summary(),
+            ]
+        ),
+        facts={
+            "stage": model.config.stage,
+            "text_tower": origin,
+            "mask_fraction": fraction,
+            "ontology": ontology.metadata,
+            "texts": [texts.texts[i] for i in texts.ids("train")],
+            "texts_cut": processor.texts_cut,
+            "cells_without_text": {split: texts.without_text(split) for split in texts.cells},
+            "cells_left_out": texts.cells_left_out,
+            "cell_labels": texts.labels.to_dict(),
+            "cells_cut": cut,
+            "training_cells": len(train),
+        },
+    )
+
+
+# -------------------------------------------------------------------- cells and texts
+
+
+def _texts(config: TrainingConfig, corpus: Corpus, ontology: CellOntology) -> CorpusTexts:
+    texts = texts_of(
+        corpus,
+        ontology,
+        aspects=config.data.get("aspects", tuple(ASPECTS)),
+        template=config.data.get("template", ASPECT_TEMPLATE),
+        label_columns=config.data.get("label_columns", LABEL_COLUMNS),
+        leave_out=config.data.get("leave_out") or (),
+    )
+    if not texts.ids("train") and config.model.get("stage", 2) == 2:
+        raise ValueError(
+            f"no training cell of {corpus.folder} has a text: carry its metadata when tokenizing, e.g. cellglot "
+            "tokenize --rename my_labels=cell_type, or train on cells alone by model.stage=1"
+        )
+    return texts
+
+
+def _datasets(corpus: Corpus, texts: CorpusTexts, stage: int) -> tuple[CellDataset, CellDataset | None]:
+    columns = texts.columns if stage == 2 else []
+    train = CellDataset(corpus, "train", columns=columns, keep=texts.keep(corpus, "train"))
+    keep = texts.keep(corpus, "validation")
+    if not (corpus.n_cells("validation") if keep is None else keep.any()):
+        return train, None
+    return train, CellDataset(corpus, "validation", columns=columns, keep=keep)
+
+
+# -------------------------------------------------------------------- the model
+
+
+def _model(
+    config: TrainingConfig, corpus: Corpus, tokenizer: RankValueTokenizer, ontology: CellOntology, texts: CorpusTexts
+) -> tuple[LangCellForPreTraining, Any, str]:
+    """Make the model and its text tokenizer; say where the text tower comes from."""
+    for name, tower in TOWERS.items():
+        check_keys(config.model.get(name) or {}, list(tower.__dataclass_fields__), f"model.{name}")
+    folder, checkpoint = config.data.get("start_from"), config.data.get("text_checkpoint")
+    if folder:
+        return _started_from(config, corpus, str(folder), checkpoint)
+    if checkpoint:
+        changed = _with(config, text_config=load_configuration(checkpoint))
+        built = new_configuration(LangCellConfig, changed, tokenizer)
+        return _from_checkpoint(built, checkpoint), load_tokenizer(checkpoint), _origin(config)
+    words = [ontology.name(t) for t in ontology.cell_types] + [ontology.definition(t) for t in ontology.cell_types]
+    longest = LangCellTextConfig(**(config.model.get("text_config") or {})).max_position_embeddings
+    text_tokenizer = word_tokenizer([*texts.texts, *words], longest)
+    sizes = (config.model.get("text_config") or {}) | {"vocab_size": len(text_tokenizer)}
+    built = new_configuration(LangCellConfig, _with(config, text_config=sizes), tokenizer)
+    return LangCellForPreTraining(built), text_tokenizer, "new, with a tokenizer made of the texts' words"
+
+
+def _with(config: TrainingConfig, **fields: Any) -> TrainingConfig:
+    """Change fields of the section ``model``."""
+    return TrainingConfig(config.model | fields, config.data, config.optimizer, config.trainer)
+
+
+def _origin(config: TrainingConfig) -> str:
+    unused = "; model.text_config is not used" if config.model.get("text_config") else ""
+    return f"{config.data['text_checkpoint']}{unused}"
+
+
+def _from_checkpoint(
+    built: LangCellConfig, checkpoint: str | Path, cells: str | Path | None = None
+) -> LangCellForPreTraining:
+    """Make a model whose text tower is that of a checkpoint, its cell encoder new or that of a folder."""
+    names = [n for n in LangCellConfig.__dataclass_fields__ if n in LangCellConfig.__annotations__]
+    options = {n: getattr(built, n) for n in names if n not in ("text_config", "auto_map")}
+    try:
+        model = from_text_checkpoint(checkpoint, cells, LangCellForPreTraining, **options)
+    except CheckpointError as error:
+        raise ValueError(f"data.text_checkpoint: {error}") from error
+    return model
+
+
+def _started_from(
+    config: TrainingConfig, corpus: Corpus, folder: str, checkpoint: str | None
+) -> tuple[LangCellForPreTraining, Any, str]:
+    """Load a model to go on from; the sizes of the section ``model`` have to be its own."""
+    check_same_vocabulary(load_tokenizer(folder, RankValueTokenizer), corpus, folder)
+    earlier = load_configuration(folder, LangCellConfig)
+    given = {k: v for k, v in config.model.items() if k not in ("type", *TOWERS)}
+    check_keys(given, list(LangCellConfig.__dataclass_fields__), "model")
+    own = {"": {k: v for k, v in given.items() if k in ("projection_dim", "initializer_range")}}
+    own |= {name: config.model.get(name) or {} for name in TOWERS if name == "cell_config" or not checkpoint}
+    for name, values in own.items():
+        for key, value in values.items():
+            there = getattr(getattr(earlier, name) if name else earlier, key)
+            if value != there:
+                what = f"model.{name}.{key}" if name else f"model.{key}"
+                raise ValueError(f"{what} is {value!r}, but {folder} has {there!r}: leave it out, or start anew")
+    if checkpoint and earlier.stage != 1:
+        raise ValueError(
+            f"{folder} is of stage {earlier.stage}, its text tower has been trained: leave data.text_checkpoint out"
+        )
+    options = given | {"stage": given.get("stage", 2)}
+    heads = ("gene_head", "matching_head", *(("text_model",) if checkpoint else ()))  # trained, or from elsewhere
+    model: Any = load_model(LangCellForPreTraining, folder, new=heads, **options)
+    model.config.validate()
+    if checkpoint:
+        return _text_tower_anew(model, folder, checkpoint)
+    cellglot.register_auto_classes()
+    processor: Any = load_processor(folder)
+    return model, processor.text_tokenizer, f"that of {folder}"
+
+
+def _text_tower_anew(
+    model: LangCellForPreTraining, folder: str, checkpoint: str
+) -> tuple[LangCellForPreTraining, Any, str]:
+    """Return a model of stage 1 the text tower of a checkpoint; one that it had already is as it was."""
+    anew = _from_checkpoint(model.config, checkpoint, folder)
+    anew.gene_head.load_state_dict(model.gene_head.state_dict())
+    return anew, load_tokenizer(checkpoint), f"{checkpoint}; cells are those of {folder}"
+
+
+def _check_freeze(config: TrainingConfig) -> None:
+    freeze, stage = config.data.get("freeze") or "none", config.model.get("stage", 2)
+    if freeze not in FROZEN:
+        raise ValueError(f"data.freeze {freeze!r}: it is one of {', '.join(FROZEN)}")
+    if freeze == "cell" and stage == 1:
+        raise ValueError("data.freeze=cell in stage 1: the cell encoder is all that learns there")
+
+
+def _freeze(model: LangCellForPreTraining, config: TrainingConfig) -> None:
+    freeze = config.data.get("freeze") or "none"
+    if freeze == "cell":
+        model.freeze_cell_encoder()
+    elif freeze == "text" and model.config.stage == 2:
+        model.freeze_text_encoder()
+
+
+def _learning(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# -------------------------------------------------------------------- metrics
+
+
+class LangCellMetrics:
+    """Metrics of held-out cells.
+
+    ``masked_gene_loss``: mean cross entropy of masked genes over the vocabulary; ``masked_gene_accuracy``: share of
+    masked genes whose score is the highest; ``text_accuracy``: share of cells with a text that lie nearest to it among
+    all texts of held-out cells, by cosine, masked genes masked; ``text_chance``: what a random choice gives.
+
+    Parameters
+    ----------
+    text_tokens
+        Tokens of every text; none in stage 1.
+    held_out
+        Ids of the texts of held-out cells.
+    """
+
+    def __init__(self, text_tokens: Sequence[Sequence[int]], held_out: Sequence[int]):
+        self.text_tokens, self.held_out = text_tokens, list(held_out)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._features: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def summarize(self, model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum up a batch of held-out cells, one row a cell.
+
+        Texts are embedded at the first batch of an evaluation.
+
+        Returns
+        -------
+        predictions
+            Masked genes' cross entropy, masked genes found, whether the nearest text is the cell's; shape (cells, 3).
+        labels
+            Masked genes, whether the cell has a text; shape (cells, 2).
+        """
+        sums = masked_gene_rows(outputs.logits, inputs["labels"])
+        predictions, labels = (nn.functional.pad(t, (0, 1)) for t in sums)
+        if "text_ids" in inputs and self.held_out:
+            ids = inputs["text_ids"]
+            if self._features is None:
+                self._features = self._embed(model, ids.device)
+            known = ids != IGNORED
+            nearest = (outputs.pooler_output @ self._features.T).argmax(dim=1)
+            right = torch.tensor(self.held_out, device=ids.device)[nearest] == ids
+            predictions[:, 2], labels[:, 1] = (right & known).float(), known.float()
+        return predictions, labels
+
+    def _embed(self, model: Any, device: torch.device) -> torch.Tensor:
+        rows = [torch.tensor(self.text_tokens[i]) for i in self.held_out]
+        pad = model.config.text_config.pad_token_id
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+        lengths = torch.tensor([len(r) for r in rows], device=device)
+        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+        return model.get_text_features(tokens, mask)
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; give the metrics at the last one."""
+        rows = torch.cat([torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)], dim=1)
+        self._sums += rows.double().sum(dim=0).cpu()
+        if not compute_result:
+            return {}
+        loss, found, right, genes, cells = self._sums.tolist()
+        self._begin()
+        metrics: dict[str, float] = {}
+        if genes:
+            metrics |= {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes}
+        if cells:
+            metrics |= {"text_accuracy": right / cells, "text_chance": 1 / len(self.held_out)}
+        return metrics
+
+
+__all__ = ["LangCellMetrics", "langcell_recipe"]

@@ -1,0 +1,141 @@
+"""Pretraining: ``accelerate launch -m cellglot.training.pretrain --config exceiver_small.yaml ...``."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from cellglot.outputs import exit_on_sigterm
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.config import TrainingConfig, check_keys, load_config
+from cellglot.training.pretraining.exceiver import exceiver_recipe
+from cellglot.training.pretraining.langcell import langcell_recipe
+from cellglot.training.pretraining.recipe import Recipe
+from cellglot.training.pretraining.sccello import sccello_recipe
+from cellglot.training.run import (
+    check_held_out,
+    check_vocabulary,
+    end,
+    final_metrics,
+    finished_metrics,
+    run_record,
+    run_training,
+    say,
+    say_empty_cells,
+    training_arguments,
+    training_output,
+)
+from cellglot.training.trainer import CellTrainer
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "exceiver": exceiver_recipe,
+    "langcell": langcell_recipe,
+    "sccello": sccello_recipe,
+}
+
+
+def pretrain(
+    config: TrainingConfig,
+    corpus: str | Path | Corpus,
+    output: str | Path,
+    *,
+    resume: bool = True,
+    overwrite: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, float]:
+    """Pretrain a model on a corpus.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    corpus
+        Folder that ``cellglot tokenize`` made.
+    output
+        Folder for the model (weights, configuration, tokenizer, code: ready for the Hub), checkpoints and the
+        record of the run.
+    resume
+        Resume from the last checkpoint in `output`, if there is one. A run that is finished is not done again.
+    overwrite
+        Delete what an earlier run wrote in `output`, and nothing else, and start from the beginning.
+    callbacks
+        Further callbacks of the trainer.
+
+    Returns
+    -------
+    dict
+        Metrics of the held-out cells, named ``eval_...`` as in the model's recipe; empty without such cells.
+
+    Raises
+    ------
+    ValueError
+        If configuration, corpus and model do not fit together, `output` holds another run, or a loss is not finite.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    kind = config.model.get("type")
+    if kind not in RECIPES:
+        raise ValueError(f"model.type {kind!r}: the models to pretrain are {', '.join(RECIPES)}")
+    check_keys(config.finetuning, [], "finetuning")
+    arguments = training_arguments(config, output)
+    claim = training_output(config, corpus, arguments, output, "pretrain", resume=resume, overwrite=overwrite)
+    with claim as claimed:
+        if claimed.record is not None:
+            return finished_metrics(claimed)
+        set_seed(arguments.seed)
+        recipe = RECIPES[kind](config, corpus, arguments)
+        check_vocabulary(recipe.model, corpus)
+        check_held_out(arguments, recipe.held_out, corpus)
+        trainer = CellTrainer(
+            model=recipe.model,
+            args=arguments,
+            train_dataset=recipe.train,
+            eval_dataset=recipe.held_out,
+            data_collator=recipe.collator,
+            processing_class=recipe.processing_class,
+            compute_metrics=recipe.metrics,
+            summarize=recipe.summarize,
+            description="pretraining",
+            optimizer_name=config.optimizer.get("name", "adamw"),
+            callbacks=list(callbacks),
+        )
+        say(trainer, recipe.summary)
+        facts = recipe.facts | {"cells_without_genes": say_empty_cells(trainer, recipe.train, recipe.held_out)}
+        return run_training(
+            trainer,
+            claimed,
+            lambda: final_metrics(trainer) if recipe.held_out is not None else {},
+            lambda metrics: run_record(trainer, config, corpus, metrics, facts),
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrain from the command line."""
+    parser = argparse.ArgumentParser(prog="cellglot.training.pretraining.pretrain", description=__doc__.split(":")[0])
+    parser.add_argument(
+        "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
+    )
+    parser.add_argument("--corpus", required=True, help="folder that cellglot tokenize made")
+    parser.add_argument("--output", required=True, help="folder for the model and its checkpoints")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
+    given = parser.parse_args(arguments)
+    exit_on_sigterm()
+    try:
+        metrics = pretrain(
+            load_config(given.config, given.set),
+            given.corpus,
+            given.output,
+            resume=not given.no_resume,
+            overwrite=given.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    end(metrics)
+
+
+if __name__ == "__main__":
+    main()

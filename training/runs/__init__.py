@@ -1,0 +1,1 @@
+"""What a training run is of, its checkpoints, how it is stopped and finished."""
