@@ -14,7 +14,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz lint benchmark clean
+.PHONY: demo test fuzz lint docs benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
@@ -31,6 +31,12 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff format --check .
 	rm -rf $(VENV)/typed build && $(PIP) --no-deps --target $(VENV)/typed .
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package cellglot
+
+# The site of docs/ in build/site; a broken link or reference is an error.
+docs: $(VENV)/.docs
+	rm -rf build/site docs/reference/generated
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs build/site
+	@echo "build/site/index.html"
 
 benchmark: $(VENV)/.benchmarks
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
@@ -52,6 +58,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.linters: $(VENV)/.installed
 	$(PIP) $(PACKAGE)'[lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) $(PACKAGE)'[docs]'
 	@touch $@
 
 $(VENV)/.benchmarks: $(VENV)/.installed
