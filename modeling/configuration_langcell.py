@@ -163,7 +163,7 @@ class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     auto_map: dict[str, Any] | None = field(
         default_factory=lambda: {
             "AutoConfig": "configuration_langcell.LangCellTextConfig",
-            "AutoModel": "modeling_langcell.LangCellTextModel",
+            "AutoModel": "modeling_langcell_text.LangCellTextModel",
         }
     )
 

@@ -25,11 +25,10 @@ from .background_attention import (
 )
 from .cell_losses import IGNORED, count_items, every_weight_counts, share_of_step
 from .configuration_exceiver import ExceiverConfig
-from .dropout import Dropout
+from .cpu_layers import Dropout, pays, wide_feed_forward
 from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
 from .model_tasks import Predicts, former_name
 from .plain_layers import embedding_rows, works_alone
-from .wide_feed_forward import pays, wide_feed_forward
 
 
 @dataclass

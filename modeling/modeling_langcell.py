@@ -1,6 +1,5 @@
 """LangCell: cells and texts in one space, and a matcher of both (Zhao et al. 2024, arXiv 2405.06708)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +8,15 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.core_model_loading import WeightRenaming
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.generic import can_return_tuple
 
-from .adapter_folders import AdapterFolders
 from .cell_losses import (
     IGNORED,
     GatheredCells,
@@ -30,7 +24,6 @@ from .cell_losses import (
     count_items,
     cross_entropy_terms,
     every_weight_counts,
-    full_precision,
     gather_cells,
     join_losses,
     masked_gene_loss,
@@ -45,19 +38,13 @@ from .cell_text_losses import (
     number_texts,
     pairs_to_match,
 )
-from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .dropout import Dropout
+from .configuration_langcell import LangCellCellConfig, LangCellConfig
+from .cpu_layers import Dropout
 from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
-from .model_tasks import Predicts, former_name
-from .modeling_sccello import (
-    ScCelloEmbeddings,
-    ScCelloModel,
-    check_labels,
-    count_cells,
-    eager_attention_forward,
-    refuse_to_cut,
-)
-from .packed_texts import CellKeys, DistinctTexts, PackedTexts, distinct_texts, pack_texts, trim_cells
+from .model_tasks import former_name
+from .modeling_langcell_text import LangCellPreTrainedModel, LangCellTextModel, LangCellTextModelOutput, normalized
+from .modeling_sccello import ScCelloModel, check_labels, count_cells
+from .packed_texts import CellKeys, DistinctTexts, distinct_texts, pack_texts, trim_cells
 from .plain_layers import works_alone
 
 
@@ -66,36 +53,8 @@ logger = logging.get_logger(__name__)
 # Pairs of a cell and a text whose hidden states are held at once, by default.
 PAIRS_ON_CPU, PAIRS_ON_ACCELERATOR = 32, 512
 
-# Tokens that go through a feed-forward block at once on the CPU where there are no gradients.
-TOKENS_AT_ONCE = 512
-
 # Cells whose keys and values are held at once where texts come in several parts.
 CELLS_WITH_KEYS = 4
-
-
-@dataclass
-class LangCellTextModelOutput(ModelOutput):
-    """Output of `LangCellTextModel`.
-
-    Parameters
-    ----------
-    last_hidden_state
-        Hidden states, shape (texts, tokens, hidden size).
-    pooler_output
-        Text embedding in text mode: the projection of ``[CLS]``, normalised, float32, shape (texts, projection size).
-        None in multimodal mode, where ``[CLS]`` is read by the matching head.
-    hidden_states
-        Hidden states before the first and after every layer, on request.
-    attentions, cross_attentions
-        Weights of self-attention and of cross attention of every layer, shape (texts, heads, tokens, tokens of the
-        text or the cell), on request under eager.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -246,451 +205,6 @@ class LangCellCellModel(ScCelloModel):
         if self.projection is not None:
             outputs.pooler_output = normalized(self.projection(outputs.pooler_output))
         return outputs
-
-
-@full_precision
-def normalized(states: torch.Tensor) -> torch.Tensor:
-    """Normalise states, shape (..., size), in float32 where they are of lower precision."""
-    return nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
-
-
-# -------------------------------------------------------------------- the text encoder
-
-
-class LangCellTextAttention(nn.Module):
-    """Multi-head attention of text tokens, onto their text or onto a cell.
-
-    Parameters
-    ----------
-    config
-        The configuration of the text encoder.
-    key_value_size
-        Size of the hidden states that keys and values project from.
-    """
-
-    def __init__(self, config: LangCellTextConfig, key_value_size: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(key_value_size, config.hidden_size)
-        self.v_proj = nn.Linear(key_value_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Shape (rows, tokens, hidden size) to (rows, heads, tokens, size of a head)."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of hidden states, shape (rows, heads, tokens, size of a head) each."""
-        return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend by the configured implementation.
-
-        Parameters
-        ----------
-        query, key, value
-            Shape (rows, heads, tokens, size of a head).
-        mask
-            As the implementation takes it.
-
-        Returns
-        -------
-        context
-            Shape (rows, queries, hidden size).
-        weights
-            Shape (rows, heads, queries, keys), None where the implementation gives none.
-        """
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        context, weights = attention_interface(
-            self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs
-        )
-        return context.flatten(2), weights
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        mask: Any = None,
-        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from tokens, shape (rows, tokens, hidden size), to their text or to given keys and values."""
-        key, value = self.key_value(hidden_states) if key_value is None else key_value
-        context, weights = self.attend(self.split_heads(self.q_proj(hidden_states)), key, value, mask, **kwargs)
-        return self.o_proj(context), weights
-
-    def forward_packed(self, hidden_states: torch.Tensor, texts: PackedTexts, first_only: bool) -> torch.Tensor:
-        """Attend from packed tokens to their text, one run of equal lengths after the other.
-
-        Parameters
-        ----------
-        hidden_states
-            Shape (cells, tokens of all texts, hidden size).
-        texts
-            What stands where.
-        first_only
-            Whether only the first token of every text asks; the result then has shape (cells, texts, hidden size).
-        """
-        asking = hidden_states[:, texts.starts] if first_only else hidden_states
-        query, key, value = self.q_proj(asking), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        pieces, text = [], 0
-        for start, stop, number, length in texts.runs():
-            of_queries, queries = ((text, text + number), 1) if first_only else ((start, stop), length)
-            pieces.append(
-                self.attend(
-                    self._rows(query[:, slice(*of_queries)], queries),
-                    self._rows(key[:, start:stop], length),
-                    self._rows(value[:, start:stop], length),
-                    None,
-                )[0].reshape(len(query), -1, query.shape[-1])
-            )
-            text += number
-        return self.o_proj(torch.cat(pieces, dim=1))
-
-    def _rows(self, states: torch.Tensor, length: int) -> torch.Tensor:
-        """Shape (cells, texts * length, hidden size) to (cells * texts, heads, length, size of a head)."""
-        return self.split_heads(states.reshape(-1, length, states.shape[-1]))
-
-
-class LangCellTextLayer(GradientCheckpointingLayer):
-    """Self-attention, cross attention onto cells where there are some, feed-forward block.
-
-    Each has dropout, residual and layer norm after it, as in BERT.
-
-    Parameters
-    ----------
-    config
-        The configuration of the text encoder.
-    """
-
-    def __init__(self, config: LangCellTextConfig):
-        super().__init__()
-        size, eps = config.hidden_size, config.layer_norm_eps
-        self.self_attn = LangCellTextAttention(config, size)
-        self.norm_attention = nn.LayerNorm(size, eps=eps)
-        self.cross_attn = LangCellTextAttention(config, config.encoder_hidden_size)
-        self.norm_cross_attention = nn.LayerNorm(size, eps=eps)
-        self.fc1 = nn.Linear(size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, size)
-        self.norm_feed_forward = nn.LayerNorm(size, eps=eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def read_text(self, hidden_states: torch.Tensor, texts: PackedTexts, first_only: bool = False) -> torch.Tensor:
-        """Attend from packed tokens to their texts; the block of self-attention."""
-        attended = self.self_attn.forward_packed(hidden_states, texts, first_only)
-        if first_only:
-            hidden_states = hidden_states[:, texts.starts]
-        return self.norm_attention(hidden_states + self.dropout(attended))
-
-    def read_cell(
-        self, hidden_states: torch.Tensor, key_value: tuple[torch.Tensor, torch.Tensor], mask: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Attend from tokens to the keys and values of cells; the block of cross attention."""
-        attended, _ = self.cross_attn(hidden_states, mask, key_value, **kwargs)
-        return self.norm_cross_attention(hidden_states + self.dropout(attended))
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the feed-forward block."""
-        processed = self.fc2(self.activation(self.fc1(hidden_states)))
-        return self.norm_feed_forward(hidden_states + self.dropout(processed))
-
-    def feed_forward_in_parts(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the feed-forward block; on the CPU without gradients to some tokens at a time, for its wide states."""
-        if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
-            return self.feed_forward(hidden_states)
-        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        result = torch.empty_like(tokens)
-        for part, into in zip(tokens.split(TOKENS_AT_ONCE), result.split(TOKENS_AT_ONCE), strict=True):
-            into.copy_(self.feed_forward(part))
-        return result.view_as(hidden_states)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: Any = None,
-        cell_states: torch.Tensor | None = None,
-        cell_mask: Any = None,
-        cell_rows: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Process tokens, shape (texts, tokens, hidden size).
-
-        Parameters
-        ----------
-        hidden_states
-            Of the tokens.
-        attention_mask, cell_mask
-            Masks of text and cell, as the implementation of attention takes them.
-        cell_states
-            Hidden states of cells, shape (cells, tokens, size); the block of cross attention is off without them.
-        cell_rows
-            Cell of each text, shape (texts,); by default text i reads cell i.
-        """
-        attended, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.norm_attention(hidden_states + self.dropout(attended))
-        if cell_states is not None:
-            key, value = self.cross_attn.key_value(cell_states)
-            if cell_rows is not None:
-                key, value = key[cell_rows], value[cell_rows]
-            hidden_states = self.read_cell(hidden_states, (key, value), cell_mask, **kwargs)
-        return self.feed_forward(hidden_states)
-
-
-class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
-    """Base of the LangCell models: initialisation as BERT's, and what the library has to know."""
-
-    config: LangCellConfig
-    config_class = LangCellConfig
-    base_model_prefix = "langcell"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["ScCelloEmbeddings", "ScCelloLayer", "LangCellTextLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = False
-    _supports_flex_attn = False
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, LangCellGeneHead):
-            init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Add tokens of cells after the last, or take such tokens away again; the model's own keep their ids.
-
-        Tokens of texts are added by ``text_model.resize_token_embeddings``.
-
-        Parameters
-        ----------
-        new_num_tokens, *args, **kwargs
-            As for other models.
-
-        Raises
-        ------
-        NotImplementedError
-            If tokens of the model would be cut off.
-        """
-        if getattr(self.config, "cls_token_id", None) is not None:
-            refuse_to_cut(self.config, new_num_tokens)
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-
-
-class LangCellTextModel(LangCellPreTrainedModel):
-    """Text encoder: a BERT whose layers can also attend to cells.
-
-    In *text mode* the blocks of cross attention are off, and the text embedding is the normalised projection of
-    ``[CLS]``. In *multimodal mode* they read the hidden states of cells.
-
-    Parameters
-    ----------
-    config
-        The configuration of the text encoder.
-    """
-
-    config: LangCellTextConfig
-    config_class = LangCellTextConfig
-    prediction = "pooler_output"
-    base_model_prefix = "text_model"
-    _keys_to_ignore_on_load_unexpected = [r"^cell_model\.", r"^matching_head\.", r"^gene_head\."]
-    _can_record_outputs = {
-        "hidden_states": LangCellTextLayer,
-        "attentions": OutputRecorder(LangCellTextAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(LangCellTextAttention, index=1, layer_name="cross_attn"),
-    }
-
-    def __init__(self, config: LangCellTextConfig):
-        super().__init__(config)
-        self.embeddings = ScCelloEmbeddings(config)
-        self.layers = nn.ModuleList(LangCellTextLayer(config) for _ in range(config.num_hidden_layers))
-        self.projection = nn.Linear(config.hidden_size, config.projection_dim)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of tokens."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of tokens."""
-        self.embeddings.word_embeddings = value
-
-    def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Return where there is a token, shape (texts, tokens), once the texts have been looked at.
-
-        Raises
-        ------
-        ValueError
-            If a text is longer than the model's positions, begins with padding, or holds an id beyond the vocabulary.
-        """
-        config, tokens = self.config, input_ids.shape[1]
-        if tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"texts of {tokens:,} tokens, but this model has positions for {config.max_position_embeddings:,}: "
-                f"tokenize with truncation=True, max_length={config.max_position_embeddings}"
-            )
-        mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
-            return mask
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"the texts hold the id {low if low < 0 else high:,}, but this model's text encoder has "
-                f"vocab_size={config.vocab_size:,}: do tokenizer and model belong together?"
-            )
-        padded = mask.any(dim=1) & ~mask[:, 0]
-        if padded.any():
-            raise ValueError(f"text {int(padded.nonzero()[0])} is padded on the left: it has to begin with [CLS]")
-        return mask
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        cell_hidden_states: torch.Tensor | None = None,
-        cell_attention_mask: torch.Tensor | None = None,
-        cell_rows: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> LangCellTextModelOutput:
-        """Encode texts, alone or reading cells.
-
-        Parameters
-        ----------
-        input_ids, attention_mask
-            Tokens, ``[CLS]`` first, and 1 where there is one; shape (texts, tokens).
-        cell_hidden_states
-            Hidden states of the cell encoder, shape (cells, tokens, size): multimodal mode.
-        cell_attention_mask
-            1 where there is a token of the cell, shape (cells, tokens).
-        cell_rows
-            Cell of each text, shape (texts,); by default text i reads cell i. A cell's keys and values are computed
-            once however many texts read it.
-        token_type_ids
-            What BERT's tokenizers give; all 0, as there are no token types.
-
-        Raises
-        ------
-        ValueError
-            As `key_mask`; if a token type is not 0, or cells and texts do not fit together.
-        """
-        key_mask = self.key_mask(input_ids, attention_mask)
-        if token_type_ids is not None and input_ids.device.type == "cpu" and token_type_ids.any():
-            raise ValueError("token_type_ids holds a second type: LangCell's text encoder knows one text at a time")
-        states = self.embeddings(input_ids)
-        mask = self._mask(states, states, key_mask)
-        cell_mask = None
-        if cell_hidden_states is not None:
-            if cell_rows is None and len(cell_hidden_states) != len(input_ids):
-                raise ValueError(
-                    f"{len(input_ids):,} texts and {len(cell_hidden_states):,} cells: pass cell_rows, the cell that "
-                    "each text reads"
-                )
-            cell_mask = self._cell_mask(states, cell_hidden_states, cell_attention_mask, cell_rows)
-        for layer in self.layers:
-            states = layer(states, mask, cell_hidden_states, cell_mask, cell_rows, **kwargs)
-        pooled = normalized(self.projection(states[:, 0])) if cell_hidden_states is None else None
-        return LangCellTextModelOutput(last_hidden_state=states, pooler_output=pooled)
-
-    def _mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None) -> Any:
-        """Return the mask of keys; one row of it, as it is the same for all queries."""
-        if key_mask is None:
-            return None
-        attendable = key_mask | ~key_mask.any(dim=1, keepdim=True)
-        return create_bidirectional_mask(self.config, queries[:, :1], attendable, encoder_hidden_states=keys)
-
-    def _cell_mask(
-        self, states: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor | None
-    ) -> Any:
-        if mask is None:
-            return None
-        if rows is not None:
-            mask, cells = mask[rows], cells[:1].expand(len(rows), -1, -1)
-        return self._mask(states, cells, mask.bool())
-
-    # ---------------------------------------------------------------- many texts, without padding
-
-    def read_texts(self, texts: PackedTexts) -> torch.Tensor:
-        """Return packed texts after the first layer's self-attention, which no cell has a part in.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (1, tokens of all texts, hidden size); of first tokens alone, where there is one layer only.
-        """
-        states = self.embeddings(texts.tokens[None], texts.positions[None])
-        return self.layers[0].read_text(states, texts, first_only=len(self.layers) == 1)
-
-    def select_texts(
-        self, texts: PackedTexts, states: torch.Tensor, rows: list[int]
-    ) -> tuple[PackedTexts, torch.Tensor]:
-        """Return some of packed texts, and of what `read_texts` gave for them.
-
-        Parameters
-        ----------
-        texts, states
-            Packed texts, and their states.
-        rows
-            Numbers of texts, ascending.
-        """
-        if len(rows) == len(texts.lengths):
-            return texts, states
-        some, places = texts.select(rows)
-        return some, states[:, rows if len(self.layers) == 1 else places]
-
-    def finish(self, states: torch.Tensor, texts: PackedTexts, cells: CellKeys | None = None) -> torch.Tensor:
-        """Take texts from there through all layers, reading cells where there are some.
-
-        Parameters
-        ----------
-        states
-            What `read_texts` gives.
-        texts
-            What stands where.
-        cells
-            Cells to be read, each by all texts.
-
-        Returns
-        -------
-        torch.Tensor
-            Last hidden states of first tokens, shape (cells or 1, texts, hidden size). The last layer is computed for
-            them alone.
-        """
-        last, mask = len(self.layers) - 1, None
-        if cells is not None:
-            states = states.expand(cells.number, -1, -1)
-            mask = self._mask(states, cells.states, cells.mask)
-        for number, layer in enumerate(self.layers):
-            if number:
-                states = layer.read_text(states, texts, first_only=number == last)
-            if cells is not None:
-                states = layer.read_cell(states, cells.of_layer(number), mask)
-            states = layer.feed_forward_in_parts(states)
-        return states
-
-    def encode_texts(self, input_ids: torch.Tensor, key_mask: torch.Tensor, texts_at_once: int) -> torch.Tensor:
-        """Return text embeddings, shape (texts, projection size), computed without padding in parts."""
-        order = key_mask.sum(dim=1).argsort(stable=True)
-        parts = [pack_texts(input_ids, key_mask, rows) for rows in order.split(texts_at_once)]
-        firsts = torch.cat([self.finish(self.read_texts(part), part)[0] for part in parts])
-        return normalized(self.projection(firsts))[order.argsort()]
 
 
 # -------------------------------------------------------------------- both
@@ -1148,6 +662,12 @@ class LangCellForPreTraining(LangCellModel):
         if config.stage == 1:
             self.set_stage(1)
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LangCellGeneHead):
+            init.zeros_(module.bias)
+
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Add tokens of cells, as for the other models, and their biases in the head of masked genes."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -1596,7 +1116,6 @@ def _joined(
 
 
 LangCellModel.register_for_auto_class("AutoModel")
-LangCellTextModel.register_for_auto_class("AutoModel")
 LangCellCellModel.register_for_auto_class("AutoModel")
 LangCellForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 LangCellForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

@@ -39,7 +39,7 @@ from .cell_losses import (
     scale_representations,
 )
 from .configuration_sccello import ScCelloConfig
-from .dropout import Dropout
+from .cpu_layers import Dropout
 from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
 from .model_tasks import Predicts, former_name
 from .plain_layers import embedding_rows

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellglot.modeling.dropout import Dropout
+from cellglot.modeling.cpu_layers import Dropout
 
 
 @pytest.mark.parametrize("p", [0.02, 0.5])

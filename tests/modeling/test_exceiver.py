@@ -386,7 +386,7 @@ def test_losses_over_a_whole_step(exceiver_config):
 
 @pytest.mark.parametrize("tokens", [1, 255, 256, 700])
 def test_the_wide_block_gives_the_values_and_gradients_of_its_layers(tokens):
-    from cellglot.modeling.wide_feed_forward import pays, wide_feed_forward
+    from cellglot.modeling.cpu_layers import pays, wide_feed_forward
 
     torch.manual_seed(0)
     linear1, linear2 = torch.nn.Linear(4, 128), torch.nn.Linear(128, 4)

@@ -433,7 +433,7 @@ def every_pair(model, batch):
     [("sdpa", None, 3), ("sdpa", 1, 3), ("sdpa", 7, 1), ("eager", 3, 3), ("eager", None, 1)],
 )
 def test_matching_is_that_of_every_pair(langcell_config, implementation, pairs_at_once, layers, monkeypatch):
-    monkeypatch.setattr("cellglot.modeling.modeling_langcell.TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("cellglot.modeling.modeling_langcell_text.TOKENS_AT_ONCE", 8)
     model = make_model(LangCellModel, langcell_config, text={"num_hidden_layers": layers})
     model.set_attn_implementation(implementation)
     batch = make_batch(model, cells=(13, 7, 1, 30, 7, 18), texts=(9, 4, 6, 4, 2, 9, 1))

@@ -1,4 +1,4 @@
-"""A feed-forward block that is much wider than its input, on the CPU, without keeping its wide activations."""
+"""Layers that cost less on the CPU: dropout, and a feed-forward block that is much wider than its input."""
 
 from typing import Any
 
@@ -9,8 +9,42 @@ from torch.nn import functional as F
 from .plain_layers import works_alone
 
 
+_STEPS = 1 << 16  # of the probability of dropout
 CHUNK_TOKENS = 256  # at once: the wide activations of a chunk stay in the processor's cache
 LEAST_WIDENING = 16  # from this ratio of intermediate to input size on, computing again is cheaper than keeping
+
+
+class _Drop(torch.autograd.Function):
+    """Zero values at random and scale the others; the mask comes from 16 bits a value, four of them in a draw."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, steps: int) -> torch.Tensor:
+        draws = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
+        kept = bits >= steps - _STEPS // 2
+        ctx.save_for_backward(kept)
+        ctx.scale = _STEPS / (_STEPS - steps)
+        return torch.ops.aten.native_dropout_backward(states, kept, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.ops.aten.native_dropout_backward(grad, kept, ctx.scale), None
+
+
+class Dropout(nn.Dropout):
+    """Dropout: in training values are zeroed with probability `p`, the others scaled so that the mean stays.
+
+    On the CPU, outside of compiled graphs, the probability is the nearest multiple of 2**-16, and a value takes 16
+    random bits of PyTorch's generator: a third of the time of `torch.nn.Dropout`.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Drop values of `input`, of any shape."""
+        steps = round(self.p * _STEPS)
+        if not self.training or input.device.type != "cpu" or torch.compiler.is_compiling() or steps in (0, _STEPS):
+            return super().forward(input)
+        return _Drop.apply(input, steps)
 
 
 class _WideFeedForward(torch.autograd.Function):
@@ -92,4 +126,4 @@ def wide_feed_forward(x: torch.Tensor, linear1: nn.Linear, linear2: nn.Linear) -
     return _WideFeedForward.apply(x, linear1.weight, linear1.bias, linear2.weight, linear2.bias)
 
 
-__all__ = ["pays", "wide_feed_forward"]
+__all__ = ["Dropout", "pays", "wide_feed_forward"]
