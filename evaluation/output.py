@@ -18,6 +18,10 @@ from cellglot.tokenization.reading.obs import as_text
 from cellglot.tokenization.reading.storable_table import storable_column, storable_frame, write_column
 
 
+KEY = "cellglot"  # which the names of columns and matrices begin with
+TABLES = (".csv", ".tsv", ".parquet")
+
+
 def write_annotated(
     cells: Cells | None,
     source: Path,
@@ -144,4 +148,33 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
     table.attrs.create("column-order", np.array(names, dtype=object), dtype=h5py.string_dtype())
 
 
-__all__ = ["add_matrices", "check_cells", "check_ending", "write_annotated"]
+def check_table(path: str | Path) -> None:
+    """Refuse a name for a table whose ending is unknown, before any work.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    if Path(path).suffix not in TABLES:
+        raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
+
+
+def write_table(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a table, whole or not at all; the ending chooses: ``.csv``, ``.tsv`` or ``.parquet``.
+
+    Raises
+    ------
+    ValueError
+        If the ending is none of these.
+    """
+    check_table(path)
+    ending = Path(path).suffix
+    with atomic(path) as temporary:
+        if ending == ".parquet":
+            storable_frame(frame)[0].to_parquet(temporary)
+        else:
+            frame.to_csv(temporary, sep="\t" if ending == ".tsv" else ",")
+
+
+__all__ = ["KEY", "add_matrices", "check_cells", "check_ending", "check_table", "write_annotated", "write_table"]

@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 import cellglot
 from cellglot.evaluation import plots
-from cellglot.evaluation.annotation.by_texts import COLOURED, KEY
+from cellglot.evaluation.annotation.by_texts import COLOURED
 from cellglot.evaluation.embedding import run_batches
+from cellglot.evaluation.output import KEY
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
 from cellglot.tokenization.count_matrix import open_counts

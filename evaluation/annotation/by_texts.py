@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from cellglot.evaluation.annotation.scores import (
     neighbor_graph,
 )
 from cellglot.evaluation.embedding import batches
+from cellglot.evaluation.output import KEY
 from cellglot.evaluation.text_model import (
     EncodedTexts,
     as_processor,
@@ -32,18 +32,14 @@ from cellglot.evaluation.text_model import (
     evaluated_on,
     fingerprint,
 )
-from cellglot.outputs import atomic
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.ontology.candidates import Candidates, make_candidates
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import read_labels
-from cellglot.tokenization.reading.storable_table import storable_frame
 
 
-TABLES = (".csv", ".tsv", ".parquet")
-KEY = "cellglot"
 COLOURED = 19
 
 
@@ -544,33 +540,4 @@ def _shared_texts(candidates: Candidates) -> list[str]:
     return [", ".join(names) for names in owners.values() if len(names) > 1]
 
 
-def check_table(path: str | Path) -> None:
-    """Refuse a name for a table whose ending is unknown, before any work.
-
-    Raises
-    ------
-    ValueError
-        If it is.
-    """
-    if Path(path).suffix not in TABLES:
-        raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
-
-
-def write_table(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table, whole or not at all; the ending chooses: ``.csv``, ``.tsv`` or ``.parquet``.
-
-    Raises
-    ------
-    ValueError
-        If the ending is none of these.
-    """
-    check_table(path)
-    ending = Path(path).suffix
-    with atomic(path) as temporary:
-        if ending == ".parquet":
-            storable_frame(frame)[0].to_parquet(temporary)
-        else:
-            frame.to_csv(temporary, sep="\t" if ending == ".tsv" else ",")
-
-
-__all__ = ["KEY", "CellAnnotation", "annotate_cells", "check_table", "write_table"]
+__all__ = ["CellAnnotation", "annotate_cells"]

@@ -5,9 +5,17 @@ from typing import Any
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
-from cellglot.evaluation.annotation.by_texts import KEY, annotate_cells, check_table, write_table
+from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.drawing import check_picture, drawing
-from cellglot.evaluation.output import add_matrices, check_cells, check_ending, write_annotated
+from cellglot.evaluation.output import (
+    KEY,
+    add_matrices,
+    check_cells,
+    check_ending,
+    check_table,
+    write_annotated,
+    write_table,
+)
 from cellglot.evaluation.text_model import load_cell_text_model
 from cellglot.outputs import check_files
 from cellglot.tokenization.ontology.candidates import Candidates

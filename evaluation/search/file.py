@@ -9,9 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cellglot.evaluation.annotation.by_texts import KEY, check_table, write_table
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.output import check_ending, write_annotated
+from cellglot.evaluation.output import KEY, check_ending, check_table, write_annotated, write_table
 from cellglot.evaluation.search.retrieval import nearest
 from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.outputs import check_files

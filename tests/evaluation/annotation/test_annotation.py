@@ -7,8 +7,9 @@ import torch
 
 from cellglot import CellOntology
 from cellglot.evaluation.annotation import scores as annotation_scores
-from cellglot.evaluation.annotation.by_texts import annotate_cells, write_table
+from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.output import write_table
 from cellglot.evaluation.text_model import fingerprint, load_cell_text_model
 from cellglot.modeling import ExceiverModel
 from cellglot.tokenization import GeneCoverageError, read_cells
