@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 import cellglot
 from cellglot.evaluation.embedding import default_device
+from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_configuration, load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
 from cellglot.tokenization.processing_langcell import DEFAULT_TEXT_LENGTH, LangCellProcessor
@@ -67,7 +68,7 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
     """
     cellglot.register_auto_classes()
     kind = load_configuration(name).model_type
-    if kind != "langcell":
+    if not knows_texts(kind):
         raise ValueError(f"{name} is a model of type {kind!r}: {OTHER_MODELS}")
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model, info = load_model(AutoModel, name, check=False, output_loading_info=True, **options)
@@ -94,7 +95,7 @@ def check_cell_text_model(model: Any) -> None:
         If the model is no LangCellModel.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind != "langcell" or not hasattr(model, "annotate"):
+    if not knows_texts(kind) or not hasattr(model, "annotate"):
         raise ValueError(f"{type(model).__name__} is a model of type {kind!r}: {OTHER_MODELS}")
     if model.config.stage == 1:
         logger.warning("The model is of pretraining's stage 1, cells alone: what it says of texts is noise.")

@@ -244,6 +244,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """
 
     model_type = "langcell"
+    embeds_by_head = True  # models with a head have no projection into the space of texts
     sub_configs_defaults = {
         "cell_config": SubConfigSpec(LangCellCellConfig),
         "text_config": SubConfigSpec(LangCellTextConfig),

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from cellglot.modeling.families import FAMILIES
+
 
 COPIES_AT_ONCE = 16
 
@@ -223,19 +225,10 @@ def exceiver_copies(
 
 
 def cell_encoder(model: Any) -> Any:
-    """Find the part of a model that embeds cells: of a classifier, an adapter, a model of cells and texts.
-
-    Raises
-    ------
-    ValueError
-        If it has none that genes can be masked in.
-    """
+    """Return the part of a model that embeds cells: of a classifier, an adapter, a model of cells and texts."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name in ("exceiver", "sccello", "langcell", "cell_model"):
-        model = getattr(model, name, model)
-    if not (hasattr(model, "gene_embedding") or hasattr(model, "can_choose_places")):
-        raise ValueError(f"{type(model).__name__} is no Exceiver, scCello or LangCell: its genes cannot be masked")
-    return model
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", None))
+    return model if family is None else getattr(model, family.encoder, model)
 
 
 def masked_embeddings(
@@ -270,10 +263,12 @@ def masked_embeddings(
     encoder, ids = cell_encoder(model), cell["input_ids"]
     if len(ids) < 2:
         raise ValueError(f"a cell of {len(ids)} tokens: hiding a gene takes another one beside it")
-    if encoder.config.model_type == "exceiver":
+    if hasattr(encoder, "can_choose_places"):
+        copies, genes = rank_value_copies(encoder, ids, at_once), ids[gene_places(encoder.config, ids)]
+    elif hasattr(encoder, "gene_embedding"):
         copies, genes = exceiver_copies(encoder, ids, cell["expression_values"], at_once), ids
     else:
-        copies, genes = rank_value_copies(encoder, ids, at_once), ids[gene_places(encoder.config, ids)]
+        raise ValueError(f"{type(encoder).__name__} is not built like Exceiver or a BERT: its genes cannot be masked")
     with torch.inference_mode():
         return genes, torch.cat(list(copies))
 

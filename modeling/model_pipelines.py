@@ -31,6 +31,8 @@ class ModelPipelines:
         super().__init_subclass__(**kwargs)
         name_in_package(cls.__module__)
 
+    embeds_by_head = False  # whether cells are embedded by the encoder inside a model with a head, without AutoModel's
+
     architectures: Any
     auto_map: Any
     name_or_path: Any
@@ -53,7 +55,7 @@ class ModelPipelines:
             return {}
         kind = "AutoModel"
         for head in ("ForSequenceClassification", "ForTokenClassification"):
-            if name.startswith("LangCell") and name.endswith(head):  # without projection into the space of texts
+            if self.embeds_by_head and name.endswith(head):
                 kind = f"AutoModel{head}"
         kinds = dict.fromkeys(PIPELINES, kind)
         if name.endswith("ForSequenceClassification"):

@@ -18,7 +18,9 @@ from cellglot.evaluation.annotation.by_texts import COLOURED
 from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.output import KEY
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
+from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import Cells
@@ -138,7 +140,7 @@ def has_classes(model: str | Path) -> bool:
 
 
 def reads_texts(model: str | Path) -> bool:
-    """Whether a folder or repository holds a model of texts: a LangCell.
+    """Whether a folder or repository holds a model that reads texts, such as a LangCell.
 
     Parameters
     ----------
@@ -146,7 +148,7 @@ def reads_texts(model: str | Path) -> bool:
         Folder or repository.
     """
     cellglot.register_auto_classes()
-    return load_configuration(model).model_type == "langcell"
+    return knows_texts(load_configuration(model).model_type)
 
 
 def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype: str | None = None) -> tuple[Any, Any]:
@@ -203,7 +205,7 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
         If no cell expresses a gene of the vocabulary.
     """
     plain = _plain(model)
-    encoder, seen = getattr(plain, "cell_model", plain.base_model), []
+    encoder, seen = cell_encoder(plain), []
     hook = encoder.register_forward_hook(lambda *passed: seen.append(passed[-1].pooler_output))
 
     def compute(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

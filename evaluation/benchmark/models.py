@@ -21,12 +21,10 @@ from cellglot.evaluation.scores.marker_table import MarkerGenes, marker_tokens
 from cellglot.evaluation.text_model import evaluated_on, load_cell_text_model
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.loading import load_model, load_tokenizer, read_config
 from cellglot.modeling.masked_genes import cell_encoder, gene_distances
 from cellglot.tokenization.gene_report import GeneReport
-
-
-MODEL_TYPES = ("exceiver", "sccello", "langcell")
 
 
 @dataclass
@@ -165,8 +163,7 @@ def load_evaluated_model(
     base = source if adapter is None else adapter.base
     config = read_config(source)
     kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise ValueError(f"{source} is a model of type {kind!r}: {', '.join(MODEL_TYPES)} can be evaluated")
+    family = FAMILIES.of(kind, source)
     architecture = (config.get("architectures") or [""])[0]
     processor = None
     if adapter is not None:
@@ -175,7 +172,7 @@ def load_evaluated_model(
         network = load_model(AutoModelForSequenceClassification, source)
     elif architecture.endswith("ForTokenClassification"):
         network = load_model(AutoModelForTokenClassification, source)
-    elif architecture in ("LangCellModel", "LangCellForPreTraining"):
+    elif family.reads_texts and family.network_named(architecture) is not None:
         network, processor = load_cell_text_model(source)
     else:
         network = load_model(AutoModel, source)

@@ -15,48 +15,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from cellglot.modeling import families as models
+from cellglot.tokenization import families as inputs
 
-CONFIGS = {
-    "exceiver": "ExceiverConfig",
-    "sccello": "ScCelloConfig",
-    "langcell": "LangCellConfig",
-    "langcell_cell": "LangCellCellConfig",
-    "langcell_text": "LangCellTextConfig",
-}
 
-# Auto class -> configuration -> model.
-MODELS = {
-    "AutoModel": {
-        "ExceiverConfig": "ExceiverModel",
-        "ScCelloConfig": "ScCelloModel",
-        "LangCellConfig": "LangCellModel",
-        "LangCellCellConfig": "LangCellCellModel",
-        "LangCellTextConfig": "LangCellTextModel",
-    },
-    "AutoModelForMaskedLM": {"ExceiverConfig": "ExceiverForMaskedExpression", "ScCelloConfig": "ScCelloForMaskedLM"},
-    "AutoModelForPreTraining": {
-        "ExceiverConfig": "ExceiverForMaskedExpression",
-        "ScCelloConfig": "ScCelloForPreTraining",
-        "LangCellConfig": "LangCellForPreTraining",
-    },
-    "AutoModelForSequenceClassification": {
-        "ExceiverConfig": "ExceiverForSequenceClassification",
-        "ScCelloConfig": "ScCelloForSequenceClassification",
-        "LangCellConfig": "LangCellForSequenceClassification",
-    },
-    "AutoModelForTokenClassification": {
-        "ScCelloConfig": "ScCelloForTokenClassification",
-        "LangCellConfig": "LangCellForTokenClassification",
-    },
-}
-
-TOKENIZERS = {
-    "ExceiverConfig": "ExceiverTokenizer",
-    "ScCelloConfig": "RankValueTokenizer",
-    "LangCellConfig": "RankValueTokenizer",
-}
-
-PROCESSORS = {"LangCellConfig": "LangCellProcessor"}
+AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForPreTraining",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+)
 
 PIPELINES = {
     "cell-embedding": "CellEmbeddingPipeline",
@@ -75,54 +44,57 @@ _READS = (
 def register_auto_classes() -> None:
     """Register configurations, models, tokenizers, processors and pipelines with transformers now.
 
-    They are registered anyway as soon as transformers looks for them; this is for a table that was changed since.
+    They are registered anyway as soon as transformers looks for them; this is for a table that was changed since, or
+    a family that was added since.
     """
     _register_configs()
-    for auto_class in MODELS:
+    for auto_class in AUTO_CLASSES:
         _register_models(auto_class)
     _register_tokenizers()
     _register_processors()
     _register_pipelines()
 
 
-def _ours(name: str) -> Any:
-    package = "tokenization" if name.endswith(("Tokenizer", "Processor")) else "modeling"
-    return getattr(importlib.import_module(f"cellglot.{package}"), name)
-
-
 def _register_configs() -> None:
     from transformers import AutoConfig
 
-    for model_type, config in CONFIGS.items():
-        AutoConfig.register(model_type, _ours(config), exist_ok=True)
+    for family in models.FAMILIES.values():
+        for config in family.config_classes():
+            AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models(auto_class: str) -> None:
     kind = getattr(importlib.import_module("transformers"), auto_class)
-    for config, model in MODELS[auto_class].items():
-        kind.register(_ours(config), _ours(model), exist_ok=True)
+    for family in models.FAMILIES.values():
+        for config, network in family.networks(auto_class):
+            kind.register(config, network, exist_ok=True)
 
 
 def _register_tokenizers() -> None:
     from transformers import AutoTokenizer
 
-    for config, tokenizer in TOKENIZERS.items():
-        AutoTokenizer.register(_ours(config), slow_tokenizer_class=_ours(tokenizer), exist_ok=True)
+    for name, family in inputs.FAMILIES.items():
+        config = models.FAMILIES[name].config_classes()[0]
+        AutoTokenizer.register(config, slow_tokenizer_class=family.tokenizer_class, exist_ok=True)
 
 
 def _register_processors() -> None:
     from transformers import AutoProcessor
 
-    for config, processor in PROCESSORS.items():
-        AutoProcessor.register(_ours(config), _ours(processor), exist_ok=True)
+    for name, family in inputs.FAMILIES.items():
+        if family.processor is not None:
+            config = models.FAMILIES[name].config_classes()[0]
+            AutoProcessor.register(config, family.processor_class, exist_ok=True)
 
 
 def _register_pipelines() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
+    modeling = importlib.import_module("cellglot.modeling")
     for task, pipeline in PIPELINES.items():
         if task not in PIPELINE_REGISTRY.supported_tasks:
-            PIPELINE_REGISTRY.register_pipeline(task, _ours(pipeline), pt_model=_ours("AutoModelForCells"))
+            found = getattr(modeling, pipeline)
+            PIPELINE_REGISTRY.register_pipeline(task, found, pt_model=modeling.AutoModelForCells)
 
 
 # -------------------------------------------------------------------- at the first look
@@ -193,7 +165,7 @@ def _configs_loaded(module: ModuleType) -> None:
 
 
 def _models_loaded(module: ModuleType) -> None:
-    for auto_class in MODELS:
+    for auto_class in AUTO_CLASSES:
         table = getattr(module, auto_class)._model_mapping
         _fill_when_read(partial(_register_models, auto_class), (table, "_extra_content"))
 

@@ -13,8 +13,10 @@ from transformers.models.auto import modeling_auto, processing_auto, tokenizatio
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import cellglot
-from cellglot import auto_classes, modeling, tokenization
+from cellglot import auto_classes, modeling
 from cellglot.auto_classes import FilledWhenRead, watch
+from cellglot.modeling import families
+from cellglot.tokenization import families as inputs
 
 
 # Run under a name that hides the package from nobody but a guess, in workers of both kinds.
@@ -55,28 +57,31 @@ def test_scripts_of_any_name_and_their_workers_load_our_classes(gene_classifiers
 
 
 def test_every_table_has_our_classes():
-    for model_type, name in auto_classes.CONFIGS.items():
-        assert type(AutoConfig.for_model(model_type)) is getattr(modeling, name)
-    for auto_class, models in auto_classes.MODELS.items():
-        table = getattr(modeling_auto, auto_class)._model_mapping
-        for config, model in models.items():
-            assert table[getattr(modeling, config)] is getattr(modeling, model)
-    for config, name in auto_classes.TOKENIZERS.items():
-        assert tokenization_auto.TOKENIZER_MAPPING[getattr(modeling, config)] is getattr(tokenization, name)
-        assert tokenization_auto.tokenizer_class_from_name(name) is getattr(tokenization, name)
-    for config, name in auto_classes.PROCESSORS.items():
-        assert processing_auto.PROCESSOR_MAPPING[getattr(modeling, config)] is getattr(tokenization, name)
+    named = set()
+    for name, family in families.FAMILIES.items():
+        own, *parts = family.config_classes()
+        assert own.model_type == name
+        for config in (own, *parts):
+            assert type(AutoConfig.for_model(config.model_type)) is config
+            named |= set(config().auto_map)
+        for auto_class in auto_classes.AUTO_CLASSES:
+            table = getattr(modeling_auto, auto_class)._model_mapping
+            for config, network in family.networks(auto_class):
+                assert table[config] is network is getattr(modeling, network.__name__)
+                assert network is family.network_named(network.__name__)
+        of_inputs = inputs.FAMILIES[name]
+        assert tokenization_auto.TOKENIZER_MAPPING[own] is of_inputs.tokenizer_class
+        assert tokenization_auto.tokenizer_class_from_name(of_inputs.tokenizer) is of_inputs.tokenizer_class
+        assert (
+            (own in processing_auto.PROCESSOR_MAPPING)
+            == (of_inputs.processor_class is not None)
+            == (family.reads_texts)
+        )
+        if family.reads_texts:
+            assert processing_auto.PROCESSOR_MAPPING[own] is of_inputs.processor_class
+    assert named == {"AutoConfig", *auto_classes.AUTO_CLASSES}
     for task, name in auto_classes.PIPELINES.items():
         assert PIPELINE_REGISTRY.check_task(task)[1]["impl"] is getattr(modeling, name)
-
-
-def test_the_tables_agree_with_what_saved_models_say():
-    for config in map(modeling.__getattr__, auto_classes.CONFIGS.values()):
-        said = {kind: path.split(".")[1] for kind, path in (config().auto_map or {}).items()}
-        given = {
-            kind: models[config.__name__] for kind, models in auto_classes.MODELS.items() if config.__name__ in models
-        }
-        assert said == given | {"AutoConfig": config.__name__}
 
 
 def test_modules_that_are_imported_later_are_seen(tmp_path, monkeypatch):

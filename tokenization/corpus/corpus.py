@@ -52,21 +52,16 @@ from cellglot.tokenization.corpus.plan import (
     open_planned,
 )
 from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, work_on
+from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
 from cellglot.tokenization.genes.gene_catalogue import GeneNames, gene_catalogue, read_gene_table
 from cellglot.tokenization.reading.matrices import READ_ERRORS
-from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
-from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 
 
 MANIFEST = "manifest.json"
 WORK = ".work"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-TOKENIZERS: dict[str, type[GeneExpressionTokenizer]] = {
-    "exceiver": ExceiverTokenizer,
-    "rank-value": RankValueTokenizer,
-}
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
@@ -145,7 +140,7 @@ class Corpus:
         CorpusError
             If it is damaged, or has another vocabulary than the manifest says.
         """
-        classes = {c.__name__: c for c in TOKENIZERS.values()}
+        classes = {c.__name__: c for c in tokenizers().values()}
         named = self.manifest["tokenizer"]
         if named not in classes:
             raise CorpusError(
@@ -272,12 +267,12 @@ def tokenize_corpus(
     paths, output = [Path(f) for f in files], Path(output)
     if not paths:
         raise ValueError("no files of cells given")
-    ready = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None
+    ready, kinds = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None, tokenizers()
     if ready is not None:
-        tokenizer = next(name for name, kind in TOKENIZERS.items() if isinstance(ready, kind))
+        tokenizer = next(name for name, kind in kinds.items() if isinstance(ready, kind))
         vocabulary = ready.vocabulary
-    if tokenizer not in TOKENIZERS:
-        raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(TOKENIZERS)}")
+    if tokenizer not in kinds:
+        raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(kinds)}")
     if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
         raise ValueError("validation_fraction and test_fraction are shares of the cells and leave some for training")
     options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
@@ -285,7 +280,7 @@ def tokenize_corpus(
         "tokenizer": tokenizer,
         "tokenizer_options": _options(ready)
         if ready is not None
-        else _known(TOKENIZERS[tokenizer], tokenizer_options or {}),
+        else _known(kinds[tokenizer], tokenizer_options or {}),
         "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
@@ -295,7 +290,7 @@ def tokenize_corpus(
     run = _Run(
         paths,
         OutputFolder(output, "tokenize", given),
-        TOKENIZERS[tokenizer],
+        kinds[tokenizer],
         options,
         arguments,
         seed=seed,

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.utils import cached_file
 
 from cellglot.modeling.adapters import weights_fingerprint
+from cellglot.modeling.families import FAMILIES
 from cellglot.outputs import sha256
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.config import TrainingConfig
@@ -175,11 +176,8 @@ def _model_defaults(config: TrainingConfig, base: str | Path | None) -> Mapping[
 
     if base is not None:
         return PreTrainedConfig.get_config_dict(base)[0]
-    from cellglot.modeling import ExceiverConfig, LangCellConfig, ScCelloConfig
-
-    classes = {c.model_type: c for c in (ExceiverConfig, LangCellConfig, ScCelloConfig)}
-    made = classes.get(str(config.model.get("type")))
-    return {} if made is None else made().to_dict()
+    family = FAMILIES.get(str(config.model.get("type")))
+    return {} if family is None else family.config_classes()[0]().to_dict()
 
 
 def _not_default(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""One record a family of models: its configurations, networks and converter, and what embeds cells.
+
+Nothing of PyTorch is imported before a record is asked for a class.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from cellglot.families import Families, resolve
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What differs between families of networks.
+
+    Parameters
+    ----------
+    name
+        ``model_type`` of the configuration.
+    configs
+        Configuration classes, or their names in `cellglot.modeling`: the family's own, then those of its parts. Their
+        ``auto_map`` names the networks.
+    encoder
+        Attribute of a model with a head that holds what embeds cells.
+    reads_texts
+        Whether it has a text encoder, and so annotates cells and searches them by texts.
+    converter
+        Module that converts the released checkpoint; None where there is none.
+    """
+
+    name: str
+    configs: tuple[str | type, ...]
+    encoder: str
+    reads_texts: bool = False
+    converter: str | None = None
+
+    def config_classes(self) -> list[Any]:
+        """Return the configuration classes, the family's own first."""
+        return [resolve("cellglot.modeling", config) for config in self.configs]
+
+    def networks(self, auto_class: str) -> Iterator[tuple[Any, Any]]:
+        """Yield each configuration class with the network that an Auto class loads for it."""
+        for config in self.config_classes():
+            path = _auto_map(config).get(auto_class)
+            if path is not None:
+                yield config, _beside(config, path)
+
+    def network_named(self, name: str) -> Any:
+        """Return one of the networks by the name of its class; None where there is none of this name."""
+        for config in self.config_classes():
+            for auto_class, path in _auto_map(config).items():
+                if auto_class != "AutoConfig" and path.rpartition(".")[2] == name:
+                    return _beside(config, path)
+        return None
+
+    def convert(self) -> ModuleType:
+        """Return the module that converts the released checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if self.converter is None:
+            raise ValueError(f"{self.name} has no released checkpoint to convert")
+        return importlib.import_module(self.converter)
+
+
+def _auto_map(config: Any) -> dict[str, str]:
+    return config.__dataclass_fields__["auto_map"].default_factory()
+
+
+def _beside(config: Any, path: str) -> Any:
+    """Return a class by its file and name, such as ``modeling_sccello.ScCelloModel``, beside a configuration."""
+    file, _, name = path.rpartition(".")
+    package, _, own = config.__module__.rpartition(".")
+    module = sys.modules[config.__module__] if own == file else importlib.import_module(f"{package}.{file}")
+    return getattr(module, name)
+
+
+FAMILIES: Families[ModelFamily] = Families(
+    ModelFamily(
+        name="exceiver",
+        configs=("ExceiverConfig",),
+        encoder="exceiver",
+        converter="cellglot.modeling.convert.exceiver",
+    ),
+    ModelFamily(
+        name="sccello",
+        configs=("ScCelloConfig",),
+        encoder="sccello",
+        converter="cellglot.modeling.convert.sccello",
+    ),
+    ModelFamily(
+        name="langcell",
+        configs=("LangCellConfig", "LangCellCellConfig", "LangCellTextConfig"),
+        encoder="cell_model",
+        reads_texts=True,
+        converter="cellglot.modeling.convert.langcell",
+    ),
+)
+
+
+def knows_texts(model_type: str) -> bool:
+    """Whether models of a type read texts; no for types that are unknown."""
+    return model_type in FAMILIES and FAMILIES[model_type].reads_texts
+
+
+__all__ = ["FAMILIES", "ModelFamily", "knows_texts"]
