@@ -16,7 +16,7 @@ import h5py
 from measure import MIB, alternate, median, parser, ratio, report
 from resampled_cells import SOURCE, write_cells
 
-from cellglot.tokenization.corpus.corpus import default_processes, tokenize_corpus
+from cellglot.tokenization.corpus.tokenize import default_processes, tokenize_corpus
 
 
 VALUES_AT_ONCE = 1 << 21

@@ -13,7 +13,7 @@ from anndata.io import sparse_dataset, write_elem
 
 from cellglot.outputs import atomic, check_file, remove_leftovers
 from cellglot.tokenization.reading.cells import Cells
-from cellglot.tokenization.reading.compound_table import compound_frame
+from cellglot.tokenization.reading.formats import compound_frame
 from cellglot.tokenization.reading.obs import as_text
 from cellglot.tokenization.reading.storable_table import storable_column, storable_frame, write_column
 

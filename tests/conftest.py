@@ -116,7 +116,7 @@ def exceiver_config():
 @pytest.fixture(scope="session")
 def corpus(blood_file, tmp_path_factory):
     """The blood cells as tokens of Exceiver, a fifth held out."""
-    from cellglot.tokenization.corpus.corpus import tokenize_corpus
+    from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 
     folder = tmp_path_factory.mktemp("corpus") / "exceiver"
     return tokenize_corpus([blood_file], folder, validation_fraction=0.2, processes=1, progress=False)

@@ -8,8 +8,8 @@ _PUBLIC = {
     "Candidates": "ontology.candidates",
     "CellDescriptions": "ontology.descriptions",
     "CellFileError": "reading.matrices",
-    "CellLabelMatch": "ontology.label_resolution",
-    "CellLabelReport": "ontology.label_report",
+    "CellLabelMatch": "ontology.labels",
+    "CellLabelReport": "ontology.labels",
     "CellOntology": "ontology.cell_ontology",
     "CellOntologyError": "ontology.terms",
     "CellTerm": "ontology.terms",
@@ -30,7 +30,7 @@ _PUBLIC = {
     "LangCellProcessor": "processing_langcell",
     "NotCountsError": "count_audit",
     "RankValueTokenizer": "tokenization_rank_value",
-    "tokenize_corpus": "corpus.corpus",
+    "tokenize_corpus": "corpus.tokenize",
 }
 
 __all__ = sorted(_PUBLIC)

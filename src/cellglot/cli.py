@@ -75,7 +75,7 @@ def tokenize(
 ) -> None:
     """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
     from cellglot.inputs import read_text
-    from cellglot.tokenization.corpus.corpus import tokenize_corpus
+    from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 
     corpus = tokenize_corpus(
         files,

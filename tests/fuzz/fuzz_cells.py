@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from frame import Target
 
 from cellglot.tokenization import CellFileError, NotCountsError, read_cells
-from cellglot.tokenization.corpus.small_counts import small_rows
+from cellglot.tokenization.corpus.count_cache import small_rows
 
 
 CELLS, GENES = 14, 9

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from cellglot.cli import app
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
-from cellglot.tokenization.corpus.corpus import CorpusError, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import CorpusError
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.gene_names import NameCleaner, unique_spellings
 from cellglot.tokenization.genes.gene_catalogue import gene_catalogue
 from cellglot.tokenization.reading.matrices import CellFileError

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from cellglot.outputs import check_environment, write_json
 from cellglot.tokenization.corpus.concurrency import Behind, ahead
+from cellglot.tokenization.corpus.count_cache import KeptCounts, small_rows
 from cellglot.tokenization.corpus.gene_statistics import CorpusStatistics
-from cellglot.tokenization.corpus.kept_counts import KeptCounts
 from cellglot.tokenization.corpus.plan import (
     SPLITS,
     FileOptions,
@@ -25,7 +25,6 @@ from cellglot.tokenization.corpus.plan import (
     open_planned,
 )
 from cellglot.tokenization.corpus.shards import ShardWriter, record_batch
-from cellglot.tokenization.corpus.small_counts import small_rows
 from cellglot.tokenization.count_matrix import CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns
 from cellglot.tokenization.gene_report import GeneReport

@@ -7,8 +7,7 @@ from pathlib import Path
 from cellglot.inputs import read_json, read_text
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ANNOTATION_TEMPLATE, describe_cell_types
-from cellglot.tokenization.ontology.label_report import CellLabelReport
-from cellglot.tokenization.ontology.label_resolution import clean_label
+from cellglot.tokenization.ontology.labels import CellLabelReport, clean_label
 from cellglot.tokenization.ontology.terms import CellOntologyError
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cellglot.tokenization.ontology.label_resolution import CellLabelMatch, LabelIndex, clean_label, resolve_labels
+from cellglot.tokenization.ontology.labels import CellLabelMatch, LabelIndex, clean_label, resolve_labels
 from cellglot.tokenization.ontology.parsing import read_ontology_file
 from cellglot.tokenization.ontology.releases import fetch_release
 from cellglot.tokenization.ontology.similarity import pagerank_levels, personalised_pagerank

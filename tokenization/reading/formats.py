@@ -12,13 +12,12 @@ import pandas as pd
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.gene_vocabulary import ID_COLUMNS, NAME_COLUMNS
 from cellglot.tokenization.reading.bounded_text import read_names
-from cellglot.tokenization.reading.compound_table import compound_frame
-from cellglot.tokenization.reading.deflated_array import fast_array
 from cellglot.tokenization.reading.errors import CellFileError, reading
 from cellglot.tokenization.reading.groups import Hdf5Group, open_zarr
+from cellglot.tokenization.reading.hdf5_arrays import fast_array
 from cellglot.tokenization.reading.market_matrix import market_to_rows
 from cellglot.tokenization.reading.matrices import StoredDense, StoredRows, check_vector, columns_to_rows
-from cellglot.tokenization.reading.obs import CellTable, FrameTable, StoredTable, as_text
+from cellglot.tokenization.reading.obs import CellTable, FrameTable, StoredTable, as_text, plain_values
 from cellglot.tokenization.reading.refusals import (
     why_missing,
     why_no_anndata,
@@ -278,6 +277,36 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
     return StoredTable(element, n_cells)
 
 
+def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
+    """Read a table stored as one array of records.
+
+    Parameters
+    ----------
+    table
+        Data set of HDF5 or zarr; its first field holds the names.
+    beside
+        Group ``uns``, which holds ``{column}_categories`` for columns of numbers that stand for categories.
+
+    Raises
+    ------
+    CellFileError
+        If the array has no fields.
+    """
+    records = table[...]
+    if records.dtype.names is None or records.ndim != 1:
+        raise CellFileError(f"{table.name} is no table but an array of {records.dtype}, shape {records.shape}")
+    index, *names = (name for name in records.dtype.names if records[name].ndim == 1)
+    columns = {name: plain_values(records[name]) for name in names}
+    for name, codes in columns.items():
+        categories = beside.get(f"{name}_categories")
+        if categories is None or codes.dtype.kind not in "iu":
+            continue
+        values = plain_values(np.atleast_1d(categories[...]))
+        if codes.min(initial=0) >= -1 and codes.max(initial=-1) < len(values):
+            columns[name] = np.append(values.astype(object), [None])[codes]
+    return pd.DataFrame(columns, index=pd.Index(plain_values(records[index]).astype(str), dtype=object))
+
+
 # -------------------------------------------------------------------- 10x
 
 
@@ -401,4 +430,4 @@ def _strings(values: Any) -> list[str]:
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
-__all__ = ["CellFile", "cell_table", "open_cell_file"]
+__all__ = ["CellFile", "cell_table", "compound_frame", "open_cell_file"]

@@ -9,7 +9,7 @@ import h5py
 import zarr
 
 from cellglot.tokenization.reading.errors import CellFileError
-from cellglot.tokenization.reading.hdf5_filters import missing_filter
+from cellglot.tokenization.reading.hdf5_arrays import missing_filter
 from cellglot.tokenization.reading.zarr_chunks import InsideStore, check_chunks
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology, CellTypeTables
-from cellglot.tokenization.ontology.label_report import CellLabelReport
+from cellglot.tokenization.ontology.labels import CellLabelReport
 from cellglot.training.data.collators import class_name
 
 

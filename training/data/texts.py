@@ -15,7 +15,7 @@ from transformers import BertTokenizerFast
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ASPECTS, ORGAN_COLUMNS, describe_cells
-from cellglot.tokenization.ontology.label_report import CellLabelReport
+from cellglot.tokenization.ontology.labels import CellLabelReport
 from cellglot.training.data.cell_types import LABEL_COLUMNS
 from cellglot.training.data.collators import class_name
 

@@ -16,7 +16,8 @@ from cellglot.modeling.adapters import is_adapter
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.modeling.model_files import check_loaded
 from cellglot.outputs import exit_on_sigterm
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.finetuning.adapters import ADAPTERS, put_adapter
 from cellglot.training.finetuning.cell_types import cell_type_task

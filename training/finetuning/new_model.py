@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.config import TrainingConfig

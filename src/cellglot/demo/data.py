@@ -17,7 +17,8 @@ from scipy.sparse import vstack
 from cellglot.evaluation import plots
 from cellglot.evaluation.embedding import class_names, embed_cells, run_model
 from cellglot.outputs import atomic
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import read_labels
 

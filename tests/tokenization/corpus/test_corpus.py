@@ -24,9 +24,10 @@ from cellglot.cli import app
 from cellglot.tokenization import CellFileError, ExceiverTokenizer, GeneCoverageError, RankValueTokenizer
 from cellglot.tokenization.corpus import shards as token_shards
 from cellglot.tokenization.corpus import worker as corpus_worker
-from cellglot.tokenization.corpus.corpus import Corpus, CorpusError, tokenize_corpus
-from cellglot.tokenization.corpus.kept_counts import KeptCounts
+from cellglot.tokenization.corpus.corpus import Corpus, CorpusError
+from cellglot.tokenization.corpus.count_cache import KeptCounts
 from cellglot.tokenization.corpus.plan import draw_split
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.corpus.worker import Worker
 
 
@@ -234,10 +235,9 @@ def test_genes_tables_and_options(files, tmp_path):
 
 def small_units(monkeypatch=None):
     """Small pieces of work, so that there are many."""
-    from cellglot.tokenization.corpus import corpus
-    from cellglot.tokenization.corpus import plan as corpus_plan
+    from cellglot.tokenization.corpus import plan, tokenize
 
-    for module, name, value in ((corpus_plan, "UNIT_CELLS", 40), (corpus, "CHECKPOINT_SECONDS", -1.0)):
+    for module, name, value in ((plan, "UNIT_CELLS", 40), (tokenize, "CHECKPOINT_SECONDS", -1.0)):
         if monkeypatch is None:
             setattr(module, name, value)
         else:
@@ -300,9 +300,9 @@ def test_counts_kept_from_the_first_pass_change_nothing(files, tmp_path, monkeyp
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from cellglot.tokenization import corpus_plan, corpus
+from cellglot.tokenization.corpus import plan, tokenize
 from cellglot.tokenization.corpus.worker import Worker
-corpus_plan.UNIT_CELLS, corpus.CHECKPOINT_SECONDS = 40, -1.0
+plan.UNIT_CELLS, tokenize.CHECKPOINT_SECONDS = 40, -1.0
 left = {after}
 work = getattr(Worker, {method!r})
 def dying(self, *arguments):
@@ -312,7 +312,7 @@ def dying(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return work(self, *arguments)
 setattr(Worker, {method!r}, dying)
-corpus.tokenize_corpus({files!r}, {output!r}, processes=1, progress=False)
+tokenize.tokenize_corpus({files!r}, {output!r}, processes=1, progress=False)
 """
 
 
@@ -342,12 +342,12 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
 
 WAITING = """
 import time
-from cellglot.tokenization import corpus_plan, corpus
+from cellglot.tokenization.corpus import plan, tokenize
 from cellglot.tokenization.corpus.worker import Worker
-corpus_plan.UNIT_CELLS = 40
+plan.UNIT_CELLS = 40
 if __name__ == "__main__":
     Worker.tokens = lambda self, *arguments: time.sleep(600)  # the helper alone writes
-    corpus.tokenize_corpus({files!r}, {output!r}, processes=2, progress=False)
+    tokenize.tokenize_corpus({files!r}, {output!r}, processes=2, progress=False)
 """
 
 

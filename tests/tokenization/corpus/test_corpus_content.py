@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 from cellglot.tokenization.corpus import plan as corpus_plan
-from cellglot.tokenization.corpus.corpus import Corpus, CorpusError, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus, CorpusError
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.reading.matrices import ConvertedRows
 
 

@@ -4,8 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from cellglot.tokenization.corpus.kept_counts import KeptCounts
-from cellglot.tokenization.corpus.small_counts import in_smallest_types
+from cellglot.tokenization.corpus.count_cache import KeptCounts, in_smallest_types
 from cellglot.tokenization.count_matrix import CountRows
 
 

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellglot.tokenization.corpus.small_counts import in_smallest_types, small_rows
+from cellglot.tokenization.corpus.count_cache import in_smallest_types, small_rows
 from cellglot.tokenization.count_audit import NotCountsError
 from cellglot.tokenization.count_matrix import CountMatrix
 from cellglot.tokenization.feature_types import Features
-from cellglot.tokenization.reading.deflated_array import fast_array
+from cellglot.tokenization.reading.hdf5_arrays import fast_array
 from cellglot.tokenization.reading.matrices import CellFileError, StoredRows
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cellglot.tokenization import CellOntology, CellOntologyError, CellTerm
-from cellglot.tokenization.ontology.label_report import LABEL_RULES
+from cellglot.tokenization.ontology.labels import LABEL_RULES
 from cellglot.tokenization.ontology.similarity import pagerank_levels, personalised_pagerank
 
 

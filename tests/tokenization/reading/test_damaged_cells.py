@@ -13,8 +13,8 @@ import scipy.sparse as sp
 
 from cellglot.tokenization import CellFileError, read_cells
 from cellglot.tokenization.count_matrix import open_counts
-from cellglot.tokenization.reading.deflated_array import DeflatedArray, fast_array
 from cellglot.tokenization.reading.errors import reading
+from cellglot.tokenization.reading.hdf5_arrays import DeflatedArray, fast_array
 
 
 N_CELLS, N_GENES = 40, 12

@@ -4,7 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cellglot.tokenization import RankValueTokenizer
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.rank_value_collator import rank_value_collator

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cellglot.tokenization.corpus.corpus import tokenize_corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.config import TrainingConfig
 from cellglot.training.finetuning.finetune import corpus_for, divide_as_fits, finetune
 from cellglot.training.pretraining.pretrain import pretrain

@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from cellglot.modeling import ExceiverForMaskedExpression
 from cellglot.tokenization import ExceiverTokenizer
-from cellglot.tokenization.corpus.corpus import Corpus, CorpusError, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus, CorpusError
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.metrics import MaskedExpressionMetrics

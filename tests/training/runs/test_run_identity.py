@@ -16,7 +16,8 @@ from transfer_sets import TRAIN_FILE
 from transfer_study import RESULTS_FILE, earlier_results
 
 from cellglot.outputs import OutputError
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.config import load_config
 from cellglot.training.finetuning.finetune import finetune
 from cellglot.training.pretraining.pretrain import pretrain

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 from cellglot.cli import app
 from cellglot.outputs import sha256
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.config import load_config
 from cellglot.training.data.dataset import CellDataset, DamagedCellError, EpochSampler
 from cellglot.training.finetuning.finetune import finetune
@@ -230,13 +231,13 @@ def test_a_second_signal_ends_at_once(monkeypatch):
 TERMINATED = """
 import os, signal, sys
 from cellglot import cli
-from cellglot.tokenization import corpus_worker
+from cellglot.tokenization.corpus.worker import Worker
 
 def end(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("the signal was not noticed")
 
-corpus_worker.Worker.start_tokens = end
+Worker.start_tokens = end
 sys.argv = ["cellglot", "tokenize", sys.argv[1], "-o", sys.argv[2], "--processes", "1"]
 cli.main()
 """

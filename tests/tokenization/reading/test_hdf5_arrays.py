@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cellglot.tokenization.reading.deflated_array import DeflatedArray, fast_array, parts
+from cellglot.tokenization.reading.hdf5_arrays import DeflatedArray, fast_array, parts
 
 
 VALUES = np.random.default_rng(0).integers(0, 1000, 1003)

@@ -1,0 +1,626 @@
+"""Files of cells -> statistics, vocabulary and token Parquet: in several processes, resumable, byte-identical."""
+
+import hashlib
+import inspect
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+import cellglot
+from cellglot.inputs import read_json
+from cellglot.outputs import OutputFolder, check_environment, write_json, write_text
+from cellglot.tokenization.corpus.check import (
+    MOST_MANIFEST_BYTES,
+    CorpusError,
+    SourceMarks,
+    is_whole,
+    same_plan,
+    vocabulary_digest,
+)
+from cellglot.tokenization.corpus.concurrency import Helpers, end_with_parent, one_later
+from cellglot.tokenization.corpus.corpus import MANIFEST, WORK, Corpus
+from cellglot.tokenization.corpus.gene_statistics import CorpusStatistics
+from cellglot.tokenization.corpus.genes import (
+    named_columns,
+    refuse_numbers,
+    unused_ids,
+    vocabulary_notes,
+)
+from cellglot.tokenization.corpus.plan import (
+    CheckNames,
+    FileOptions,
+    Plan,
+    conversion_folder,
+    make_plan,
+    open_planned,
+)
+from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, work_on
+from cellglot.tokenization.families import tokenizers
+from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
+from cellglot.tokenization.genes.gene_catalogue import GeneNames, gene_catalogue, read_gene_table
+from cellglot.tokenization.reading.matrices import READ_ERRORS
+from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
+
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 30.0
+UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth it
+
+
+def default_processes() -> int:
+    """Return how many processes keep this machine busy: more than one for two processors get in each other's way."""
+    return max((os.cpu_count() or 1) // 2, 1)
+
+
+def tokenize_corpus(
+    files: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    tokenizer: str | GeneExpressionTokenizer = "exceiver",
+    tokenizer_options: Mapping[str, Any] | None = None,
+    vocabulary: str | os.PathLike | GeneVocabulary | None = None,
+    gene_table: str | os.PathLike | None = None,
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    obs_columns: Sequence[str] = (),
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    processes: int | None = None,
+    skip_broken: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Corpus:
+    """Turn files of cells into token Parquet.
+
+    One pass over the training cells gives the statistics and with them the vocabulary; one pass over all cells writes
+    the shards. Killed and started again with the same arguments it goes on where it was, with the same bytes.
+
+    Parameters
+    ----------
+    files
+        Files that `read_cells` reads.
+    output
+        Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
+    tokenizer
+        ``"exceiver"`` or ``"rank-value"``, or a tokenizer, which is used as it is.
+    tokenizer_options
+        Options of the tokenizer's class.
+    vocabulary
+        A vocabulary, or a folder that holds one (a tokenizer or a model), in place of one made from the files.
+    gene_table
+        Table of Ensembl ids, symbols and aliases for files that have symbols alone.
+    genes
+        Ids or names of the only genes to keep.
+    layer, gene_column, rename
+        As for `read_cells` and the tokenizers, the same for all files.
+    obs_columns
+        Columns of obs to carry beside those of the CELLxGENE schema.
+    validation_fraction, test_fraction
+        Share of cells to hold out: whole donors, else whole data sets, else single cells.
+    seed
+        Of the draw.
+    processes
+        At once; by default one for every two processors, as each of them also reads ahead and writes behind.
+    skip_broken
+        Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
+    overwrite
+        Begin anew: delete an earlier result or unfinished run, also one with the same arguments.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Corpus
+        The result.
+
+    Raises
+    ------
+    CellFileError
+        If files are broken; names them all.
+    GeneCoverageError
+        If the vocabulary covers too little of a file.
+    CorpusError
+        If the folder holds another corpus or run.
+    OSError
+        If the folder cannot be written to.
+    ValueError
+        If there are no files, a file is given twice, or an option cannot be.
+    """
+    paths, output = [Path(f) for f in files], Path(output)
+    if not paths:
+        raise ValueError("no files of cells given")
+    ready, kinds = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None, tokenizers()
+    if ready is not None:
+        tokenizer = next(name for name, kind in kinds.items() if isinstance(ready, kind))
+        vocabulary = ready.vocabulary
+    if tokenizer not in kinds:
+        raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(kinds)}")
+    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
+        raise ValueError("validation_fraction and test_fraction are shares of the cells and leave some for training")
+    options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
+    arguments = {
+        "tokenizer": tokenizer,
+        "tokenizer_options": _options(ready)
+        if ready is not None
+        else _known(kinds[tokenizer], tokenizer_options or {}),
+        "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
+        "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
+        "genes": None if genes is None else _digest(sorted(genes)),
+        "cellglot": cellglot.__version__,
+    }
+    given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
+    run = _Run(
+        paths,
+        OutputFolder(output, "tokenize", given),
+        kinds[tokenizer],
+        options,
+        arguments,
+        seed=seed,
+        fractions={"validation": validation_fraction, "test": test_fraction},
+        processes=processes or default_processes(),
+        skip_broken=skip_broken,
+        progress=progress,
+        vocabulary=None if vocabulary is None else _load_vocabulary(vocabulary),
+        gene_table=None if gene_table is None else Path(gene_table),
+        genes=genes,
+    )
+    with run.folder:
+        run.prepare(overwrite)
+        while True:
+            try:
+                return run.finish()
+            except BrokenFileError as error:
+                if not skip_broken:
+                    raise CorpusError(
+                        f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others "
+                        "give."
+                    ) from error
+                run.pass_over(error)
+
+
+def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
+    """Return the options with which a tokenizer of the same vocabulary works the same way."""
+    files = tokenizer.vocab_files_names
+    plain = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, str | int | float) and k not in files}
+    left_out = ("name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only")
+    return {k: v for k, v in plain.items() if k not in left_out}
+
+
+def _known(tokenizer_class: type[GeneExpressionTokenizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse options that a tokenizer does not have."""
+    known = {p for c in (tokenizer_class, GeneExpressionTokenizer) for p in inspect.signature(c).parameters}
+    known -= {"vocab_file", "stats_file", "vocabulary", "kwargs"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"{tokenizer_class.__name__} has no option {', '.join(unknown)}: there are {', '.join(sorted(known))}"
+        )
+    return dict(options)
+
+
+def _load_vocabulary(vocabulary: str | os.PathLike | GeneVocabulary) -> GeneVocabulary:
+    if isinstance(vocabulary, GeneVocabulary):
+        return vocabulary
+    folder = Path(vocabulary)
+    nested = folder / "tokenizer"
+    return GeneVocabulary.load(nested if (nested / VOCABULARY_FILE).exists() else folder)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class _Run:
+    """One run of `tokenize_corpus`: plans, goes on where an earlier one stopped, and finishes."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        folder: OutputFolder,
+        tokenizer_class: type[GeneExpressionTokenizer],
+        options: FileOptions,
+        arguments: dict[str, Any],
+        *,
+        seed: int,
+        fractions: dict[str, float],
+        processes: int,
+        skip_broken: bool,
+        progress: bool,
+        vocabulary: GeneVocabulary | None,
+        gene_table: Path | None,
+        genes: Sequence[str] | None,
+    ):
+        self.paths, self.folder, self.output, self.work = paths, folder, folder.path, folder.path / WORK
+        self.tokenizer_class, self.options, self.arguments = tokenizer_class, options, arguments
+        self.seed, self.fractions = seed, fractions
+        self.processes, self.skip_broken, self.show = processes, skip_broken, progress
+        self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
+        self.plan: Plan
+        self.sources: SourceMarks
+        self.gene_tables: list[tuple[list[str], dict[str, Any]]]
+        self._helpers: Helpers | None = None
+
+    # ---------------------------------------------------------------- planning and going on
+
+    def prepare(self, overwrite: bool) -> None:
+        """Plan, and compare with what the folder holds."""
+        for name in self.folder.own:
+            if name.endswith(".tmp"):  # left by a killed run of an earlier version
+                self.folder.remove(name)
+        self.work.mkdir(parents=True, exist_ok=True)
+        broken_file = self.work / "broken.json"
+        broken = read_json(broken_file) if broken_file.exists() else {}
+        self._make_plan(broken)
+        earlier = self._earlier_plan()
+        if earlier is not None and (overwrite or not same_plan(earlier, self.plan)):
+            if not overwrite:
+                changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
+                raise CorpusError(
+                    f"{self.output} holds a corpus or an unfinished run with other {', '.join(changed)}: choose "
+                    "another folder, or overwrite=True (--overwrite)"
+                )
+            self._clear()
+            self._make_plan({})
+        write_json(self.work / "plan.json", self.plan.to_dict())
+
+    def _make_plan(self, broken: Mapping[str, str]) -> None:
+        self.plan, self.gene_tables = make_plan(
+            self.paths,
+            self.options,
+            self.work,
+            self.arguments,
+            seed=self.seed,
+            fractions=self.fractions,
+            broken=broken,
+            skip_broken=self.skip_broken,
+            check_names=self._check_names(),
+        )
+        self.sources = SourceMarks(self.plan)
+
+    def _check_names(self) -> CheckNames | None:
+        """Return the check of names that become genes of a new vocabulary."""
+        if self.vocabulary is not None:
+            return None
+        table = GeneNames() if self.gene_table is None else read_gene_table(self.gene_table)
+        return refuse_numbers(set(table.symbols.values()).union(*table.aliases.values()))
+
+    def _earlier_plan(self) -> dict[str, Any] | None:
+        for path, read in (
+            (self.work / "plan.json", lambda content: content),
+            (self.output / MANIFEST, lambda content: content["plan"]),
+        ):
+            if path.exists():
+                return read(read_json(path, most_bytes=MOST_MANIFEST_BYTES))
+        return None
+
+    def _clear(self) -> None:
+        """Delete what a run wrote, and nothing else."""
+        self.folder.clear()
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def pass_over(self, error: BrokenFileError) -> None:
+        """Plan anew without a file that broke while it was read; all that depends on it is done again."""
+        broken = self.plan.broken | {error.name: error.reason} | error.more
+        self._clear()
+        write_json(self.work / "broken.json", broken)
+        self._make_plan(broken)
+        write_json(self.work / "plan.json", self.plan.to_dict())
+
+    # ---------------------------------------------------------------- the passes
+
+    def finish(self) -> Corpus:
+        """Do what is left to do."""
+        if (self.output / MANIFEST).exists():
+            self.folder.remove(WORK)
+            corpus = Corpus.open(self.output)
+            self.folder.finish()
+            return corpus
+        with self._bars() as bars, self._processes():
+            if not (self.output / "tokenizer" / TOKENIZER_CONFIG_FILE).exists():
+                self._make_tokenizer(bars)
+            tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
+            records = self._write_tokens(bars, tokenizer)
+            manifest = self._manifest(records, tokenizer)
+            self.sources.check()
+        write_text(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        self.folder.remove(WORK)
+        self.folder.finish()
+        return Corpus(self.output, manifest)
+
+    def _bars(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("cells"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            disable=not self.show,
+        )
+
+    def _make_tokenizer(self, bars: Progress) -> None:
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            vocabulary = self._vocabulary_from_statistics(bars)
+        tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
+        unfinished = self.work / "tokenizer"
+        tokenizer.save_pretrained(unfinished)
+        finished = self.output / "tokenizer"
+        finished.mkdir(exist_ok=True)
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG_FILE):
+            path.replace(finished / path.name)  # the configuration last: with it the tokenizer is whole
+
+    def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
+        gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
+        tables = [named_columns(table, self.options.gene_column) for table in self.gene_tables]
+        catalogue = gene_catalogue(tables, gene_names, self.genes)
+        if self._helpers is not None:
+            catalogue.save(self.work / "catalogue")
+        statistics = self._statistics(bars, catalogue)
+        seen = np.flatnonzero(statistics.detected)
+        if not len(seen):
+            raise CorpusError("no training cell has counts on any gene")
+        kept = [catalogue.genes[i] for i in seen]
+        return GeneVocabulary.from_statistics(
+            kept,
+            medians=statistics.medians()[seen],
+            means=statistics.mean[seen],
+            stds=statistics.std[seen],
+            symbols=catalogue.symbols,
+            aliases=catalogue.aliases,
+            metadata={
+                "training_cells": statistics.n_cells,
+                "files": [f.name for f in self.plan.files],
+                "genes_without_counts": len(catalogue.genes) - len(kept),
+            },
+        )
+
+    def _statistics(self, bars: Progress, catalogue: GeneVocabulary) -> CorpusStatistics:
+        done, merged = 0, CorpusStatistics(len(catalogue.genes))
+        earlier = sorted(self.work.glob("statistics-*.npz"))
+        if earlier:
+            done = int(earlier[-1].stem.split("-")[1])
+            merged = CorpusStatistics.load(earlier[-1], len(catalogue.genes))
+        bar = _Bar(bars, "statistics", self.plan.units, done)
+        job = self._job(self.work / "catalogue", None)
+        saved = time.monotonic()
+        pieces = [("statistics", (unit,)) for unit in self.plan.units[done:]]
+        for unit, state in enumerate(self._in_order(job, pieces, catalogue, merged), start=done):
+            merged.merge(state)
+            bar.advance(self.plan.units[unit])
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                latest = self.work / f"statistics-{unit + 1:06d}.npz"
+                merged.save(latest)
+                for old in self.work.glob("statistics-*.npz"):
+                    if old != latest:
+                        old.unlink()
+                saved = time.monotonic()
+        return merged
+
+    def _write_tokens(self, bars: Progress, tokenizer: GeneExpressionTokenizer) -> list[dict[str, Any]]:
+        self._check_coverage(tokenizer)
+        records = {n: r for n in range(len(self.plan.units)) if (r := self._earlier_record(n)) is not None}
+        bar = _Bar(bars, "tokens", self.plan.units, 0)
+        for number in records:
+            bar.advance(self.plan.units[number])
+        job = self._job(self.output / "tokenizer", self.tokenizer_class)
+        missing = [n for n in range(len(self.plan.units)) if n not in records]
+        pieces = [("tokens", (self.plan.units[n], n)) for n in missing]
+        for number, record in zip(missing, self._in_order(job, pieces, tokenizer), strict=True):
+            records[number] = record
+            bar.advance(self.plan.units[number])
+        return [json.loads(json.dumps(records[n])) for n in sorted(records)]
+
+    def _earlier_record(self, unit: int) -> dict[str, Any] | None:
+        path = self.work / "units" / f"{unit:06d}.json"
+        if not path.exists():
+            return None
+        record = read_json(path)
+        return record if all(is_whole(self.output, shard) for shard in record["shards"]) else None
+
+    def _check_coverage(self, tokenizer: GeneExpressionTokenizer) -> None:
+        """Refuse a file of which the vocabulary covers too little, by a sample of its cells, before the long pass."""
+        if self.vocabulary is None:
+            return
+        refused: dict[str, str] = {}
+        for file in self.plan.files:
+            try:
+                with open_planned(file.path, self.options, conversion_folder(self.work, file.fingerprint)) as cells:
+                    columns = tokenizer.gene_columns(cells.counts, self.options.gene_column)
+                    rows = cells.counts.rows(0, min(64, cells.n_cells))
+                    columns.see(rows.data, rows.indices, np.flatnonzero(~columns.known[rows.indices]))
+                    report = columns.match.report()
+                    report.counts = columns.counts_seen
+                    report.counts_covered = columns.counts_seen - float(columns.counts_lost.sum())
+                    tokenizer.check_coverage(report, counts=cells.counts)
+            except GeneCoverageError as error:
+                refused[file.name] = str(error)
+            except READ_ERRORS as error:
+                check_environment(error)
+                raise BrokenFileError(file.name, str(error)) from error
+        if refused and self.skip_broken:
+            raise BrokenFileError(*next(iter(refused.items())), more=refused)
+        if refused:
+            hint = "\nPass over them with skip_broken=True (--skip-broken)." if len(self.plan.files) > 1 else ""
+            raise GeneCoverageError("\n".join(refused.values()) + hint)
+
+    def _job(self, vocabulary: Path, tokenizer_class: type[GeneExpressionTokenizer] | None) -> Job:
+        plan = self.plan
+        return Job(
+            files=plan.files,
+            options=self.options,
+            split=plan.split,
+            columns=plan.columns,
+            work=str(self.work),
+            output=str(self.output),
+            vocabulary=str(vocabulary),
+            tokenizer_class=tokenizer_class,
+        )
+
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """Keep helping processes for both passes, where there is enough work; they start right away."""
+        helpers = min(self.processes - 1, len(self.plan.units) // UNITS_FOR_A_HELPER)
+        if helpers < 1:
+            yield
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(helpers, context, initializer=end_with_parent) as pool:
+            self._helpers = Helpers(pool, helpers)
+            try:
+                yield
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._helpers = None
+
+    def _in_order(
+        self,
+        job: Job,
+        pieces: Sequence[tuple[str, tuple[Any, ...]]],
+        genes: GeneVocabulary | GeneExpressionTokenizer,
+        histogram: CorpusStatistics | None = None,
+    ) -> Iterator[Any]:
+        """Do pieces of work, several at once where there are processes, and give their results in order.
+
+        Alone, this process counts into the histogram of all; with others it may be ahead of what is merged.
+        """
+        alone = self._helpers is None
+        units = [arguments[0] for _, arguments in pieces] if alone else None
+        worker = Worker(job, genes, histogram if alone else None, units)
+
+        def here(piece: tuple[str, tuple[Any, ...]]) -> Any:
+            method, arguments = piece
+            return getattr(worker, method)(*arguments)
+
+        try:
+            if self._helpers is None and job.tokenizer_class is not None:
+                yield from one_later(worker.start_tokens(*arguments) for _, arguments in pieces)
+            elif self._helpers is None:
+                yield from map(here, pieces)
+            else:
+                yield from self._helpers.map(here, lambda piece: (work_on, job, *piece), pieces)
+        except BrokenProcessPool as error:
+            raise CorpusError(
+                "a process was killed, perhaps for want of memory: run again with fewer processes; it goes on where "
+                "it was"
+            ) from error
+        finally:
+            worker.close()
+
+    # ---------------------------------------------------------------- the manifest
+
+    def _manifest(self, records: list[dict[str, Any]], tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
+        plan = self.plan.to_dict()
+        files = []
+        for number, file in enumerate(self.plan.files):
+            own = [r for r in records if r["file"] == number]
+            files.append(
+                {
+                    "name": file.name,
+                    "n_cells": file.n_cells,
+                    "counts_in": file.counts_in,
+                    "notes": file.notes,
+                    "duplicate_names": file.duplicate_names,
+                    "report": self._file_report(tokenizer, number, own),
+                }
+            )
+        lengths: dict[int, int] = {}
+        for record in records:
+            for length, n in record["lengths"].get("train", {}).items():
+                lengths[int(length)] = lengths.get(int(length), 0) + n
+        return {
+            "format_version": 1,
+            "tokenizer": self.tokenizer_class.__name__,
+            "vocab_size": tokenizer.vocab_size,
+            "vocabulary_digest": vocabulary_digest(tokenizer.vocabulary),
+            **self._vocabulary_notes(tokenizer),
+            "split": plan["split"],
+            "median_length": _weighted_median(lengths),
+            "shards": [shard for record in records for shard in record["shards"]],
+            "files": files,
+            "broken": plan["broken"],
+            "plan": plan,
+        }
+
+    def _match(self, tokenizer: GeneExpressionTokenizer, number: int) -> GeneMatch:
+        return tokenizer.vocabulary.resolve(*named_columns(self.gene_tables[number], self.options.gene_column))
+
+    def _vocabulary_notes(self, tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
+        """Say which genes of a vocabulary made from these files have no id, and which files share none."""
+        if self.vocabulary is not None:
+            return {}
+        tokens = {}
+        for number, file in enumerate(self.plan.files):
+            match = self._match(tokenizer, number)
+            tokens[file.name] = np.unique(match.token_ids[match.known])
+        notes = vocabulary_notes(tokenizer.vocabulary, tokens)
+        if self.options.gene_column is None:
+            tables = zip(self.plan.files, self.gene_tables, strict=True)
+            notes["warnings"] += [w for file, table in tables for w in unused_ids(file.name, *table)]
+        for warning in notes["warnings"]:
+            logger.warning(warning)
+        return {"vocabulary": notes}
+
+    def _file_report(self, tokenizer: GeneExpressionTokenizer, number: int, records: list[dict]) -> dict[str, Any]:
+        match = self._match(tokenizer, number)
+        report = match.report()
+        report.left_out = dict(self.plan.files[number].left_out)
+        report.note = self.plan.files[number].feature_note
+        lost = np.zeros(len(match.token_ids))
+        for record in records:
+            for name, n in record["report"].items():
+                setattr(report, name, getattr(report, name) + n)
+            report.counts += record["counts_seen"]
+            for column, n in record["counts_lost"].items():
+                lost[int(column)] += n
+        report.counts_covered = report.counts - float(lost.sum())
+        order = [int(i) for i in np.argsort(-lost, kind="stable")[:10] if lost[i] > 0]
+        report.largest_losses = [(str(match.names[i]), float(lost[i])) for i in order]
+        report.counts_in = self.plan.files[number].counts_in
+        return report.to_dict()
+
+
+class _Bar:
+    """A progress bar over units, in cells, with the rate."""
+
+    def __init__(self, bars: Progress, name: str, units: Sequence[tuple[int, int, int]], done: int):
+        self.bars, self.start = bars, time.monotonic()
+        self.fresh = 0
+        total = sum(stop - start for _, start, stop in units)
+        self.task: TaskID = bars.add_task(name, total=total, rate="")
+        bars.update(self.task, completed=sum(stop - start for _, start, stop in units[:done]))
+
+    def advance(self, unit: tuple[int, int, int]) -> None:
+        n = unit[2] - unit[1]
+        self.fresh += n
+        rate = self.fresh / max(time.monotonic() - self.start, 1e-9)
+        self.bars.update(self.task, advance=n, rate=f"{rate:,.0f} cells/s")
+
+
+def _weighted_median(lengths: Mapping[int, int]) -> float:
+    """Median of lengths that occur so many times; 0 where there are none."""
+    if not lengths:
+        return 0.0
+    values = np.array(sorted(lengths))
+    ends = np.cumsum([lengths[int(v)] for v in values])
+    middle = [(ends[-1] - 1) // 2, ends[-1] // 2]
+    return float(values[np.searchsorted(ends, middle, side="right")].mean())
+
+
+__all__ = ["default_processes", "tokenize_corpus"]
