@@ -73,7 +73,7 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model, info = load_model(AutoModel, name, check=False, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
-    if missing and not any(key.startswith("cell_model.") for key in missing):
+    if all(f"text_model.{key}" in missing for key, _ in model.text_model.named_parameters()):
         raise ValueError(
             f"{name} holds no weights for {len(missing):,} parts of LangCellModel, such as {missing[0]}: it was saved "
             "from the cell encoder or a classifier alone"
