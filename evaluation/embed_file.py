@@ -33,6 +33,7 @@ def embed_file(
     plot: Path | None = None,
     color: str | None = None,
     layer: str | None = None,
+    loaded: tuple[Any, Any] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -51,6 +52,8 @@ def embed_file(
         Where to draw a UMAP.
     color
         Column of obs to colour by; by default ``cell_type`` where the file has it.
+    loaded
+        What embeds cells and its tokenizer, where they are loaded already.
     overwrite
         Replace `output` and `plot` where they exist; never an input.
     layer, **options
@@ -73,7 +76,7 @@ def embed_file(
     check_picture(plot)
     check_files([output, plot], [cells, model], overwrite=overwrite)
     cellglot.register_auto_classes()
-    network, tokenizer = _encoder(model)
+    network, tokenizer = loaded or _encoder(model)
     report = GeneReport()
     with read_cells(cells, layer=layer) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")

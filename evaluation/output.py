@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 
 from cellglot.outputs import atomic, check_file, remove_leftovers
@@ -66,6 +67,28 @@ def write_annotated(
             _write_cells(cells, temporary)
         with h5py.File(temporary, "r+") as file:
             _add(file, obs, obsm or {}, uns or {})
+
+
+def add_results(
+    adata: AnnData,
+    *,
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, np.ndarray] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Write to an AnnData what `write_annotated` writes to a file.
+
+    Parameters
+    ----------
+    adata
+        The cells, in the order of the results.
+    obs, obsm, uns
+        As for `write_annotated`.
+    """
+    for name, values in obs.items():
+        adata.obs[name] = values
+    adata.obsm.update(obsm or {})
+    adata.uns.update(uns or {})
 
 
 def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
@@ -177,4 +200,13 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             frame.to_csv(temporary, sep="\t" if ending == ".tsv" else ",")
 
 
-__all__ = ["KEY", "add_matrices", "check_cells", "check_ending", "check_table", "write_annotated", "write_table"]
+__all__ = [
+    "KEY",
+    "add_matrices",
+    "add_results",
+    "check_cells",
+    "check_ending",
+    "check_table",
+    "write_annotated",
+    "write_table",
+]

@@ -23,7 +23,7 @@ from cellglot.evaluation.annotation.scores import (
     neighbor_graph,
 )
 from cellglot.evaluation.embedding import batches
-from cellglot.evaluation.output import KEY
+from cellglot.evaluation.output import KEY, add_results
 from cellglot.evaluation.text_model import (
     EncodedTexts,
     as_processor,
@@ -195,11 +195,8 @@ class CellAnnotation:
         """
         if adata.n_obs != len(self):
             raise ValueError(f"{len(self):,} cells were annotated, but the AnnData has {adata.n_obs:,}")
-        for name, values in self.columns().items():
-            adata.obs[f"{KEY}_{name}"] = values
-        for name, matrix in self.matrices().items():
-            adata.obsm[name] = matrix
-        adata.uns[KEY] = self.facts()
+        named = {f"{KEY}_{name}": values for name, values in self.columns().items()}
+        add_results(adata, obs=named, obsm=self.matrices(), uns={KEY: self.facts()})
 
     def plot(self, coordinates: np.ndarray | None = None, title: str = "predicted cell types") -> Figure:
         """Draw cells by prediction; the most frequent 19 are coloured, the others are one class.

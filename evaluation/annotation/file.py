@@ -1,7 +1,10 @@
-"""A file of cells to a file of annotated cells, a table and a picture."""
+"""Cells to annotated cells: of a file to a file, a table and a picture; of an AnnData into it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from anndata import AnnData
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
@@ -10,6 +13,7 @@ from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.output import (
     KEY,
     add_matrices,
+    add_results,
     check_cells,
     check_ending,
     check_table,
@@ -33,6 +37,7 @@ def annotate_file(
     plot: Path | None = None,
     layer: str | None = None,
     dtype: str | None = None,
+    loaded: tuple[Any, Any] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -60,6 +65,8 @@ def annotate_file(
         As for `cellglot.evaluation.annotation.by_texts.annotate_cells`, or `classify_cells`.
     dtype
         Of the weights: ``"bfloat16"``; by default as they are stored.
+    loaded
+        What `load_annotator` returns, where it is loaded already.
     overwrite
         Replace outputs that exist; never an input.
 
@@ -84,12 +91,8 @@ def annotate_file(
     with read_cells(cells, layer=layer) as opened:
         check_picture(plot, len(opened))
         check_cells(opened)
-        found: Any
-        if candidates is None:
-            found = classify_cells(*load_classifier(model, adapter, dtype), opened, **options)
-        else:
-            network, processor = load_cell_text_model(model, dtype)
-            found = annotate_cells(network, processor, opened, candidates, layer=layer, **options)
+        loaded = loaded or load_annotator(model, candidates, adapter, dtype)
+        found = _annotated(loaded, opened, candidates, layer=layer, **options)
         facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
         _write(found, opened, cells, output, table, facts)
         written = [str(p) for p in (output, table) if p is not None]
@@ -102,10 +105,83 @@ def annotate_file(
         return "\n".join([opened.summary(), found.summary(), *written])
 
 
+def load_annotator(
+    model: str | Path, candidates: Candidates | None, adapter: str | Path | None = None, dtype: str | None = None
+) -> tuple[Any, Any]:
+    """Load what annotates cells: a model of texts where there are candidates, else a classifier.
+
+    Parameters
+    ----------
+    model, candidates, adapter, dtype
+        As for `annotate_file`.
+
+    Returns
+    -------
+    tuple
+        The network with its processor, or with its tokenizer.
+    """
+    return load_classifier(model, adapter, dtype) if candidates is None else load_cell_text_model(model, dtype)
+
+
+def _annotated(
+    loaded: tuple[Any, Any], opened: Cells, candidates: Candidates | None, *, layer: str | None, **options: Any
+) -> Any:
+    if candidates is None:
+        return classify_cells(*loaded, opened, **options)
+    return annotate_cells(*loaded, opened, candidates, layer=layer, **options)
+
+
+def annotate_anndata(
+    loaded: tuple[Any, Any],
+    adata: AnnData,
+    candidates: Candidates | None = None,
+    *,
+    facts: Mapping[str, str],
+    plot: Path | None = None,
+    layer: str | None = None,
+    **options: Any,
+) -> None:
+    """Annotate the cells of an AnnData; what `annotate_file` writes to a file is written to it.
+
+    Parameters
+    ----------
+    loaded
+        From `load_annotator`.
+    adata
+        The cells, in memory or backed.
+    candidates
+        The classes, where the model annotates by texts.
+    facts
+        Names of the model and adapter, for ``uns["cellglot"]``.
+    plot
+        Where to draw a UMAP, coloured by prediction.
+    layer, **options
+        As for `annotate_file`.
+
+    Raises
+    ------
+    ValueError
+        As `annotate_file` does.
+    """
+    check_picture(plot, adata.n_obs)
+    with read_cells(adata, layer=layer) as opened:
+        found = _annotated(loaded, opened, candidates, layer=layer, **options)
+    add_results(adata, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
+    if plot is not None:
+        coordinates = plots.umap_coordinates(found.embedding)
+        adata.obsm[f"X_{KEY}_umap"] = coordinates
+        plots.save_figure(found.plot(coordinates), str(plot))
+
+
+def _columns(found: Any) -> dict[str, Any]:
+    return {f"{KEY}_{name}": values for name, values in found.columns().items()}
+
+
 def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, facts: dict[str, Any]) -> None:
     """Write annotated cells and their table."""
-    named = {f"{KEY}_{name}": values for name, values in found.columns().items()}
-    write_annotated(opened, cells, output, obs=named, obsm=found.matrices(), uns={KEY: found.facts() | facts})
+    write_annotated(
+        opened, cells, output, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | facts}
+    )
     if table is not None:
         write_table(found.table(), table)
 
@@ -119,4 +195,4 @@ def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
     plots.save_figure(found.plot(coordinates, title), str(plot))
 
 
-__all__ = ["annotate_file"]
+__all__ = ["annotate_anndata", "annotate_file", "load_annotator"]

@@ -38,6 +38,7 @@ def query_file(
     table: Path | None = None,
     layer: str | None = None,
     dtype: str | None = None,
+    loaded: tuple[Any, Any] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -61,6 +62,8 @@ def query_file(
         ``.csv``, ``.tsv`` or ``.parquet`` with the best cells.
     layer, dtype
         Where the counts are; type of the weights.
+    loaded
+        The model and its processor, where they are loaded already.
     overwrite
         Replace outputs that exist; never an input.
     **options
@@ -90,7 +93,7 @@ def query_file(
         check_ending(output)
         if cells.suffix in (".npy", ".parquet"):
             raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
-    network, processor = load_cell_text_model(model, dtype)
+    network, processor = loaded or load_cell_text_model(model, dtype)
     stored = _stored(network, cells)
     given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, options)
     if stored is OF_ANOTHER_MODEL:

@@ -13,7 +13,15 @@ from cellglot.auto_classes import watch
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+_VERBS = {
+    "LoadedModel": "verbs.models",
+    "annotate": "verbs.annotation",
+    "embed": "verbs.embedding",
+    "load_model": "verbs.models",
+    "read_cells": "tokenization",
+}
+
+_PUBLIC = _VERBS | {
     "CellEmbeddingPipeline": "modeling",
     "CellOntology": "tokenization",
     "CellTypeAnnotationPipeline": "modeling",
@@ -39,7 +47,6 @@ _PUBLIC = {
     "ScCelloForSequenceClassification": "modeling",
     "ScCelloForTokenClassification": "modeling",
     "ScCelloModel": "modeling",
-    "read_cells": "tokenization",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__", "register_auto_classes"])

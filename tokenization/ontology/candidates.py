@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellglot.inputs import read_json, read_text
+from cellglot.inputs.lists import split_list
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ANNOTATION_TEMPLATE, describe_cell_types
 from cellglot.tokenization.ontology.labels import CellLabelReport, clean_label
@@ -248,10 +249,10 @@ def _branch_types(
 
 
 def split_candidates(text: str, ontology: CellOntology | None = None) -> list[str]:
-    """Split candidates at commas; a comma inside a cell type's name does not split it.
+    """Split candidates at commas; a comma inside a cell type's name, or in double quotes, does not split it.
 
-    Of pieces that stand side by side the longest run that the ontology knows is one candidate: ``"B cell,
-    CD4-positive, alpha-beta T cell"`` gives two.
+    Of adjacent pieces the longest run that the ontology knows is one candidate: ``"B cell, CD4-positive, alpha-beta T
+    cell"`` gives two.
 
     Parameters
     ----------
@@ -260,7 +261,7 @@ def split_candidates(text: str, ontology: CellOntology | None = None) -> list[st
     ontology
         Where names are looked up.
     """
-    pieces, found, start = text.split(","), [], 0
+    pieces, found, start = split_list(text), [], 0
     while start < len(pieces):
         stop = start + 1
         for end in range(len(pieces), start + 1, -1) if ontology is not None else ():

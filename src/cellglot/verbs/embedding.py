@@ -1,0 +1,149 @@
+"""``embed``: cells to embeddings."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellglot.verbs.cells import KEY, as_path, is_anndata, or_none, output_of, to_write
+from cellglot.verbs.models import LoadedModel, load_model
+
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def embed(
+    cells: "str | os.PathLike | AnnData",
+    model: str | os.PathLike | LoadedModel,
+    *,
+    output: str | os.PathLike | None = None,
+    copy: bool = False,
+    plot: str | os.PathLike | None = None,
+    color: str | None = None,
+    batch_size: int = 64,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    min_coverage: float | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Embed cells by a model of any kind.
+
+    Results of an AnnData are written to it, as scanpy does:
+
+    - ``obsm["X_cellglot"]``: embeddings, float32, shape (cells, size); NaN for cells without a gene of the model,
+    - ``obsm["X_cellglot_umap"]``: coordinates of the UMAP, where `plot` is given, shape (cells, 2),
+    - ``uns["cellglot"]``: ``model``, and for a model of texts ``model_fingerprint``, by which `cellglot.query` knows
+      the embeddings.
+
+    Parameters
+    ----------
+    cells
+        AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`.
+    model
+        Folder or repository of a model, a classifier or an adapter; or a loaded model.
+    output
+        For a file of cells: ``.h5ad`` (embeddings in X), ``.parquet`` or ``.npy``.
+    copy
+        Return a copy of the AnnData with the results, and leave the given one as it is.
+    plot
+        Picture of a UMAP: ``.png``, ``.svg`` or ``.pdf``.
+    color
+        Column of obs by which the picture is coloured; by default the one that holds cell types.
+    batch_size
+        Number of cells that are computed at once.
+    layer
+        Where the raw counts are: ``"X"``, ``"raw.X"`` or the name of a layer. Found by default.
+    gene_column
+        Column of var that holds ids of genes; ``"index"`` for the index. Found by default.
+    min_coverage
+        Smallest share of the counts that the model's genes have to cover; by default 0.5.
+    device
+        ``"cuda"``, ``"mps"`` or ``"cpu"``; by default the fastest that there is.
+    overwrite
+        Replace `output` and `plot` if they exist. An input is never replaced.
+
+    Returns
+    -------
+    AnnData or str or None
+        None for an AnnData, or the copy; for a file what was read and written.
+
+    Raises
+    ------
+    ValueError
+        If `output` is missing or an input, there is no such model, too few genes match, or values are not counts.
+    TypeError
+        If `cells` are neither a path nor an AnnData.
+
+    Examples
+    --------
+    >>> import cellglot
+    >>> cellglot.embed(adata, "model")
+    >>> adata.obsm["X_cellglot"].shape
+    (60, 64)
+
+    From file to file, in bounded memory:
+
+    >>> report = cellglot.embed("cells.h5ad", "model", output="embedding.h5ad")
+    """
+    reading: dict[str, Any] = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
+    options = reading | {"batch_size": batch_size, "device": device}
+    if is_anndata(cells):
+        target = to_write(cells, copy, {"output": output})
+        _embed_anndata(target, model, or_none(plot), color, overwrite, **options)
+        return target if copy else None
+    from cellglot.evaluation.embed_file import embed_file
+    from cellglot.modeling.model_names import resolve_model
+
+    written, ready = output_of(cells, output, copy), None
+    if isinstance(model, LoadedModel):
+        source, ready = model.name, (model.encoder, model.tokenizer)
+    else:
+        source = resolve_model(model)
+    files: dict[str, Any] = {"plot": or_none(plot), "color": color, "overwrite": overwrite, "loaded": ready}
+    return embed_file(source, as_path(cells), written, **files, **options)
+
+
+def _embed_anndata(
+    adata: "AnnData", model: Any, plot: Path | None, color: str | None, overwrite: bool, **options: Any
+) -> None:
+    from cellglot.evaluation.drawing import check_picture
+    from cellglot.evaluation.embedding import embed_cells
+    from cellglot.outputs import check_files
+    from cellglot.tokenization.reading.cells import read_cells
+
+    check_picture(plot, adata.n_obs)
+    check_files([plot], [adata.filename], overwrite=overwrite)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    with read_cells(adata, layer=options.pop("layer")) as opened:
+        column = color or opened.metadata_columns.get("cell_type")
+        if column is not None and column not in adata.obs:
+            raise ValueError(f"no column {column!r} in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}")
+        embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, **options)
+    adata.obsm[f"X_{KEY}"] = embedding
+    known = {name: value for name, value in adata.uns.get(KEY, {}).items() if name != "model_fingerprint"}
+    adata.uns[KEY] = known | _facts(loaded)
+    if plot is not None:
+        _draw(adata, column, plot)
+
+
+def _facts(model: LoadedModel) -> dict[str, str]:
+    if model.processor is None:
+        return {"model": model.name}
+    from cellglot.evaluation.text_model import fingerprint
+
+    return {"model": model.name, "model_fingerprint": fingerprint(model.network)}
+
+
+def _draw(adata: "AnnData", column: str | None, plot: Path) -> None:
+    from cellglot.evaluation import plots
+    from cellglot.tokenization.reading.labels import read_labels
+
+    coordinates = plots.umap_coordinates(adata.obsm[f"X_{KEY}"])
+    adata.obsm[f"X_{KEY}_umap"] = coordinates
+    labels = ["cells"] * adata.n_obs if column is None else read_labels(adata.obs[column]).texts.tolist()
+    title = "cells" if column is None else f"cells, by {column}"
+    plots.save_figure(plots.embedding_plot(coordinates, labels, title), str(plot))
+
+
+__all__ = ["embed"]
