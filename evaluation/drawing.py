@@ -19,8 +19,6 @@ def drawing(what: str | Path, again: Sequence[Any]) -> Iterator[None]:
 
     Parameters
     ----------
-    what
-        The picture.
     again
         Words of the command that draws it again.
     """

@@ -43,8 +43,6 @@ def embed_file(
     ----------
     model
         Folder or repository of a model of any head, or of an adapter.
-    cells
-        File of cells.
     output
         ``.h5ad`` (embedding in X, metadata in obs, UMAP in obsm if drawn), ``.parquet`` (``cell_id`` and
         ``embedding``) or ``.npy``.

@@ -32,8 +32,6 @@ def batches(
         The model's tokenizer.
     cells
         Whatever the tokenizer takes.
-    batch_size
-        Cells in a batch.
     report
         Counts what was matched and lost.
     **options
@@ -92,22 +90,14 @@ def run_batches(
 
     Parameters
     ----------
-    model, tokenizer
-        Belonging together.
     cells
         Whatever the tokenizer takes; files are opened by `cellglot.tokenization.read_cells`.
     compute
         Inputs of the model for some cells -> name -> tensor with a row a cell.
-    batch_size
-        Cells at once.
     device
         Where to compute; by default CUDA, MPS or the CPU, whichever is there.
-    progress
-        Show a bar.
     report
         Counts what was matched and lost.
-    word
-        Beside the bar.
     **options
         As for `batches`.
 
@@ -166,8 +156,6 @@ def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     ----------
     scores
         Logits or probabilities, shape (cells, classes); NaN where there are none.
-    classes
-        Their names.
     """
     best = np.where(np.isnan(scores[:, 0]), len(classes), scores.argmax(axis=1))
     return np.array([*classes, "no prediction"], dtype=object)[best]

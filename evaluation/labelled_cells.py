@@ -28,10 +28,6 @@ class LabelledCells:
 
     Parameters
     ----------
-    cells
-        The opened file.
-    source
-        Where they came from.
     checksum
         SHA-256 of the file, or of the counts of an AnnData.
     label_column, batch_column, group_column
@@ -121,8 +117,6 @@ def open_labelled_cells(
         Column of batches; none by default.
     donors
         Column of donors or data sets that are not split; by default that of ``donor_id``, else of ``dataset_id``.
-    layer
-        Where the counts are.
     **options
         ``gene_column``, ``min_coverage`` as the tokenizers take them.
 

@@ -41,16 +41,12 @@ def write_annotated(
     ----------
     cells
         The file, opened; None for an ``.h5ad`` of embeddings.
-    source
-        The file.
     output
         ``.h5ad``; it is written beside and moved there when it is complete.
     obs
         Column -> one value a cell; columns of these names are replaced.
     obsm
         Matrices, one row a cell.
-    uns
-        What else.
 
     Raises
     ------
@@ -114,11 +110,6 @@ def check_ending(output: Path) -> None:
 
 def check_cells(cells: Cells) -> None:
     """Read what `write_annotated` will write beside the counts of cells, so that long work does not end with an error.
-
-    Parameters
-    ----------
-    cells
-        The file, opened.
 
     Raises
     ------

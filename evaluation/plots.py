@@ -149,8 +149,6 @@ def curves_plot(
     ----------
     curves
         Name -> (epochs, values).
-    title, ylabel
-        Labels.
     lines
         Name -> constant to compare with, dashed.
     """
@@ -187,8 +185,6 @@ def geometry_plot(geometries: Mapping[str, OntologyGeometry], title: str) -> Fig
     ----------
     geometries
         Name of the model -> what `ontology_geometry` gave for it.
-    title
-        Of the figure.
     """
     figure = Figure(figsize=(4.4 * len(geometries), 4.0), layout="constrained")
     figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")

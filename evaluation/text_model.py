@@ -56,8 +56,6 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
 
     Parameters
     ----------
-    name
-        Folder or repository.
     dtype
         Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
 
@@ -108,8 +106,6 @@ def as_processor(processor: Any, model: Any) -> LangCellProcessor:
     ----------
     processor
         A LangCellProcessor, or (tokenizer of cells, tokenizer of texts).
-    model
-        The model that it is for.
 
     Raises
     ------
@@ -139,13 +135,6 @@ def as_processor(processor: Any, model: Any) -> LangCellProcessor:
 
 def encode_texts(model: Any, processor: LangCellProcessor, texts: Sequence[Sequence[str]]) -> EncodedTexts:
     """Tokenize and embed texts on the model's device; longer ones than the text encoder takes are cut and counted.
-
-    Parameters
-    ----------
-    model, processor
-        Belonging together.
-    texts
-        Texts of each class.
 
     Raises
     ------

@@ -61,10 +61,6 @@ def clean_json(content: Any, name: str, cleaned: Cleaned) -> Any:
 
     Parameters
     ----------
-    content
-        The value.
-    name
-        Of the file.
     cleaned
         Where to note what was shortened.
     """
@@ -87,15 +83,7 @@ def _shorten(text: str, name: str, cleaned: Cleaned) -> str:
 
 
 def scan_text(text: str, name: str) -> list[str]:
-    """List what must not be published in a text: secrets, without repeating them, and paths of this machine.
-
-    Parameters
-    ----------
-    text
-        The text.
-    name
-        Of the file.
-    """
+    """List what must not be published in a text: secrets, without repeating them, and paths of this machine."""
     problems = []
     for number, line in enumerate(text.splitlines(), 1):
         place = f"{name}, line {number}"

@@ -165,11 +165,6 @@ def publish(
 def folder_kind(folder: str | Path) -> str:
     """Say what a folder holds: ``model``, ``adapter``, ``dataset`` or ``metric``.
 
-    Parameters
-    ----------
-    folder
-        The folder.
-
     Raises
     ------
     ValueError

@@ -62,8 +62,6 @@ def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private
     ----------
     api
         Client of the Hub.
-    folder
-        What to publish.
     repo
         ``owner/name``.
     repo_type
@@ -72,11 +70,6 @@ def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private
         Whether only its owner sees it; a repository that exists stays as it is.
     overwrite
         Whether files of a repository that exists may be replaced.
-
-    Returns
-    -------
-    str
-        Address of the commit.
     """
     exists = check_repository(api, repo, repo_type, overwrite)
     more: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}

@@ -56,8 +56,6 @@ class AdapterFolders:
         ----------
         pretrained_model_name_or_path
             Folder or repository of a model or of an adapter.
-        *model_args, **kwargs
-            As for other models.
         """
         if pretrained_model_name_or_path is not None:
             check_model_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
@@ -210,8 +208,6 @@ def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
 
     Parameters
     ----------
-    name
-        Folder or repository.
     **hub
         Options of loading from the Hub, such as ``revision`` and ``token``.
     """
@@ -225,8 +221,6 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
 
     Parameters
     ----------
-    model
-        Folder or repository.
     revision, **hub
         Of the repository, and further options of loading from the Hub.
 
@@ -302,11 +296,6 @@ def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> st
 def cached_revision(model: str | os.PathLike) -> str | None:
     """Return the commit of a repository's main branch whose files were loaded last; None for folders.
 
-    Parameters
-    ----------
-    model
-        Folder or repository.
-
     Returns
     -------
     str or None
@@ -329,8 +318,6 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
     Parameters
     ----------
-    adapter
-        Folder or repository.
     **hub
         Options of loading from the Hub.
 
@@ -355,8 +342,6 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
 
     Parameters
     ----------
-    adapter
-        Folder or repository.
     **hub
         Options of loading from the Hub.
 

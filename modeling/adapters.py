@@ -37,8 +37,6 @@ class Adapter:
 
     Parameters
     ----------
-    name
-        Folder or repository.
     method
         ``"lora"``, ``"dora"`` or ``"ia3"``.
     base, revision
@@ -49,8 +47,6 @@ class Adapter:
         Class of the model with its head.
     config
         Its configuration: classes, their Cell Ontology ids, kind of problem.
-    peft_config
-        What PEFT knows of it.
     """
 
     name: str
@@ -76,15 +72,7 @@ class Adapter:
 
 
 def is_adapter(name: str | Path, revision: str | None = None) -> bool:
-    """Whether a folder or repository holds an adapter.
-
-    Parameters
-    ----------
-    name
-        Folder or repository.
-    revision
-        Of the repository.
-    """
+    """Whether a folder or repository holds an adapter."""
     return _file(name, ADAPTER_FILE, revision) is not None
 
 
@@ -95,8 +83,6 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
     ----------
     adapter
         Folder or repository of an adapter.
-    revision
-        Of the repository.
 
     Raises
     ------
@@ -294,8 +280,6 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
         Changed in place; goes on with the adapter that it used.
     adapter
         Folder or repository of the further adapter.
-    name
-        A new name.
     revision
         Of the adapter's repository.
 
@@ -357,8 +341,6 @@ def use_adapter(model: PeftModel, name: str) -> None:
     ----------
     model
         Of `load_with_adapter`; changed in place.
-    name
-        Of the adapter.
 
     Raises
     ------

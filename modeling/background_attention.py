@@ -41,8 +41,6 @@ def attend_with_sink(
         Shapes (cells, heads, queries, size), (cells, heads, keys, size) twice.
     key_mask
         True where a key takes part, shape (cells, keys).
-    sink_logit
-        Shape (heads, queries).
     scaling
         Factor of products of queries and keys.
 

@@ -58,15 +58,7 @@ def full_precision(function: Callable) -> Callable:
 
 @full_precision
 def scale_representations(states: torch.Tensor, tau: float) -> torch.Tensor:
-    """Normalise states and divide them by the root of tau: a product of two is then their cosine over tau.
-
-    Parameters
-    ----------
-    states
-        Shape (..., size).
-    tau
-        Temperature.
-    """
+    """Normalise states and divide them by the root of tau: a product of two is then their cosine over tau."""
     return nn.functional.normalize(states, dim=-1) * tau**-0.5
 
 
@@ -141,10 +133,6 @@ def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor, weights: tor
 
     Parameters
     ----------
-    logits
-        Shape (items, classes).
-    labels
-        Shape (items,).
     weights
         By which each item's term is multiplied, shape (items,); the number of terms stays that of items.
     """
@@ -326,8 +314,6 @@ def gather_cells(cells: torch.Tensor, cell_types: torch.Tensor) -> GatheredCells
     ----------
     cells
         Representations, shape (cells, size).
-    cell_types
-        Shape (cells,).
     """
     if number_of_processes() == 1:
         return GatheredCells(cells, cell_types, 0)

@@ -68,8 +68,6 @@ class CellPipeline(Pipeline):
 
     Parameters
     ----------
-    model
-        The model.
     tokenizer
         Its gene tokenizer; by default that of `processor`, or of the model's folder.
     **kwargs
@@ -196,19 +194,11 @@ class CellPipeline(Pipeline):
 
         Parameters
         ----------
-        cells
-            Opened cells.
-        batch_size
-            Cells at once.
         progress
             Whether to show a bar.
-        **reading
-            As for the tokenizer.
 
         Yields
         ------
-        n_cells : int
-            Cells in all.
         numbers : numpy.ndarray
             Numbers of the batch's cells.
         batch : dict
@@ -222,15 +212,7 @@ class CellPipeline(Pipeline):
                 bar.update(len(numbers))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model, tokenizer and, where there is one, processor; the pipelines' code comes with the model.
-
-        Parameters
-        ----------
-        save_directory
-            The folder.
-        **kwargs
-            As for models.
-        """
+        """Save model, tokenizer and, where there is one, processor; the pipelines' code comes with the model."""
         self.model.save_pretrained(save_directory, **kwargs)
         (self.processor or self.found_processor or self.tokenizer).save_pretrained(save_directory)
 
@@ -287,8 +269,6 @@ def cells_with_genes(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch
     ----------
     batch
         Inputs of a model.
-    tokenizer
-        That made them.
     """
     special = torch.tensor([i for i in tokenizer.all_special_ids if i is not None], device=batch["input_ids"].device)
     return (batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)).any(dim=1)

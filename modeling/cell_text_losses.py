@@ -148,8 +148,6 @@ def cell_text_loss(
         Normalised embeddings, shape (cells, size).
     text_ids
         The same number for the same text, -100 for cells without one; shape (cells,).
-    tau
-        Temperature.
     all_cells, all_texts, all_text_ids
         What is compared with, where that is more than `cells` and `texts`.
 
@@ -214,8 +212,6 @@ def draw_hard_negatives(
         Normalised embeddings of all cells and their texts, shape (cells, size).
     text_ids
         The same number for the same text, -100 for cells without one; shape (cells,).
-    tau
-        Temperature.
     joined
         Whether several processes draw for the same cells: all then take the random numbers of the first.
 

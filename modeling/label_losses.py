@@ -26,8 +26,6 @@ def problem_of(config: Any, labels: torch.Tensor) -> str:
     ----------
     config
         The model's configuration; ``problem_type`` is filled in.
-    labels
-        Of a batch.
     """
     if config.problem_type is None and not torch.compiler.is_compiling():
         if config.num_labels == 1:
@@ -45,8 +43,6 @@ def squared_error_terms(predicted: torch.Tensor, labels: torch.Tensor, deviation
 
     Parameters
     ----------
-    predicted, labels
-        Shape (items,).
     deviation
         What counts as 1.
     """
@@ -82,8 +78,6 @@ def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    config
-        The model's configuration.
     outputs
         Of the head, shape (..., classes) or (..., 1).
     """

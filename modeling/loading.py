@@ -27,8 +27,6 @@ def load_model(
 
     Parameters
     ----------
-    auto_class
-        An Auto class, or the class of a model.
     name
         Folder or repository of a model or of an adapter.
     new
@@ -61,8 +59,6 @@ def load_tokenizer(name: str | os.PathLike, tokenizer_class: Any = AutoTokenizer
 
     Parameters
     ----------
-    name
-        Folder or repository.
     tokenizer_class
         Its class; by default found by its configuration.
     **kwargs
@@ -76,8 +72,6 @@ def load_processor(name: str | os.PathLike, **kwargs: Any) -> Any:
 
     Parameters
     ----------
-    name
-        Folder or repository.
     **kwargs
         As for ``from_pretrained``.
     """
@@ -89,8 +83,6 @@ def load_configuration(name: str | os.PathLike, config_class: Any = AutoConfig, 
 
     Parameters
     ----------
-    name
-        Folder or repository.
     config_class
         Its class; by default found by its type.
     **kwargs
@@ -104,8 +96,6 @@ def read_config(name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
 
     Parameters
     ----------
-    name
-        Folder or repository.
     **kwargs
         As for ``from_pretrained``.
     """
@@ -133,10 +123,6 @@ def check_model(name: str | os.PathLike, revision: str | None = None, weights: b
 
     Parameters
     ----------
-    name
-        Folder or repository.
-    revision
-        Of the repository.
     weights
         Fetch the weights of a repository, too, and look at them.
 

@@ -102,8 +102,6 @@ def rank_value_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> It
         ScCelloModel or LangCellCellModel, in evaluation.
     input_ids
         Tokens of the cell without padding, shape (tokens,).
-    at_once
-        Copies in a batch.
 
     Yields
     ------
@@ -184,12 +182,8 @@ def exceiver_copies(
 
     Parameters
     ----------
-    encoder
-        ExceiverModel, in evaluation.
     input_ids, expression_values
         Genes of the cell without padding and their values, shape (genes,).
-    at_once
-        Copies in a batch.
 
     Yields
     ------
@@ -252,8 +246,6 @@ def masked_embeddings(
     -------
     genes
         Token id of the gene hidden in each copy, shape (genes,).
-    embeddings
-        Shape (genes, size).
 
     Raises
     ------
@@ -299,13 +291,6 @@ def gene_distances(
 
 def cosine_distances(whole: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Return 1 - cosine, as half the squared distance of normalised vectors: small ones keep their digits.
-
-    Parameters
-    ----------
-    whole
-        Shape (size,).
-    copies
-        Shape (copies, size).
 
     Returns
     -------

@@ -90,11 +90,6 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 def read_configuration(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON file that holds a mapping.
 
-    Parameters
-    ----------
-    path
-        The file.
-
     Raises
     ------
     ModelFileError
@@ -116,13 +111,7 @@ def read_configuration(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def is_inside(name: Any) -> bool:
-    """Whether a name of a file, as another file gives it, stays in that one's folder.
-
-    Parameters
-    ----------
-    name
-        The name.
-    """
+    """Whether a name of a file, as another file gives it, stays in that one's folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
@@ -131,13 +120,6 @@ def is_inside(name: Any) -> bool:
 
 def check_names(path: Path, content: Mapping[str, Any]) -> None:
     """Refuse names of files outside of the folder; say it where a configuration names code of another repository.
-
-    Parameters
-    ----------
-    path
-        Of the configuration.
-    content
-        What it holds.
 
     Raises
     ------
@@ -259,10 +241,6 @@ def check_sizes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, tupl
 
     Parameters
     ----------
-    path
-        Of the configuration.
-    config
-        What it holds.
     shapes
         Of the weights; none where they lie elsewhere.
 
@@ -325,8 +303,6 @@ def check_adapter_settings(
     ----------
     path
         Of ``adapter_config.json``.
-    settings
-        What it holds.
     shapes
         Of the adapter's weights.
 
@@ -384,8 +360,6 @@ def check_pattern(pattern: str, what: str) -> None:
 
     Parameters
     ----------
-    pattern
-        The regular expression.
     what
         Where it stands, for the message.
 
@@ -454,8 +428,6 @@ def check_loaded(
     ----------
     name
         Folder or repository that it was loaded from.
-    model
-        The model.
     info
         What ``from_pretrained(..., output_loading_info=True)`` says.
     new
@@ -499,8 +471,6 @@ def check_finite(place: str, model: torch.nn.Module) -> None:
     ----------
     place
         Where they come from, for the message.
-    model
-        The model.
 
     Raises
     ------

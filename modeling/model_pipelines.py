@@ -69,15 +69,7 @@ class ModelPipelines:
         return given | {"custom_pipelines": found} if found else given
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the configuration, and the code of models and pipelines that it names.
-
-        Parameters
-        ----------
-        save_directory
-            The folder.
-        push_to_hub
-            As for other configurations.
-        """
+        """Save the configuration, and the code of models and pipelines that it names."""
         named = [*(self.auto_map or {}).values(), *(p["impl"] for p in self.pipelines().values())]
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         for module in sorted({path.split("--")[-1].split(".")[0] for path in named}):

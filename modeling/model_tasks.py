@@ -91,8 +91,6 @@ def former_name(kwargs: Mapping[str, Any], name: str, given: Any) -> Any:
     ----------
     kwargs
         Further arguments; changed in place.
-    name
-        The former name.
     given
         What was given by the name of today.
     """

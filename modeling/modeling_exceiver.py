@@ -143,10 +143,6 @@ class ExceiverAttention(nn.Module):
         The model's configuration.
     query_size, key_value_size
         Sizes of queries (and output), and of keys and values.
-    num_heads
-        Heads.
-    dropout
-        On attention weights.
     """
 
     def __init__(self, config: ExceiverConfig, query_size: int, key_value_size: int, num_heads: int, dropout: float):
@@ -606,15 +602,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
 
 
 class ExceiverHead(nn.Sequential):
-    """Layer norm, linear, GELU, linear: gene-sized states to outputs.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    num_outputs
-        Outputs.
-    """
+    """Layer norm, linear, GELU, linear: gene-sized states to outputs."""
 
     def __init__(self, config: ExceiverConfig, num_outputs: int):
         super().__init__(

@@ -880,13 +880,7 @@ def _say_shared_text(text_ids: torch.Tensor) -> None:
 
 
 class LangCellClassificationHead(nn.Module):
-    """BERT's classification head: linear, tanh, dropout, linear.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    """
+    """BERT's classification head: linear, tanh, dropout, linear."""
 
     def __init__(self, config: LangCellConfig):
         super().__init__()

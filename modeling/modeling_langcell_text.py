@@ -143,8 +143,6 @@ class LangCellTextAttention(nn.Module):
         ----------
         query, key, value
             Shape (rows, heads, tokens, size of a head).
-        mask
-            As the implementation takes it.
 
         Returns
         -------
@@ -273,8 +271,6 @@ class LangCellTextLayer(GradientCheckpointingLayer):
 
         Parameters
         ----------
-        hidden_states
-            Of the tokens.
         attention_mask, cell_mask
             Masks of text and cell, as the implementation of attention takes them.
         cell_states

@@ -113,13 +113,7 @@ def eager_attention_forward(
 
 
 class ScCelloEmbeddings(nn.Module):
-    """Gene and rank embeddings, layer norm, dropout.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    """
+    """Gene and rank embeddings, layer norm, dropout."""
 
     def __init__(self, config: ScCelloConfig):
         super().__init__()
@@ -138,13 +132,7 @@ class ScCelloEmbeddings(nn.Module):
 
 
 class ScCelloAttention(nn.Module):
-    """Multi-head self-attention.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    """
+    """Multi-head self-attention."""
 
     def __init__(self, config: ScCelloConfig):
         super().__init__()
@@ -195,13 +183,7 @@ class ScCelloAttention(nn.Module):
 
 
 class ScCelloLayer(GradientCheckpointingLayer):
-    """Self-attention and feed-forward block, each with dropout, residual and layer norm after it.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    """
+    """Self-attention and feed-forward block, each with dropout, residual and layer norm after it."""
 
     def __init__(self, config: ScCelloConfig):
         super().__init__()
@@ -230,13 +212,7 @@ class ScCelloLayer(GradientCheckpointingLayer):
 
 
 class ScCelloHead(nn.Module):
-    """Linear, layer norm, activation, linear: hidden states to what is compared with prototypes or with genes.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    """
+    """Linear, layer norm, activation, linear: hidden states to what is compared with prototypes or with genes."""
 
     def __init__(self, config: ScCelloConfig):
         super().__init__()
@@ -566,8 +542,6 @@ class ScCelloGeneHead(ScCelloHead):
             Embeddings of all tokens, shape (vocabulary, hidden size).
         labels
             Ids of the tokens looked for, -100 where none; shape (...,).
-        tau
-            Temperature.
         with_logits
             Whether to give the scores; without them they are never kept in memory.
 

@@ -8,11 +8,6 @@ def name_in_package(module: str) -> None:
 
     Transformers loads the first file of a folder's code without doing so, unlike Python's imports. Then `dill` does
     not find a class by its name and takes it apart, with all that it refers to.
-
-    Parameters
-    ----------
-    module
-        Full name of the module.
     """
     package, _, name = module.rpartition(".")
     if package in sys.modules and module in sys.modules:

@@ -44,8 +44,6 @@ class PackedTexts(NamedTuple):
         Ids and places in their texts, shape (tokens of all texts,).
     starts
         Where each text begins, shape (texts,).
-    lengths
-        Tokens of each text.
     """
 
     tokens: torch.Tensor
@@ -80,8 +78,6 @@ def pack_texts(input_ids: torch.Tensor, key_mask: torch.Tensor, rows: torch.Tens
     ----------
     input_ids, key_mask
         Tokens and where there are some, shape (texts, tokens).
-    rows
-        Numbers of the texts.
     """
     mask = key_mask[rows]
     lengths = mask.sum(dim=1).tolist()
@@ -97,8 +93,6 @@ class CellKeys:
 
     Parameters
     ----------
-    layers
-        Layers of the text encoder.
     states
         Hidden states of cells, shape (cells, tokens, size).
     mask

@@ -20,10 +20,6 @@ def embedding_rows(embedding: nn.Module, number: int, device: torch.device) -> t
     ----------
     embedding
         Plain, adapted or hooked.
-    number
-        Of rows.
-    device
-        On which ids are made.
     """
     if works_alone(embedding):
         return embedding.weight[:number]

@@ -186,12 +186,8 @@ def rank_tokens(
 
     Parameters
     ----------
-    rows
-        Counts of the cells.
     columns
         The file's genes, with weights: one over the gene's median.
-    max_genes
-        Genes kept in each cell.
     cls_token_id
         Token put before each cell's genes.
     target_sum
@@ -333,12 +329,8 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
 
     Parameters
     ----------
-    rows
-        Counts of the cells.
     columns
         The file's genes, with means and standard deviations.
-    target_sum, clip
-        As in the formula.
     """
     assert columns.means is not None and columns.stds is not None
     rows = columns.sum_duplicates(rows)

@@ -21,8 +21,6 @@ def batches_of_similar_length(
     ----------
     parts
         Tokens of consecutive runs of cells.
-    batch_size
-        Cells in a batch.
     padded
         (runs of cells, tokens) -> arrays, padded to so many tokens.
 
@@ -30,8 +28,6 @@ def batches_of_similar_length(
     ------
     cells : numpy.ndarray
         Numbers of the batch's cells, counted from 0 over all runs.
-    batch : dict
-        Tensors.
 
     Raises
     ------

@@ -84,8 +84,6 @@ class FieldPadding:
     ----------
     columns
         From `as_columns`.
-    pad_token_id
-        Padding of ids.
     on_left
         Whether padding stands before a cell's tokens.
     """

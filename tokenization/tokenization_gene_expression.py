@@ -232,8 +232,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
         Parameters
         ----------
-        token_ids_0
-            Tokens of a cell.
         token_ids_1, already_has_special_tokens
             As for texts, without effect.
         """
@@ -308,8 +306,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
         Parameters
         ----------
-        rows
-            Counts of the cells.
         columns
             The file's genes, from `gene_columns`; counts that are lost are added up there.
         max_length
@@ -397,13 +393,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
     @staticmethod
     def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | None = None) -> CountMatrix:
-        """Find the raw counts in cells; the result can be passed as cells.
-
-        Parameters
-        ----------
-        cells, genes, layer
-            As for a call.
-        """
+        """Find the raw counts in cells; the result can be passed as cells."""
         return open_counts(cells, genes, layer)
 
     @staticmethod
@@ -426,10 +416,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
         Parameters
         ----------
-        cells, genes, layer, gene_column, min_coverage
-            As for a call.
-        batch_size
-            Cells in a batch.
         report
             Counts what was matched and lost.
 
@@ -552,8 +538,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             Whether to add ``attention_mask`` where it is missing; by default where the model takes it.
         return_tensors
             ``"pt"`` or ``"np"``; by default what `encoded_inputs` are in.
-        verbose
-            Without effect.
 
         Returns
         -------

@@ -79,11 +79,6 @@ class GeneClassMetrics:
     """Accuracy and macro F1 of genes, each with the class of the highest mean probability over the cells it is in.
 
     ``token_accuracy`` and ``token_macro_f1`` are those of every gene in every cell on its own.
-
-    Parameters
-    ----------
-    number
-        Classes.
     """
 
     def __init__(self, number: int) -> None:

@@ -12,13 +12,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows a bar on a terminal, and a line for every evaluation anywhere.
-
-    Parameters
-    ----------
-    description
-        What is trained.
-    """
+    """Shows a bar on a terminal, and a line for every evaluation anywhere."""
 
     def __init__(self, description: str = "training"):
         self.description = description

@@ -135,10 +135,6 @@ def training_output(
 
     Parameters
     ----------
-    config, corpus, arguments
-        Of the run.
-    output
-        The folder.
     verb, base, **parts
         As for `run_identity`.
     resume, overwrite, inputs
@@ -185,21 +181,12 @@ def run_training(
 
     Parameters
     ----------
-    trainer
-        Ready to train.
-    output
-        Entered.
     evaluate
         Gives metrics of the trained model.
     record
         Metrics -> content of ``training_run.json``.
     save
         Writes the model to a folder, as the trainer does by default; every process calls it.
-
-    Returns
-    -------
-    dict
-        The metrics.
 
     Raises
     ------

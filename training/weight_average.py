@@ -69,13 +69,7 @@ class WeightAverage(TrainerCallback):
             mean.copy_(mean.to(weights.device).lerp_(weights.float(), 1 / self.steps))
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write the average into a checkpoint that is being written.
-
-        Parameters
-        ----------
-        folder
-            Of the checkpoint.
-        """
+        """Write the average into a checkpoint that is being written."""
         if self.steps:
             save_file(self.mean, folder / FILE, metadata={"steps": str(self.steps)})
 

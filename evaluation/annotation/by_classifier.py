@@ -34,8 +34,6 @@ class ClassifiedCells:
     ----------
     cell_names
         Names of the cells, shape (cells,).
-    classes
-        Names of the classes.
     cell_types
         Cell Ontology id of each class, None where it has none.
     scores
@@ -101,8 +99,6 @@ class ClassifiedCells:
         ----------
         coordinates
             Shape (cells, 2).
-        title
-            Above it.
         """
         common = {name for name, _ in Counter(self.predicted).most_common(COLOURED)}
         shown = [name if name is None or name in common else "other types" for name in self.predicted]
@@ -127,26 +123,14 @@ class ClassifiedCells:
 
 
 def has_classes(model: str | Path) -> bool:
-    """Whether a folder or repository holds a classifier or an adapter, and not only an encoder or a model of texts.
-
-    Parameters
-    ----------
-    model
-        Folder or repository.
-    """
+    """Whether a folder or repository holds a classifier or an adapter, and not only an encoder or a model of texts."""
     cellglot.register_auto_classes()
     name = (load_configuration(model).architectures or [""])[0]
     return is_adapter(model) or name.endswith("ForSequenceClassification")
 
 
 def reads_texts(model: str | Path) -> bool:
-    """Whether a folder or repository holds a model that reads texts, such as a LangCell.
-
-    Parameters
-    ----------
-    model
-        Folder or repository.
-    """
+    """Whether a folder or repository holds a model that reads texts, such as a LangCell."""
     cellglot.register_auto_classes()
     return knows_texts(load_configuration(model).model_type)
 

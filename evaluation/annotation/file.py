@@ -48,8 +48,6 @@ def annotate_file(
     model
         Folder or repository of a LangCell model with its processor; of a classifier, or of an adapter; or of the base
         model of `adapter`.
-    cells
-        File of cells.
     output
         ``.h5ad``: the cells with what `CellAnnotation.write_to` or `ClassifiedCells` lists;
         ``obsm["X_cellglot_umap"]`` where a picture is drawn.

@@ -26,8 +26,6 @@ def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -
         Normalised cell embeddings, shape (cells, size).
     neighbors
         Neighbours of a cell, itself not among them.
-    device
-        Where to search.
 
     Returns
     -------
@@ -148,8 +146,6 @@ def excess_mass(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    scores
-        Shape (cells, classes).
     floor
         Score of a class with similarity 0 and P(match) = 0, shape (cells,).
 
@@ -205,8 +201,6 @@ def back_off(
         Distribution over candidates, shape (cells, classes).
     names, cell_types
         Of the candidates; None for those that are no cell types.
-    ontology
-        Where the candidates come from.
     threshold
         Above 0 and at most 1.
 

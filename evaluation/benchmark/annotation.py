@@ -48,10 +48,6 @@ def score_classes(
     classes
         Class of each column: those that training saw. Cells of others count as errors and are reported. With fewer
         than two there is nothing to score.
-    draws, seed
-        Of the bootstrap.
-    details
-        More to report.
     """
     if len(classes) < 2:
         return undefined_annotation(_one_class(classes), details)
@@ -123,12 +119,8 @@ def probe(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     data, split
         Labels; cells to learn from, and to score.
-    seed, draws
-        Of the bootstrap.
     """
     assert data.labels is not None
     present = np.unique(data.labels[split.train].astype(str))
@@ -148,8 +140,6 @@ def fit_probe(
     ----------
     embedding
         Shape (cells, size); cells with NaN are not learnt from and get no scores.
-    labels
-        Shape (cells,).
     train, test
         Masks, or numbers of cells.
 
@@ -192,10 +182,6 @@ def few_shot(
         As for `probe`.
     shots
         Training cells of each class; all where it has fewer.
-    shot_draws
-        Draws of them.
-    seed, draws
-        Of both draws.
 
     Returns
     -------
@@ -263,20 +249,10 @@ def fine_tuned(
 
     Parameters
     ----------
-    model
-        With classes.
-    data
-        Labels.
     test
         Numbers of the cells.
-    cells
-        Their counts.
     ontology
         Where labels are looked up.
-    seed, draws
-        Of the bootstrap.
-    progress
-        Show a bar.
     """
     assert data.labels is not None
     names = match_classes(model.classes, model.class_types, data.classes(), ontology)
@@ -300,12 +276,8 @@ def match_classes(
 
     Parameters
     ----------
-    classes
-        Of the model.
     class_types
         Class -> Cell Ontology id, where the model knows it.
-    labels
-        Of the cells.
     ontology
         Where both are looked up.
     """

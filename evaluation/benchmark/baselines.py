@@ -28,8 +28,6 @@ class BaselineResult:
 
     Parameters
     ----------
-    name
-        What it is.
     predicted
         Class of each test cell.
     """
@@ -74,13 +72,7 @@ def majority(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> Baselin
 
 @dataclass
 class LogCountsPca:
-    """Principal components of log counts: the embedding that models stand beside.
-
-    Parameters
-    ----------
-    pca
-        Fitted.
-    """
+    """Principal components of log counts: the embedding that models stand beside."""
 
     pca: PCA
 
@@ -146,8 +138,6 @@ class VariableGeneNeighbors:
     ----------
     genes
         Genes looked at, shape (genes,), bool.
-    classifier
-        Fitted.
     """
 
     genes: np.ndarray
@@ -163,10 +153,6 @@ class VariableGeneNeighbors:
         ----------
         features
             Log counts of the training cells, shape (cells, genes).
-        labels
-            Their classes.
-        number
-            Highly variable genes.
         neighbors
             That vote, at the most.
         """
@@ -197,12 +183,8 @@ def baseline_gene_scores(
     ----------
     score
         (log counts of a cell, shape (1, genes)) -> scores of its expressed genes.
-    cells
-        The cells.
     markers
         Names of the markers of each label.
-    labels
-        Label of each cell.
     gene_column
         The only column in which genes are looked up.
 

@@ -42,8 +42,6 @@ def score_embedding(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     labels, batches
         Cell type and batch of each cell, None where missing; None where there are none.
     seed, draws

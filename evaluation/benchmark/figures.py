@@ -27,12 +27,8 @@ def scores_plot(results: Table, columns: Sequence[str], baselines: Sequence[str]
     ----------
     results
         Task -> model -> result.
-    columns
-        Models, in order.
     baselines
         Those that are drawn grey.
-    title
-        Above it.
     """
     panels = []
     for task, by_model in results.items():
@@ -92,16 +88,10 @@ def draw_umap(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     colours
         What they are coloured by (``"cell type"``) -> one label a cell, None where it is missing.
-    name
-        Of the model.
     folder
         Where to write ``umap_NAME_BY.png``.
-    seed
-        Of layout and draw.
 
     Returns
     -------

@@ -50,10 +50,6 @@ class Settings:
         Training cells of each class in few-shot annotation.
     marker_cells
         Cells whose genes are hidden one at a time.
-    batch_size, device
-        Of the models.
-    progress
-        Show bars.
     """
 
     seed: int = 0
@@ -80,10 +76,6 @@ class JobMaker:
 
     Parameters
     ----------
-    data
-        The cells.
-    settings
-        How it is done.
     ontology
         Where labels are looked up.
     markers
@@ -151,8 +143,6 @@ class JobMaker:
 
         Parameters
         ----------
-        model
-            The model.
         embedding
             Gives the embeddings of all cells; computed once, at the first call.
         """

@@ -24,12 +24,6 @@ class MarkerSample:
     ----------
     numbers
         Of the cells, ascending, shape (sample,).
-    labels
-        Their labels.
-    cells
-        Their counts.
-    markers
-        Markers of each label.
     eligible
         Cells whose label has markers: those that the sample was drawn from.
     """
@@ -56,14 +50,10 @@ def draw_marker_sample(data: LabelledCells, markers: MarkerGenes, cells: int = C
 
     Parameters
     ----------
-    data
-        Labelled cells.
     markers
         From `cellglot.evaluation.scores.marker_table.markers_of`.
     cells
         Cells to draw; all where there are fewer.
-    seed
-        Of the draw.
 
     Raises
     ------
@@ -90,10 +80,6 @@ def score_marker_genes(
         For each cell of the sample, of its genes.
     is_marker
         For each cell, whether each of these genes is a marker of its type.
-    sample
-        The cells.
-    draws, seed
-        Of the bootstrap over cells.
     """
     found = marker_auroc(scores, is_marker, sample.labels)
     kept = [i for i, value in enumerate(found["auroc_per_cell"]) if value is not None]

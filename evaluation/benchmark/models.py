@@ -37,8 +37,6 @@ class EvaluatedModel:
         In tables and plots.
     network
         The model, of any head, or with an adapter.
-    tokenizer
-        Of its cells.
     classes
         Names of the classes of cells that it predicts, in the order of its logits; none where it is no classifier.
     class_types
@@ -47,8 +45,6 @@ class EvaluatedModel:
         Of cells and texts, for models that annotate by texts.
     facts
         Where it comes from, its revision, the checksum of its weights, its size.
-    batch_size
-        Cells at once.
     device
         Where to compute; by default the best there is.
     genes
@@ -99,16 +95,10 @@ class EvaluatedModel:
 
         Parameters
         ----------
-        cells
-            The cells.
         markers
             Names of the markers of each label.
-        labels
-            Label of each cell.
         advance
             Called after every cell.
-        **options
-            As for the tokenizer.
 
         Returns
         -------
@@ -210,11 +200,6 @@ def _plain(network: Any) -> Any:
 
 def check_source(source: str | Path) -> None:
     """Refuse what cannot be a model, before anything is loaded.
-
-    Parameters
-    ----------
-    source
-        Folder or repository.
 
     Raises
     ------

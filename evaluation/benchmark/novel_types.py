@@ -23,13 +23,9 @@ def score_novel_types(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     labels
         Cell type of each cell, None where it is missing; None where there are none. Those that are no cell type of the
         ontology are left out and counted.
-    ontology
-        Where types lie.
     seed, draws
         Of the held-out types, of the draws of candidates, of the bootstrap.
     """

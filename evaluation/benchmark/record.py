@@ -53,8 +53,6 @@ class EvaluationRecord:
             Made where it does not exist.
         conditions
             Cells, labels, batches: what all results depend on.
-        overwrite
-            Begin anew.
 
         Raises
         ------

@@ -99,8 +99,6 @@ def markdown_table(results: Table, columns: list[str], baselines: list[str]) -> 
     ----------
     results
         Task -> model -> result.
-    columns
-        Models, in order.
     baselines
         Those of the columns that are baselines.
     """

@@ -17,8 +17,6 @@ class CellSplit:
 
     Parameters
     ----------
-    train, test
-        Shape (cells,), bool.
     by
         ``"donor_id"`` or whatever column holds the donors, or ``"cell, stratified by class"``.
     held_out
@@ -49,13 +47,9 @@ def split_cells(data: LabelledCells, test_fraction: float = TEST_FRACTION, seed:
 
     Parameters
     ----------
-    data
-        The cells.
     test_fraction
         Share of labelled cells to hold out. Donors are taken in a seeded order, each if it brings the share nearer;
         the smallest if none does.
-    seed
-        Of the draw.
 
     Raises
     ------

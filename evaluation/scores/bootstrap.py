@@ -15,8 +15,6 @@ class Score:
 
     Parameters
     ----------
-    value
-        The score.
     low, high
         Ends of the interval, None where there is none.
     """
@@ -44,12 +42,6 @@ def bootstrap_scores(
     ----------
     scores
         (how often each cell counts, float64, shape (cells,)) -> scores by name; NaN where one is not defined.
-    n_cells
-        Cells.
-    draws
-        Samples of cells.
-    seed
-        Of the samples.
     biased
         Scores from 0 to 1 that cells drawn twice make higher. Their quantiles are moved so that the median over the
         draws is the score of the cells themselves (our choice), and end at 0 and 1.

@@ -244,10 +244,6 @@ def best_clusters(
         Symmetric weights, shape (cells, cells).
     labels
         Cell type of each cell.
-    resolutions
-        Those to try.
-    seed
-        Of the clustering.
     """
     found = leiden_clusters(graph, resolutions, seed)
     codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)[1]

@@ -132,8 +132,6 @@ def markers_of(
 
     Parameters
     ----------
-    labels
-        Of the cells.
     table
         From `read_marker_table`.
     ontology

@@ -165,8 +165,6 @@ def candidate_correlations(
         Of the cells to be named, shape (cells, size).
     candidates
         Ids of the types to choose from.
-    ontology
-        Where types lie.
 
     Returns
     -------

@@ -22,10 +22,6 @@ class OntologyGeometry:
         Spearman correlation over pairs of types.
     interval
         95% interval of it over bootstrap samples of the cells of every type.
-    cell_types, names
-        Types with cells.
-    n_cells
-        Cells of each.
     ontology_similarity
         Personalised PageRank, mean of both directions, shape (pairs,), pairs in the order of `numpy.triu_indices`.
     cosine
@@ -54,12 +50,8 @@ def ontology_geometry(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     cell_types
         Cell Ontology id of each cell, None where there is none.
-    ontology
-        Where types lie.
     seed
         Of the bootstrap samples.
 

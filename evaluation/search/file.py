@@ -51,10 +51,6 @@ def query_file(
     cells
         Embeddings of that model, as ``cellglot embed`` (``.h5ad``, ``.parquet``, ``.npy``) or ``cellglot annotate``
         writes them; or a file of cells, which are embedded.
-    text
-        The sentence.
-    top
-        Cells to give.
     output
         ``.h5ad``: the cells with ``cellglot_query`` (cosine) and ``cellglot_query_rank`` (from 1; 0
         for cells without embedding) in obs.
@@ -127,8 +123,6 @@ class _Embedded:
     ----------
     embedding
         Shape (cells, size); NaN for cells without known genes.
-    metadata
-        One row a cell.
     notes
         Where they come from.
     stored

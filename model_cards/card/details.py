@@ -113,8 +113,6 @@ def read_details(folder: str | Path, file: str | Path | None = None, **given: An
     ----------
     folder
         Folder of the model; its ``card.yaml`` is read where no other file is given.
-    file
-        Another YAML file.
     **given
         Fields of `CardDetails`; None and empty ones do not count.
 
@@ -175,8 +173,6 @@ def check_complete(values: dict[str, Any], mandatory: Sequence[str]) -> None:
     ----------
     values
         Field -> value.
-    mandatory
-        Fields that cannot be empty.
 
     Raises
     ------

@@ -27,10 +27,6 @@ class ModelEvaluation:
         Model and baselines with their intervals, as Markdown.
     summary
         On what cells, how they were split.
-    command
-        What gives it.
-    software
-        Versions.
     content
         The JSON, without paths of this machine and without other models.
     """
@@ -48,8 +44,6 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
 
     Parameters
     ----------
-    path
-        The file.
     model
         Name of the model in it; a file with one model alone is taken for this one.
     published_as

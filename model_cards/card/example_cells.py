@@ -47,8 +47,6 @@ def example_cells(tokenizer: GeneExpressionTokenizer, file: str | Path | None = 
     ----------
     tokenizer
         Of the model; it has to know the genes.
-    file
-        File of cells.
 
     Raises
     ------

@@ -18,12 +18,6 @@ def make_examples(facts: ModelFacts, cells: ExampleCells, outcome: Outcome, toke
 
     Parameters
     ----------
-    facts
-        Of the model.
-    cells
-        The cells.
-    outcome
-        What came out.
     tokenizer
         Of the cells; None where there are none.
     """

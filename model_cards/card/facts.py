@@ -36,16 +36,10 @@ class System:
     ----------
     title, family, summary
         Name, kind of network, a few sentences.
-    uses, not_for
-        What it is for and not for.
     as_published, our_choice
         What follows the paper and its released code, and what does not.
     citation
         BibTeX of the paper.
-    paper
-        Its address.
-    tags
-        For the Hub.
     """
 
     title: str
@@ -74,8 +68,6 @@ class Example:
 
     Parameters
     ----------
-    name
-        Of the cell.
     text
         The cell, as JSON of gene -> count.
     scores
@@ -117,16 +109,12 @@ class ModelFacts:
         Numbers that training measured on held-out cells.
     evaluation
         Numbers of ``cellglot evaluate``.
-    examples
-        Inputs with outputs.
     example_source
         Where the example cells come from.
     new_weights
         Auto class -> parts whose weights are not in the repository.
     parameters
         Numbers in the weights.
-    weight_bytes
-        Size of the weights.
     adapter
         The content of ``adapter_config.json``, None for models.
     relation
@@ -237,8 +225,6 @@ def system_kind(config: dict[str, Any], folder: str | Path) -> str:
     ----------
     config
         The content of its ``config.json``.
-    folder
-        For the message.
 
     Raises
     ------
@@ -275,13 +261,6 @@ def purpose_of(config: dict[str, Any], has_processor: bool) -> str:
 def find_folder(named: str | Path, folder: Path) -> Path | None:
     """Find the folder that a record in another folder names: as it is, or relative to that folder or the one above.
 
-    Parameters
-    ----------
-    named
-        What is recorded.
-    folder
-        Where it is recorded.
-
     Returns
     -------
     pathlib.Path or None
@@ -292,18 +271,7 @@ def find_folder(named: str | Path, folder: Path) -> Path | None:
 
 
 def gather_runs(folder: str | Path) -> list[TrainingRun]:
-    """Read the record of a model, and those of the models it was made from as far as their folders are here.
-
-    Parameters
-    ----------
-    folder
-        Of the model.
-
-    Returns
-    -------
-    list of TrainingRun
-        First to last.
-    """
+    """Read the record of a model, and those of the models it was made from as far as their folders are here."""
     runs: list[TrainingRun] = []
     place: Path | None = Path(folder)
     while place is not None and (run := read_run(place)) is not None and len(runs) < 10:

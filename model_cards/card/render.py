@@ -29,11 +29,6 @@ _PURPOSES = {
 def render_model_card(facts: ModelFacts) -> str:
     """Write the card of a model or an adapter: YAML metadata and Markdown.
 
-    Parameters
-    ----------
-    facts
-        All that it says.
-
     Returns
     -------
     str
@@ -136,13 +131,7 @@ def tidy(text: str) -> str:
 
 
 def model_card_data(facts: ModelFacts) -> ModelCardData:
-    """Make the metadata of a model or an adapter, as the Hub reads them.
-
-    Parameters
-    ----------
-    facts
-        All that the card says.
-    """
+    """Make the metadata of a model or an adapter, as the Hub reads them."""
     details, adapter = facts.details, facts.adapter is not None
     tags = ["cellglot", "single-cell", "scrna-seq", "biology", *facts.system.tags, *details.tags]
     tags += ["peft", str(facts.adapter.get("peft_type", "")).lower()] if facts.adapter is not None else []

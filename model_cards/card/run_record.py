@@ -36,22 +36,14 @@ class Result:
 
     Parameters
     ----------
-    task
-        What was done.
-    data
-        On which cells.
     metric
         Identifier, such as ``accuracy``.
     name
         The metric as people call it.
-    value
-        The number.
     low, high
         Bounds of its confidence interval.
     cells
         How many it is measured on.
-    command
-        What gives the number.
     """
 
     task: str
@@ -203,11 +195,6 @@ class TrainingRun:
 
 def read_run(folder: str | Path) -> TrainingRun | None:
     """Read the record beside a model, None where there is none.
-
-    Parameters
-    ----------
-    folder
-        Of the model.
 
     Raises
     ------

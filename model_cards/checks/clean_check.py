@@ -120,8 +120,6 @@ def compare(before: Outcome, after: Outcome, tolerance: float = TOLERANCE) -> in
 
     Parameters
     ----------
-    before, after
-        What came out.
     tolerance
         Largest difference of a number, relative where it is above 1.
 

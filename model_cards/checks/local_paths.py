@@ -42,11 +42,6 @@ def find_paths(text: str) -> list[tuple[int, int]]:
     ``file:`` links count. Links with a host, dates, routes such as ``/v1/models``, and names with slashes
     (``and/or``, ``CD4/CD8``) do not.
 
-    Parameters
-    ----------
-    text
-        The text.
-
     Returns
     -------
     list of (int, int)
@@ -77,13 +72,7 @@ def _is_path(text: str, pattern: re.Pattern) -> bool:
 
 
 def is_whole_path(text: str) -> bool:
-    """Whether a text is a path and nothing else: ``/`` alone, a route or the name of a gene is not.
-
-    Parameters
-    ----------
-    text
-        The text.
-    """
+    """Whether a text is a path and nothing else: ``/`` alone, a route or the name of a gene is not."""
     return (
         len(text) > 2
         and " " not in text.split("/")[0]
@@ -94,13 +83,7 @@ def is_whole_path(text: str) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Return the last name of a path; that of a person's folder is no name to publish.
-
-    Parameters
-    ----------
-    path
-        The path.
-    """
+    """Return the last name of a path; that of a person's folder is no name to publish."""
     if re.fullmatch(_SOMEBODY, path.rstrip("/\\")):
         return "home"
     parts = PureWindowsPath(re.sub(r"^file:/*", "/", path).rstrip("/\\")).parts

@@ -47,8 +47,6 @@ class DatasetFacts:
         ``owner/name``, or the folder's name.
     details
         What a person added.
-    corpus
-        The data.
     features
         Columns and their types.
     """
@@ -135,8 +133,6 @@ def prepare_dataset(
     ----------
     folder
         What ``cellglot tokenize`` wrote.
-    target
-        Fresh folder.
     repo
         Name under which it is published.
     details
@@ -183,13 +179,7 @@ def _first_cells(corpus: Corpus, facts: DatasetFacts) -> Outcome:
 
 
 def render_dataset_card(facts: DatasetFacts) -> str:
-    """Write the card of a token data set: YAML metadata and Markdown.
-
-    Parameters
-    ----------
-    facts
-        All that it says.
-    """
+    """Write the card of a token data set: YAML metadata and Markdown."""
     body = environment().get_template("dataset.md.jinja").render(
         facts=facts, details=facts.details, manifest=facts.corpus.manifest, splits=facts.splits
     )  # fmt: skip
@@ -197,13 +187,7 @@ def render_dataset_card(facts: DatasetFacts) -> str:
 
 
 def dataset_card_data(facts: DatasetFacts) -> DatasetCardData:
-    """Make the metadata of a data set: licence, files of each split, features and sizes.
-
-    Parameters
-    ----------
-    facts
-        All that the card says.
-    """
+    """Make the metadata of a data set: licence, files of each split, features and sizes."""
     details = facts.details
     cells = sum(shard["cells"] for shards in facts.splits.values() for shard in shards)
     data = DatasetCardData(

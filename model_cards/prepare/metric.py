@@ -55,8 +55,6 @@ class MetricFacts:
         Where more is said.
     call
         Arguments of an example.
-    result
-        What it gave.
     versions
         Software with which it was computed.
     """
@@ -98,8 +96,6 @@ def prepare_metric(
     ----------
     folder
         With a module of the same name.
-    target
-        Fresh folder.
     repo
         Name under which it is published.
     details
@@ -181,13 +177,7 @@ def _write_space(staged: Staged, facts: MetricFacts, code: Path) -> None:
 
 
 def render_metric_card(facts: MetricFacts) -> str:
-    """Write the card of a metric: the metadata of a Space, and Markdown.
-
-    Parameters
-    ----------
-    facts
-        All that it says.
-    """
+    """Write the card of a metric: the metadata of a Space, and Markdown."""
     arguments, _, results = facts.inputs.partition("Returns:")
     body = environment().get_template("metric.md.jinja").render(
         facts=facts,
@@ -219,13 +209,7 @@ def _entries(text: str) -> list[tuple[str, str]]:
 
 
 def metric_card_data(facts: MetricFacts) -> SpaceCardData:
-    """Make the metadata of a metric's Space.
-
-    Parameters
-    ----------
-    facts
-        All that the card says.
-    """
+    """Make the metadata of a metric's Space."""
     data = SpaceCardData(
         title=facts.title,
         sdk="gradio",

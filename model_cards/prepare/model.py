@@ -60,10 +60,6 @@ def prepare_model(
 
     Parameters
     ----------
-    folder
-        Of the model.
-    target
-        Fresh folder.
     repo
         Name under which it is published.
     details, evaluation, cells
@@ -122,10 +118,6 @@ def prepare_adapter(
 
     Parameters
     ----------
-    folder
-        Of the adapter.
-    target
-        Fresh folder.
     repo
         Name under which it is published.
     details, evaluation, cells, base

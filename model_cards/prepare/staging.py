@@ -59,8 +59,6 @@ class Staged:
 
     Parameters
     ----------
-    folder
-        Where it lies.
     cleaned
         Paths of this machine that were shortened.
     left_out
@@ -84,8 +82,6 @@ class Prepared:
 
     Parameters
     ----------
-    staged
-        The folder.
     job
         For `stranger.Visit`, but for the folder.
     before
@@ -104,19 +100,10 @@ def stage_files(
 
     Parameters
     ----------
-    source
-        The folder.
-    target
-        A fresh folder.
     patterns
         What belongs to it, relative to `source`.
     ours
         Further names that are made anew and so do not count as left out.
-
-    Returns
-    -------
-    Staged
-        What was copied.
 
     Raises
     ------
@@ -188,11 +175,6 @@ def stage_code(folder: str | Path) -> list[str]:
     ----------
     folder
         Where ``config.json`` and its like are, and where the code goes.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
 
     Raises
     ------

@@ -52,8 +52,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
     -------
     hyperparameters
         As released: ``seq_len``, ``seq_dim``, ``query_len``, ``query_dim``, ``num_layers``, ...
-    state_dict
-        Weights by their released names.
 
     Raises
     ------

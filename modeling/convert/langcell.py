@@ -201,8 +201,6 @@ def from_text_checkpoint(
     cell_checkpoint
         Folder or repository of a LangCell, whose cell encoder to take, for instance that of stage 1. By default it
         starts anew.
-    model_class
-        What to make.
     **options
         Fields of `LangCellConfig`.
 

@@ -92,13 +92,6 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch
     folder
         With ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``.
 
-    Returns
-    -------
-    config
-        As released.
-    state_dict
-        Weights by their released names.
-
     Raises
     ------
     CheckpointError

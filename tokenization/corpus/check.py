@@ -32,11 +32,6 @@ class CorpusError(ValueError):
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest, and check that it says what a corpus needs.
 
-    Parameters
-    ----------
-    path
-        The file.
-
     Raises
     ------
     CorpusError
@@ -72,13 +67,6 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Compare the shards with the manifest: size, content, cells.
-
-    Parameters
-    ----------
-    folder
-        The corpus.
-    manifest
-        Its manifest.
 
     Raises
     ------
@@ -124,15 +112,7 @@ def _check_contents(folder: Path, shards: list[dict[str, Any]]) -> None:
 
 
 def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
-    """Whether a shard of an earlier run has the size and content that its record says.
-
-    Parameters
-    ----------
-    folder
-        The corpus.
-    shard
-        From the record.
-    """
+    """Whether a shard of an earlier run has the size and content that its record says."""
     path = folder / shard["file"]
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
         return False
@@ -161,8 +141,6 @@ def same_plan(earlier: Mapping[str, Any], plan: Plan) -> bool:
     ----------
     earlier
         From `Plan.to_dict`, as it was written.
-    plan
-        The plan.
     """
     now = plan.to_dict()
     if earlier == now:

@@ -29,11 +29,6 @@ class Behind:
     """Does calls one after the other in a thread; at most so many wait or run while the caller goes on.
 
     The error of a call is raised by all that come after it, and by its own result.
-
-    Parameters
-    ----------
-    most
-        Calls.
     """
 
     def __init__(self, most: int) -> None:
@@ -103,8 +98,6 @@ class Helpers:
             Does a piece in this process.
         there
             Piece -> function and arguments with which another process does it.
-        pieces
-            The pieces.
         """
         results: dict[int, Future] = {number: Future() for number in range(len(pieces))}
         numbers, lock, left_alone = iter(range(len(pieces))), threading.Lock(), threading.Event()

@@ -25,8 +25,6 @@ class KeptCounts:
     ----------
     folder
         Where the chunks lie; several processes may share it.
-    most_bytes
-        Size of the folder.
     """
 
     def __init__(self, folder: str | os.PathLike, most_bytes: int = MOST_BYTES):

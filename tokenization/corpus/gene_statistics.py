@@ -27,15 +27,11 @@ class CorpusStatistics:
 
     Parameters
     ----------
-    n_genes
-        Genes.
     histogram
         That of other statistics, which takes the values of these; it is then none of their `state`.
 
     Attributes
     ----------
-    n_cells : int
-        Cells seen.
     detected : numpy.ndarray
         Cells in which each gene has counts, shape (genes,).
     mean, squares : numpy.ndarray

@@ -61,8 +61,6 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
 
     Parameters
     ----------
-    vocabulary
-        The vocabulary.
     tokens_of_files
         Name of a file -> token ids of its genes, each once.
 

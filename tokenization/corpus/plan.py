@@ -54,16 +54,10 @@ class PlannedFile:
 
     Parameters
     ----------
-    path
-        The file.
     name
         Name in the manifest, and ``dataset_id`` of cells that have none: the file's name without its ending.
     fingerprint
         Digest of its content, see `fingerprint`: tells a file that changed since.
-    n_cells, n_genes
-        Its size.
-    counts_in
-        Where its counts are.
     notes
         What was converted, left out or recovered.
     duplicate_names
@@ -97,8 +91,6 @@ class Split:
     ----------
     by
         ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` where some cells lack a donor, or ``"cell"``.
-    seed
-        Of the draw.
     fractions
         Of validation and test cells.
     held_out
@@ -130,8 +122,6 @@ class Plan:
     ----------
     arguments
         As the caller gave them.
-    files
-        The readable files.
     broken
         Name of a file that was passed over -> what is wrong with it.
     units
@@ -215,8 +205,6 @@ def conversion_folder(work: Path, digest: str) -> Path:
 
     Parameters
     ----------
-    work
-        Folder of unfinished work.
     digest
         The file's `fingerprint`.
     """
@@ -229,8 +217,6 @@ class Inspected:
 
     Parameters
     ----------
-    file
-        The file.
     genes
         Index and columns of its gene table.
     ranges
@@ -389,10 +375,6 @@ def draw_split(sizes: Mapping[str, int], seed: int, fractions: Mapping[str, floa
 
     Parameters
     ----------
-    sizes
-        Cells of each group.
-    seed
-        Of the draw.
     fractions
         Of cells for validation and test.
     """
@@ -464,8 +446,6 @@ def make_plan(
 
     Parameters
     ----------
-    paths
-        Files of cells.
     options
         How to read each of them.
     work
@@ -485,8 +465,6 @@ def make_plan(
 
     Returns
     -------
-    Plan
-        The plan.
     list
         Of each file of the plan, index and columns of its gene table.
 

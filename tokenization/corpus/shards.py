@@ -66,8 +66,6 @@ class ShardWriter:
 
     Parameters
     ----------
-    folder
-        Where the files go.
     unit
         Number of the unit, for their names.
     """

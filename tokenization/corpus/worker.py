@@ -48,8 +48,6 @@ class BrokenFileError(Exception):
     ----------
     name
         The file's name in the plan.
-    reason
-        What is wrong with it.
     more
         Other broken files -> what is wrong with them.
     """
@@ -68,14 +66,10 @@ class Job:
 
     Parameters
     ----------
-    files, options, split, columns
-        From the plan.
     work, output
         Folder of unfinished work, and of the result.
     vocabulary
         Folder of the catalogue of genes (statistics) or of the tokenizer (tokens).
-    tokenizer_class
-        Class of the tokenizer.
     """
 
     files: list[PlannedFile]
@@ -93,8 +87,6 @@ class _Metadata:
 
     Parameters
     ----------
-    first
-        The first of these cells.
     splits
         Split of each cell, shape (cells,).
     carried
@@ -137,8 +129,6 @@ class Worker:
 
     Parameters
     ----------
-    job
-        The job.
     genes
         The job's catalogue of genes or its tokenizer, where it is at hand.
     histogram

@@ -34,8 +34,6 @@ class GeneNames:
 
     Attributes
     ----------
-    symbols : dict
-        Gene to symbol.
     aliases : dict
         Gene to other names.
     """

@@ -75,8 +75,6 @@ def _sort_by_leading_bits(
         Values as whole numbers, uint64, and their largest.
     shift
         Bits to leave out, so that differences have as many as there is room for: at most two digits.
-    place_bits
-        Room for places.
     numbers, scratch
         The former receives the result; both uint32, of the length of the longest cell.
     """
@@ -137,11 +135,6 @@ def rank_cells(
         Receive where each cell begins in `placed`, and how many genes it lost to `most`.
     lost
         Counts of each column that have no token are added here.
-
-    Returns
-    -------
-    float
-        Sum of all counts.
     """
     longest = 0
     for cell in range(len(indptr) - 1):

@@ -23,8 +23,6 @@ class CandidateReport:
 
     Parameters
     ----------
-    given
-        Candidates given.
     from_branch
         Classes that a branch of the ontology added.
     duplicates
@@ -256,8 +254,6 @@ def split_candidates(text: str, ontology: CellOntology | None = None) -> list[st
 
     Parameters
     ----------
-    text
-        Candidates between commas.
     ontology
         Where names are looked up.
     """

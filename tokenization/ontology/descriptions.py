@@ -50,8 +50,6 @@ def fill_template(template: str, fields: Mapping[str, Any]) -> str:
 
     Parameters
     ----------
-    template
-        The template.
     fields
         Values; missing ones are None or empty.
 

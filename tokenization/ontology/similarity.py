@@ -27,8 +27,6 @@ def personalised_pagerank(
 
     Parameters
     ----------
-    n_nodes
-        Nodes of the graph.
     edges
         Pairs of nodes, shape (edges, 2); an edge given twice, or in both directions, counts once.
     starts

@@ -78,8 +78,6 @@ def bounded_lines(path: Path, encoding: str = "utf-8") -> Generator[str, None, N
     ----------
     path
         The file, plain or gzipped.
-    encoding
-        Of its text.
 
     Raises
     ------

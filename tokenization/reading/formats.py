@@ -45,16 +45,12 @@ class CellFile:
 
     Parameters
     ----------
-    format
-        Name of the format.
     places
         Name of each matrix -> (matrix of cells x genes, names of the genes, columns of the gene table).
     obs
         Metadata of the cells.
     notes
         What was left out or will be converted, in sentences.
-    close
-        Closes the file.
     """
 
     format: str
@@ -255,8 +251,6 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
     ----------
     element
         ``obs`` in HDF5 or zarr.
-    n_cells
-        Cells of the matrix.
     beside
         ``uns``, where AnnData before 0.7 keeps categories.
     notes

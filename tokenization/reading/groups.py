@@ -51,8 +51,6 @@ class Hdf5Group(FileGroup):
 
     Parameters
     ----------
-    group
-        The group, or the file.
     root
         The file's outermost group; by default `group` is.
     """
@@ -131,8 +129,6 @@ def check_dataset(dataset: h5py.Dataset, file_size: int) -> None:
 
     Parameters
     ----------
-    dataset
-        The data set.
     file_size
         Of its file, in bytes.
 

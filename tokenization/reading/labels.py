@@ -114,11 +114,6 @@ def carried_texts(values: Iterable[Any]) -> np.ndarray:
     Blanks at the ends are left out, and texts that pandas makes of missing values (`MISSING_TEXTS`) are None. What
     people write where they have no label (``unknown``) stays: it is a word of the CELLxGENE schema, and `label_text`
     takes it for missing where it is read as a label.
-
-    Parameters
-    ----------
-    values
-        A column of obs.
     """
     codes, different = _different(values)
     texts = [None if text is None else text.strip() for text in map(value_text, different)]

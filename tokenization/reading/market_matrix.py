@@ -25,10 +25,6 @@ class MarketHead:
 
     Parameters
     ----------
-    shape
-        (rows, columns).
-    entries
-        Number of entries.
     lines
         Lines before the first entry.
     fields
@@ -46,8 +42,6 @@ def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = Non
 
     Parameters
     ----------
-    path
-        The file.
     shape
         (cells, genes) by the barcodes and features beside it.
     folder

@@ -23,8 +23,6 @@ def check_vector(array: Any, name: str, kinds: str) -> int:
     ----------
     array
         Anything with shape and dtype.
-    name
-        For messages.
     kinds
         NumPy's letters, e.g. ``"iu"``.
 
@@ -45,13 +43,6 @@ def check_vector(array: Any, name: str, kinds: str) -> int:
 
 class Offsets:
     """Where the cells (or genes) of a sparse matrix begin among its values; every range is checked as it is read.
-
-    Parameters
-    ----------
-    array
-        The stored indptr.
-    n_values
-        Stored values of the matrix.
 
     Raises
     ------
@@ -107,8 +98,6 @@ class StoredRows:
     ----------
     data, indices, indptr
         The three arrays; anything that can be sliced.
-    shape
-        (cells, genes).
     """
 
     def __init__(self, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]):
@@ -187,8 +176,6 @@ class StoredDense:
     ----------
     dataset
         Two-dimensional HDF5 or zarr array.
-    transposed
-        Genes are in rows.
     """
 
     source = ""
@@ -218,8 +205,6 @@ class ConvertedRows:
 
     Parameters
     ----------
-    shape
-        (cells, genes).
     entries
         Called twice; gives (cell, gene, value) arrays of bounded length, genes in ascending order within each cell.
     sample

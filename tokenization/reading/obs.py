@@ -241,8 +241,6 @@ def stored_values(element: Any, start: int, stop: int) -> np.ndarray | None:
     element
         Array of HDF5 or zarr, or the group of a nullable one: ``values`` and ``mask``, which is true for what is
         missing.
-    start, stop
-        Which part.
 
     Returns
     -------

@@ -59,15 +59,8 @@ def storable_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def storable_column(values: pd.Series) -> tuple[Any, str]:
     """Return a column in a form that can be written.
 
-    Parameters
-    ----------
-    values
-        A column of a table.
-
     Returns
     -------
-    column : pandas array or numpy.ndarray
-        Its values.
     became_text : str
         What it held, where that became text; empty where it keeps its type.
     """
@@ -146,8 +139,6 @@ def write_column(group: Any, name: str, column: Any) -> None:
     ----------
     group
         Group of HDF5 or zarr.
-    name
-        Of the column.
     column
         From `storable_column`.
     """
@@ -163,8 +154,6 @@ def storable_values(columns: Mapping[str, Any], n_cells: int) -> dict[str, Any]:
     ----------
     columns
         Name -> one value a cell.
-    n_cells
-        Number of cells.
     """
     return {name: storable_column(pd.Series(values, index=range(n_cells)))[0] for name, values in columns.items()}
 

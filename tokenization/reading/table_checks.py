@@ -21,12 +21,8 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
     ----------
     group
         The group ``obs`` or ``var``.
-    name
-        For messages.
     n
         Rows that there have to be; by default as many as names.
-    rows
-        What rows are, for messages.
 
     Returns
     -------

@@ -15,8 +15,6 @@ class CheckedArray:
 
     Parameters
     ----------
-    array
-        The array.
     check
         Called once, where chunks are absent; raises where they cannot have held zeros.
     """
@@ -50,8 +48,6 @@ def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
     ----------
     group
         The zarr group of a matrix compressed by rows (or, with rows and columns changing places, by columns).
-    n_minor
-        Columns of the matrix.
     """
     data, indices, indptr = group["data"], group["indices"], group["indptr"]
 

@@ -28,8 +28,6 @@ class InsideStore(LocalStore):
 
     Parameters
     ----------
-    root
-        The folder.
     read_only
         Always; here for zarr's own calls.
     """

@@ -24,8 +24,6 @@ class CellTextCollator:
         Values of `columns` -> place in `text_tokens`, -100 for none.
     columns
         Columns from which a cell's text is known.
-    pad_token_id
-        Id of padding in texts.
     """
 
     cells: RankValueCollator

@@ -87,8 +87,6 @@ def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str]
 
     Parameters
     ----------
-    corpus
-        The corpus.
     ontology
         Where to look labels up.
     columns

@@ -31,13 +31,7 @@ class DamagedCellError(ValueError):
 
 
 def special_tokens(corpus: Corpus) -> int:
-    """Return how many tokens of every cell are no genes.
-
-    Parameters
-    ----------
-    corpus
-        The corpus.
-    """
+    """Return how many tokens of every cell are no genes."""
     path = corpus.tokenizer_folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return int(bool(settings.get("add_cls_token")))
@@ -48,8 +42,6 @@ def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None
 
     Parameters
     ----------
-    corpus
-        The corpus.
     splits
         Splits of the corpus, one after the other.
     """
@@ -62,13 +54,7 @@ def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None
 
 
 def median_length(corpus: Corpus) -> float:
-    """Return the median number of tokens of the training cells that express a gene, 0 where none does.
-
-    Parameters
-    ----------
-    corpus
-        The corpus.
-    """
+    """Return the median number of tokens of the training cells that express a gene, 0 where none does."""
     if (expressed := cells_with_genes(corpus, ["train"])) is None:
         return float(corpus.manifest["median_length"])
     lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in corpus.shards("train")]

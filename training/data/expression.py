@@ -21,8 +21,6 @@ class CorpusExpression:
 
     Parameters
     ----------
-    corpus
-        Token Parquet.
     splits
         Splits of the corpus to read, one after the other.
     wanted_for, otherwise

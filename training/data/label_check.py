@@ -44,8 +44,6 @@ class LabelCheck:
         ----------
         labels
             As for `check_labels`.
-        classes
-            Names of the classes.
         """
         found = zip(labels[self.unlikely].tolist(), self.looks_like[self.unlikely].tolist(), strict=True)
         pairs: dict[str, dict[str, int]] = {}
@@ -71,8 +69,6 @@ def check_labels(expression: CorpusExpression, labels: np.ndarray, seed: int = 0
         Of the cells; read twice, a batch at a time.
     labels
         Class of each cell, -1 for none, shape (cells,).
-    seed
-        Of the fifths.
 
     Returns
     -------

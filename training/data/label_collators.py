@@ -20,10 +20,6 @@ class LabelledCells(CellDataset):
 
     Parameters
     ----------
-    corpus
-        The corpus.
-    part
-        Which cells.
     number
         Tells these cells from those of other parts.
     labels
@@ -54,8 +50,6 @@ class CellClassCollator:
 
     Parameters
     ----------
-    cells
-        Makes the batch.
     number
         Classes that the model knows; higher numbers are -100 in ``labels``.
     weights
@@ -76,13 +70,7 @@ class CellClassCollator:
 
 @dataclass
 class CellValueCollator:
-    """Adds values to a batch of cells, NaN for none.
-
-    Parameters
-    ----------
-    cells
-        Makes the batch.
-    """
+    """Adds values to a batch of cells, NaN for none."""
 
     cells: Callable[..., dict[str, torch.Tensor]]
 
@@ -99,8 +87,6 @@ class GeneClassCollator:
 
     Parameters
     ----------
-    cells
-        Makes the batch.
     classes
         Class of each token id, -100 for none, shape (vocabulary,).
     weights

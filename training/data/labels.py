@@ -19,15 +19,6 @@ NOT_LABELS = ("input_ids", "expression_values", "expression_total", "clipped_cou
 def read_column(corpus: Corpus, splits: Sequence[str], column: str) -> list[Any]:
     """Read a column of the cells of some splits, one after the other.
 
-    Parameters
-    ----------
-    corpus
-        The corpus.
-    splits
-        Splits of the corpus.
-    column
-        Name of the column.
-
     Raises
     ------
     ValueError
@@ -48,15 +39,6 @@ def read_column(corpus: Corpus, splits: Sequence[str], column: str) -> list[Any]
 def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
     """Read the labels of a split's cells, None for cells without one, as `cellglot.tokenization.reading.labels` does.
 
-    Parameters
-    ----------
-    corpus
-        The corpus.
-    split
-        Split of the corpus.
-    column
-        Name of the column.
-
     Raises
     ------
     ValueError
@@ -67,15 +49,6 @@ def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
 
 def values_of(corpus: Corpus, splits: Sequence[str], column: str) -> np.ndarray:
     """Read a number of each cell, NaN where it is missing, shape (cells,), float64.
-
-    Parameters
-    ----------
-    corpus
-        The corpus.
-    splits
-        Splits of the corpus.
-    column
-        Name of the column.
 
     Raises
     ------
@@ -139,8 +112,6 @@ def gene_classes(labels: Mapping[str, str], vocabulary: GeneVocabulary) -> dict[
     ----------
     labels
         Gene -> class.
-    vocabulary
-        Of the model.
 
     Raises
     ------

@@ -24,14 +24,10 @@ class RankValueCollator:
 
     Parameters
     ----------
-    pad_token_id, mask_token_id, cls_token_id
-        Ids of the special tokens.
     gene_ids
         Ids of genes, to draw random ones from.
     mask_fraction
         Chance of a gene to be masked; 0 masks none and gives no ``labels`` of genes.
-    seed
-        Of the draws.
     max_length
         Tokens to keep of a cell, those of the lowest ranks cut; None keeps all.
     cell_types

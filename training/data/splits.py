@@ -19,8 +19,6 @@ class Part:
 
     Parameters
     ----------
-    splits
-        Splits of the corpus that the cells are of.
     chosen
         Whether each cell of these splits, one split after the other, is among them; shape (cells,).
     without_genes
@@ -59,8 +57,6 @@ def check_split(corpus: Corpus, how: str) -> None:
 
     Parameters
     ----------
-    corpus
-        The corpus.
     how
         ``"corpus"`` or ``"stratified"``.
 
@@ -84,15 +80,11 @@ def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Divisi
 
     Parameters
     ----------
-    corpus
-        The corpus.
     how
         ``"corpus"``: as it was tokenized, by donor, else data set, else cell. ``"stratified"``: of every stratum the
         corpus's share of held-out cells is drawn anew, at least one cell where there are two, never the last.
     strata
         Stratum of each cell for training and validation, in this order, None for cells of none.
-    seed
-        Of the draw.
     """
     check_split(corpus, how)
     test = _whole(corpus, ("test",))
@@ -130,10 +122,6 @@ def draw_by_stratum(strata: Sequence[Any], fraction: float, seed: int) -> np.nda
     ----------
     strata
         Stratum of each item; None counts as one of its own.
-    fraction
-        Share to draw.
-    seed
-        Of the draw.
     """
     drawn = np.zeros(len(strata), dtype=bool)
     if fraction <= 0:

@@ -100,10 +100,6 @@ def texts_of(
 
     Parameters
     ----------
-    corpus
-        The corpus.
-    ontology
-        Of cell types.
     aspects
         As for `describe_cells`.
     label_columns
@@ -201,12 +197,8 @@ def word_tokenizer(texts: Iterable[str], longest: int = 512, most_words: int = M
 
     Parameters
     ----------
-    texts
-        The texts.
     longest
         Tokens of a text at the most.
-    most_words
-        Words at the most.
     """
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts = Counter(w for t in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))

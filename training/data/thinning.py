@@ -69,8 +69,6 @@ class StandardizedCounts:
     ----------
     means, stds
         Of each token id's gene, shape (vocabulary,).
-    target_sum, clip
-        As for the tokenizer.
     """
 
     means: np.ndarray = field(repr=False)
@@ -123,8 +121,6 @@ class Thinning:
         Range of the chance of a gene to be left out.
     special_ids
         Tokens that are no genes.
-    seed
-        Of the draws.
     """
 
     counts: CountEncoding | None
@@ -173,12 +169,6 @@ def thinning_of(data: Mapping[str, Any], tokenizer: GeneExpressionTokenizer, cor
         of the median training cell's;
         ``drop_tokens``: share of its genes to leave out. Each is a number, or a pair from between which each cell's is
         drawn; without them nothing is taken.
-    tokenizer
-        Of the model.
-    corpus
-        The training cells.
-    seed
-        Of the draws.
 
     Returns
     -------
@@ -209,8 +199,6 @@ def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountE
 
     Parameters
     ----------
-    tokenizer
-        Of the model.
     corpus
         Tokenized with the same vocabulary; its tokenizer says what values were scaled to.
     """

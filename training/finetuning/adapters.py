@@ -126,8 +126,6 @@ def put_adapter(
 
     Parameters
     ----------
-    model
-        With its head.
     method, heads, settings
         As for `adapter_config`.
     """

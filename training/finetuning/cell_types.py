@@ -29,14 +29,8 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
 
     Parameters
     ----------
-    corpus
-        The corpus.
-    column
-        Column of classes.
     settings
         Section ``finetuning`` of the configuration.
-    seed
-        Of the division of cells.
 
     Raises
     ------
@@ -161,8 +155,6 @@ def class_ids(classes: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
 
     Parameters
     ----------
-    classes
-        Names of classes.
     settings
         Section ``finetuning`` of the configuration; ``ontology`` says where to look, by default the blood lineage that
         comes with the package.

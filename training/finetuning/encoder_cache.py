@@ -26,8 +26,6 @@ class EncoderMemory:
     ----------
     cells : torch.Tensor
         Part and number of the cells of the next call, shape (cells, 2).
-    computed : int
-        Cells that were computed.
     """
 
     def __init__(self, encoder: nn.Module, field: str):

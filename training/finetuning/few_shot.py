@@ -164,10 +164,6 @@ def draw_cells(classes: Sequence[str | None], number: int, seed: int) -> Shots:
     ----------
     classes
         Class of each training cell, None for cells that cannot be drawn.
-    number
-        Cells of each class.
-    seed
-        Of the draw.
 
     Raises
     ------

@@ -393,8 +393,6 @@ def corpus_for(
     ----------
     model
         Folder or repository of the model.
-    cells
-        Files of cells.
     output
         Folder of the model to be; tokens go into its folder ``corpus``.
     label_column

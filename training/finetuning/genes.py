@@ -37,10 +37,6 @@ def gene_task(
 
     Parameters
     ----------
-    corpus
-        The corpus.
-    vocabulary
-        Of the model.
     table
         Gene -> class, or a file that `read_gene_labels` reads.
     settings
@@ -141,8 +137,6 @@ def write_gene_labels(labels: Mapping[str, str], folder: str | Path) -> None:
     ----------
     labels
         Gene -> class.
-    folder
-        Where to write.
     """
     Path(folder, GENE_LABELS_FILE).write_text(_as_json(labels), encoding="utf-8")
 

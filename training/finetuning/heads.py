@@ -39,8 +39,6 @@ class ClassifierKind:
         Class -> its modules that are new, or belong to the head: all that a linear probe trains.
     encoder, head_reads
         Name of the module that makes cell embeddings, and the field of its output that heads for cells read.
-    tokenizer_class
-        Its tokenizer.
     data_keys
         Keys of the configuration's section ``data``.
     collators
@@ -149,11 +147,6 @@ CLASSIFIERS = {
 
 def model_type(model: str | Path) -> str:
     """Return the type of a model that can be fine-tuned.
-
-    Parameters
-    ----------
-    model
-        Folder or repository.
 
     Raises
     ------

@@ -29,8 +29,6 @@ def corpus_of_new_model(
     ----------
     model_type
         ``"exceiver"``, ``"langcell"`` or ``"sccello"``.
-    cells
-        Files of cells.
     output
         Folder of the model to be; tokens go into its folder ``corpus``, with expression values.
     columns

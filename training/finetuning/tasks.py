@@ -96,8 +96,6 @@ def labelled_cells(
 
     Parameters
     ----------
-    corpus
-        The corpus.
     division
         How the cells were divided.
     labels

@@ -21,10 +21,6 @@ def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: i
 
     Parameters
     ----------
-    corpus
-        The corpus.
-    column
-        Column of numbers.
     settings
         Section ``finetuning`` of the configuration.
     seed

@@ -28,8 +28,6 @@ def co_expression_vectors(
     ----------
     corpus
         Token Parquet with expression values.
-    size
-        Entries of a vector.
     seed
         Of the sample of cells and of the decomposition's start.
     most_cells

@@ -50,8 +50,6 @@ def pretrain(
 
     Parameters
     ----------
-    config
-        The configuration.
     corpus
         Folder that ``cellglot tokenize`` made.
     output

@@ -23,12 +23,8 @@ class Recipe:
 
     Parameters
     ----------
-    model
-        With fresh weights.
     processing_class
         Tokenizer or processor, saved beside the model.
-    train, held_out
-        Cells.
     collator
         Cells -> batch.
     metrics
@@ -90,8 +86,6 @@ def rank_value_tokenizer_of_model(tokenizer: RankValueTokenizer, longest: int) -
 
     Parameters
     ----------
-    tokenizer
-        Of the corpus.
     longest
         Tokens of a cell at the most.
     """
@@ -129,12 +123,6 @@ def new_configuration(config_class: Any, config: TrainingConfig, tokenizer: Any,
 
     Parameters
     ----------
-    config_class
-        The model's.
-    config
-        The configuration of the training.
-    tokenizer
-        Of the corpus.
     **given
         Fields that the corpus decides; those of the section take precedence.
 

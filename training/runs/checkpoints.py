@@ -43,11 +43,6 @@ def last_checkpoint(output: str | os.PathLike) -> str | None:
     """Return the last whole checkpoint in a folder, None where there is none.
 
     A whole one has its state, which is written last, and all files in the sizes that it notes of them.
-
-    Parameters
-    ----------
-    output
-        The output of a run.
     """
     for folder in reversed(checkpoint_folders(output)):
         if _is_whole(folder):
@@ -68,8 +63,6 @@ def seal(folder: str | Path, identity: Mapping[str, Any]) -> None:
 
     Parameters
     ----------
-    folder
-        Of the checkpoint.
     identity
         From `run_identity`.
     """
@@ -101,12 +94,8 @@ def rotate(output: str | Path, limit: int | None, best: str | None) -> None:
 
     Parameters
     ----------
-    output
-        The output of a run.
     limit
         Checkpoints to keep; None or 0 keeps all.
-    best
-        Folder of the best one.
     """
     if not limit:
         return

@@ -55,12 +55,8 @@ def check_weights(model: nn.Module, where: str, advice: str) -> None:
 
     Parameters
     ----------
-    model
-        The model.
     where
         Where the weights are from, for the message.
-    advice
-        What to do.
 
     Raises
     ------
@@ -110,20 +106,12 @@ def describe_step(
 
     Parameters
     ----------
-    step
-        Number of the step.
-    losses
-        Of its batches.
-    gradient_norm
-        Before clipping.
     parts
         Part of the loss -> its value, summed over the batches.
     batches
         What the model was given.
     model
         As it was during the step.
-    learning_rate
-        Of the step before.
     """
     bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
     what = "the loss" if bad else "the norm of the gradients"

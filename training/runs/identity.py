@@ -63,12 +63,8 @@ def run_identity(
     ----------
     verb
         ``"pretrain"``, ``"finetune"`` or ``"few-shot"``.
-    config
-        The configuration.
     corpus
         The corpus; described by its content, not by its place.
-    arguments
-        Of the trainer.
     base
         Folder or repository of the model that the run starts from.
     **parts
@@ -279,8 +275,6 @@ def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], folder: str
         From `run_identity`, of the run that the folder holds.
     now
         Of the run that is to begin.
-    folder
-        The output.
 
     Raises
     ------

@@ -41,16 +41,10 @@ class TrainingOutput:
 
     Parameters
     ----------
-    folder
-        The output.
     kind
         ``"pretrain"`` or ``"finetune"``.
-    arguments
-        Of the trainer.
     identity
         Makes the description of the run, by `run_identity`; called on the main process alone.
-    corpus, base
-        What the run reads.
     trainer_of
         Makes the trainer's arguments of a configuration, to compare with a run of an earlier version.
     inputs
@@ -62,10 +56,6 @@ class TrainingOutput:
 
     Attributes
     ----------
-    identity : dict
-        Description of the run.
-    checkpoint : str or None
-        Where the run resumes.
     record : dict or None
         Record of the run where it is finished: there is nothing to do.
 
@@ -214,11 +204,6 @@ class TrainingOutput:
 def check_no_other_model(folder: str | Path) -> None:
     """Refuse a folder that holds a model which no training run made there.
 
-    Parameters
-    ----------
-    folder
-        The output of a run.
-
     Raises
     ------
     OutputError
@@ -239,8 +224,6 @@ def on_main_process(arguments: TrainingArguments, function: Callable[[], Any]) -
 
     Parameters
     ----------
-    arguments
-        Of the trainer.
     function
         Its result can be pickled.
 

@@ -57,8 +57,6 @@ def silhouette_widths(embedding: np.ndarray, groupings: Sequence[np.ndarray]) ->
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     groupings
         Group of each cell, counted from 0, -1 for cells that are left out; each of shape (cells,).
 
@@ -142,8 +140,6 @@ def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     n_neighbors
         Neighbours of a cell, itself among them (as scanpy counts).
 
@@ -226,14 +222,10 @@ def embedding_scores(
 
     Parameters
     ----------
-    embedding
-        Shape (cells, size).
     labels
         Cell type of each cell; cells where it is None, NaN or blank are left out of everything.
     batches
         Batch of each cell; cells where it is None, NaN or blank are left out of asw_batch.
-    clusters
-        Cluster of each cell.
     n_neighbors
         Neighbours of a cell in the graph, itself among them.
     neighbors

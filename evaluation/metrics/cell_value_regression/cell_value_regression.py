@@ -33,8 +33,6 @@ def regression_scores(references: Sequence[float] | np.ndarray, predictions: Seq
     ----------
     references
         Value of each cell, NaN where it is not known.
-    predictions
-        Predicted value of each cell.
 
     Returns
     -------

@@ -38,8 +38,6 @@ def clustering_agreement(labels: Iterable[Any], clusters: Iterable[Any]) -> dict
     ----------
     labels
         Cell type of each cell; None, NaN or blank where it is not known.
-    clusters
-        Cluster of each cell.
 
     Returns
     -------

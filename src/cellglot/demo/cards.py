@@ -13,10 +13,6 @@ def publish_demo_model(
 
     Parameters
     ----------
-    folder
-        The model.
-    output
-        Folder to write.
     cells
         File of cells for the card's examples.
     evaluation

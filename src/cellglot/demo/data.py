@@ -33,20 +33,10 @@ class DemoData:
 
     Parameters
     ----------
-    source
-        File of cells.
-    cells
-        The same, open.
     labels
         Column of obs that holds the classes.
-    output
-        Folder for everything.
     quick
         A tenth of the training.
-    seed
-        Of everything drawn.
-    console
-        Where to print.
     started
         `time.monotonic` at the start of the demo.
     """

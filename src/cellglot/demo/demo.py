@@ -46,8 +46,6 @@ class Demo:
         Folder for everything the demo writes.
     quick
         A tenth of the training, to see that everything works.
-    seed
-        Of everything drawn.
     publisher
         Publishes the pretrained models to folders; None publishes nothing.
     """

@@ -32,13 +32,7 @@ Scores = dict[str, tuple[float, float, float]]
 
 
 class LangCellDemo:
-    """Pretrains a small LangCell on some cell types, annotates the others zero-shot, fine-tunes, classifies.
-
-    Parameters
-    ----------
-    data
-        Cells and their tokens.
-    """
+    """Pretrains a small LangCell on some cell types, annotates the others zero-shot, fine-tunes, classifies."""
 
     name = "LangCell"
 
@@ -199,10 +193,6 @@ def choose_left_out(types: np.ndarray, ontology: CellOntology, share: float = LE
     ----------
     types
         Cell type of each cell, None for none, shape (cells,).
-    ontology
-        Where the types come from.
-    share
-        Share of the types to leave out.
 
     Returns
     -------

@@ -19,8 +19,6 @@ class Picture:
     ----------
     name
         What it shows, for those who do not see it.
-    figure
-        The figure.
     kind
         ``svg``, or ``png`` where there are many points.
     wide
@@ -40,15 +38,7 @@ class Picture:
 
 @dataclass
 class Table:
-    """A table of a section; columns but the first are numbers.
-
-    Parameters
-    ----------
-    header
-        Names of the columns.
-    rows
-        Texts.
-    """
+    """A table of a section; columns but the first are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -60,16 +50,8 @@ class Section:
 
     Parameters
     ----------
-    title
-        Its heading.
-    paragraphs
-        Text.
     text
         Text as it stands, such as code.
-    table
-        A table.
-    figures
-        Figures.
     """
 
     title: str
@@ -86,18 +68,12 @@ def write_report(
 
     Parameters
     ----------
-    path
-        Where to.
     name
         Of the file of cells.
-    lead
-        First paragraph.
     cards
         (value, label) of the numbers on top.
     sections
         Numbered in their order.
-    footer
-        Last line.
     """
     loader = jinja2.PackageLoader("cellglot.demo", "templates")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("demo_report.html.jinja")

@@ -35,10 +35,6 @@ class AdapterDemo:
     ----------
     data
         Cells and their tokens.
-    name
-        Of the model.
-    base
-        Its folder.
     corpus
         The cells, tokenized for it.
     """
@@ -86,8 +82,6 @@ class SharingDemo:
 
     Parameters
     ----------
-    data
-        Cells and their tokens.
     models
         Name -> folder of a pretrained model.
     publisher

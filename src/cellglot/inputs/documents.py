@@ -27,12 +27,8 @@ def read_json(
 
     Parameters
     ----------
-    path
-        The file.
     kind
         Type of the content: a mapping by default, None for any.
-    most_bytes
-        Largest size.
 
     Raises
     ------
@@ -58,12 +54,8 @@ def read_yaml(path: str | os.PathLike, loader: type = yaml.SafeLoader, *, most_b
 
     Parameters
     ----------
-    path
-        The file.
     loader
         `yaml.SafeLoader`, or a class below it.
-    most_bytes
-        Largest size.
 
     Raises
     ------
@@ -81,8 +73,6 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
 
     Parameters
     ----------
-    text
-        The YAML.
     name
         Of the file or option that it comes from, for messages.
     loader

@@ -61,13 +61,7 @@ def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str | None:
-    """Return the message of an error that lies in what was given, None for one that is a mistake in the program.
-
-    Parameters
-    ----------
-    error
-        The error.
-    """
+    """Return the message of an error that lies in what was given, None for one that is a mistake in the program."""
     if isinstance(error, KeyError):
         return str(error.args[0]) if error.args else "a key is missing"
     if isinstance(error, ValueError | OSError):
@@ -78,13 +72,7 @@ def message_of(error: BaseException) -> str | None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's message in one line, with its kind where the message alone says little.
-
-    Parameters
-    ----------
-    error
-        The error.
-    """
+    """Return an error's message in one line, with its kind where the message alone says little."""
     if isinstance(error, MemoryError):
         return "this takes more memory than there is"
     if isinstance(error, RecursionError):

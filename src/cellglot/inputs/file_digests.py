@@ -40,25 +40,13 @@ class FileMark:
 
 
 def file_mark(path: str | os.PathLike) -> FileMark:
-    """Return the mark of a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """Return the mark of a file."""
     status = os.stat(path)
     return FileMark(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def file_marks(path: str | os.PathLike) -> dict[str, FileMark]:
-    """Return the marks of all files of a folder, or that of a file alone.
-
-    Parameters
-    ----------
-    path
-        File or folder.
-    """
+    """Return the marks of all files of a folder, or that of a file alone."""
     return {str(file): file_mark(file) for file in _files(Path(path))}
 
 
@@ -69,8 +57,6 @@ def digest_of(path: str | os.PathLike, *, progress: bool = False) -> str:
 
     Parameters
     ----------
-    path
-        File or folder.
     progress
         Show a bar where there is much to read.
 
@@ -94,8 +80,6 @@ def digests_of(paths: Sequence[str | os.PathLike], *, progress: bool = False) ->
 
     Parameters
     ----------
-    paths
-        Files or folders.
     progress
         Show a bar where there is much to read.
     """

@@ -13,12 +13,8 @@ def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.Path
 
     Parameters
     ----------
-    folder
-        The folder.
     name
         As it is named, relative to the folder.
-    named_by
-        The file that names it.
 
     Raises
     ------

@@ -26,8 +26,6 @@ def read_text(path: str | os.PathLike, *, most_bytes: int = MOST_BYTES) -> str:
 
     Parameters
     ----------
-    path
-        The file.
     most_bytes
         Largest size of the text.
 

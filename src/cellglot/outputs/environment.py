@@ -66,8 +66,6 @@ def check_room(folder: str | os.PathLike, needed: int, purpose: str, way_out: st
         Bytes.
     purpose
         What needs them, as the beginning of a sentence.
-    way_out
-        What to do.
 
     Raises
     ------
