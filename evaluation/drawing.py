@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +42,8 @@ def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
     """
     if plot is None:
         return
+    from matplotlib.figure import Figure
+
     known = Figure().canvas.get_supported_filetypes()
     if plot.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"{plot}: pictures are written as .png, .svg, .pdf")

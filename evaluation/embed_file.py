@@ -10,7 +10,6 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 import cellglot
-from cellglot.evaluation import plots
 from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
@@ -106,6 +105,8 @@ def _draw(
     plot: Path,
 ) -> None:
     """Lay the cells out, put the layout beside the embedding, and draw it."""
+    from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+
     coordinates = plots.umap_coordinates(embedding)
     if output.suffix == ".h5ad":
         _write(cells, table, embedding, coordinates, output)

@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -11,9 +11,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from cellglot.evaluation.scores.ontology_agreement import OntologyGeometry
 from cellglot.outputs import atomic
 from cellglot.outputs.caches import use_writable_caches
+
+
+if TYPE_CHECKING:
+    from cellglot.evaluation.scores.ontology_agreement import OntologyGeometry
 
 
 INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
@@ -178,7 +181,7 @@ def bars_plot(values: Mapping[str, float], title: str, xlabel: str) -> Figure:
     return figure
 
 
-def geometry_plot(geometries: Mapping[str, OntologyGeometry], title: str) -> Figure:
+def geometry_plot(geometries: "Mapping[str, OntologyGeometry]", title: str) -> Figure:
     """Draw pairs of cell types, as the ontology (across) and as embeddings of some models (up) see them.
 
     Parameters

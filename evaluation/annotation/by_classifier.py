@@ -4,16 +4,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from transformers import AutoModelForSequenceClassification
 
 import cellglot
-from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_texts import COLOURED
 from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.output import KEY
@@ -24,6 +22,10 @@ from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import Cells
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -92,7 +94,7 @@ class ClassifiedCells:
             "cell_types": np.array([t or "" for t in self.cell_types], dtype=object),
         }
 
-    def plot(self, coordinates: np.ndarray, title: str = "predicted cell types") -> Figure:
+    def plot(self, coordinates: np.ndarray, title: str = "predicted cell types") -> "Figure":
         """Draw cells by class; the most frequent 19 are coloured, the others are one class.
 
         Parameters
@@ -100,6 +102,8 @@ class ClassifiedCells:
         coordinates
             Shape (cells, 2).
         """
+        from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+
         common = {name for name, _ in Counter(self.predicted).most_common(COLOURED)}
         shown = [name if name is None or name in common else "other types" for name in self.predicted]
         return plots.embedding_plot(coordinates, shown, title, missing="no prediction")

@@ -5,15 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.scores import (
     Calibration,
     back_off,
@@ -38,6 +36,10 @@ from cellglot.tokenization.ontology.candidates import Candidates, make_candidate
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import read_labels
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 COLOURED = 19
@@ -198,7 +200,7 @@ class CellAnnotation:
         named = {f"{KEY}_{name}": values for name, values in self.columns().items()}
         add_results(adata, obs=named, obsm=self.matrices(), uns={KEY: self.facts()})
 
-    def plot(self, coordinates: np.ndarray | None = None, title: str = "predicted cell types") -> Figure:
+    def plot(self, coordinates: np.ndarray | None = None, title: str = "predicted cell types") -> "Figure":
         """Draw cells by prediction; the most frequent 19 are coloured, the others are one class.
 
         Parameters
@@ -208,6 +210,8 @@ class CellAnnotation:
         title
             Above it.
         """
+        from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+
         coordinates = plots.umap_coordinates(self.embedding) if coordinates is None else coordinates
         labels = [name or "no prediction" for name in self.predicted]
         common = {name for name, _ in Counter(labels).most_common(COLOURED)}

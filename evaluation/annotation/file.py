@@ -6,7 +6,6 @@ from typing import Any
 
 from anndata import AnnData
 
-from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
 from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.drawing import check_picture, drawing
@@ -166,6 +165,8 @@ def annotate_anndata(
         found = _annotated(loaded, opened, candidates, layer=layer, **options)
     add_results(adata, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
     if plot is not None:
+        from cellglot.evaluation import plots
+
         coordinates = plots.umap_coordinates(found.embedding)
         adata.obsm[f"X_{KEY}_umap"] = coordinates
         plots.save_figure(found.plot(coordinates), str(plot))
@@ -186,6 +187,8 @@ def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | N
 
 def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
     """Lay the cells out, put the layout beside what was found, and draw it."""
+    from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+
     coordinates = plots.umap_coordinates(found.embedding)
     add_matrices(output, {f"X_{KEY}_umap": coordinates})
     kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.output import KEY, check_ending, check_table, write_annotated, write_table
+from cellglot.evaluation.output import KEY, check_cells, check_ending, check_table, write_annotated, write_table
 from cellglot.evaluation.search.retrieval import nearest
 from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.outputs import check_files
@@ -91,7 +91,7 @@ def query_file(
             raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
     network, processor = loaded or load_cell_text_model(model, dtype)
     stored = _stored(network, cells)
-    given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, options)
+    given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, output, options)
     if stored is OF_ANOTHER_MODEL:
         given.notes.append(f"embeddings in {cells.name} are of another model: its cells are embedded anew")
     asked = embed_texts(network, processor, text, device=options.get("device"))
@@ -185,9 +185,13 @@ def _normalised(rows: np.ndarray) -> bool:
     return bool(len(rows)) and bool(np.allclose(lengths, 1, atol=1e-2))
 
 
-def _computed(model: Any, processor: Any, path: Path, layer: str | None, options: dict[str, Any]) -> _Embedded:
+def _computed(
+    model: Any, processor: Any, path: Path, layer: str | None, output: Path | None, options: dict[str, Any]
+) -> _Embedded:
     report = GeneReport()
     with read_cells(path, layer=layer) as opened:
+        if output is not None:
+            check_cells(opened)
         embedding = embed_cells(model, as_processor(processor, model).tokenizer, opened, report=report, **options)
         return _Embedded(embedding, opened.metadata(), [opened.summary(), report.summary()], False)
 

@@ -125,6 +125,7 @@ def adapter(folders, tmp_path_factory):
     from transformers import AutoConfig
 
     from cellglot.modeling import ExceiverForSequenceClassification
+    from cellglot.modeling.adapter_folders import weights_fingerprint
     from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
     folder = tmp_path_factory.mktemp("adapters") / "blood_lora"
@@ -141,7 +142,7 @@ def adapter(folders, tmp_path_factory):
     write_record(
         "exceiver", folder, base_model=str(folders["exceiver"]), task="cell-type", method="lora",
         label_column="cell_type", held_out_cells=148, metrics={"eval_accuracy": 0.75},
-        base_model_fingerprint="0123456789abcdef0123456789abcdef",
+        base_model_fingerprint=weights_fingerprint(folders["exceiver"]),
     )  # fmt: skip
     return folder
 

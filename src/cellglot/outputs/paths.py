@@ -50,8 +50,8 @@ def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike |
     Raises
     ------
     OutputError
-        If the output is a file, is or holds an input, is inside an input that is a store of cells, is the root of a
-        repository, or is or holds a home folder.
+        If the output is a file or below one, is or holds an input, is inside an input that is a store of cells, is the
+        root of a repository, or is or holds a home folder.
     """
     output = Path(output)
     other = "choose a folder of its own for the result"
@@ -59,6 +59,9 @@ def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike |
         raise OutputError(f"{output} is a file: {other}")
     if os.path.lexists(output) and not output.exists():
         raise OutputError(f"{output} is a link to a place that does not exist: {other}")
+    above = next((path for path in output.parents if os.path.lexists(path)), None)
+    if above is not None and not above.is_dir():
+        raise OutputError(f"{output} lies below {above}, which is not a folder: {other}")
     real = Path(os.path.realpath(output))
     if real == real.parent:
         raise OutputError(f"{output} is the root of a file system: {other}")
@@ -105,7 +108,7 @@ def check_file(
     ------
     OutputError
         If the output is an input or an existing file inside one, a folder, exists and is not to be replaced, or
-        there is no folder to write it to.
+        there is no folder to write it to, or the folder cannot be written to.
     """
     output = Path(output)
     for path in local(inputs):
@@ -117,6 +120,8 @@ def check_file(
         raise OutputError(f"{output} is a folder: name a file for the result")
     if not output.parent.is_dir():
         raise OutputError(f"there is no folder {output.parent} to write {output.name} to: make it first")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{output.parent} cannot be written to: write {output.name} to another folder")
     if os.path.lexists(output) and not overwrite:
         raise OutputError(f"{output} exists: choose another name, or replace it by --overwrite (overwrite=True)")
 

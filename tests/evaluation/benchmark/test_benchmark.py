@@ -224,7 +224,7 @@ ERRORS = {
     "no labels": ({"labels": "kind"}, "no column 'kind' in obs"),
     "twice": ({"models": ["sccello", "sccello"]}, "two models are named 'sccello'"),
     "baseline's name": ({"models": {"HVG + kNN": "sccello"}}, "'HVG \\+ kNN' is the name of a baseline"),
-    "output": ({"output": "file"}, "file is a file: name a folder"),
+    "output": ({"output": "file"}, "file is a file: choose a folder"),
     "marker type": ({"markers": MARKERS, "marker_types": {"CD34+": "C cell"}}, "no cell type 'C cell'"),
 }
 

@@ -120,7 +120,7 @@ def test_a_damaged_shard_is_named(corpus, tmp_path, capsys, tiny_training):
     middle = len(whole) // 2
     for damaged, message in (
         (whole[:middle], "was cut short or changed"),
-        (whole[:-8] + b"\0" * 8, "is no readable Parquet file"),
+        (whole[:-8] + b"\0" * 8, "has another content than the manifest says"),
         (None, "is missing"),
     ):
         shard.unlink() if damaged is None else shard.write_bytes(damaged)
