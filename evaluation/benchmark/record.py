@@ -57,14 +57,12 @@ class EvaluationRecord:
         Raises
         ------
         ValueError
-            If the folder holds an evaluation of other cells, or is a file.
+            If the folder holds an evaluation of other cells.
         """
         conditions = json.loads(json.dumps(conditions, default=plain))
         empty: dict[str, Any] = {"data": conditions, "models": {}, "results": {}, "finished": {}}
         if folder is None:
             return cls(empty)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file: name a folder for the results")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         if path.exists() and not overwrite:

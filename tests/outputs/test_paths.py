@@ -95,3 +95,16 @@ def test_existing_files_are_replaced_only_when_asked(project):
         check_file(project / "missing" / "a.csv")
     with pytest.raises(OutputError, match="two results"):
         check_files([project / "a.csv", None, project / "data" / ".." / "a.csv"])
+
+
+def test_a_folder_below_a_file_is_refused_by_name(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"result lies below .*notes\.txt, which is not a folder: choose a folder"):
+        check_folder(tmp_path / "notes.txt" / "result")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may write everywhere
+    with pytest.raises(OutputError, match="cannot be written to: write cells.npy to another folder"):
+        check_file(tmp_path / "cells.npy")

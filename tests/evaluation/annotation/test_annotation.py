@@ -326,7 +326,7 @@ def test_folders_without_texts_are_refused(loaded, tmp_path):
     model, processor = loaded
     LangCellForSequenceClassification(model.config).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="lacks 62 of the 98 weights of LangCellModel"):
+    with pytest.raises(ValueError, match="holds no weights for .* parts of LangCellModel"):
         load_cell_text_model(tmp_path)
 
 

@@ -29,6 +29,7 @@ def pattern_of(card):
     card = re.sub(
         r"(\*\*Adapted modules\*\* \| `).+(` \|\n\| \*\*Weights\*\* \| )[\d,]+", r"\1<modules>\2<number>", card
     )
+    card = re.sub(r"weights `[0-9a-f]{12}`", "weights `<fingerprint>`", card)
     card = re.sub(r"[\d.,]+ (bytes|kB|MB)", "<size>", card)
     card = re.sub(r"(num_bytes|download_size|dataset_size): \d+", r"\1: <size>", card)
     return re.sub(r"(?<![\w./:-])-?\d+\.\d{3,}", "<number>", card)
