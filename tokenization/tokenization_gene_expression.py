@@ -118,6 +118,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
                     f"{type(self).__name__} needs the {name} of the genes, and the vocabulary has none: is "
                     f"{STATISTICS_FILE} beside {VOCABULARY_FILE}?"
                 )
+        check_settings({"min_coverage": min_coverage, **kwargs})
         self.vocabulary = self.number_tokens(vocabulary)
         self.min_coverage = min_coverage
         self._calls = Calls()
@@ -380,7 +381,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         source = examples = columns = ""
         if counts is not None:
             source = f"{counts.source}: " if counts.source else ""
-            examples = f", e.g. {listed_names([str(name) for name in list(counts.index)[:4]])}"
+            names = [name for name, _ in report.largest_losses[:4]] or [str(name) for name in list(counts.index)[:4]]
+            examples = f", e.g. {listed_names(names)}"
             listed = described_columns(counts.columns)
             columns = f" (there are {listed})" if listed else ""
         gene = self.vocabulary.genes[0] if self.vocabulary.genes else ""
@@ -665,6 +667,26 @@ def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[st
     """
     if value not in choices:
         raise ValueError(f"{name}={value!r}: it is one of {', '.join(repr(c) for c in choices)}")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a tokenizer that no cell can be encoded with.
+
+    Raises
+    ------
+    ValueError
+        If one is not a number, not a whole one or not a flag where it has to be; names it.
+    """
+    for name, value in settings.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "min_coverage" and not (number and 0 <= value <= 1):
+            raise ValueError(f"{name}={value!r:.60}: it is a share, from 0 to 1")
+        if name in ("target_sum", "clip") and not (number and 0 < value < float("inf")):
+            raise ValueError(f"{name}={value!r:.60}: it is a number above 0")
+        if name == "model_max_length" and value is not None and not (number and value >= 1 and value % 1 == 0):
+            raise ValueError(f"{name}={value!r:.60}: it is a whole number of tokens")
+        if name in ("add_cls_token", "return_expression_values") and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r:.60}: it is true or false")
 
 
 __all__ = ["DEFAULT_MIN_COVERAGE", "GeneCoverageError", "GeneExpressionTokenizer"]

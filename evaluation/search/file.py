@@ -16,10 +16,11 @@ from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprin
 from cellglot.outputs import check_files
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import read_cells
-from cellglot.tokenization.reading.errors import reading
+from cellglot.tokenization.reading.errors import CellFileError, reading
 from cellglot.tokenization.reading.formats import cell_table
 from cellglot.tokenization.reading.groups import Hdf5Group
 from cellglot.tokenization.reading.obs import schema_names
+from cellglot.tokenization.reading.refusals import why_missing
 
 
 OF_ANOTHER_MODEL = "of another model"
@@ -138,27 +139,37 @@ class _Embedded:
 def _stored(model: Any, path: Path) -> _Embedded | str | None:
     """Read the embeddings of a file, None where it has none; those of another model are not read."""
     size = model.config.projection_dim
-    if path.suffix == ".npy":
-        embedding, metadata = np.load(path, mmap_mode="r", allow_pickle=False), None
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
-        vectors = table["embedding"].combine_chunks()
-        embedding = vectors.values.to_numpy().reshape(len(table), -1)
-        metadata = pd.DataFrame(index=pd.Index(table["cell_id"].to_pylist()))
+    if path.suffix in (".npy", ".parquet"):
+        with reading(path):
+            embedding, metadata = _vectors(path)
     elif path.suffix == ".h5ad" and path.exists() and h5py.is_hdf5(path):
         with reading(path), h5py.File(path, "r") as file:
             return _stored_anndata(model, Hdf5Group(file), size)
     else:
         return None
-    if embedding.ndim != 2 or embedding.shape[1] != size or not _normalised(embedding[:SAMPLE]):
+    if embedding.dtype.kind != "f" or embedding.shape[1:] != (size,) or not _normalised(embedding[:SAMPLE]):
         raise ValueError(
             f"{path} holds embeddings of shape {embedding.shape} that are not of this model: normalised ones of size "
             f"{size} are wanted, as cellglot embed writes them with it"
         )
-    metadata = pd.DataFrame(index=pd.RangeIndex(len(embedding))) if metadata is None else metadata
     return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings of {path.name}"], True)
+
+
+def _vectors(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read vectors and names of cells, which are numbers where the file has none."""
+    if not path.exists():
+        raise CellFileError(why_missing(path))
+    if path.suffix == ".npy":
+        embedding = np.load(path, mmap_mode="r", allow_pickle=False)
+        return embedding, pd.DataFrame(index=pd.RangeIndex(len(embedding)))
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
+    vectors = table["embedding"].combine_chunks()
+    if vectors.null_count:
+        raise CellFileError(f"{vectors.null_count:,} cells have no embedding: write the file again by cellglot embed")
+    names = pd.Index(table["cell_id"].to_pylist())
+    return vectors.flatten().to_numpy().reshape(len(table), -1), pd.DataFrame(index=names)
 
 
 def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str | None:
@@ -181,8 +192,9 @@ def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str |
 
 
 def _normalised(rows: np.ndarray) -> bool:
+    """Tell whether vectors have length 1, but for those of cells without known genes, which are NaN."""
     lengths = np.linalg.norm(np.asarray(rows, dtype=np.float64), axis=1)
-    return bool(len(rows)) and bool(np.allclose(lengths, 1, atol=1e-2))
+    return bool(len(rows)) and bool(np.allclose(lengths[~np.isnan(lengths)], 1, atol=1e-2))
 
 
 def _computed(

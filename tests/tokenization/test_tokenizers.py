@@ -503,7 +503,9 @@ def test_low_coverage_is_an_error_that_says_how_low():
     vocab = a_vocabulary(4)
     counts = np.array([[1, 1, 1, 1, 20]])
     for tokenizer in tokenizers(vocab):
-        with pytest.raises(GeneCoverageError, match=r"16\.7% of these cells' counts .below 50%.: 1 of 5 genes"):
+        with pytest.raises(
+            GeneCoverageError, match=r"16\.7% of these cells' counts .below 50%.: 1 of 5 genes .*e\.g\. 'X'"
+        ):
             tokenizer(counts, genes=[*vocab.genes, "X"])
         assert tokenizer(counts, genes=[*vocab.genes, "X"], min_coverage=0.1)["input_ids"]
 
@@ -538,3 +540,23 @@ def test_tokenizers_need_their_statistics():
         ExceiverTokenizer.from_vocabulary(vocab)
     with pytest.raises(ValueError, match=r"gene_vocab\.json"):
         ExceiverTokenizer()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RankValueTokenizer, "model_max_length", "long"), (RankValueTokenizer, "model_max_length", 0),
+        (RankValueTokenizer, "model_max_length", 7.5), (RankValueTokenizer, "target_sum", float("nan")),
+        (RankValueTokenizer, "add_cls_token", 3), (ExceiverTokenizer, "clip", None),
+        (ExceiverTokenizer, "target_sum", -1), (ExceiverTokenizer, "min_coverage", [0.5]),
+        (ExceiverTokenizer, "min_coverage", 50),
+    ],
+)  # fmt: skip
+def test_settings_that_no_cell_can_be_encoded_with_are_refused(tmp_path, kind, name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        kind.from_vocabulary(a_vocabulary(3), **{name: value})
+    kind.from_vocabulary(a_vocabulary(3)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=f"{name}="):
+        kind.from_pretrained(tmp_path)

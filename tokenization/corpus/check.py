@@ -21,8 +21,16 @@ logger = logging.getLogger(__name__)
 MOST_MANIFEST_BYTES = 256 << 20
 AGAIN = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
 
-_LISTS: dict[str, type] = {"shards": list, "files": list}
+_OF_A_CORPUS: dict[str, type] = {
+    "shards": list, "files": list, "tokenizer": str, "vocab_size": int, "split": dict, "plan": dict, "broken": dict,
+}  # fmt: skip
+_OF_A_SPLIT: dict[str, type] = {"by": str}
 _OF_A_SHARD: dict[str, type] = {"file": str, "split": str, "cells": int, "tokens": int, "bytes": int}
+_OF_A_FILE: dict[str, type] = {"name": str, "n_cells": int, "counts_in": str, "duplicate_names": int, "report": dict}
+_OF_A_REPORT: dict[str, type] = {
+    "matched": int, "genes": int, "coverage": float, "matched_by_rule": dict, "ambiguous": int,
+    "cells_without_genes": int, "cells_cut": int, "tokens_cut": int,
+}  # fmt: skip
 
 
 class CorpusError(ValueError):
@@ -48,21 +56,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if "shards" not in manifest:
         raise InputError(f"{path} is not the manifest of a corpus: it names no shards")
-    for name, kind in (_LISTS | {"tokenizer": str, "vocab_size": int, "split": dict, "plan": dict}).items():
-        if not isinstance(manifest.get(name), kind) or isinstance(manifest.get(name), bool):
-            raise InputError(f"{path} is damaged: {name!r} is {manifest.get(name)!r:.60}")
+    _check_kinds(path, "the corpus", manifest, _OF_A_CORPUS)
+    _check_kinds(path, "the split", manifest["split"], _OF_A_SPLIT)
+    for file in manifest["files"]:
+        _check_kinds(path, "a file", file, _OF_A_FILE)
+        _check_kinds(path, "the report of a file", file["report"], _OF_A_REPORT)
     named = set()
     for shard in manifest["shards"]:
-        for name, kind in _OF_A_SHARD.items():
-            value = shard.get(name) if isinstance(shard, dict) else None
-            if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
-                raise InputError(f"{path} is damaged: a shard's {name!r} is {value!r:.60}")
+        _check_kinds(path, "a shard", shard, _OF_A_SHARD)
         if shard["split"] not in SPLITS:
             raise InputError(f"{path} is damaged: it has a split {shard['split']!r:.60}")
         if shard["file"] in named:
             raise InputError(f"{path} is damaged: it names {shard['file']} twice")
         named.add(shard["file"])
         path_inside(path.parent, shard["file"], path)
+
+
+def _check_kinds(path: Path, what: str, content: Any, kinds: Mapping[str, type]) -> None:
+    """Check the types of values; numbers are not negative, and a whole one is also a float."""
+    for name, kind in kinds.items():
+        value = content.get(name) if isinstance(content, dict) else None
+        fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if not fits or (kind in (int, float) and not value >= 0):
+            raise InputError(f"{path} is damaged: {name!r} of {what} is {value!r:.60}")
 
 
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -101,7 +101,17 @@ class Corpus:
         return tokenizer
 
     def summary(self) -> str:
-        """Say what the corpus holds and what was left out."""
+        """Say what the corpus holds and what was left out.
+
+        Raises
+        ------
+        InputError
+            If the manifest is damaged.
+        """
+        with reading(self.folder / MANIFEST, AGAIN):
+            return "\n".join(self._described())
+
+    def _described(self) -> list[str]:
         m = self.manifest
         cells = ", ".join(f"{self.n_cells(s):,} {s}" for s in SPLITS if self.n_cells(s))
         lines = [
@@ -128,7 +138,7 @@ class Corpus:
             )
             lines += [f"{file['name']}: {note}" for note in file.get("notes", ()) if note.startswith("labels in ")]
         lines += [f"passed over {name}: {reason}" for name, reason in m["broken"].items()]
-        return "\n".join(lines)
+        return lines
 
 
 __all__ = ["MANIFEST", "WORK", "Corpus", "CorpusError"]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from cellglot.outputs.writing import temporary_name
 from cellglot.tokenization.count_matrix import CountMatrix, CountRows, GenesOnly
@@ -40,10 +41,12 @@ class KeptCounts:
             if not self._fits(rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes):
                 return
             with open(temporary, "wb") as file:
-                for array in (rows.data, rows.indices, rows.indptr):
+                arrays = (rows.data, rows.indices, rows.indptr)
+                for array in arrays:
                     np.save(file, array)
+                file.write(_digest(arrays))
             temporary.replace(path)
-        except OSError:  # a full disk: the work goes on without
+        except OSError:  # a full disk: the work continues without
             temporary.unlink(missing_ok=True)
 
     def _fits(self, n_bytes: int) -> bool:
@@ -61,10 +64,17 @@ class KeptCounts:
         try:
             with open(self.folder / f"{name}.npy", "rb") as file:
                 data, indices, indptr = (np.load(file, allow_pickle=False) for _ in range(3))
+                digest = file.read()
         except (OSError, ValueError, EOFError):
             return None
-        whole = len(indptr) and indptr[0] == 0 and indptr[-1] == len(data) == len(indices)
-        return CountRows(data, indices, indptr) if whole else None
+        return CountRows(data, indices, indptr) if digest == _digest((data, indices, indptr)) else None
+
+
+def _digest(arrays: tuple[np.ndarray, ...]) -> bytes:
+    state = xxhash.xxh3_128()
+    for array in arrays:
+        state.update(np.ascontiguousarray(array))
+    return state.digest()
 
 
 _COUNTS, _COLUMNS = ("<f4", "<f8", "<i4", "<i8"), ("<i4", "<i8")  # as files have them; loops are compiled for these

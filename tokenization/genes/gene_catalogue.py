@@ -68,7 +68,7 @@ def read_gene_table(path: Path) -> GeneNames:
         for name, gene in read_released_dictionary(path).items():
             names.add(str(gene), str(name))
         return names
-    table = read_table(path, sep=None, engine="python", dtype=str, keep_default_na=False, comment="#")
+    table = read_table(path, sep=None, engine="python", dtype=str, keep_default_na=False, comment="#").fillna("")
     columns = {re.sub(r"[^a-z0-9]+", "_", str(c).lower()).strip("_"): c for c in table.columns}
     ids = next((c for c in table.columns if table[c].map(bare_id).notna().mean() > 0.5), None)
     symbols = next((columns[c] for c in _SYMBOL_COLUMNS if c in columns and columns[c] != ids), None)

@@ -11,7 +11,6 @@ from cellglot.tokenization.reading.errors import CellFileError
 
 LONGEST_LINE = 1 << 16  # bytes
 _BLOCK = 1 << 18
-_LINES_A_BYTE = 1  # of a gzipped list of names: numbered names take two bytes and more
 _FEW_LINES = 1 << 16
 
 
@@ -89,19 +88,28 @@ def bounded_lines(path: Path, encoding: str = "utf-8") -> Generator[str, None, N
             yield line.rstrip("\r\n")
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, most: int) -> list[str]:
     """Read the lines of a list of cells or genes, blank ones left out.
+
+    Parameters
+    ----------
+    path
+        The file, plain or gzipped.
+    most
+        Cells or genes of the matrix, whichever are more.
 
     Raises
     ------
     CellFileError
-        If a line is too long, or there are more lines than a list of different names can have.
+        If a line is too long, or there are far more lines than names.
     """
-    most = _LINES_A_BYTE * path.stat().st_size + _FEW_LINES
     names = []
     for number, line in enumerate(bounded_lines(path)):
-        if number >= most:
-            raise CellFileError(f"{path} unpacks to more than {most:,} lines: it is not a list of different names")
+        if number > most + _FEW_LINES:
+            raise CellFileError(
+                f"{path} has more than {number:,} lines, but the matrix has no more than {most:,} cells and genes: "
+                "they do not belong together"
+            )
         if line.strip():
             names.append(line)
     return names

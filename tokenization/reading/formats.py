@@ -15,7 +15,7 @@ from cellglot.tokenization.reading.bounded_text import read_names
 from cellglot.tokenization.reading.errors import CellFileError, reading
 from cellglot.tokenization.reading.groups import Hdf5Group, open_zarr
 from cellglot.tokenization.reading.hdf5_arrays import fast_array
-from cellglot.tokenization.reading.market_matrix import market_to_rows
+from cellglot.tokenization.reading.market_matrix import market_to_rows, read_market_head
 from cellglot.tokenization.reading.matrices import StoredDense, StoredRows, check_vector, columns_to_rows
 from cellglot.tokenization.reading.obs import CellTable, FrameTable, StoredTable, as_text, plain_values
 from cellglot.tokenization.reading.refusals import (
@@ -344,10 +344,11 @@ def _open_market(path: Path, folder: Path | None) -> CellFile:
     stem = plain.removesuffix("matrix.mtx") if plain.endswith("matrix.mtx") else ""  # as of UniqueAndMult-EM.mtx
     features = _beside(path, [f"{stem}{name}{end}" for name in ("features", "genes") for end in (".tsv", ".tsv.gz")])
     barcodes = _beside(path, [f"{stem}barcodes{end}" for end in (".tsv", ".tsv.gz")])
+    most = max(read_market_head(path).shape)
     with reading(features):
-        rows = [line.split("\t") for line in read_names(features)]
+        rows = [line.split("\t") for line in read_names(features, most)]
     with reading(barcodes):
-        cells = [line.split("\t")[0] for line in read_names(barcodes)]
+        cells = [line.split("\t")[0] for line in read_names(barcodes, most)]
     if not rows or not cells:
         raise CellFileError(f"{features if not rows else barcodes} is empty")
     table = {"gene_ids": [r[0] for r in rows], "gene_symbols": [r[1] if len(r) > 1 else r[0] for r in rows]}

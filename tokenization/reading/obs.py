@@ -191,7 +191,10 @@ class StoredTable:
         """
         codes, categories = self._coded(name)
         if codes is None:
-            return pd.Series(with_type(self.column(name, 0, self.n_cells)), copy=False)
+            nullable = _nullable(self.group[name])
+            return pd.Series(
+                with_type(self.column(name, 0, self.n_cells)) if nullable is None else nullable, copy=False
+            )
         self._decode(name, codes[0:0], categories)
         values, element = with_type(self._categories[name][:-1]), self.group[name]
         beside = element if hasattr(element, "keys") else categories
@@ -254,6 +257,16 @@ def stored_values(element: Any, start: int, stop: int) -> np.ndarray | None:
     values = plain_values(element["values"][start:stop]).astype(object)
     values[np.asarray(element["mask"][start:stop], dtype=bool)] = None
     return values
+
+
+def _nullable(element: Any) -> Any:
+    """Return stored whole numbers or booleans with a mask as pandas' nullable arrays; None for anything else."""
+    if not hasattr(element, "keys") or not {"values", "mask"} <= set(element):
+        return None
+    if np.dtype(element["values"].dtype).kind not in "iub":
+        return None
+    values, mask = np.asarray(element["values"][:]), np.asarray(element["mask"][:], dtype=bool)
+    return pd.arrays.BooleanArray(values, mask) if values.dtype.kind == "b" else pd.arrays.IntegerArray(values, mask)
 
 
 def plain_column(values: pd.Series) -> np.ndarray:

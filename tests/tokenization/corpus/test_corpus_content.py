@@ -170,6 +170,24 @@ def test_manifests_that_cannot_be_are_refused(corpus, kind):
         Corpus.open(corpus)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("broken",), 3), (("split", "by"), None), (("files", 0), "cells"), (("files", 0, "n_cells"), -1),
+        (("files", 0, "report"), []), (("files", 0, "report", "coverage"), "all"), (("vocab_size",), True),
+    ],
+)  # fmt: skip
+def test_what_a_manifest_says_of_files_has_its_type(corpus, where, value):
+    path = corpus / "manifest.json"
+    manifest = content = json.loads(path.read_text())
+    for key in where[:-1]:
+        content = content[key]
+    content[where[-1]] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CorpusError, match=r"manifest\.json is damaged: .* of"):
+        Corpus.open(corpus)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\ufeff\0", '{"shards": 3}', "null"])
 def test_damaged_manifests_are_named(corpus, text):
     (corpus / "manifest.json").write_text(text)

@@ -35,6 +35,15 @@ def test_what_was_kept_is_given_back_in_the_smallest_types(tmp_path, largest, n_
     assert KeptCounts(tmp_path / "counts").load("b") is None
 
 
+@pytest.mark.parametrize("place", [130, -1, -700])
+def test_a_chunk_with_a_changed_bit_is_read_from_its_file_again(tmp_path, place):
+    KeptCounts(tmp_path).keep("a", chunk(9))
+    content = bytearray((tmp_path / "a.npy").read_bytes())
+    content[place] ^= 4
+    (tmp_path / "a.npy").write_bytes(content)
+    assert KeptCounts(tmp_path).load("a") is None
+
+
 def test_cells_without_counts_are_kept(tmp_path):
     rows = CountRows(np.zeros(0), np.zeros(0, np.int64), np.array([0, 0, 0]))
     KeptCounts(tmp_path).keep("a", in_smallest_types(rows))

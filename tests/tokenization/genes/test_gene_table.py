@@ -37,6 +37,12 @@ def test_a_table_gives_ids_and_aliases(tmp_path):
     assert catalogue.genes == [*ids(1, 2), "NEW"]
 
 
+@pytest.mark.parametrize("row", [f"{ids(2)[0]}", f"{ids(2)[0]}\tTWO"])
+def test_rows_may_be_cut_short(tmp_path, row):
+    (tmp_path / "genes.tsv").write_text(f"ensembl_gene_id\tsymbol\talias\n{ids(1)[0]}\tONE\tUNO\n{row}\n")
+    assert read_gene_table(tmp_path / "genes.tsv").symbols[ids(1)[0]] == "ONE"
+
+
 def test_the_released_dictionary_of_names_is_a_table(tmp_path):
     (tmp_path / "names.pkl").write_bytes(pickle.dumps({"ONE": ids(1)[0], "UNO": ids(1)[0]}))
     names = read_gene_table(tmp_path / "names.pkl")

@@ -29,6 +29,7 @@ def typed_cells():
             "cell_type": pd.Categorical(["B", "T", None] * 2),
             "donor_id": pd.Categorical([1, 2, 1] * 2),
             "sex": pd.array([1, None, 2] * 2, dtype="Int64"),
+            "rounds": pd.array([200, None, 3] * 2, dtype="UInt8"),
             "is_primary_data": pd.array([True, None, False] * 2, dtype="boolean"),
             "tissue": pd.array(["lung", None, "liver"] * 2, dtype="string"),
             "stage": pd.Categorical(["late", "early", "late"] * 2, categories=["early", "late"], ordered=True),
@@ -73,6 +74,7 @@ def test_columns_are_written_back_with_their_type(path, tmp_path):
     obs, given = ad.read_h5ad(tmp_path / "out.h5ad").obs, typed_cells().obs
     assert set(obs.columns) == {*given.columns, "cellglot_rank"} and obs["cellglot_rank"].tolist() == list(range(N))
     assert obs["sex"].dtype == "Int64" and obs["is_primary_data"].dtype == "boolean"
+    assert obs["rounds"].dtype == "UInt8"
     assert obs["stage"].cat.ordered and obs["stage"].cat.categories.tolist() == ["early", "late"]
     assert obs["donor_id"].cat.categories.tolist() == [1, 2] and obs["score"].cat.categories.tolist() == [0.5, 1.5]
     assert obs["tissue"].isna().tolist() == given["tissue"].isna().tolist()
