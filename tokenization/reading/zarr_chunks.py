@@ -7,16 +7,22 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
 from cellglot.tokenization.reading.errors import CellFileError
+from cellglot.tokenization.reading.inflation import inflates_beyond
 
 
 LARGEST_METADATA = 1 << 25  # bytes of JSON
 UNSUSPICIOUS_BYTES = 1 << 24
 STRONGEST_COMPRESSION = 1_100  # that deflate reaches
 MOST_ABSENT = 1_000  # times as many chunks as are there
+LONGEST_TEXTS = 1 << 10  # bytes, on average over a chunk, up to a chunk of
+LARGEST_CHUNK_OF_TEXTS = 1 << 28  # bytes, unless it has so many texts of
+USUAL_TEXT = 1 << 6  # bytes
+WIDEST_STORED = 8  # times: filters may store a number in a wider type
 
 _CHUNK = re.compile(r"\d+(\.\d+)*")
 
@@ -37,23 +43,52 @@ class InsideStore(LocalStore):
         real = os.path.realpath(root)
         before, snapshots, _ = real.partition("/snapshots/")
         self._within = (f"{real}/", f"{before}/blobs/") if snapshots else (f"{real}/",)
+        self._arrays: dict[str, tuple[int, int]] = {}
+
+    def declare(self, array: zarr.Array) -> None:
+        """Remember how large the chunks of an array may become, and how many chunks a shard of it has."""
+        n = math.prod(array.chunks)
+        most = WIDEST_STORED * n * array.dtype.itemsize
+        if array.dtype.kind not in "biufcmM":
+            most = max(min(LONGEST_TEXTS * n, LARGEST_CHUNK_OF_TEXTS), USUAL_TEXT * n)
+        most = max(most, UNSUSPICIOUS_BYTES)
+        in_shard = math.prod(array.shards) // math.prod(array.chunks) if array.shards else 1
+        self._arrays[array.path] = (most, in_shard)
 
     def get_sync(self, key: str, **options: Any) -> Any:
         """Read a key, None where there is none."""
         self._refuse_outside(key)
-        return super().get_sync(key, **options)
+        return self._bounded(key, super().get_sync(key, **options))
 
     async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
         """Read a key, None where there is none."""
         self._refuse_outside(key)
-        return await super().get(key, *arguments, **options)
+        return self._bounded(key, await super().get(key, *arguments, **options))
 
     async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
         """Read parts of keys."""
         key_ranges = list(key_ranges)
         for key, _ in key_ranges:
             self._refuse_outside(key)
-        return await super().get_partial_values(prototype, key_ranges)
+        found = await super().get_partial_values(prototype, key_ranges)
+        return [self._bounded(key, content) for (key, _), content in zip(key_ranges, found, strict=True)]
+
+    def _bounded(self, key: str, content: Any) -> Any:
+        """Refuse a chunk that inflates far beyond what its array declares."""
+        array = key
+        while array not in self._arrays:
+            array, _, name = array.rpartition("/")
+            if not name:
+                return content
+        if content is None:
+            return None
+        most, in_shard = self._arrays[array]
+        stored = content.as_numpy_array().view(np.uint8)
+        if any(inflates_beyond(chunk, most) for chunk in _inner_chunks(stored, in_shard)):
+            raise CellFileError(
+                f"{key} inflates to more than {most:,} bytes, far beyond its array's chunks: it is damaged"
+            )
+        return content
 
     def _refuse_outside(self, key: str) -> None:
         path = os.path.realpath(f"{self.root}/{key}")
@@ -77,6 +112,16 @@ class InsideStore(LocalStore):
                 if n > most:
                     break
         return n
+
+
+def _inner_chunks(stored: np.ndarray, n: int) -> list[np.ndarray]:
+    """Return the chunks of a whole shard, by the index at its end; what is no shard as it is."""
+    index = stored[-(16 * n + 4) : -4]
+    if n == 1 or len(index) != 16 * n:
+        return [stored]
+    places = np.frombuffer(index.tobytes(), "<u8").reshape(-1, 2)
+    within = places[(places[:, 0] < len(stored)) & (places[:, 1] <= len(stored))].astype(np.int64)
+    return [stored, *(stored[start : start + length] for start, length in within)]
 
 
 def expected_chunks(array: zarr.Array) -> int:
@@ -125,6 +170,8 @@ def check_chunks(array: zarr.Array) -> None:
     CellFileError
         If there are chunks for less than a thousandth of it, or a chunk is larger than its bytes can make it.
     """
+    if isinstance(array.store, InsideStore):
+        array.store.declare(array)
     width = max(int(getattr(array.dtype, "itemsize", 8)), 1)
     declared = math.prod(array.shape) * width
     chunk = math.prod(array.shards or array.chunks) * width
