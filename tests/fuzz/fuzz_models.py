@@ -29,7 +29,7 @@ from cellglot.model_cards.card.run_record import read_run
 from cellglot.modeling.adapters import load_with_adapter
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
-from cellglot.tokenization.corpus.corpus import Corpus, tokenize_corpus
+from cellglot.tokenization.corpus import Corpus, tokenize_corpus
 from cellglot.tokenization.genes.gene_catalogue import read_gene_table
 from cellglot.tokenization.ontology.candidates import read_candidates
 from cellglot.tokenization.ontology.cell_ontology import CellOntology

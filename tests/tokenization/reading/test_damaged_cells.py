@@ -5,16 +5,21 @@ import resource
 
 import anndata as ad
 import h5py
+import numcodecs
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
 
 from cellglot.tokenization import CellFileError, read_cells
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.reading.errors import reading
 from cellglot.tokenization.reading.hdf5_arrays import DeflatedArray, fast_array
+from cellglot.tokenization.reading.inflation import inflates_beyond
+from cellglot.tokenization.reading.zarr_chunks import InsideStore, _inner_chunks, check_chunks
 
 
 N_CELLS, N_GENES = 40, 12
@@ -355,3 +360,65 @@ def test_mistakes_of_the_program_are_not_laid_to_a_file():
     with pytest.raises(CellFileError, match=r"^a\.h5ad cannot be read.*TypeError: odd") as caught, reading("a.h5ad"):
         raise TypeError("odd")
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+# -------------------------------------------------------------------- chunks that inflate
+
+
+CODECS = {
+    "zstd": numcodecs.Zstd(1), "blosc": numcodecs.Blosc(), "gzip": numcodecs.GZip(1), "zlib": numcodecs.Zlib(1),
+    "bz2": numcodecs.BZ2(1), "lzma": numcodecs.LZMA(preset=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_a_chunk_inflates_to_is_known_before(codec):
+    compressed = np.frombuffer(CODECS[codec].encode(np.zeros(3 << 20, np.uint8)), np.uint8)
+    assert inflates_beyond(compressed, (3 << 20) - 1) and not inflates_beyond(compressed, 3 << 20)
+    for damaged in (compressed[:-7], compressed[:5], compressed[:0]):
+        assert not inflates_beyond(damaged, 3 << 20)
+
+
+def test_a_frame_of_zstd_that_does_not_say_its_size():
+    with pa.BufferOutputStream() as sink, pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(bytes(3 << 20))
+        stream.close()
+        compressed = np.frombuffer(sink.getvalue(), np.uint8)
+    assert inflates_beyond(compressed, (3 << 20) - 1) and not inflates_beyond(compressed, 3 << 20)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("name", ["X/data", "obs/cell_type/categories", "var/_index"])
+def test_chunks_of_zarr_do_not_inflate_beyond_their_array(cells, tmp_path, version, name):
+    path = tmp_path / "a.zarr"
+    with ad.settings.override(zarr_write_format=version):
+        cells.write_zarr(path)
+    codec = numcodecs.Blosc() if b"blosc" in b"".join(p.read_bytes() for p in (path / name).glob("*.*")) else None
+    bomb = (codec or CODECS["zstd"]).encode(np.zeros(1 << 26, np.uint8))
+    chunks = [p for p in (path / name).rglob("*") if p.is_file() and not p.name.startswith((".z", "zarr"))]
+    for chunk in chunks:
+        chunk.write_bytes(bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CellFileError, match=rf"a\.zarr: {name}/.* inflates to more than"), read_cells(path) as opened:
+        list(opened.chunks())
+        opened.metadata()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_chunks_within_a_shard_do_not_inflate_beyond_their_array(tmp_path):
+    array = zarr.create_array(tmp_path / "a", shape=(64,), chunks=(16,), shards=(64,), dtype="i4")
+    array[:] = np.arange(64)
+    shard = tmp_path / "a" / "c" / "0"
+    content = np.frombuffer(shard.read_bytes(), np.uint8)
+    assert len(_inner_chunks(content, 4)) == 5
+    stored = zarr.open_array(InsideStore(tmp_path / "a"), mode="r")
+    check_chunks(stored)
+    assert stored[:].tolist() == list(range(64)) and stored[17:20].tolist() == [17, 18, 19]
+
+
+def test_lists_of_names_far_longer_than_the_matrix_are_not_read_to_their_end(cells, tmp_path):
+    write_market(tmp_path / "folder", cells)
+    with open(tmp_path / "folder" / "barcodes.tsv", "a") as file:
+        file.write("a\n" * 70_000)
+    with pytest.raises(CellFileError, match=r"barcodes\.tsv has more than .* the matrix has no more than 40"):
+        read_cells(tmp_path / "folder")
