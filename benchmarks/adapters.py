@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from measure import MIB, alternate, median, memory_of, parser, ratio, report
 
-from cellglot.modeling import ExceiverConfig, LangCellConfig, ScCelloConfig
 from cellglot.training.finetuning.adapters import put_adapter, save_adapter
-from cellglot.training.finetuning.heads import CLASSIFIERS
+from cellglot.training.families.records import FAMILIES
 
 
 CLASSES = 10
@@ -32,11 +31,10 @@ QUICK = {"exceiver": (4, 200), "sccello": (2, 64), "langcell": (2, 64)}
 def make_model(name: str, side: str) -> Any:
     """Return a model of published size with a head, for full fine-tuning or with a LoRA adapter."""
     torch.manual_seed(0)
-    config = {"exceiver": ExceiverConfig, "sccello": ScCelloConfig, "langcell": LangCellConfig}[name]
-    kind = CLASSIFIERS[name]
+    kind = FAMILIES[name]
     model_class = kind.model_class("cell-type")
-    model = model_class(config(num_labels=CLASSES, attn_implementation="sdpa"))
-    return put_adapter(model, "lora", kind.heads[model_class]) if side == "lora" else model
+    model: Any = model_class(model_class.config_class(num_labels=CLASSES, attn_implementation="sdpa"))
+    return put_adapter(model, "lora", kind.heads) if side == "lora" else model
 
 
 def make_cells(name: str, cells: int, genes: int) -> dict[str, torch.Tensor]:

@@ -39,8 +39,7 @@ from cellglot.training.config import configs_folder, load_config
 from cellglot.training.data.expression import CorpusExpression
 from cellglot.training.data.label_check import check_labels
 from cellglot.training.finetuning.finetune import finetune
-from cellglot.training.finetuning.heads import CLASSIFIERS
-from cellglot.training.finetuning.new_model import corpus_of_new_model
+from cellglot.training.finetuning.cells import corpus_of_new_model
 
 
 RESULTS_FILE, DATA_FILE = "transfer_study.json", "study_data.json"
@@ -163,8 +162,8 @@ def model_scores(
     started = time.monotonic()
     finetune(config, None, corpus, output, label_column=TRAIN_COLUMN, overwrite=True)
     seconds = time.monotonic() - started
-    model: Any = load_model(CLASSIFIERS[model_type].model_class("cell-type"), output)
-    tokenizer = load_tokenizer(output, CLASSIFIERS[model_type].tokenizer_class)
+    model: Any = load_model(FAMILIES[model_type].model_class("cell-type"), output)
+    tokenizer = load_tokenizer(output, FAMILIES[model_type].tokenizer_class)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     found: dict[str, Any] = {"changes": changes, "seconds_of_training": round(seconds, 1), "tests": {}}
     for test in tests:
@@ -234,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="transfer_study", description=__doc__.split(":")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the folders cells and corpus")
     parser.add_argument("--output", type=Path, required=True, help="folder for models and transfer_study.json")
-    parser.add_argument("--models", nargs="*", default=sorted(CLASSIFIERS), choices=sorted(CLASSIFIERS))
+    parser.add_argument("--models", nargs="*", default=sorted(FAMILIES), choices=sorted(FAMILIES))
     parser.add_argument("--settings", nargs="*", default=["default"], help=f"of plain, <cls>, {', '.join(SETTINGS)}")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="changes beside these")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])

@@ -14,7 +14,7 @@ _PUBLIC = {
     "EpochSampler": "data.dataset",
     "ExceiverCollator": "data.collators",
     "TrainingConfig": "config",
-    "initialize_gene_embeddings": "pretraining.gene_embeddings",
+    "initialize_gene_embeddings": "data.gene_embeddings",
     "load_config": "config",
 }
 

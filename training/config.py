@@ -6,16 +6,46 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from cellglot.inputs.documents import parse_yaml, read_yaml
+
+
+Settings = TypeVar("Settings")
+
+
+class Section(dict[str, Any]):
+    """A section of a configuration, and the file that it was read from."""
+
+    file = ""
+
+    def __or__(self, other: Any) -> "Section":
+        return _joined(self.file, self, other)
+
+    def __ror__(self, other: Any) -> "Section":
+        return _joined(self.file, other, self)
+
+
+def _joined(file: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Section:
+    joined = Section({**first, **second})
+    joined.file = file
+    return joined
+
+
+def where(section: Mapping[str, Any], name: str) -> str:
+    """Return the name of a section for messages, with its file where it was read from one."""
+    file = getattr(section, "file", "")
+    return f"{file}: {name}" if file else name
 
 
 @dataclass
 class TrainingConfig:
     """What a training run is made of.
+
+    Each section is checked when it is used: `read_section` makes typed settings of it.
 
     Parameters
     ----------
@@ -76,12 +106,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         raise ValueError(f"{path} is no mapping of sections")
     names = [f.name for f in dataclasses.fields(TrainingConfig)]
     check_keys(content, names, f"{path}: section")
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Section] = {}
     for name in names:
         section = content.get(name) or {}
         if not isinstance(section, dict):
             raise ValueError(f"{path}: section {name!r} is no mapping of keys")
-        sections[name] = section
+        sections[name] = _joined(str(path), section, {})
     for override in overrides:
         key, separator, value = override.partition("=")
         name, _, field_name = (part.strip() for part in key.partition("."))
@@ -90,6 +120,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         check_keys({name: None}, names, f"override {override!r}: section")
         _set(sections[name], field_name.split("."), parse_yaml(value, f"override {override!r}", _Loader), override)
     return TrainingConfig(**sections)
+
+
+def read_section(settings: type[Settings], section: Mapping[str, Any], name: str) -> Settings:
+    """Make typed settings of a section. A key without a value has its default.
+
+    Parameters
+    ----------
+    settings
+        A strict dataclass whose fields are the keys.
+    section
+        The content.
+    name
+        Of the section, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a key does not exist, or a value has another type or does not fit; names file and key, and says what is
+        allowed.
+    """
+    fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    given = {key: value for key, value in section.items() if value is not None}
+    check_keys(given, list(fields), where(section, name))
+    try:
+        return settings(**given)
+    except StrictDataclassFieldValidationError as error:
+        key = str(error).split("'")[1]
+        kinds = " or ".join(sorted({k.__name__ for k in get_args(fields[key]) or (fields[key],)} - {"NoneType"}))
+        raise ValueError(
+            f"{where(section, name)}.{key} {given[key]!r} is of type {type(given[key]).__name__}: it has to be {kinds}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{where(section, name)}.{error}") from error
 
 
 def _set(section: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
@@ -122,4 +185,4 @@ def check_keys(given: Mapping[str, Any], known: Sequence[str], what: str) -> Non
             raise ValueError(f"{what} {key!r} does not exist{meant}")
 
 
-__all__ = ["TrainingConfig", "check_keys", "configs_folder", "load_config"]
+__all__ = ["Section", "TrainingConfig", "check_keys", "configs_folder", "load_config", "read_section", "where"]

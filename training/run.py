@@ -10,12 +10,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.dataclasses import strict
 from transformers import TrainingArguments
 
 import cellglot
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
-from cellglot.training.config import TrainingConfig, check_keys
+from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.runs.finite import check_weights
 from cellglot.training.runs.identity import FILES, recorded_corpus, run_identity
@@ -23,6 +24,28 @@ from cellglot.training.runs.output import RUN_FILE, TrainingOutput
 from cellglot.training.runs.stopping import EvaluationStopped, StopRequest
 from cellglot.training.trainer import LOWER_RATE, CellTrainer
 from cellglot.training.weight_average import WeightAverage
+
+
+OPTIMIZERS = ("adamw", "adam")
+
+
+@strict
+@dataclasses.dataclass(kw_only=True)
+class OptimizerSettings:
+    """Keys of the section ``optimizer``.
+
+    Parameters
+    ----------
+    name
+        ``adamw``, or ``adam`` with weight decay added to gradients, as published for Exceiver.
+    """
+
+    name: str = "adamw"
+
+    def __post_init__(self) -> None:
+        """Refuse other optimizers."""
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name {self.name!r}: it is one of {', '.join(OPTIMIZERS)}")
 
 
 def check_vocabulary(model: Any, corpus: Corpus) -> None:
@@ -56,17 +79,18 @@ def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, mo
         )
 
 
-def training_arguments(config: TrainingConfig, output: str | Path) -> TrainingArguments:
-    """Make the trainer's arguments, with our defaults where the configuration is silent."""
+def training_arguments(config: TrainingConfig, output: str | Path, **defaults_of_run: Any) -> TrainingArguments:
+    """Make the trainer's arguments, with our defaults and those of the run where the configuration is silent."""
     given = dict(config.trainer)
     fields = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
-    check_keys(given, list(fields), "trainer")
-    check_keys(config.optimizer, ["name"], "optimizer")
-    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if given.get(name) is False:  # YAML reads a bare no as false
-            given[name] = "no"
-    for name, value in given.items():
-        _check_type(name, value, fields[name])
+    name = where(config.trainer, "trainer")
+    check_keys(given, list(fields), name)
+    read_section(OptimizerSettings, config.optimizer, "optimizer")
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if given.get(key) is False:  # YAML reads a bare no as false
+            given[key] = "no"
+    for key, value in given.items():
+        _check_type(f"{name}.{key}", value, fields[key])
     defaults: dict[str, Any] = {
         "report_to": "none",
         "remove_unused_columns": False,
@@ -78,7 +102,7 @@ def training_arguments(config: TrainingConfig, output: str | Path) -> TrainingAr
         "logging_nan_inf_filter": False,  # a loss that is not finite ends the training
     }
     given["enable_jit_checkpoint"] = False  # SIGTERM always saves a checkpoint
-    return TrainingArguments(output_dir=str(output), **(defaults | given))
+    return TrainingArguments(output_dir=str(output), **(defaults | defaults_of_run | given))
 
 
 def _check_type(name: str, value: Any, wanted: Any) -> None:
@@ -89,7 +113,7 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
     fits = isinstance(value, tuple(kinds | ({int} if float in kinds else set())))
     if not fits or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(sorted(k.__name__ for k in kinds - {type(None)}))
-        raise ValueError(f"trainer.{name} {value!r} is of type {type(value).__name__}: it has to be {names}")
+        raise ValueError(f"{name} {value!r} is of type {type(value).__name__}: it has to be {names}")
 
 
 def check_held_out(
@@ -147,6 +171,7 @@ def training_output(
         "pretrain" if verb == "pretrain" else "finetune",
         arguments,
         lambda: run_identity(verb, config, corpus, arguments, base=base, **parts),
+        config=config,
         corpus=corpus,
         base=base,
         trainer_of=lambda other: training_arguments(other, output),
@@ -172,7 +197,7 @@ def run_training(
     trainer: CellTrainer,
     output: TrainingOutput,
     evaluate: Callable[[], dict[str, float]],
-    record: Callable[[dict[str, float]], dict[str, Any]],
+    facts: Callable[[], dict[str, Any]],
     save: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Train, from the last checkpoint if there is one, evaluate, and write the model and its record.
@@ -183,8 +208,8 @@ def run_training(
     ----------
     evaluate
         Gives metrics of the trained model.
-    record
-        Metrics -> content of ``training_run.json``.
+    facts
+        Returns what ``training_run.json`` says besides configuration, software, metrics and losses.
     save
         Writes the model to a folder, as the trainer does by default; every process calls it.
 
@@ -213,7 +238,7 @@ def run_training(
             say(trainer, f"stopped {at}; the same command resumes from there")
             stop.end()
         check_weights(trainer.model, "the trained model", LOWER_RATE)
-        output.finish(save or trainer.save_model, finite(record(metrics)))
+        output.finish(save or trainer.save_model, finite(_record(trainer, output, metrics, facts())))
     return metrics
 
 
@@ -242,8 +267,8 @@ def say(trainer: CellTrainer, text: str) -> None:
         print(text, flush=True)
 
 
-def run_record(
-    trainer: CellTrainer, config: TrainingConfig, corpus: Corpus, metrics: dict[str, float], facts: dict[str, Any]
+def _record(
+    trainer: CellTrainer, output: TrainingOutput, metrics: dict[str, float], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the record of a run: configuration, corpus, software, metrics and the log of losses."""
     return {
@@ -253,8 +278,8 @@ def run_record(
         "python": platform.python_version(),
         "device": str(trainer.args.device),
         "processes": trainer.args.world_size,
-        "config": dataclasses.asdict(config),
-        "corpus": recorded_corpus(corpus),
+        "config": dataclasses.asdict(output.config),
+        "corpus": recorded_corpus(output.corpus),
         **facts,
         "metrics": metrics,
         "log": trainer.state.log_history,
@@ -300,7 +325,6 @@ __all__ = [
     "end",
     "final_metrics",
     "finished_metrics",
-    "run_record",
     "run_training",
     "say",
     "say_empty_cells",

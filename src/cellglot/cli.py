@@ -159,7 +159,7 @@ def finetune(
     from cellglot.training.config import load_config
     from cellglot.training.finetuning.few_shot import few_shot_on
     from cellglot.training.finetuning.finetune import config_name, finetune_on
-    from cellglot.training.finetuning.heads import model_type
+    from cellglot.training.families.records import family_of
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
@@ -175,7 +175,7 @@ def finetune(
         of_run: dict[str, Any] = {"label_column": labels, "resume": resume, "overwrite": overwrite}
         _print_metrics(few_shot_on(settings, model, cells, corpus, output, few_shot, **of_run))
         return
-    settings = load_config(config or config_name(model_type(str(model)), method), set_ or [])
+    settings = load_config(config or config_name(family_of(model).name, method), set_ or [])
     options = {
         "task": task, "method": method, "label_column": labels, "gene_labels": gene_labels, "resume": resume,
         "overwrite": overwrite,

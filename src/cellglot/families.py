@@ -44,7 +44,7 @@ class Families(dict[str, Record]):
             If there is no such family; names those that there are.
         """
         if model_type not in self:
-            raise ValueError(f"{source} is a model of type {model_type!r}: supported are {', '.join(sorted(self))}")
+            raise ValueError(f"{source}: model type {model_type!r} is unsupported; there are {', '.join(sorted(self))}")
         return self[model_type]
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 CELLS_AT_ONCE = 2048
@@ -84,7 +84,7 @@ class CorpusExpression:
         """
         vocabulary = self.tokenizer.vocabulary
         for values in self.values(keep):
-            if isinstance(self.tokenizer, ExceiverTokenizer):
+            if is_standardized(self.tokenizer):
                 assert vocabulary.stds is not None and vocabulary.means is not None
                 stds = np.where(vocabulary.stds == 0, 1.0, vocabulary.stds)
                 values.data = (values.data - 1.0) * stds[values.indices] + vocabulary.means[values.indices]
@@ -101,4 +101,9 @@ class CorpusExpression:
         return csr_matrix((data, genes[kept], ends), shape=(len(ids), self.n_genes))
 
 
-__all__ = ["CorpusExpression"]
+def is_standardized(tokenizer: GeneExpressionTokenizer) -> bool:
+    """Whether expression values are standardised by each gene's mean and deviation, plus 1; else log1p of counts."""
+    return "means" in tokenizer.required_statistics
+
+
+__all__ = ["CorpusExpression", "is_standardized"]

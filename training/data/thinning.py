@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
+from huggingface_hub.dataclasses import strict
 
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.training.data.expression import is_standardized
 
 
-THINNING_KEYS = ("thin_counts", "thin_to_median", "drop_tokens")
 Example = Mapping[str, Any]
 _STREAM = 1  # draws of their own, beside those of masked genes
 
@@ -159,30 +159,60 @@ class Thinning:
         return {**example, **{name: np.asarray(example[name])[kept] for name in names}}
 
 
-def thinning_of(data: Mapping[str, Any], tokenizer: GeneExpressionTokenizer, corpus: Corpus, seed: int) -> Any:
-    """Make what the section ``data`` of a configuration asks for.
+Amount = int | float | list | tuple | bool | None
+
+
+@strict
+@dataclass(kw_only=True)
+class ThinningSettings:
+    """Keys of the section ``data`` that take counts and genes from training cells.
+
+    Each is a number, or a pair from between which each cell's is drawn; by default nothing is taken.
 
     Parameters
     ----------
-    data
-        ``thin_counts``: share of a cell's counts to keep; ``thin_to_median``: number of counts to thin it to, in units
-        of the median training cell's;
-        ``drop_tokens``: share of its genes to leave out. Each is a number, or a pair from between which each cell's is
-        drawn; without them nothing is taken.
+    thin_counts
+        Share of a cell's counts to keep.
+    thin_to_median
+        Number of counts to thin a cell to, in units of the median training cell's.
+    drop_tokens
+        Share of a cell's genes to leave out.
+    """
 
-    Returns
-    -------
-    Thinning or None
-        None where nothing is taken.
+    thin_counts: Amount = None
+    thin_to_median: Amount = None
+    drop_tokens: Amount = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        self.keep = _range("thin_counts", self.thin_counts, "a share from above 0 to 1", lambda x: 0 < x <= 1)
+        what = "a multiple above 0 of the median cell's counts"
+        self.to = _range("thin_to_median", self.thin_to_median, what, lambda x: x > 0)
+        self.drop = _range("drop_tokens", self.drop_tokens, "a share from 0 to below 1", lambda x: 0 <= x < 1)
+
+
+def thinning_of(
+    settings: ThinningSettings, tokenizer: GeneExpressionTokenizer, corpus: Corpus, seed: int
+) -> Thinning | None:
+    """Make what the section ``data`` of a configuration asks for; None where nothing is taken.
+
+    Parameters
+    ----------
+    settings
+        The section.
+    tokenizer
+        Of the model.
+    corpus
+        The training cells.
+    seed
+        Of the draws.
 
     Raises
     ------
     ValueError
-        If a share is none, or counts are to be thinned and the corpus does not hold them.
+        If counts are to be thinned and the corpus does not hold them.
     """
-    keep = _range(data, "thin_counts", "a share from above 0 to 1", lambda x: 0 < x <= 1) or (1.0, 1.0)
-    to = _range(data, "thin_to_median", "a multiple above 0 of the median cell's counts", lambda x: x > 0)
-    drop = _range(data, "drop_tokens", "a share from 0 to below 1", lambda x: 0 <= x < 1) or (0.0, 0.0)
+    keep, to, drop = settings.keep or (1.0, 1.0), settings.to, settings.drop or (0.0, 0.0)
     if keep == (1.0, 1.0) and to is None and drop == (0.0, 0.0):
         return None
     special = tuple(tokenizer.vocabulary.token_ids[token] for token in tokenizer.vocabulary.special_tokens)
@@ -210,7 +240,7 @@ def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountE
         spread[vocabulary.gene_token_ids] = values
         return spread
 
-    if isinstance(tokenizer, ExceiverTokenizer):
+    if is_standardized(tokenizer):
         assert vocabulary.means is not None and vocabulary.stds is not None
         stds = np.where(vocabulary.stds == 0, 1.0, vocabulary.stds)
         return StandardizedCounts(
@@ -238,16 +268,15 @@ def _totals(corpus: Corpus) -> np.ndarray:
     return totals[totals > 0]
 
 
-def _range(data: Mapping[str, Any], name: str, what: str, fits: Callable[[float], bool]) -> tuple[float, float] | None:
+def _range(name: str, given: Any, what: str, fits: Callable[[float], bool]) -> tuple[float, float] | None:
     """Read a number or a pair of them; None where there is none."""
-    given = data.get(name)
     if given is None or given is False:
         return None
     pair = given if isinstance(given, list | tuple) else [given, given]
     numbers = len(pair) == 2 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
     if not numbers or not all(fits(x) for x in pair) or pair[0] > pair[1]:
-        raise ValueError(f"data.{name} {given!r}: it is {what}, or a pair of them, the smaller first")
+        raise ValueError(f"{name} {given!r}: it is {what}, or a pair of them, the smaller first")
     return float(pair[0]), float(pair[1])
 
 
-__all__ = ["THINNING_KEYS", "CountEncoding", "RankValueCounts", "StandardizedCounts", "Thinning", "thinning_of"]
+__all__ = ["CountEncoding", "RankValueCounts", "StandardizedCounts", "Thinning", "ThinningSettings", "thinning_of"]

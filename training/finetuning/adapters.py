@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,10 @@ from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import as_peft_asks
 from cellglot.outputs import share
 from cellglot.training.config import check_keys
+from cellglot.training.families.records import FAMILIES
 
 
 ADAPTERS = ("lora", "dora", "ia3")
-
-
-@dataclass(frozen=True)
-class AdapterPreset:
-    """Layers of a model that adapters change, as regular expressions over the names of modules.
-
-    Parameters
-    ----------
-    low_rank
-        Layers that LoRA and DoRA change.
-    scaled
-        Layers whose output, or input, IA3 scales: keys, values, and the second layers of feed-forward blocks.
-    inner
-        Those of them whose input is scaled.
-    """
-
-    low_rank: str
-    scaled: str
-    inner: str
-
-
-def _of_layers(layers: str) -> AdapterPreset:
-    """Return the preset of a BERT: all linear layers of its encoder."""
-    return AdapterPreset(
-        low_rank=rf"{layers}\.(self_attn\.[qkvo]_proj|fc[12])",
-        scaled=rf"{layers}\.(self_attn\.[kv]_proj|fc2)",
-        inner=rf"{layers}\.fc2",
-    )
-
-
-# Heads are trained whole (the decoder of Exceiver's classifier is part of its head), so they are not among the layers.
-# LoRA leaves Exceiver's feed-forward blocks out: its published latents have size 4, at which low-rank matrices hold
-# more weights than the layers, and whole blocks are computed faster than layer by layer (wide_feed_forward).
-PRESETS = {
-    "exceiver": AdapterPreset(
-        low_rank=r"exceiver\.(encoder\.cross_attn|layers\.\d+\.self_attn)\.[qkvo]_proj",
-        scaled=r"exceiver\.(encoder\.cross_attn\.[kv]_proj|layers\.\d+\.(self_attn\.[kv]_proj|fc2))",
-        inner=r"exceiver\.layers\.\d+\.fc2",
-    ),
-    "langcell": _of_layers(r"cell_model\.layers\.\d+"),
-    "sccello": _of_layers(r"sccello\.layers\.\d+"),
-}
 
 
 # End of a model class's name -> what PEFT calls its task, by which `AutoPeftModelFor...` knows the class of the base.
@@ -78,7 +36,7 @@ def adapter_config(
     method
         ``"lora"``, ``"dora"`` or ``"ia3"``.
     model_type
-        ``"exceiver"``, ``"langcell"`` or ``"sccello"``.
+        Family of the model, such as ``"exceiver"``.
     heads
         Modules that are trained whole and saved with the adapter.
     settings
@@ -93,7 +51,7 @@ def adapter_config(
     """
     if method not in ADAPTERS:
         raise ValueError(f"method {method!r}: the adapters are {', '.join(ADAPTERS)}")
-    settings, preset = dict(settings or {}), PRESETS[model_type]
+    settings, preset = dict(settings or {}), FAMILIES[model_type].adapters
     if method == "ia3":
         check_keys(settings, [], f"finetuning of {method}: setting")
         return IA3Config(
@@ -168,4 +126,4 @@ def _no_card(model: PeftModel) -> Iterator[None]:
         del model.create_or_update_model_card
 
 
-__all__ = ["ADAPTERS", "PRESETS", "AdapterPreset", "adapter_config", "put_adapter", "save_adapter"]
+__all__ = ["ADAPTERS", "adapter_config", "put_adapter", "save_adapter"]

@@ -14,14 +14,12 @@ from cellglot.training.data.label_check import LabelCheck, check_labels
 from cellglot.training.data.label_collators import CellClassCollator, balanced_weights
 from cellglot.training.data.labels import labels_of, read_column
 from cellglot.training.data.splits import Part, divide
-from cellglot.training.finetuning.tasks import BOTH, Task, check_class_weights, common_facts, labelled_cells, listed
+from cellglot.training.finetuning.settings import FinetuneSettings
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells, listed
 from cellglot.training.metrics import ClassificationMetrics
 
 
-UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
-
-
-def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
+def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: int) -> Task:
     """Prepare the classification of cells.
 
     Classes are those of the training cells. Cells without a label are left out; held-out cells of other classes count
@@ -37,7 +35,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
     ValueError
         If there are fewer than two classes, or no such column.
     """
-    how = settings.get("split", "corpus")
+    how = settings.split
     read = read_labels(read_column(corpus, BOTH, column))
     every, note = read.texts.tolist(), read.note(column)
     division = divide(corpus, how, every, seed)
@@ -61,7 +59,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
         return given, given >= 0
 
     check = _checked(corpus, division.train, labels(division.train)[0], settings, seed)
-    left_out = settings.get("unlikely_labels") == "leave_out"
+    left_out = settings.unlikely_labels == "leave_out"
 
     def labels_to_use(part: Part) -> tuple[np.ndarray, np.ndarray]:
         given, keep = labels(part)
@@ -79,7 +77,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
     )  # fmt: skip
     without = sum(_chosen(part, names).count(None) for part in division.parts())
     ids = class_ids(classes, settings)
-    weights = balanced_weights(np.array([counts[c] for c in classes])) if check_class_weights(settings) else None
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.class_weights == "balanced" else None
     unknown = f"; held-out cells of classes without training cells, which count as errors: {listed(other)}"
     return Task(
         fields={
@@ -115,12 +113,10 @@ def cell_type_task(corpus: Corpus, column: str, settings: Mapping[str, Any], see
 
 
 def _checked(
-    corpus: Corpus, part: Part, labels: np.ndarray, settings: Mapping[str, Any], seed: int
+    corpus: Corpus, part: Part, labels: np.ndarray, settings: FinetuneSettings, seed: int
 ) -> LabelCheck | None:
     """Check the labels of training cells; None where that is not asked for, or there are no values to do it by."""
-    how = settings.get("unlikely_labels", "keep")
-    if how not in UNLIKELY_LABELS:
-        raise ValueError(f"finetuning.unlikely_labels {how!r}: it is one of {', '.join(UNLIKELY_LABELS)}")
+    how = settings.unlikely_labels
     if how == "unchecked" or (how == "keep" and not CorpusExpression.held_by(corpus)):
         return None
     expression = CorpusExpression(
@@ -150,16 +146,15 @@ def _chosen(part: Part, names: Mapping[int, list[str | None]]) -> list[str | Non
     return [name for name, chosen in zip(names[id(part)], part.chosen, strict=True) if chosen]
 
 
-def class_ids(classes: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
+def class_ids(classes: Sequence[str], settings: FinetuneSettings) -> dict[str, str]:
     """Find Cell Ontology ids of classes: class -> id, for those that stand for a cell type.
 
     Parameters
     ----------
     settings
-        Section ``finetuning`` of the configuration; ``ontology`` says where to look, by default the blood lineage that
-        comes with the package.
+        Their ``ontology`` says where to look, by default the blood lineage that comes with the package.
     """
-    found = open_ontology(settings.get("ontology", "blood")).resolve(classes)
+    found = open_ontology(settings.ontology).resolve(classes)
     return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
 
 

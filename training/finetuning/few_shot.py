@@ -1,6 +1,7 @@
 """Few-shot learning of LangCell: ``python -m cellglot.training.few_shot --config ... --model ... --number 5 ...``."""
 
 import argparse
+import datetime
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import set_seed
 from transformers.utils import ModelOutput
@@ -16,6 +18,7 @@ from transformers.utils import ModelOutput
 import cellglot
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.cell_losses import count_items, cross_entropy_terms, join_losses
+from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
 from cellglot.modeling.modeling_langcell import LangCellModel
@@ -23,13 +26,13 @@ from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.candidates import Candidates, make_candidates
 from cellglot.tokenization.ontology.descriptions import ANNOTATION_TEMPLATE
-from cellglot.training.config import TrainingConfig, check_keys, load_config
+from cellglot.training.config import TrainingConfig, check_keys, load_config, read_section, where
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.dataset import CellDataset, cells_with_genes
 from cellglot.training.data.labels import labels_of
 from cellglot.training.data.rank_value_collator import rank_value_collator
-from cellglot.training.finetuning.finetune import corpus_for
-from cellglot.training.finetuning.heads import model_type
+from cellglot.training.families.records import family_of
+from cellglot.training.finetuning.cells import corpus_for
 from cellglot.training.metrics import ClassificationMetrics
 from cellglot.training.run import (
     check_held_out,
@@ -37,7 +40,6 @@ from cellglot.training.run import (
     check_vocabulary,
     end,
     finished_metrics,
-    run_record,
     run_training,
     say,
     say_empty_cells,
@@ -48,8 +50,27 @@ from cellglot.training.runs.output import TrainingOutput, check_no_other_model
 from cellglot.training.trainer import CellTrainer, count_parameters
 
 
-DATA_KEYS = ("ontology", "template", "alpha")
 ALPHA = 0.1
+
+
+@strict
+@dataclass(kw_only=True)
+class FewShotSettings:
+    """Keys of the section ``data``.
+
+    Parameters
+    ----------
+    ontology
+        ``blood``, a release's date, an OBO or OWL file.
+    template
+        Of a class's text.
+    alpha
+        Weight of similarity in the scores.
+    """
+
+    ontology: str | datetime.date = "blood"
+    template: str = ANNOTATION_TEMPLATE
+    alpha: float | int = ALPHA
 
 
 @dataclass
@@ -202,8 +223,7 @@ def few_shot(
     Parameters
     ----------
     config
-        The configuration; keys of its section ``data`` are ``ontology``, ``template`` (of a class's text) and
-        ``alpha``, the weight of similarity in the scores.
+        The configuration; keys of its section ``data`` are those of `FewShotSettings`.
     model
         Folder or repository of a LangCell.
     corpus
@@ -234,9 +254,9 @@ def few_shot(
         another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    check_keys(config.data, list(DATA_KEYS), "data")
-    check_keys(config.model, [], "model")
-    check_keys(config.finetuning, [], "finetuning")
+    data = read_section(FewShotSettings, config.data, "data")
+    check_keys(config.model, [], where(config.model, "model"))
+    check_keys(config.finetuning, [], where(config.finetuning, "finetuning"))
     arguments = training_arguments(config, output)
     claim = training_output(
         config,
@@ -254,21 +274,15 @@ def few_shot(
         if claimed.record is not None:
             return finished_metrics(claimed)
         set_seed(arguments.seed)
-        return _learn(config, model, corpus, claimed, number, label_column, callbacks)
+        return _learn(claimed, data, number, label_column, callbacks)
 
 
 def _learn(
-    config: TrainingConfig,
-    model: str | Path,
-    corpus: Corpus,
-    claimed: TrainingOutput,
-    number: int,
-    label_column: str,
-    callbacks: Sequence[Any],
+    claimed: TrainingOutput, data: FewShotSettings, number: int, label_column: str, callbacks: Sequence[Any]
 ) -> dict[str, float]:
-    arguments = claimed.arguments
+    arguments, corpus, model = claimed.arguments, claimed.corpus, str(claimed.base)
     loaded, processor = _load(model, corpus)
-    classes = _Classes(config, corpus, label_column)
+    classes = _Classes(data, corpus, label_column)
     train_names, held_out_names = classes.names("train"), classes.names("validation")
     expressed = cells_with_genes(corpus, ["train"])
     if expressed is not None:
@@ -282,8 +296,7 @@ def _learn(
     check_held_out(arguments, held_out, corpus, label_column)
     length = loaded.config.text_config.max_position_embeddings
     tokens = processor(text=classes.texts, return_tensors="pt", text_max_length=length)
-    alpha = float(config.data.get("alpha", ALPHA))
-    objective = FewShotObjective(loaded, tokens["text_input_ids"], tokens["text_attention_mask"], alpha)
+    objective = FewShotObjective(loaded, tokens["text_input_ids"], tokens["text_attention_mask"], float(data.alpha))
     collator = rank_value_collator(
         processor.tokenizer,
         mask_fraction=0.0,
@@ -300,7 +313,7 @@ def _learn(
         data_collator=collator,
         compute_metrics=ClassificationMetrics(),
         description="few-shot",
-        optimizer_name=config.optimizer.get("name", "adamw"),
+        optimizer_name=claimed.config.optimizer.get("name", "adamw"),
         callbacks=list(callbacks),
     )
     short = shots.short(number)
@@ -318,7 +331,7 @@ def _learn(
             processor.save_pretrained(folder)
 
     facts = {
-        "base_model": str(model),
+        "base_model": model,
         "base_model_revision": cached_revision(model),
         "cells_of_each_class": number,
         "cells_drawn": {classes.candidates.names[int(c)]: n for c, n in shots.drawn.items()},
@@ -334,7 +347,7 @@ def _learn(
         trainer,
         claimed,
         lambda: trainer.zero_shot | _evaluate(trainer, "eval"),
-        lambda metrics: run_record(trainer, config, corpus, metrics, facts),
+        lambda: facts,
         save,
     )
 
@@ -353,16 +366,14 @@ class _Trainer(CellTrainer):
 class _Classes:
     """Classes of a corpus's training cells, with their texts."""
 
-    def __init__(self, config: TrainingConfig, corpus: Corpus, column: str):
+    def __init__(self, data: FewShotSettings, corpus: Corpus, column: str):
         self.labels = {split: labels_of(corpus, split, column) for split in ("train", "validation")}
         counts = Counter(label for label in self.labels["train"] if label is not None)
-        ontology = open_ontology(config.data.get("ontology", "blood"))
-        template = config.data.get("template", ANNOTATION_TEMPLATE)
-        if not isinstance(template, str):
-            raise ValueError(f"data.template {template!r}: few-shot learning takes one text a class")
         if not counts:
             raise ValueError(f"no training cell of {corpus.folder} has a label in {column!r}")
-        self.candidates: Candidates = make_candidates(sorted(counts), ontology, template=template)
+        self.candidates: Candidates = make_candidates(
+            sorted(counts), open_ontology(str(data.ontology)), template=data.template
+        )
         if len(self.candidates) < 2:
             raise ValueError(
                 f"{column!r} has 1 class among the training cells ({self.candidates.names[0]}): few-shot learning "
@@ -379,7 +390,7 @@ class _Classes:
 
 def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
     """Load a LangCell that knows texts, with its processor."""
-    if model_type(model) != "langcell":
+    if not knows_texts(family_of(model).name):
         raise ValueError(f"{model} knows no texts: few-shot learning by texts takes a LangCell model")
     loaded, info = load_model(LangCellModel, model, check=False, output_loading_info=True)
     if info["missing_keys"] and not any(key.startswith("cell_model.") for key in info["missing_keys"]):

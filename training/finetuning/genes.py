@@ -15,7 +15,8 @@ from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.label_collators import GeneClassCollator, balanced_weights
 from cellglot.training.data.labels import gene_classes, read_gene_labels
 from cellglot.training.data.splits import divide, draw_by_stratum
-from cellglot.training.finetuning.tasks import BOTH, Task, check_class_weights, common_facts
+from cellglot.training.finetuning.settings import FinetuneSettings
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts
 from cellglot.training.metrics import GeneClassMetrics
 
 
@@ -26,7 +27,7 @@ def gene_task(
     corpus: Corpus,
     vocabulary: GeneVocabulary,
     table: str | Path | Mapping[str, str],
-    settings: Mapping[str, Any],
+    settings: FinetuneSettings,
     seed: int,
 ) -> Task:
     """Prepare the classification of genes in their cells.
@@ -53,7 +54,7 @@ def gene_task(
     found = gene_classes(given, vocabulary)
     tokens = np.array(sorted(found), dtype=np.int64)
     names = [found[token] for token in tokens.tolist()]
-    away = draw_by_stratum(names, _share(settings), seed)
+    away = draw_by_stratum(names, settings.held_out_genes, seed)
     counts = Counter(name for name, out in zip(names, away, strict=True) if not out)
     classes = sorted(counts)
     if len(classes) < 2:
@@ -65,7 +66,7 @@ def gene_task(
     numbers = np.array([label2id[name] for name in names])
     to_learn, to_test = (np.full(vocabulary.vocab_size, -100, dtype=np.int64) for _ in range(2))
     to_learn[tokens[~away]], to_test[tokens[away]] = numbers[~away], numbers[away]
-    division = divide(corpus, settings.get("split", "corpus"), [0] * sum(map(corpus.n_cells, BOTH)), seed)
+    division = divide(corpus, settings.split, [0] * sum(map(corpus.n_cells, BOTH)), seed)
     train, held_out, test = (
         CellDataset(corpus, part.splits, keep=part.chosen, without_genes=part.without_genes)
         if part is not None and used and part.chosen.any()
@@ -74,7 +75,7 @@ def gene_task(
     )
     if train is None:
         raise ValueError(f"no training cell of {corpus.folder} expresses a gene of the vocabulary")
-    weights = balanced_weights(np.array([counts[c] for c in classes])) if check_class_weights(settings) else None
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.class_weights == "balanced" else None
 
     def collator(cells: Any, training: bool) -> GeneClassCollator:
         return GeneClassCollator(cells, to_learn if training else to_test, weights if training else None)
@@ -139,15 +140,6 @@ def write_gene_labels(labels: Mapping[str, str], folder: str | Path) -> None:
         Gene -> class.
     """
     Path(folder, GENE_LABELS_FILE).write_text(_as_json(labels), encoding="utf-8")
-
-
-def _share(settings: Mapping[str, Any]) -> float:
-    share = settings.get("held_out_genes", 0.2)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(
-            f"finetuning.held_out_genes {share!r}: it is a share of each class's genes, from 0 to below 1"
-        )
-    return float(share)
 
 
 __all__ = ["GENE_LABELS_FILE", "gene_task", "table_facts", "write_gene_labels"]

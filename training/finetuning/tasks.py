@@ -53,25 +53,6 @@ class Task:
     summary: str
 
 
-def check_class_weights(settings: Mapping[str, Any]) -> bool:
-    """Whether classes are to count alike: ``finetuning.class_weights`` is ``"balanced"``, not None.
-
-    Parameters
-    ----------
-    settings
-        Section ``finetuning`` of the configuration.
-
-    Raises
-    ------
-    ValueError
-        If it is something else.
-    """
-    given = settings.get("class_weights")
-    if given not in (None, False, "none", "balanced"):
-        raise ValueError(f"finetuning.class_weights {given!r}: it is balanced or none")
-    return given == "balanced"
-
-
 def common_facts(division: Division, parts: Mapping[str, CellDataset | None]) -> dict[str, Any]:
     """Return what the record of a run says of cells, whatever the task.
 
@@ -121,4 +102,4 @@ def listed(counts: Mapping[str, int]) -> str:
     return names + (", ..." if len(counts) > LISTED else "")
 
 
-__all__ = ["BOTH", "Task", "check_class_weights", "common_facts", "labelled_cells", "listed"]
+__all__ = ["BOTH", "Task", "common_facts", "labelled_cells", "listed"]

@@ -1,19 +1,17 @@
 """Fine-tuning for a value of cells."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.data.label_collators import CellValueCollator
 from cellglot.training.data.labels import values_of
 from cellglot.training.data.splits import Part, divide
+from cellglot.training.finetuning.settings import FinetuneSettings
 from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells
 from cellglot.training.metrics import ValueMetrics
 
 
-def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: int) -> Task:
+def value_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: int) -> Task:
     """Prepare the regression of a value.
 
     The head works on values standardised by mean and standard deviation of the training cells; both stand in the
@@ -31,7 +29,7 @@ def value_task(corpus: Corpus, column: str, settings: Mapping[str, Any], seed: i
     ValueError
         If there is no such column, it holds no numbers, or all training cells have the same.
     """
-    division = divide(corpus, settings.get("split", "corpus"), _deciles(values_of(corpus, BOTH, column)), seed)
+    division = divide(corpus, settings.split, _deciles(values_of(corpus, BOTH, column)), seed)
 
     def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
         given = values_of(corpus, part.splits, column)

@@ -1,7 +1,7 @@
 """Pretraining: ``accelerate launch -m cellglot.training.pretrain --config exceiver_small.yaml ...``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,14 @@ from transformers import set_seed
 
 from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.config import TrainingConfig, check_keys, load_config
-from cellglot.training.pretraining.exceiver import exceiver_recipe
-from cellglot.training.pretraining.langcell import langcell_recipe
-from cellglot.training.pretraining.recipe import Recipe
-from cellglot.training.pretraining.sccello import sccello_recipe
+from cellglot.training.config import TrainingConfig, check_keys, load_config, read_section, where
+from cellglot.training.families.records import FAMILIES
 from cellglot.training.run import (
     check_held_out,
     check_vocabulary,
     end,
     final_metrics,
     finished_metrics,
-    run_record,
     run_training,
     say,
     say_empty_cells,
@@ -28,13 +24,6 @@ from cellglot.training.run import (
     training_output,
 )
 from cellglot.training.trainer import CellTrainer
-
-
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "exceiver": exceiver_recipe,
-    "langcell": langcell_recipe,
-    "sccello": sccello_recipe,
-}
 
 
 def pretrain(
@@ -73,17 +62,16 @@ def pretrain(
         If configuration, corpus and model do not fit together, `output` holds another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    kind = config.model.get("type")
-    if kind not in RECIPES:
-        raise ValueError(f"model.type {kind!r}: the models to pretrain are {', '.join(RECIPES)}")
-    check_keys(config.finetuning, [], "finetuning")
+    family = FAMILIES.of(config.model.get("type"), where(config.model, "model.type"))
+    data = read_section(family.pretraining_data, config.data, "data")
+    check_keys(config.finetuning, [], where(config.finetuning, "finetuning"))
     arguments = training_arguments(config, output)
     claim = training_output(config, corpus, arguments, output, "pretrain", resume=resume, overwrite=overwrite)
     with claim as claimed:
         if claimed.record is not None:
             return finished_metrics(claimed)
         set_seed(arguments.seed)
-        recipe = RECIPES[kind](config, corpus, arguments)
+        recipe = family.recipe(config.model, data, corpus, arguments.seed)
         check_vocabulary(recipe.model, corpus)
         check_held_out(arguments, recipe.held_out, corpus)
         trainer = CellTrainer(
@@ -105,7 +93,7 @@ def pretrain(
             trainer,
             claimed,
             lambda: final_metrics(trainer) if recipe.held_out is not None else {},
-            lambda metrics: run_record(trainer, config, corpus, metrics, facts),
+            lambda: facts,
         )
 
 

@@ -72,6 +72,7 @@ class TrainingOutput:
         arguments: TrainingArguments,
         identity: Callable[[], dict[str, Any]],
         *,
+        config: TrainingConfig,
         corpus: Corpus,
         base: str | Path | None = None,
         trainer_of: Callable[[TrainingConfig], TrainingArguments],
@@ -79,7 +80,7 @@ class TrainingOutput:
         resume: bool = True,
         overwrite: bool = False,
     ):
-        self.folder, self.arguments = Path(folder), arguments
+        self.folder, self.arguments, self.config = Path(folder), arguments, config
         read = [base, *inputs]
         if not same_file(corpus.folder, self.folder / "corpus"):  # tokens of files of cells lie beside the model
             read.append(corpus.folder)

@@ -1,116 +1,136 @@
-"""Pretraining LangCell: cells alone in stage 1, cells and the texts that describe them in stage 2."""
+"""LangCell in training: cells alone in stage 1, cells and the texts that describe them in stage 2."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import TrainingArguments
 
 import cellglot
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from cellglot.modeling.convert.langcell import CheckpointError, from_text_checkpoint
 from cellglot.modeling.loading import load_configuration, load_model, load_processor, load_tokenizer
-from cellglot.modeling.modeling_langcell import LangCellForPreTraining
+from cellglot.modeling.modeling_langcell import (
+    LangCellForPreTraining,
+    LangCellForSequenceClassification,
+    LangCellForTokenClassification,
+)
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ASPECT_TEMPLATE, ASPECTS
 from cellglot.tokenization.processing_langcell import LangCellProcessor
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
-from cellglot.training.config import TrainingConfig, check_keys
+from cellglot.training.config import check_keys, where
 from cellglot.training.data.cell_text_collator import CellTextCollator
 from cellglot.training.data.cell_types import LABEL_COLUMNS, open_ontology
 from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
 from cellglot.training.data.texts import CorpusTexts, texts_of, word_tokenizer
-from cellglot.training.data.thinning import THINNING_KEYS, thinning_of
+from cellglot.training.data.thinning import ThinningSettings, thinning_of
+from cellglot.training.families.family import AdapterPreset, TrainedFamily
+from cellglot.training.families.rank_value import RANK_VALUE, saved_tokenizer, tokenizer_of
+from cellglot.training.families.recipe import Recipe, check_share, new_configuration
 from cellglot.training.metrics import masked_gene_rows
-from cellglot.training.pretraining.gene_embeddings import initialize_gene_embeddings
-from cellglot.training.pretraining.recipe import (
-    Recipe,
-    mask_fraction,
-    new_configuration,
-    rank_value_tokenizer_of,
-    rank_value_tokenizer_of_model,
-)
 from cellglot.training.run import check_same_vocabulary
 from cellglot.training.trainer import count_parameters
 
 
-DATA_KEYS = (
-    "mask_fraction",
-    "initialize_gene_embeddings",
-    "ontology",
-    "label_columns",
-    "aspects",
-    "template",
-    "text_checkpoint",
-    "start_from",
-    "freeze",
-    "leave_out",
-    *THINNING_KEYS,
-)
 TOWERS: dict[str, Any] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
 FROZEN = ("cell", "text", "none")
 
 
-def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
+@strict
+@dataclass(kw_only=True)
+class PretrainingData(ThinningSettings):
+    """Keys of the section ``data`` in pretraining.
+
+    Parameters
+    ----------
+    mask_fraction, initialize_gene_embeddings, ontology, label_columns
+        As for scCello.
+    aspects, template
+        Of the texts, as for `describe_cells`.
+    text_checkpoint
+        Folder or repository of a BERT from which the text tower starts, with its tokenizer. Without one the tower is
+        new, and its tokenizer is made of the words of the texts and of the ontology (our choice).
+    start_from
+        Folder of a LangCell to start from, for instance that of stage 1.
+    freeze
+        ``cell``, ``text`` or ``none``: the tower that stays as it is, but for its projection and the text tower's
+        cross attention (our choice).
+    leave_out
+        Cell types whose cells take no part, neither in training nor in the metrics of held-out cells.
+    """
+
+    mask_fraction: float | int = 0.15
+    initialize_gene_embeddings: bool = False
+    ontology: str | datetime.date = "blood"
+    label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
+    aspects: list[str] | tuple[str, ...] = tuple(ASPECTS)
+    template: str = ASPECT_TEMPLATE
+    text_checkpoint: str | None = None
+    start_from: str | None = None
+    freeze: str = "none"
+    leave_out: list[str] | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit."""
+        super().__post_init__()
+        check_share("mask_fraction", self.mask_fraction, "a cell's genes")
+        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
+        if self.freeze not in FROZEN:
+            raise ValueError(f"freeze {self.freeze!r}: it is one of {', '.join(FROZEN)}")
+
+
+def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of LangCell.
 
     The section ``model`` has fields of `LangCellConfig` (``stage``, weights of the objectives, ...), those of the
-    towers under ``cell_config`` and ``text_config``. Keys of the section ``data``:
-
-    - ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology``, ``label_columns`` and those of `thinning_of` as
-      for scCello;
-    - ``aspects`` and ``template`` of the texts, as for `describe_cells`;
-    - ``text_checkpoint``: folder or repository of a BERT from which the text tower starts, with its tokenizer. Without
-      one the tower is new, and its tokenizer is made of the words of the texts and of the ontology (our choice);
-    - ``start_from``: folder of a LangCell to go on from, for instance that of stage 1;
-    - ``freeze``: ``cell``, ``text`` or ``none``, the tower that stays as it is, but for its projection and the text
-      tower's cross attention (our choice);
-    - ``leave_out``: cell types whose cells take no part, neither in training nor in the metrics of held-out cells.
-
-    Cells without a text are counted and train the objectives on cells.
+    towers under ``cell_config`` and ``text_config``. Cells without a text are counted and train the objectives on
+    cells.
 
     Raises
     ------
     ValueError
         If configuration, corpus and model do not fit together.
     """
-    check_keys(config.data, list(DATA_KEYS), "data")
-    _check_freeze(config)
-    tokenizer = rank_value_tokenizer_of(corpus, "LangCell")
-    ontology = open_ontology(config.data.get("ontology", "blood"))
-    texts = _texts(config, corpus, ontology)
-    model, text_tokenizer, origin = _model(config, corpus, tokenizer, ontology, texts)
+    if data.freeze == "cell" and model.get("stage", 2) == 1:
+        raise ValueError("data.freeze=cell in stage 1: the cell encoder is all that learns there")
+    tokenizer = tokenizer_of(corpus, "LangCell")
+    ontology = open_ontology(data.ontology)
+    texts = _texts(data, corpus, ontology, model.get("stage", 2))
+    made, text_tokenizer, origin = _model(model, data, corpus, tokenizer, ontology, texts)
     keep = texts.keep(corpus, "train")
-    if config.data.get("initialize_gene_embeddings", False) and not config.data.get("start_from"):
-        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed, keep)
-    _freeze(model, config)
-    longest = model.config.cell_config.max_position_embeddings
-    processor = LangCellProcessor(rank_value_tokenizer_of_model(tokenizer, longest), text_tokenizer)
-    train, held_out = _datasets(corpus, texts, model.config.stage)
-    fraction = mask_fraction(config, 0.15)
+    if data.initialize_gene_embeddings and not data.start_from:
+        initialize_gene_embeddings(made.get_input_embeddings(), corpus, seed, keep)
+    _freeze(made, data.freeze)
+    longest = made.config.cell_config.max_position_embeddings
+    processor = LangCellProcessor(saved_tokenizer(tokenizer, made.config), text_tokenizer)
+    train, held_out = _datasets(corpus, texts, made.config.stage)
     cells = rank_value_collator(
         tokenizer,
-        mask_fraction=fraction,
-        seed=arguments.seed,
+        mask_fraction=data.mask_fraction,
+        seed=seed,
         max_length=longest,
-        thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
+        thinning=thinning_of(data, tokenizer, corpus, seed),
     )
     collator: Any = cells
     tokens: list[list[int]] = []
-    if model.config.stage == 2:
-        length = model.config.text_config.max_position_embeddings
+    if made.config.stage == 2:
+        length = made.config.text_config.max_position_embeddings
         tokens = processor(text=texts.texts, text_max_length=length)["text_input_ids"]
-        pad = model.config.text_config.pad_token_id
+        pad = made.config.text_config.pad_token_id
         collator = CellTextCollator(cells, tokens, texts.text_of, texts.columns, pad)
     metrics = LangCellMetrics(tokens, texts.ids("validation"))
     cut = int((train.lengths > longest).sum())
     return Recipe(
-        model=model,
+        model=made,
         processing_class=processor,
         train=train,
         held_out=held_out,
@@ -119,17 +139,17 @@ def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
         summarize=metrics.summarize,
         summary="\n".join(
             [
-                f"stage {model.config.stage}: {count_parameters(model):,} parameters, {_learning(model):,} of them "
+                f"stage {made.config.stage}: {count_parameters(made):,} parameters, {_learning(made):,} of them "
                 f"learn; {len(train):,} cells for training and {0 if held_out is None else len(held_out):,} held out; "
-                f"{fraction:.0%} of genes masked; {cut:,} cells cut to {longest:,} tokens",
+                f"{data.mask_fraction:.0%} of genes masked; {cut:,} cells cut to {longest:,} tokens",
                 f"text tower: {origin}; {len(text_tokenizer):,} words; {processor.texts_cut:,} texts cut",
                 texts.summary(),
             ]
         ),
         facts={
-            "stage": model.config.stage,
+            "stage": made.config.stage,
             "text_tower": origin,
-            "mask_fraction": fraction,
+            "mask_fraction": data.mask_fraction,
             "ontology": ontology.metadata,
             "texts": [texts.texts[i] for i in texts.ids("train")],
             "texts_cut": processor.texts_cut,
@@ -145,16 +165,16 @@ def langcell_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingA
 # -------------------------------------------------------------------- cells and texts
 
 
-def _texts(config: TrainingConfig, corpus: Corpus, ontology: CellOntology) -> CorpusTexts:
+def _texts(data: PretrainingData, corpus: Corpus, ontology: CellOntology, stage: int) -> CorpusTexts:
     texts = texts_of(
         corpus,
         ontology,
-        aspects=config.data.get("aspects", tuple(ASPECTS)),
-        template=config.data.get("template", ASPECT_TEMPLATE),
-        label_columns=config.data.get("label_columns", LABEL_COLUMNS),
-        leave_out=config.data.get("leave_out") or (),
+        aspects=data.aspects,
+        template=data.template,
+        label_columns=data.label_columns,
+        leave_out=data.leave_out,
     )
-    if not texts.ids("train") and config.model.get("stage", 2) == 2:
+    if not texts.ids("train") and stage == 2:
         raise ValueError(
             f"no training cell of {corpus.folder} has a text: carry its metadata when tokenizing, e.g. cellglot "
             "tokenize --rename my_labels=cell_type, or train on cells alone by model.stage=1"
@@ -175,34 +195,29 @@ def _datasets(corpus: Corpus, texts: CorpusTexts, stage: int) -> tuple[CellDatas
 
 
 def _model(
-    config: TrainingConfig, corpus: Corpus, tokenizer: RankValueTokenizer, ontology: CellOntology, texts: CorpusTexts
+    section: Mapping[str, Any],
+    data: PretrainingData,
+    corpus: Corpus,
+    tokenizer: RankValueTokenizer,
+    ontology: CellOntology,
+    texts: CorpusTexts,
 ) -> tuple[LangCellForPreTraining, Any, str]:
     """Make the model and its text tokenizer; say where the text tower comes from."""
     for name, tower in TOWERS.items():
-        check_keys(config.model.get(name) or {}, list(tower.__dataclass_fields__), f"model.{name}")
-    folder, checkpoint = config.data.get("start_from"), config.data.get("text_checkpoint")
-    if folder:
-        return _started_from(config, corpus, str(folder), checkpoint)
-    if checkpoint:
-        changed = _with(config, text_config=load_configuration(checkpoint))
+        check_keys(section.get(name) or {}, list(tower.__dataclass_fields__), f"{where(section, 'model')}.{name}")
+    if data.start_from:
+        return _started_from(section, corpus, data.start_from, data.text_checkpoint)
+    if checkpoint := data.text_checkpoint:
+        changed = section | {"text_config": load_configuration(checkpoint)}
         built = new_configuration(LangCellConfig, changed, tokenizer)
-        return _from_checkpoint(built, checkpoint), load_tokenizer(checkpoint), _origin(config)
+        origin = checkpoint + ("; model.text_config is not used" if section.get("text_config") else "")
+        return _from_checkpoint(built, checkpoint), load_tokenizer(checkpoint), origin
     words = [ontology.name(t) for t in ontology.cell_types] + [ontology.definition(t) for t in ontology.cell_types]
-    longest = LangCellTextConfig(**(config.model.get("text_config") or {})).max_position_embeddings
+    longest = LangCellTextConfig(**(section.get("text_config") or {})).max_position_embeddings
     text_tokenizer = word_tokenizer([*texts.texts, *words], longest)
-    sizes = (config.model.get("text_config") or {}) | {"vocab_size": len(text_tokenizer)}
-    built = new_configuration(LangCellConfig, _with(config, text_config=sizes), tokenizer)
+    sizes = (section.get("text_config") or {}) | {"vocab_size": len(text_tokenizer)}
+    built = new_configuration(LangCellConfig, section | {"text_config": sizes}, tokenizer)
     return LangCellForPreTraining(built), text_tokenizer, "new, with a tokenizer made of the texts' words"
-
-
-def _with(config: TrainingConfig, **fields: Any) -> TrainingConfig:
-    """Change fields of the section ``model``."""
-    return TrainingConfig(config.model | fields, config.data, config.optimizer, config.trainer)
-
-
-def _origin(config: TrainingConfig) -> str:
-    unused = "; model.text_config is not used" if config.model.get("text_config") else ""
-    return f"{config.data['text_checkpoint']}{unused}"
 
 
 def _from_checkpoint(
@@ -219,15 +234,15 @@ def _from_checkpoint(
 
 
 def _started_from(
-    config: TrainingConfig, corpus: Corpus, folder: str, checkpoint: str | None
+    section: Mapping[str, Any], corpus: Corpus, folder: str, checkpoint: str | None
 ) -> tuple[LangCellForPreTraining, Any, str]:
     """Load a model to go on from; the sizes of the section ``model`` have to be its own."""
     check_same_vocabulary(load_tokenizer(folder, RankValueTokenizer), corpus, folder)
     earlier = load_configuration(folder, LangCellConfig)
-    given = {k: v for k, v in config.model.items() if k not in ("type", *TOWERS)}
-    check_keys(given, list(LangCellConfig.__dataclass_fields__), "model")
+    given = {k: v for k, v in section.items() if k not in ("type", *TOWERS)}
+    check_keys(given, list(LangCellConfig.__dataclass_fields__), where(section, "model"))
     own = {"": {k: v for k, v in given.items() if k in ("projection_dim", "initializer_range")}}
-    own |= {name: config.model.get(name) or {} for name in TOWERS if name == "cell_config" or not checkpoint}
+    own |= {name: section.get(name) or {} for name in TOWERS if name == "cell_config" or not checkpoint}
     for name, values in own.items():
         for key, value in values.items():
             there = getattr(getattr(earlier, name) if name else earlier, key)
@@ -258,19 +273,10 @@ def _text_tower_anew(
     return anew, load_tokenizer(checkpoint), f"{checkpoint}; cells are those of {folder}"
 
 
-def _check_freeze(config: TrainingConfig) -> None:
-    freeze, stage = config.data.get("freeze") or "none", config.model.get("stage", 2)
-    if freeze not in FROZEN:
-        raise ValueError(f"data.freeze {freeze!r}: it is one of {', '.join(FROZEN)}")
-    if freeze == "cell" and stage == 1:
-        raise ValueError("data.freeze=cell in stage 1: the cell encoder is all that learns there")
-
-
-def _freeze(model: LangCellForPreTraining, config: TrainingConfig) -> None:
-    freeze = config.data.get("freeze") or "none"
-    if freeze == "cell":
+def _freeze(model: LangCellForPreTraining, tower: str) -> None:
+    if tower == "cell":
         model.freeze_cell_encoder()
-    elif freeze == "text" and model.config.stage == 2:
+    elif tower == "text" and model.config.stage == 2:
         model.freeze_text_encoder()
 
 
@@ -353,4 +359,19 @@ class LangCellMetrics:
         return metrics
 
 
-__all__ = ["LangCellMetrics", "langcell_recipe"]
+LANGCELL = TrainedFamily(
+    name="langcell",
+    pretraining_data=PretrainingData,
+    recipe=langcell_recipe,
+    model_classes={
+        "cell-type": LangCellForSequenceClassification,
+        "gene": LangCellForTokenClassification,
+        "regression": LangCellForSequenceClassification,
+    },
+    heads=("classifier",),
+    head_reads="pooler_output",
+    adapters=AdapterPreset.of_layers(r"cell_model\.layers\.\d+"),
+    **RANK_VALUE,
+)
+
+__all__ = ["LANGCELL", "LangCellMetrics", "langcell_recipe"]

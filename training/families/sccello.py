@@ -1,74 +1,99 @@
-"""Pretraining scCello: masked genes, and the Cell Ontology's view of the cells' types."""
+"""scCello in training: masked genes, and the Cell Ontology's view of the cells' types."""
 
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import TrainingArguments
 
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_sccello import ScCelloConfig
-from cellglot.modeling.modeling_sccello import ScCelloForPreTraining
+from cellglot.modeling.modeling_sccello import (
+    ScCelloForPreTraining,
+    ScCelloForSequenceClassification,
+    ScCelloForTokenClassification,
+)
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.config import TrainingConfig, check_keys
 from cellglot.training.data.cell_types import LABEL_COLUMNS, cell_types_of, open_ontology
 from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
-from cellglot.training.data.thinning import THINNING_KEYS, thinning_of
+from cellglot.training.data.thinning import ThinningSettings, thinning_of
+from cellglot.training.families.family import AdapterPreset, TrainedFamily
+from cellglot.training.families.rank_value import RANK_VALUE, saved_tokenizer, tokenizer_of
+from cellglot.training.families.recipe import Recipe, check_share, new_configuration
 from cellglot.training.metrics import masked_gene_rows
-from cellglot.training.pretraining.gene_embeddings import initialize_gene_embeddings
-from cellglot.training.pretraining.recipe import (
-    Recipe,
-    mask_fraction,
-    new_configuration,
-    rank_value_tokenizer_of,
-    rank_value_tokenizer_of_model,
-)
 from cellglot.training.trainer import count_parameters
 
 
-DATA_KEYS = ("mask_fraction", "initialize_gene_embeddings", "ontology", "label_columns", *THINNING_KEYS)
+@strict
+@dataclass(kw_only=True)
+class PretrainingData(ThinningSettings):
+    """Keys of the section ``data`` in pretraining.
+
+    Parameters
+    ----------
+    mask_fraction
+        Share of a cell's genes that are masked.
+    initialize_gene_embeddings
+        Start the gene embeddings from the corpus's co-expression.
+    ontology
+        ``blood``, a release's date, an OBO or OWL file.
+    label_columns
+        Columns of the cell type; the first whose label is a cell type counts.
+    """
+
+    mask_fraction: float | int = 0.15
+    initialize_gene_embeddings: bool = False
+    ontology: str | datetime.date = "blood"
+    label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        super().__post_init__()
+        check_share("mask_fraction", self.mask_fraction, "a cell's genes")
+        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
 
 
-def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingArguments) -> Recipe:
+def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of scCello.
 
-    Keys of the section ``data``: ``mask_fraction``, ``initialize_gene_embeddings``, ``ontology`` (``blood``, a
-    release's date, an OBO or OWL file), ``label_columns``, and those of `thinning_of`. Prototypes are those of the
-    types of training cells. Cells whose label stands for no cell type are counted and train masked gene prediction
-    alone.
+    Prototypes are those of the types of training cells. Cells whose label is not a cell type are counted and train
+    masked gene prediction alone.
 
     Raises
     ------
     ValueError
         If configuration, corpus and model do not fit together.
     """
-    check_keys(config.data, list(DATA_KEYS), "data")
-    tokenizer = rank_value_tokenizer_of(corpus, "scCello")
-    ontology = open_ontology(config.data.get("ontology", "blood"))
-    found = cell_types_of(corpus, ontology, config.data.get("label_columns", LABEL_COLUMNS))
+    tokenizer = tokenizer_of(corpus, "scCello")
+    ontology = open_ontology(data.ontology)
+    found = cell_types_of(corpus, ontology, data.label_columns)
     types = [] if found.tables is None else found.tables.cell_types
-    model = ScCelloForPreTraining(new_configuration(ScCelloConfig, config, tokenizer, cell_types=types))
+    made = ScCelloForPreTraining(new_configuration(ScCelloConfig, model, tokenizer, cell_types=types))
     if found.tables is not None:
-        model.set_ontology(found.tables.levels, found.tables.ancestor_mask)
-    if config.data.get("initialize_gene_embeddings", False):
-        initialize_gene_embeddings(model.get_input_embeddings(), corpus, arguments.seed)
+        made.set_ontology(found.tables.levels, found.tables.ancestor_mask)
+    if data.initialize_gene_embeddings:
+        initialize_gene_embeddings(made.get_input_embeddings(), corpus, seed)
     train = CellDataset(corpus, "train", columns=found.columns)
     held_out = CellDataset(corpus, "validation", columns=found.columns) if corpus.n_cells("validation") else None
-    fraction, longest = mask_fraction(config, 0.15), model.config.max_position_embeddings
+    fraction, longest = data.mask_fraction, made.config.max_position_embeddings
     collator = rank_value_collator(
         tokenizer,
         mask_fraction=fraction,
-        seed=arguments.seed,
+        seed=seed,
         max_length=longest,
         cell_types=found.rows,
         cell_type_columns=found.columns,
-        thinning=thinning_of(config.data, tokenizer, corpus, arguments.seed),
+        thinning=thinning_of(data, tokenizer, corpus, seed),
     )
     cut = int((train.lengths > longest).sum())
     return Recipe(
-        model=model,
-        processing_class=rank_value_tokenizer_of_model(tokenizer, longest),
+        model=made,
+        processing_class=saved_tokenizer(tokenizer, made.config),
         train=train,
         held_out=held_out,
         collator=collator,
@@ -76,7 +101,7 @@ def sccello_recipe(config: TrainingConfig, corpus: Corpus, arguments: TrainingAr
         summarize=summarize_sccello,
         summary="\n".join(
             [
-                f"{count_parameters(model):,} parameters; {len(train):,} cells for training and "
+                f"{count_parameters(made):,} parameters; {len(train):,} cells for training and "
                 f"{0 if held_out is None else len(held_out):,} held out; {fraction:.0%} of genes masked; "
                 f"{cut:,} cells cut to {longest:,} tokens",
                 f"{len(types):,} cell types of {ontology.source} {ontology.release}; cells that train on genes alone: "
@@ -144,4 +169,19 @@ class ScCelloMetrics:
         return metrics
 
 
-__all__ = ["ScCelloMetrics", "sccello_recipe", "summarize_sccello"]
+SCCELLO = TrainedFamily(
+    name="sccello",
+    pretraining_data=PretrainingData,
+    recipe=sccello_recipe,
+    model_classes={
+        "cell-type": ScCelloForSequenceClassification,
+        "gene": ScCelloForTokenClassification,
+        "regression": ScCelloForSequenceClassification,
+    },
+    heads=("classifier",),
+    head_reads="pooler_output",
+    adapters=AdapterPreset.of_layers(r"sccello\.layers\.\d+"),
+    **RANK_VALUE,
+)
+
+__all__ = ["SCCELLO", "ScCelloMetrics", "sccello_recipe", "summarize_sccello"]

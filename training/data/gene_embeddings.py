@@ -1,15 +1,15 @@
 """Gene embeddings that start from the co-expression of a corpus."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
-from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.data.dataset import cells_with_genes
-from cellglot.training.data.expression import CorpusExpression
+from cellglot.training.data.expression import CorpusExpression, is_standardized
 
 
 MOST_CELLS = 20_000
@@ -67,10 +67,10 @@ def co_expression_vectors(
     return (genes * signs / genes.std()).astype(np.float32)
 
 
-def _standardize(values: csr_matrix, tokenizer: GeneExpressionTokenizer) -> tuple[csr_matrix, np.ndarray]:
+def _standardize(values: csr_matrix, tokenizer: Any) -> tuple[csr_matrix, np.ndarray]:
     """Return standardised expression of expressed genes, and of genes without counts, shape (genes,)."""
     expressed = values.copy()
-    if isinstance(tokenizer, ExceiverTokenizer):
+    if is_standardized(tokenizer):
         expressed.data -= 1.0
         return expressed, tokenizer.background_values.astype(np.float64) - 1.0
     means = np.asarray(values.mean(axis=0)).ravel()

@@ -1,0 +1,133 @@
+"""The record of a family of models in training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from cellglot.modeling.families import FAMILIES as NETWORKS
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.families import FAMILIES as INPUTS
+from cellglot.training.families.recipe import Recipe
+
+
+TASKS = ("cell-type", "gene", "regression")
+
+
+@dataclass(frozen=True)
+class AdapterPreset:
+    """Layers of a model that adapters change, as regular expressions over the names of modules.
+
+    Parameters
+    ----------
+    low_rank
+        Layers that LoRA and DoRA change.
+    scaled
+        Layers whose output, or input, IA3 scales: keys, values, and the second layers of feed-forward blocks.
+    inner
+        Those of them whose input is scaled.
+    """
+
+    low_rank: str
+    scaled: str
+    inner: str
+
+    @classmethod
+    def of_layers(cls, layers: str) -> "AdapterPreset":
+        """Return the preset of a BERT: all linear layers of its encoder.
+
+        Parameters
+        ----------
+        layers
+            The names of its layers, such as ``r"sccello\\.layers\\.\\d+"``.
+        """
+        return cls(
+            low_rank=rf"{layers}\.(self_attn\.[qkvo]_proj|fc[12])",
+            scaled=rf"{layers}\.(self_attn\.[kv]_proj|fc2)",
+            inner=rf"{layers}\.fc2",
+        )
+
+
+@dataclass(frozen=True)
+class TrainedFamily:
+    """What differs between families of models in training. `rank_value.RANK_VALUE` has what BERTs over genes share.
+
+    Parameters
+    ----------
+    name
+        Type of the model.
+    pretraining_data, finetuning_data
+        Strict dataclasses: the keys of the section ``data``. Those of fine-tuning include
+        ``initialize_gene_embeddings``, which is for new models.
+    recipe
+        (section ``model``, settings of ``data``, corpus, seed) -> what its pretraining takes.
+    model_classes
+        Task -> class with a head for it.
+    heads
+        Modules of these classes that are new, or belong to the head: all that a linear probe trains.
+    head_reads
+        Field of the encoder's output that heads for cells read.
+    collators
+        (tokenizer, model's configuration, settings of ``data``, corpus, seed) -> collators for training and for
+        evaluation, without labels.
+    adapters
+        Layers that adapters change.
+    tokenizer_of
+        (corpus, name of the model for messages) -> its tokenizer, after a check that the model can read it.
+    saved_tokenizer
+        (tokenizer of the corpus, model's configuration) -> the one that is saved with a model.
+    corpus_tokenizer
+        Tokenizer of a model -> the one that makes a corpus for its training.
+    set_up
+        (new model, tokenizer) -> None: gives the model what it takes from the tokenizer besides sizes.
+    gene_scale
+        Model's configuration -> standard deviation of gene embeddings that start from co-expression.
+    """
+
+    name: str
+    pretraining_data: type
+    finetuning_data: type
+    recipe: Callable[[Mapping[str, Any], Any, Corpus, int], Recipe]
+    model_classes: Mapping[str, type[PreTrainedModel]]
+    heads: tuple[str, ...]
+    head_reads: str
+    collators: Callable[..., tuple[Any, Any]]
+    adapters: AdapterPreset
+    tokenizer_of: Callable[[Corpus, str], Any]
+    saved_tokenizer: Callable[[Any, Any], Any] = lambda tokenizer, config: tokenizer
+    corpus_tokenizer: Callable[[Any], Any] = lambda tokenizer: tokenizer
+    set_up: Callable[[Any, Any], None] = lambda model, tokenizer: None
+    gene_scale: Callable[[Any], float] = lambda config: 1.0
+
+    def model_class(self, task: str) -> type[PreTrainedModel]:
+        """Return the class for a task.
+
+        Parameters
+        ----------
+        task
+            ``"cell-type"``, ``"gene"`` or ``"regression"``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, or the model has no head for it.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task {task!r}: the tasks are {', '.join(TASKS)}")
+        if task not in self.model_classes:
+            raise ValueError(f"{self.name} has no head for the task {task!r}: {', '.join(self.model_classes)} it can do")
+        return self.model_classes[task]
+
+    @property
+    def encoder(self) -> str:
+        """Name of the module that embeds cells, in a model with a head."""
+        return NETWORKS[self.name].encoder
+
+    @property
+    def tokenizer_class(self) -> Any:
+        """Class of its tokenizer."""
+        return INPUTS[self.name].tokenizer_class
+
+
+__all__ = ["TASKS", "AdapterPreset", "TrainedFamily"]

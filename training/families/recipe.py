@@ -1,0 +1,109 @@
+"""What pretraining of one model consists of, beside what all have in common."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.training.config import check_keys, where
+from cellglot.training.data.dataset import CellDataset
+
+
+@dataclass
+class Recipe:
+    """A model with what its pretraining takes.
+
+    Parameters
+    ----------
+    model
+        With fresh weights.
+    processing_class
+        Tokenizer or processor, saved beside the model.
+    train, held_out
+        Cells.
+    collator
+        Cells -> batch.
+    metrics
+        Of held-out cells, added up batch by batch.
+    summary
+        Line to print before training.
+    facts
+        For the record of the run.
+    summarize
+        Batch and output -> tensors of one row a cell for `metrics`; by default predictions and labels.
+    """
+
+    model: PreTrainedModel
+    processing_class: Any
+    train: CellDataset
+    held_out: CellDataset | None
+    collator: Callable[..., Any]
+    metrics: Callable[..., dict[str, float]]
+    summary: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    summarize: Callable[..., Any] | None = None
+
+
+def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Corpus, model: str, name: str) -> None:
+    """Refuse a corpus that another tokenizer made.
+
+    Raises
+    ------
+    ValueError
+        If it is so; says how to tokenize.
+    """
+    if not isinstance(tokenizer, wanted):
+        raise ValueError(
+            f"{corpus.folder} was tokenized by {type(tokenizer).__name__}, {model} reads {wanted.__name__}: "
+            f"cellglot tokenize --tokenizer {name}"
+        )
+
+
+def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: Any, **given: Any) -> Any:
+    """Make a model's configuration from the section ``model``, the vocabulary's size filled in.
+
+    Parameters
+    ----------
+    config_class
+        The model's.
+    section
+        The section ``model``.
+    tokenizer
+        Of the corpus.
+    **given
+        Fields that the corpus decides; those of the section take precedence.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown, a value does not fit, or the size of the vocabulary is another.
+    """
+    name, sizes = where(section, "model"), given | {k: v for k, v in section.items() if k != "type"}
+    check_keys(sizes, list(config_class.__dataclass_fields__), name)
+    if sizes.setdefault("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+        raise ValueError(
+            f"{name}.vocab_size is {sizes['vocab_size']:,}, the corpus has {tokenizer.vocab_size:,} ids: leave it out"
+        )
+    try:
+        return config_class(**sizes)
+    except StrictDataclassError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_share(name: str, given: float, what: str) -> None:
+    """Refuse a number that is not a share from 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        Names the setting.
+    """
+    if not 0 <= given < 1:
+        raise ValueError(f"{name} {given!r}: it is a share of {what}, from 0 to below 1")
+
+
+__all__ = ["Recipe", "check_share", "check_tokenizer", "new_configuration"]

@@ -1,0 +1,113 @@
+"""Settings of fine-tuning: the section ``finetuning`` of a configuration."""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+from cellglot.training.config import check_keys, read_section, where
+from cellglot.training.data.splits import SPLITS
+from cellglot.training.families.recipe import check_share
+from cellglot.training.finetuning.adapters import ADAPTERS
+
+
+METHODS = ("full", "probe", *ADAPTERS)
+UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
+OF_ADAPTERS = {"lora": ("rank", "alpha", "dropout"), "dora": ("rank", "alpha", "dropout")}
+
+
+@strict
+@dataclass(kw_only=True)
+class FinetuneSettings:
+    """Keys of the section ``finetuning``; those of other tasks may be there and are not used.
+
+    Parameters
+    ----------
+    split
+        ``corpus`` or ``stratified``.
+    patience
+        Evaluations without improvement after which training stops; the best state is kept.
+    average_weights
+        Share of the last steps whose mean weights are kept.
+    class_weights
+        ``balanced``, or ``none``.
+    ontology
+        Where to look for cell types: ``blood``, a release's date, an OBO or OWL file.
+    unlikely_labels
+        Training cells that look like another class: ``keep``, ``leave_out``, ``unchecked``.
+    held_out_genes
+        Share of each class's genes that are held out.
+    rank, alpha, dropout
+        Of LoRA and DoRA.
+    """
+
+    split: str = "corpus"
+    patience: int | None = None
+    average_weights: float | int | None = None
+    class_weights: str | bool = "none"
+    ontology: str | datetime.date = "blood"
+    unlikely_labels: str = "keep"
+    held_out_genes: float | int = 0.2
+    rank: int | None = None
+    alpha: float | int | None = None
+    dropout: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit."""
+        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
+        for name, choices in (("split", SPLITS), ("unlikely_labels", UNLIKELY_LABELS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r}: it is one of {', '.join(choices)}")
+        if self.class_weights not in (False, "none", "balanced"):
+            raise ValueError(f"class_weights {self.class_weights!r}: it is balanced or none")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience!r}: it is a whole number of evaluations from 1 on")
+        if self.average_weights is not None and not 0 < self.average_weights <= 1:
+            raise ValueError(f"average_weights {self.average_weights!r}: it is a share of the steps, up to 1")
+        if self.patience is not None and self.average_weights is not None:
+            raise ValueError("patience keeps the best state, average_weights a mean: set one of them to null")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank {self.rank!r}: a rank is a whole number from 1 on")
+        check_share("held_out_genes", self.held_out_genes, "each class's genes")
+
+    def of_adapter(self, method: str) -> dict[str, Any]:
+        """Return the sizes that are set for a method's adapter."""
+        names = OF_ADAPTERS.get(method, ())
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def of_trainer(self, section: Mapping[str, Any], task: str) -> dict[str, Any]:
+        """Return what the trainer needs to keep the best state, where training is to stop early.
+
+        Raises
+        ------
+        ValueError
+            If the section ``trainer`` asks for no evaluations.
+        """
+        if self.patience is None:
+            return {}
+        if section.get("eval_strategy", "no") in ("no", False):
+            raise ValueError("finetuning.patience counts evaluations: set trainer.eval_strategy to epoch or steps")
+        return {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_mse" if task == "regression" else "eval_macro_f1",
+            "greater_is_better": task != "regression",
+        }
+
+
+def finetune_settings(section: Mapping[str, Any], task: str, method: str) -> FinetuneSettings:
+    """Read the section ``finetuning``.
+
+    Raises
+    ------
+    ValueError
+        If a key does not exist, or is of another method; or a value does not fit.
+    """
+    others = {name for names in OF_ADAPTERS.values() for name in names} - set(OF_ADAPTERS.get(method, ()))
+    known = [name for name in FinetuneSettings.__dataclass_fields__ if name not in others]
+    check_keys(section, known, f"{where(section, 'finetuning')} ({task}, {method}): setting")
+    return read_section(FinetuneSettings, section, "finetuning")
+
+
+__all__ = ["METHODS", "FinetuneSettings", "finetune_settings"]
