@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from measure import MIB, alternate, median, memory_of, parser, ratio, report
 
-from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 from cellglot.training.families.records import FAMILIES
+from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
 
 CLASSES = 10

@@ -33,13 +33,15 @@ from cellglot.evaluation.embedding import class_names, run_model
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.outputs import sha256, write_json
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.families import FAMILIES as INPUTS
 from cellglot.tokenization.reading.cells import read_cells
 from cellglot.tokenization.reading.labels import read_labels
 from cellglot.training.config import configs_folder, load_config
 from cellglot.training.data.expression import CorpusExpression
 from cellglot.training.data.label_check import check_labels
-from cellglot.training.finetuning.finetune import finetune
+from cellglot.training.families.records import FAMILIES
 from cellglot.training.finetuning.cells import corpus_of_new_model
+from cellglot.training.finetuning.finetune import finetune
 
 
 RESULTS_FILE, DATA_FILE = "transfer_study.json", "study_data.json"
@@ -252,10 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpora: dict[str, Corpus] = {}
 
     def corpus_of(kind: str) -> Corpus:
-        name = "exceiver" if kind == "exceiver" else "rank-value"
+        name = INPUTS[kind].kind
         if name not in corpora:
             corpora[name] = corpus_of_new_model(
-                kind, [given.data / TRAIN_FILE], given.output / name, [TRAIN_COLUMN], processes=1, progress=False
+                kind, [given.data / TRAIN_FILE], given.output / name, TRAIN_COLUMN, processes=1, progress=False
             )
         return corpora[name]
 

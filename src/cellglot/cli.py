@@ -157,9 +157,9 @@ def finetune(
 ) -> None:
     """Fine-tune a model, or train an adapter, on labels of cells or genes; or a LangCell on few cells, by texts."""
     from cellglot.training.config import load_config
+    from cellglot.training.families.records import family_of
     from cellglot.training.finetuning.few_shot import few_shot_on
     from cellglot.training.finetuning.finetune import config_name, finetune_on
-    from cellglot.training.families.records import family_of
 
     if (corpus is None) == (not cells):
         raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")

@@ -44,7 +44,8 @@ class Families(dict[str, Record]):
             If there is no such family; names those that there are.
         """
         if model_type not in self:
-            raise ValueError(f"{source}: model type {model_type!r} is unsupported; there are {', '.join(sorted(self))}")
+            known = ", ".join(sorted(self))
+            raise ValueError(f"{source}: model type {model_type!r} is unsupported; there are {known}")
         return self[model_type]
 
 

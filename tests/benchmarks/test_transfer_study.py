@@ -19,7 +19,7 @@ from transfer_study import SETTINGS, scores, settings_of, table
 
 from cellglot.tokenization import GeneVocabulary, read_cells
 from cellglot.training.config import load_config
-from cellglot.training.finetuning.heads import CLASSIFIERS
+from cellglot.training.families.records import FAMILIES
 
 
 def labelled(n: int) -> Labelled:
@@ -45,7 +45,7 @@ def test_drawn_cells_keep_what_is_right_for_them():
     assert len(some_cells([labelled(3)], 7)[0].labels) == 3
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("name", ["plain", "<cls>", *SETTINGS])
 def test_settings_are_changes_of_the_shipped_configuration(kind, name):
     changes = settings_of(kind, name)

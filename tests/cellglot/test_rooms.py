@@ -37,6 +37,7 @@ cellglot.evaluation.benchmark
 cellglot.training.config
 cellglot.training.data cellglot.training.runs
 cellglot.training
+cellglot.training.families
 cellglot.training.pretraining
 cellglot.training.finetuning
 cellglot.training.pretrain

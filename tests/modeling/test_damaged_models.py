@@ -18,8 +18,8 @@ from cellglot.inputs import InputError
 from cellglot.modeling.adapters import load_with_adapter
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.modeling.model_files import ModelFileError, check_model_folder, check_pattern
-from cellglot.training.config import TrainingConfig
-from cellglot.training.finetuning.finetune import _load
+from cellglot.training.families.records import FAMILIES
+from cellglot.training.finetuning.network import pretrained_network
 
 
 CLASSES = {
@@ -91,9 +91,7 @@ VERBS = {
     "embed": lambda folder, cells, out: embed_file(folder, cells, out / "e.npy", progress=False),
     "annotate": lambda folder, cells, out: load_classifier(folder),
     "evaluate": lambda folder, cells, out: load_evaluated_model(folder),
-    "finetune": lambda folder, cells, out: _load(
-        modeling.ScCelloForSequenceClassification, TrainingConfig(), folder, {}
-    ),
+    "finetune": lambda folder, cells, out: pretrained_network(FAMILIES["sccello"], "cell-type", {}, folder, {}),
     "pipeline": lambda folder, cells, out: pipeline("cell-embedding", model=str(folder)),
 }
 
@@ -113,7 +111,7 @@ def test_every_verb_refuses_weights_that_are_missing_or_no_numbers(
 
 
 def test_a_new_head_is_allowed_where_it_is_trained(gene_classifiers):
-    _load(modeling.ScCelloForSequenceClassification, TrainingConfig(), gene_classifiers["base"], {"num_labels": 3})
+    pretrained_network(FAMILIES["sccello"], "cell-type", {}, gene_classifiers["base"], {"num_labels": 3})
     with pytest.raises(ModelFileError, match="lacks 2 of the"):
         load_model(modeling.ScCelloForSequenceClassification, gene_classifiers["base"])
 

@@ -119,7 +119,7 @@ def test_unknown_keys_name_what_may_be_meant(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.type=geneformer", "model.type 'geneformer': the models to pretrain are exceiver"),
+        ("model.type=geneformer", "model.type: model type 'geneformer' is unsupported; there are exceiver"),
         ("model.hiden_size=8", "model 'hiden_size' does not exist; is 'hidden_size' meant"),
         ("model.hidden_size=large", "hidden_size"),
         ("model.hidden_size=6", "hidden_size=6 is no multiple of"),
@@ -129,7 +129,7 @@ def test_unknown_keys_name_what_may_be_meant(tmp_path):
         ("data.mask_fraction=0.0001", "masks no gene"),
         ("data.mask_fraction=much", "data.mask_fraction"),
         ("data.mask_fraction=1.5", "data.mask_fraction"),
-        ("optimizer.name=sgd", "optimizer 'sgd': it is 'adam' or 'adamw'"),
+        ("optimizer.name=sgd", "optimizer.name 'sgd': it is one of adamw, adam"),
         ("trainer.learning_rate=fast", "trainer.learning_rate 'fast' is of type str: it has to be float"),
         ("trainer.max_steps=[1]", "trainer.max_steps [1] is of type list: it has to be int"),
         ("trainer.seed=true", "trainer.seed True is of type bool: it has to be int"),

@@ -35,12 +35,12 @@ class AdapterPreset:
 
     @classmethod
     def of_layers(cls, layers: str) -> "AdapterPreset":
-        """Return the preset of a BERT: all linear layers of its encoder.
+        r"""Return the preset of a BERT: all linear layers of its encoder.
 
         Parameters
         ----------
         layers
-            The names of its layers, such as ``r"sccello\\.layers\\.\\d+"``.
+            The names of its layers, such as ``sccello\.layers\.\d+``.
         """
         return cls(
             low_rank=rf"{layers}\.(self_attn\.[qkvo]_proj|fc[12])",
@@ -116,7 +116,9 @@ class TrainedFamily:
         if task not in TASKS:
             raise ValueError(f"task {task!r}: the tasks are {', '.join(TASKS)}")
         if task not in self.model_classes:
-            raise ValueError(f"{self.name} has no head for the task {task!r}: {', '.join(self.model_classes)} it can do")
+            raise ValueError(
+                f"{self.name} has no head for the task {task!r}, only for {', '.join(self.model_classes)}"
+            )
         return self.model_classes[task]
 
     @property

@@ -79,9 +79,7 @@ def corpus_tokenizer(tokenizer: RankValueTokenizer) -> RankValueTokenizer:
     )
 
 
-def collators(
-    tokenizer: Any, model_config: Any, data: ThinningSettings, corpus: Corpus, seed: int
-) -> tuple[Any, Any]:
+def collators(tokenizer: Any, model_config: Any, data: ThinningSettings, corpus: Corpus, seed: int) -> tuple[Any, Any]:
     """Return the collators of fine-tuning, for training and for evaluation."""
     collator = rank_value_collator(
         tokenizer,

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +76,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
     )  # fmt: skip
     without = sum(_chosen(part, names).count(None) for part in division.parts())
     ids = class_ids(classes, settings)
-    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.class_weights == "balanced" else None
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.balanced else None
     unknown = f"; held-out cells of classes without training cells, which count as errors: {listed(other)}"
     return Task(
         fields={

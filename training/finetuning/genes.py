@@ -75,7 +75,7 @@ def gene_task(
     )
     if train is None:
         raise ValueError(f"no training cell of {corpus.folder} expresses a gene of the vocabulary")
-    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.class_weights == "balanced" else None
+    weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.balanced else None
 
     def collator(cells: Any, training: bool) -> GeneClassCollator:
         return GeneClassCollator(cells, to_learn if training else to_test, weights if training else None)

@@ -72,6 +72,11 @@ class FinetuneSettings:
             raise ValueError(f"rank {self.rank!r}: a rank is a whole number from 1 on")
         check_share("held_out_genes", self.held_out_genes, "each class's genes")
 
+    @property
+    def balanced(self) -> bool:
+        """Whether classes count alike in the loss, whatever their numbers of cells."""
+        return self.class_weights == "balanced"
+
     def of_adapter(self, method: str) -> dict[str, Any]:
         """Return the sizes that are set for a method's adapter."""
         names = OF_ADAPTERS.get(method, ())

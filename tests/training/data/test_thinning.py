@@ -6,10 +6,11 @@ import pytest
 from cellglot.tokenization import RankValueTokenizer
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
+from cellglot.training.config import read_section
 from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.rank_value_collator import rank_value_collator
-from cellglot.training.data.thinning import count_encoding, thinning_of
+from cellglot.training.data.thinning import ThinningSettings, count_encoding, thinning_of
 
 
 KINDS = ("exceiver", "rank-value", "rank-value by vocabulary")
@@ -72,7 +73,7 @@ def test_clipped_counts_come_back(corpora):
 def test_thinned_cells_are_what_the_tokenizer_makes_of_fewer_counts(corpora, kind):
     corpus = corpora[kind]
     tokenizer, cells = corpus.tokenizer(), CellDataset(corpus, "train")
-    thinning = thinning_of({"thin_counts": 0.5, "drop_tokens": 0.2}, tokenizer, corpus, 0)
+    thinning = thinning_of(ThinningSettings(**{"thin_counts": 0.5, "drop_tokens": 0.2}), tokenizer, corpus, 0)
     encoding, vocabulary = count_encoding(tokenizer, corpus), tokenizer.vocabulary
     rows, given = np.zeros((20, len(vocabulary.genes))), []
     place = {token: i for i, token in enumerate(vocabulary.gene_token_ids.tolist())}
@@ -101,7 +102,7 @@ def test_shares_and_numbers_of_counts(corpora):
     encoding = count_encoding(tokenizer, corpus)
 
     def left(settings):
-        thinning = thinning_of(settings, tokenizer, corpus, 3)
+        thinning = thinning_of(ThinningSettings(**settings), tokenizer, corpus, 3)
         random = [np.random.default_rng([3, 1, n, 1]) for n in range(len(cells))]
         assert random[0].random() == np.random.default_rng([3, 1, 0, 1]).random()
         pairs = []
@@ -133,7 +134,7 @@ def test_draws_depend_on_seed_epoch_and_cell_alone(corpora):
         corpus = corpora[kind]
         tokenizer, cells = corpus.tokenizer(), CellDataset(corpus, "train")
         settings = {"thin_counts": [0.2, 1.0], "drop_tokens": [0.0, 0.5]}
-        one, other = (thinning_of(settings, tokenizer, corpus, seed) for seed in (0, 1))
+        one, other = (thinning_of(ThinningSettings(**settings), tokenizer, corpus, seed) for seed in (0, 1))
         first = one(cells[(0, 4)])["input_ids"].tolist()
         one(cells[(0, 5)])
         assert one(cells[(0, 4)])["input_ids"].tolist() == first
@@ -145,7 +146,7 @@ def test_draws_depend_on_seed_epoch_and_cell_alone(corpora):
 def test_collators_thin_training_cells_alone(corpora, kind):
     corpus = corpora[kind]
     tokenizer, cells = corpus.tokenizer(), CellDataset(corpus, "train")
-    thinning = thinning_of({"thin_to_median": [0.15, 0.3]}, tokenizer, corpus, 0)
+    thinning = thinning_of(ThinningSettings(**{"thin_to_median": [0.15, 0.3]}), tokenizer, corpus, 0)
 
     def make(thinning):
         if kind == "exceiver":
@@ -163,7 +164,7 @@ def test_collators_thin_training_cells_alone(corpora, kind):
 def test_tokens_are_left_out_without_counts(blood, blood_file, tmp_path):
     corpus = tokenize_corpus([blood_file], tmp_path / "c", tokenizer="rank-value", processes=1, progress=False)
     tokenizer, cells = corpus.tokenizer(), CellDataset(corpus, "train")
-    thinning = thinning_of({"drop_tokens": 0.5}, tokenizer, corpus, 0)
+    thinning = thinning_of(ThinningSettings(**{"drop_tokens": 0.5}), tokenizer, corpus, 0)
     for number in range(30):
         cell = cells[(0, number)]
         left = thinning(cell)["input_ids"].tolist()
@@ -171,8 +172,8 @@ def test_tokens_are_left_out_without_counts(blood, blood_file, tmp_path):
         assert left == [t for t in cell["input_ids"].tolist() if t in set(left)], "the order is kept"
         assert 0.35 < len(left) / len(cell["input_ids"]) < 0.65
     with pytest.raises(ValueError, match="return_expression_values=true, or set data.thin_counts=null"):
-        thinning_of({"thin_counts": 0.5}, tokenizer, corpus, 0)
-    assert thinning_of({"thin_counts": None, "drop_tokens": 0}, tokenizer, corpus, 0) is None
+        thinning_of(ThinningSettings(**{"thin_counts": 0.5}), tokenizer, corpus, 0)
+    assert thinning_of(ThinningSettings(**{"thin_counts": None, "drop_tokens": 0}), tokenizer, corpus, 0) is None
 
 
 def test_a_cell_that_would_lose_everything_stays(blood, tmp_path):
@@ -180,7 +181,7 @@ def test_a_cell_that_would_lose_everything_stays(blood, tmp_path):
     few.write_h5ad(tmp_path / "few.h5ad")
     corpus = tokenize_corpus([tmp_path / "few.h5ad"], tmp_path / "c", processes=1, progress=False)
     tokenizer, cells = corpus.tokenizer(), CellDataset(corpus, "train")
-    thinning = thinning_of({"thin_counts": 1e-9}, tokenizer, corpus, 0)
+    thinning = thinning_of(ThinningSettings(**{"thin_counts": 1e-9}), tokenizer, corpus, 0)
     assert thinning(cells[(0, 0)])["input_ids"].tolist() == cells[0]["input_ids"].tolist()
 
 
@@ -190,7 +191,7 @@ def test_a_corpus_without_totals_is_refused(corpora, tmp_path):
     pq.write_table(shard, tmp_path / "train.parquet")
     manifest = corpus.manifest | {"shards": [{"file": "train.parquet", "split": "train", "cells": len(shard)}]}
     with pytest.raises(ValueError, match="does not hold the cells' totals.*tokenize again, or set data.thin_counts"):
-        thinning_of({"thin_counts": 0.5}, corpus.tokenizer(), Corpus(tmp_path, manifest), 0)
+        thinning_of(ThinningSettings(**{"thin_counts": 0.5}), corpus.tokenizer(), Corpus(tmp_path, manifest), 0)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +209,9 @@ def test_a_corpus_without_totals_is_refused(corpora, tmp_path):
         ({"drop_tokens": [0.1, 0.2, 0.3]}, "data.drop_tokens"),
     ],
 )
-def test_shares_that_are_none_are_refused(corpora, settings, message):
-    corpus = corpora["exceiver"]
+def test_shares_that_are_none_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        thinning_of(settings, corpus.tokenizer(), corpus, 0)
+        read_section(ThinningSettings, settings, "data")
 
 
 def test_vocabularies_of_other_tokenizers_of_the_corpus_are_not_needed(corpora):

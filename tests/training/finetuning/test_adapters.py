@@ -23,12 +23,12 @@ from cellglot.modeling.adapters import (
     use_adapter,
     weights_fingerprint,
 )
-from cellglot.training.finetuning.adapters import ADAPTERS, PRESETS, adapter_config, put_adapter, save_adapter
-from cellglot.training.finetuning.heads import CLASSIFIERS
+from cellglot.training.families.records import FAMILIES
+from cellglot.training.finetuning.adapters import ADAPTERS, adapter_config, put_adapter, save_adapter
 
 
-MODELS = sorted(CLASSIFIERS)
-TASKS = [(model, task) for model in MODELS for task in CLASSIFIERS[model].model_classes if task != "regression"]
+MODELS = sorted(FAMILIES)
+TASKS = [(model, task) for model in MODELS for task in FAMILIES[model].model_classes if task != "regression"]
 BASES = {
     "exceiver": modeling.ExceiverForMaskedExpression,
     "langcell": modeling.LangCellModel,
@@ -53,11 +53,11 @@ def trained(tmp_path):
     """Save an adapter whose weights are random, as if it had been trained; gives its folder and what it predicts."""
 
     def make(base, model, task="cell-type", method="lora", names=("B", "T", "NK"), folder="adapter", seed=0):
-        kind = CLASSIFIERS[model]
+        kind = FAMILIES[model]
         model_class = kind.model_class(task)
         labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
         plain = model_class.from_pretrained(base, **labels, label_cl_ids={names[0]: "CL:0000236"})
-        adapted = put_adapter(plain, method, kind.heads[model_class]).eval()
+        adapted = put_adapter(plain, method, kind.heads).eval()
         torch.manual_seed(seed)
         with torch.no_grad():
             for weight in adapted.parameters():
@@ -90,7 +90,7 @@ def predictions(adapted, model):
 def test_saved_is_loaded_and_merged(base, trained, model, task, method, tmp_path):
     folder, expected = trained(base(model), model, task, method)
     read = read_adapter(folder)
-    assert (read.method, read.model_class) == (method, CLASSIFIERS[model].model_class(task))
+    assert (read.method, read.model_class) == (method, FAMILIES[model].model_class(task))
     assert is_adapter(folder) and not is_adapter(tmp_path / "base")
     loaded = load_with_adapter(folder)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -107,19 +107,18 @@ def test_saved_is_loaded_and_merged(base, trained, model, task, method, tmp_path
 @pytest.mark.parametrize("model", MODELS)
 def test_the_presets_reach_every_block_of_attention(base, model):
     """The Perceiver's cross attention included; of the others, the feed-forward blocks too; heads learn whole."""
-    kind = CLASSIFIERS[model]
+    kind = FAMILIES[model]
     plain = kind.model_class("cell-type").from_pretrained(base(model), num_labels=3)
     encoder = plain.get_submodule(kind.encoder)
     linear = {n for n, m in encoder.named_modules() if isinstance(m, torch.nn.Linear)}
     expected = {n for n in linear if "_attn." in n} if model == "exceiver" else linear
-    heads = kind.heads[type(plain)]
+    heads = kind.heads
     adapted = put_adapter(plain, "lora", heads)
     changed = {n.split(".lora_A")[0] for n, _ in adapted.named_parameters() if ".lora_A" in n}
     assert changed == {f"base_model.model.{kind.encoder}.{n}" for n in expected}
     assert any("cross_attn" in n for n in changed) == (model == "exceiver")
     learning = {n.split(".")[2] for n, p in adapted.named_parameters() if p.requires_grad and "lora" not in n}
     assert learning == set(heads)
-    assert set(PRESETS) == set(CLASSIFIERS)
 
 
 def test_settings_of_adapters():

@@ -15,11 +15,11 @@ from cellglot.outputs import MANIFEST_FILE
 from cellglot.tokenization import ExceiverTokenizer, LangCellProcessor, RankValueTokenizer, tokenize_corpus
 from cellglot.training.config import TrainingConfig
 from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.labels import read_column
 from cellglot.training.data.splits import divide
+from cellglot.training.families.records import FAMILIES
 from cellglot.training.finetuning.finetune import METHODS, finetune
-from cellglot.training.finetuning.heads import CLASSIFIERS
-from cellglot.training.pretraining.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.run import RUN_FILE
 from cellglot.training.runs.identity import IDENTITY_FILE
 
@@ -29,7 +29,7 @@ MODELS = ("exceiver", "langcell", "sccello")
 ADAPTERS = ("lora", "dora", "ia3")
 # Every method on classes of cells; on the other tasks one that trains all weights and one that does not.
 RUNS = [(m, "cell-type", method) for m in MODELS for method in METHODS]
-RUNS += [(m, t, x) for m in MODELS for t in CLASSIFIERS[m].model_classes for x in ("full", "lora") if t != "cell-type"]
+RUNS += [(m, t, x) for m in MODELS for t in FAMILIES[m].model_classes for x in ("full", "lora") if t != "cell-type"]
 LENGTH = 64
 
 
@@ -148,7 +148,7 @@ def run(bases, corpora, genes, tmp_path_factory):
 def batch_of(corpora, model, config):
     """Some cells as the model takes them."""
     corpus = corpora[model]
-    collator = CLASSIFIERS[model].collators(corpus.tokenizer(), config, TrainingConfig(), corpus, 0)[1]
+    collator = FAMILIES[model].collators(corpus.tokenizer(), config, FAMILIES[model].finetuning_data(), corpus, 0)[1]
     batch = collator(CellDataset(corpus, "train").__getitems__(list(range(6))))
     return {k: v for k, v in batch.items() if k != "labels"}
 
@@ -156,7 +156,7 @@ def batch_of(corpora, model, config):
 def load(folder, method, model, task):
     if method in ADAPTERS:
         return load_with_adapter(folder)
-    return CLASSIFIERS[model].model_class(task).from_pretrained(folder).eval()
+    return FAMILIES[model].model_class(task).from_pretrained(folder).eval()
 
 
 @pytest.mark.parametrize(("model", "task", "method"), RUNS)
@@ -165,7 +165,7 @@ def test_it_learns_what_it_is_meant_to(run, bases, corpora, model, task, method)
     losses = [entry["loss"] for entry in facts["log"] if "loss" in entry]
     assert np.isfinite(losses).all() and np.mean(losses[-6:]) < 0.97 * np.mean(losses[:6])
     tuned = load(folder, method, model, task)
-    heads = CLASSIFIERS[model].heads[CLASSIFIERS[model].model_class(task)]
+    heads = FAMILIES[model].heads
     before = load_file(bases / model / "model.safetensors")
     base = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
     plain = {
@@ -176,7 +176,7 @@ def test_it_learns_what_it_is_meant_to(run, bases, corpora, model, task, method)
     of_encoder = {n for n in moved if n.split(".")[0] not in heads}
     assert bool(of_encoder) == (method == "full"), "all else leaves the base model's weights alone"
     trained = facts["trained_parameters"]
-    everything = sum(p.numel() for p in CLASSIFIERS[model].model_class(task)(base.config).parameters())
+    everything = sum(p.numel() for p in FAMILIES[model].model_class(task)(base.config).parameters())
     assert (trained == everything) == (method == "full") and trained <= everything
     with torch.no_grad():
         logits = tuned(**batch_of(corpora, model, tuned.config)).logits
@@ -205,7 +205,7 @@ def test_an_adapter_is_small_and_merges(run, bases, corpora, model, task, method
         merged = merge_adapter(folder)
         assert torch.allclose(merged(**batch).logits, expected, atol=1e-4)
         merged.save_pretrained(tmp_path)
-        plain = CLASSIFIERS[model].model_class(task).from_pretrained(tmp_path).eval()
+        plain = FAMILIES[model].model_class(task).from_pretrained(tmp_path).eval()
         assert torch.allclose(plain(**batch).logits, expected, atol=1e-4)
     assert not any("lora" in n or "ia3" in n for n, _ in plain.named_parameters())
 
@@ -225,13 +225,13 @@ def test_cells_are_divided_by_class_where_there_are_no_donors(run, corpora, mode
 @pytest.mark.parametrize(("model", "task", "method"), RUNS)
 def test_the_saved_result_has_the_metrics_of_the_record(run, corpora, genes, model, task, method):
     folder, metrics, facts = run(model, task, method)
-    corpus, tuned, kind = corpora[model], load(folder, method, model, task), CLASSIFIERS[model]
+    corpus, tuned, kind = corpora[model], load(folder, method, model, task), FAMILIES[model]
     column = "lysozyme" if task == "regression" else "cell_type"
     splits = ("train", "validation") if task == "cell-type" else ("validation",)
     labels = read_column(corpus, splits, column)
     chosen = divide(corpus, "stratified", labels, 0).held_out.chosen if task == "cell-type" else None
     cells = CellDataset(corpus, splits, keep=chosen)
-    collator = kind.collators(corpus.tokenizer(), tuned.config, TrainingConfig(), corpus, 0)[1]
+    collator = kind.collators(corpus.tokenizer(), tuned.config, FAMILIES[model].finetuning_data(), corpus, 0)[1]
     batch = {k: v for k, v in collator(cells.__getitems__(list(range(len(cells))))).items() if k != "labels"}
     with torch.no_grad():
         logits = tuned(**batch).logits

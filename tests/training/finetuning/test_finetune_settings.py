@@ -16,6 +16,7 @@ from cellglot.training.config import TrainingConfig
 from cellglot.training.data.label_collators import balanced_weights
 from cellglot.training.data.labels import gene_classes, read_gene_labels
 from cellglot.training.data.splits import draw_by_stratum
+from cellglot.training.families.records import FAMILIES
 from cellglot.training.finetuning import finetune as module
 from cellglot.training.finetuning.finetune import config_name, finetune, finetune_on
 from cellglot.training.metrics import GeneClassMetrics, ValueMetrics
@@ -138,7 +139,7 @@ def test_a_new_model_learns_from_a_corpus(corpus, tmp_path):
     with pytest.raises(ValueError, match="method 'lora' needs a pretrained model"):
         finetune(config, None, corpus, tmp_path / "other", method="lora")
     with pytest.raises(
-        ValueError, match="model.type None: without a pretrained model it is one of exceiver, langcell"
+        ValueError, match="model.type, without a pretrained model: model type None is unsupported; there are exc"
     ):
         finetune(settings(), None, corpus, tmp_path / "other")
     with pytest.raises(ValueError, match="pass labelled cells, or their tokens as a corpus"):
@@ -265,7 +266,7 @@ def test_undefined_metrics_are_said_and_left_out(pretrained, labelled, tmp_path,
     with torch.no_grad():
         zero.classifier[3].weight.zero_()
     zero.save_pretrained(tmp_path / "zero")
-    zero_tokenizer = module.classifier_kind(pretrained).tokenizer_class.from_pretrained(pretrained)
+    zero_tokenizer = FAMILIES["exceiver"].tokenizer_class.from_pretrained(pretrained)
     zero_tokenizer.save_pretrained(tmp_path / "zero")
     config = settings({"max_steps": 1, "learning_rate": 0.0})
     options = {"task": "regression", "label_column": "number"}

@@ -8,9 +8,11 @@ from cellglot.modeling import (
     ScCelloForSequenceClassification,
 )
 from cellglot.training.config import load_config
+from cellglot.training.data.gene_embeddings import co_expression_vectors
+from cellglot.training.families.records import FAMILIES
+from cellglot.training.finetuning.cells import corpus_of_new_model
 from cellglot.training.finetuning.finetune import finetune_on
-from cellglot.training.finetuning.new_model import corpus_of_new_model, new_model
-from cellglot.training.pretraining.gene_embeddings import co_expression_vectors
+from cellglot.training.finetuning.network import new_network
 
 
 KINDS = {
@@ -28,17 +30,18 @@ def test_training_from_the_start_on_files_of_cells(kind, blood_file, tmp_path):
     loaded = KINDS[kind][0].from_pretrained(tmp_path)
     assert len(loaded.config.id2label) == 10
     if kind == "exceiver":
-        corpus = corpus_of_new_model(kind, [blood_file], tmp_path / "again", processes=1, progress=False)
+        corpus = corpus_of_new_model(kind, [blood_file], tmp_path / "again", None, processes=1, progress=False)
         assert np.allclose(loaded.exceiver.background_values.numpy()[:765], corpus.tokenizer().background_values)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gene_embeddings_start_from_co_expression_on_the_scale_of_ranks(kind, blood_file, tmp_path):
-    model_class, deviation = KINDS[kind]
-    corpus = corpus_of_new_model(kind, [blood_file], tmp_path, processes=1, progress=False)
+    deviation = KINDS[kind][1]
+    corpus = corpus_of_new_model(kind, [blood_file], tmp_path, None, processes=1, progress=False)
     config = load_config(f"{kind}_small_finetune.yaml")
     torch.manual_seed(0)
-    model, tokenizer = new_model(model_class, config, corpus, 0)
+    model, tokenizer = new_network(FAMILIES[kind], "cell-type", config.model, corpus, 0, initialize_embeddings=True)
+    assert type(model) is KINDS[kind][0]
     weight = model.get_input_embeddings().weight.detach()
     ids = torch.from_numpy(tokenizer.vocabulary.gene_token_ids)
     expected = torch.from_numpy(co_expression_vectors(corpus, 64))
@@ -50,4 +53,4 @@ def test_gene_embeddings_start_from_co_expression_on_the_scale_of_ranks(kind, bl
 
 def test_a_corpus_of_another_tokenizer_is_refused(corpus):
     with pytest.raises(ValueError, match="reads RankValueTokenizer"):
-        new_model(ScCelloForSequenceClassification, load_config("sccello_small_finetune.yaml"), corpus, 0)
+        new_network(FAMILIES["sccello"], "cell-type", load_config("sccello_small_finetune.yaml").model, corpus, 0)

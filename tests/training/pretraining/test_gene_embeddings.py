@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cellglot.training.pretraining.gene_embeddings import co_expression_vectors, initialize_gene_embeddings
+from cellglot.training.data.gene_embeddings import co_expression_vectors, initialize_gene_embeddings
 
 
 @pytest.fixture(scope="module")

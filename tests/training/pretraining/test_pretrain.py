@@ -14,8 +14,8 @@ from cellglot.tokenization.corpus.corpus import Corpus, CorpusError
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.gene_embeddings import co_expression_vectors
 from cellglot.training.metrics import MaskedExpressionMetrics
-from cellglot.training.pretraining.gene_embeddings import co_expression_vectors
 from cellglot.training.pretraining.pretrain import main, pretrain
 from cellglot.training.run import RUN_FILE, check_vocabulary
 

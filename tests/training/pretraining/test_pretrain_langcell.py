@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, Be
 
 from cellglot.modeling import LangCellForPreTraining, LangCellForSequenceClassification, LangCellModel
 from cellglot.tokenization import CellOntology, LangCellProcessor, tokenize_corpus
-from cellglot.training.config import configs_folder, load_config
+from cellglot.training.config import configs_folder, load_config, read_section
 from cellglot.training.data.texts import texts_of, word_tokenizer
+from cellglot.training.families.langcell import LANGCELL
 from cellglot.training.finetuning.finetune import finetune
-from cellglot.training.pretraining.langcell import langcell_recipe
 from cellglot.training.pretraining.pretrain import pretrain
 from cellglot.training.run import RUN_FILE, training_arguments
 
@@ -45,7 +45,8 @@ def settings(*changes):
 
 def recipe_of(config, corpus, folder):
     torch.manual_seed(0)
-    return langcell_recipe(config, corpus, training_arguments(config, folder))
+    data = read_section(LANGCELL.pretraining_data, config.data, "data")
+    return LANGCELL.recipe(config.model, data, corpus, training_arguments(config, folder).seed)
 
 
 def make_corpus(cells, folder, **options):
@@ -376,7 +377,7 @@ def test_what_does_not_fit_is_refused(corpus, text_corpus, described, tmp_path):
         pretrain(settings("data.freeze=cell", "model.stage=1"), text_corpus, tmp_path / "m")
     with pytest.raises(ValueError, match="model.cell_config 'hiden_size' does not exist; is 'hidden_size' meant"):
         pretrain(settings("model.cell_config={hiden_size: 16}"), text_corpus, tmp_path / "m")
-    with pytest.raises(ValueError, match="write a list"):
+    with pytest.raises(ValueError, match="data.leave_out 'B cell' is of type str: it has to be list or tuple"):
         pretrain(settings("data.leave_out=B cell"), text_corpus, tmp_path / "m")
     bare = described[:60].copy()
     bare.obs = bare.obs[[]]
