@@ -120,7 +120,8 @@ def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     if is_adapter(model):
         return cell_encoder(load_with_adapter(model)), load_tokenizer(read_adapter(model).base)
     tokenizer, config = load_tokenizer(model), load_configuration(model)
-    auto_class = config.pipelines()["cell-embedding"]["pt"][0]
+    pipelines = config.pipelines() if hasattr(config, "pipelines") else {}
+    auto_class = pipelines["cell-embedding"]["pt"][0] if pipelines else "AutoModel"
     network = load_model(getattr(transformers, auto_class), model)
     return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
 

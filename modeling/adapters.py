@@ -15,9 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 import cellglot
-import cellglot.modeling
 from cellglot.inputs import reading
 from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, weights_fingerprint
+from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer
 from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
 from cellglot.outputs import OutputFolder, write_json
@@ -96,9 +96,10 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
         raise ValueError(f"{adapter} holds no config.json, which names its classes and the model's class")
     check_model(adapter, revision)
     architecture = (read_configuration(config_file).get("architectures") or [""])[0]
-    if architecture not in cellglot.modeling.__all__:
+    found = (family.network_named(str(architecture)) for family in FAMILIES.values())
+    model_class = next((network for network in found if network is not None), None)
+    if model_class is None:
         raise ValueError(f"{adapter} is for {architecture or 'a model without a name'}, which is none of cellglot's")
-    model_class = getattr(cellglot.modeling, architecture)
     run_file = _file(adapter, RUN_FILE, revision)
     record = read_configuration(run_file) if run_file else {}
     settings_file = Path(str(_file(adapter, ADAPTER_FILE, revision)))

@@ -105,7 +105,7 @@ FAMILIES: Families[ModelFamily] = Families(
 )
 
 
-def knows_texts(model_type: str) -> bool:
+def knows_texts(model_type: str | None) -> bool:
     """Whether models of a type read texts; no for types that are unknown."""
     return model_type in FAMILIES and FAMILIES[model_type].reads_texts
 

@@ -1,5 +1,6 @@
 """Facts on a card of a model or an adapter, gathered from its folder."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import yaml
 
 from cellglot import inputs
+from cellglot.families import Families
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.card.run_record import CONFIG_FILE, Result, TrainingRun, read_run
+from cellglot.modeling.families import knows_texts
 
-
-SYSTEMS = ("exceiver", "langcell", "sccello")
 
 # Purpose -> tag of the Hub's pipelines.
 PIPELINE_TAGS = {
@@ -34,14 +35,21 @@ class System:
 
     Parameters
     ----------
+    name
+        Type of the models.
     title, family, summary
         Name, kind of network, a few sentences.
     as_published, our_choice
         What follows the paper and its released code, and what does not.
     citation
         BibTeX of the paper.
+    needs_ontology
+        Whether the release of the Cell Ontology has to be known.
+    limits_without
+        Field of the configuration -> what to say of models in which it has no value.
     """
 
+    name: str
     title: str
     family: str
     summary: str
@@ -52,14 +60,18 @@ class System:
     citation: str
     paper: str
     tags: list[str]
+    needs_ontology: bool = True
+    limits_without: dict[str, str] = field(default_factory=dict)
 
 
-def read_system(kind: str) -> System:
-    """Read what holds for every model of a kind: ``exceiver``, ``sccello`` or ``langcell``."""
-    path = Path(__file__).parents[1] / "systems" / f"{kind}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["summary"] = content["summary"].strip()
-    return System(**content)
+def _read_systems() -> Iterator[System]:
+    for path in sorted(Path(__file__).parents[1].joinpath("systems").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content["summary"] = content["summary"].strip()
+        yield System(name=path.stem, **content)
+
+
+SYSTEMS: Families[System] = Families(*_read_systems())
 
 
 @dataclass
@@ -209,7 +221,7 @@ class ModelFacts:
     def mandatory(self) -> list[str]:
         """Fields that cannot be empty."""
         needed = ["license", "training_data", "training_data_license"]
-        if self.kind != "exceiver":
+        if self.system.needs_ontology:
             needed.append("ontology_release")
         return [*needed, "base_model"] if self.adapter is not None else needed
 
@@ -232,12 +244,7 @@ def system_kind(config: dict[str, Any], folder: str | Path) -> str:
         If it is none of ours.
     """
     kind = str(config.get("model_type", "")).split("_")[0]
-    if kind not in SYSTEMS:
-        raise ValueError(
-            f"{folder} holds a model of the type {config.get('model_type')!r}: those that can be published are "
-            f"{', '.join(SYSTEMS)}"
-        )
-    return kind
+    return SYSTEMS.of(kind, folder).name
 
 
 def purpose_of(config: dict[str, Any], has_processor: bool) -> str:
@@ -255,7 +262,7 @@ def purpose_of(config: dict[str, Any], has_processor: bool) -> str:
         return "gene classification"
     if architecture.endswith("ForSequenceClassification"):
         return "regression" if config.get("problem_type") == "regression" else "cell classification"
-    return "zero-shot annotation" if config.get("model_type") == "langcell" and has_processor else "embedding"
+    return "zero-shot annotation" if knows_texts(config.get("model_type")) and has_processor else "embedding"
 
 
 def find_folder(named: str | Path, folder: Path) -> Path | None:
@@ -295,6 +302,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 __all__ = [
-    "Example", "ModelFacts", "System", "find_folder", "gather_runs", "purpose_of", "read_json", "read_system",
+    "SYSTEMS", "Example", "ModelFacts", "System", "find_folder", "gather_runs", "purpose_of", "read_json",
     "system_kind",
 ]  # fmt: skip

@@ -304,8 +304,8 @@ def _limits(facts: ModelFacts) -> list[str]:
         )
     if sum(run.cells for run in facts.runs) < 10_000 and facts.runs:
         limits.append("It has seen few cells: a start and an example rather than a model of all cells.")
-    if facts.kind == "sccello" and facts.adapter is None and facts.config.get("cell_types") is None:
-        limits.append("Its prototypes are not named: which of them is which cell type is not known.")
+    if facts.adapter is None:
+        limits += [text for name, text in facts.system.limits_without.items() if facts.config.get(name) is None]
     return limits + facts.details.limits
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cellglot.inputs import read_json
+from cellglot.tokenization.families import tokenizers
 from cellglot.training.run import RUN_FILE
 
 
@@ -162,7 +163,7 @@ class TrainingRun:
     def tokenize_command(self, vocabulary: str) -> str:
         """Return the command that makes the corpus of the files, with the vocabulary of a model."""
         corpus = self.record.get("corpus", {})
-        kind = "exceiver" if corpus.get("tokenizer") == "ExceiverTokenizer" else "rank-value"
+        kind = {c.__name__: name for name, c in tokenizers().items()}.get(corpus.get("tokenizer"), "rank-value")
         split = corpus.get("split", {})
         shares = "".join(
             f" --{name}-fraction {share:g}" for name, share in split.get("fractions", {}).items() if share

@@ -10,18 +10,17 @@ import safetensors
 import torch
 import transformers
 
-import cellglot.modeling
 from cellglot.model_cards.card.details import CardDetails, CardError, check_complete, read_details
 from cellglot.model_cards.card.evaluation import EVALUATION_FILE, read_evaluation
 from cellglot.model_cards.card.example_cells import ExampleCells, example_cells
 from cellglot.model_cards.card.example_outputs import make_examples
 from cellglot.model_cards.card.facts import (
+    SYSTEMS,
     ModelFacts,
     find_folder,
     gather_runs,
     purpose_of,
     read_json,
-    read_system,
     system_kind,
 )
 from cellglot.model_cards.card.render import check_labels, render_model_card
@@ -39,6 +38,7 @@ from cellglot.model_cards.prepare.staging import (
     write_training_configs,
 )
 from cellglot.modeling.adapters import load_with_adapter
+from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
@@ -99,9 +99,10 @@ def prepare_model(
 def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
     """Return the class that a model was saved from."""
     named = (config.get("architectures") or [""])[0]
-    if named not in cellglot.modeling.__all__:
+    found = FAMILIES[system_kind(dict(config), folder)].network_named(str(named))
+    if found is None:
         raise ValueError(f"{folder / 'config.json'} names the class {named!r:.60}, which is not one of cellglot's")
-    return getattr(cellglot.modeling, named)
+    return found
 
 
 def prepare_adapter(
@@ -199,7 +200,7 @@ def _facts(
         repo=repo,
         kind=kind,
         details=details,
-        system=read_system(kind),
+        system=SYSTEMS[kind],
         config=config,
         purpose=purpose_of(config, (folder / "processor_config.json").exists()),
         runs=runs,

@@ -1,5 +1,6 @@
 """Copies into a fresh folder what belongs into a repository, and counts what stays behind."""
 
+import inspect
 import json
 import os
 import re
@@ -12,7 +13,6 @@ from typing import Any
 import yaml
 from transformers.dynamic_module_utils import get_relative_import_files
 
-import cellglot.modeling
 import cellglot.tokenization
 from cellglot.inputs import path_inside
 from cellglot.model_cards.card.details import CARD_FILE
@@ -20,6 +20,7 @@ from cellglot.model_cards.card.facts import read_json
 from cellglot.model_cards.card.run_record import CONFIG_FILE, TrainingRun
 from cellglot.model_cards.checks.clean_check import Outcome
 from cellglot.model_cards.content_scan import Cleaned, clean_json
+from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.model_files import code_names
 from cellglot.training.run import RUN_FILE
 
@@ -193,7 +194,9 @@ def stage_code(folder: str | Path) -> list[str]:
 
 
 def _code_folders() -> list[Path]:
-    return [Path(str(package.__file__)).parent for package in (cellglot.modeling, cellglot.tokenization)]
+    configs = [config for family in FAMILIES.values() for config in family.config_classes()]
+    of_families = dict.fromkeys(Path(inspect.getfile(config)).parent for config in configs)
+    return [*of_families, Path(str(cellglot.tokenization.__file__)).parent]
 
 
 def _modules(folder: Path) -> set[str]:

@@ -249,7 +249,10 @@ def test_a_folder_that_is_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [('{"model_type": "bert"}', "of the type 'bert': those that can be published are"), ("{", "is not JSON")],
+    [
+        ('{"model_type": "bert"}', "model type 'bert' is unsupported; there are exceiver"),
+        ("{", "is not JSON"),
+    ],
 )
 def test_a_folder_of_another_model(details, tmp_path, config, message):
     (tmp_path / "bert").mkdir()
