@@ -46,6 +46,7 @@ cellglot.model_cards
 cellglot.model_cards.card
 cellglot.model_cards.prepare
 cellglot.model_cards.publishing
+cellglot.verbs
 cellglot.demo
 cellglot.cli
 """
