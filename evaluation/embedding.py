@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cellglot.modeling.cell_pipeline import cells_with_genes
 from cellglot.modeling.model_files import check_finite
+from cellglot.progress import progress_bars
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
@@ -83,7 +83,7 @@ def run_batches(
     device: str | torch.device | None = None,
     progress: bool = True,
     report: GeneReport | None = None,
-    word: str = "embedding ",
+    word: str = "embedding",
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Compute something of every cell with a model, batch by batch; what is held is the result.
@@ -122,14 +122,7 @@ def run_batches(
     training, home = model.training, next(model.parameters()).device
     model.to(device).eval()
     results: dict[str, np.ndarray] = {}
-    bars = Progress(
-        TextColumn(word),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("cells"),
-        TimeElapsedColumn(),
-        disable=not progress,
-    )
+    bars = progress_bars(shown=progress)
     try:
         with bars, torch.inference_mode():
             task = bars.add_task(word, total=counts.n_cells)

@@ -1,14 +1,15 @@
 """A progress bar for training: steps, cells per second, loss, and a line for every evaluation."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from cellglot.progress import progress_bars
 
 
 class TrainingProgress(TrainerCallback):
@@ -23,32 +24,22 @@ class TrainingProgress(TrainerCallback):
         """Start the bar."""
         if not state.is_world_process_zero:
             return
-        self.started, self.first = time.monotonic(), state.global_step
-        self.cells = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps {task.fields[rate]} {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        cells = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.bar = progress_bars("steps", console=self.console)
         self.bar.start()
         self.task = self.bar.add_task(
-            self.description, total=state.max_steps, completed=state.global_step, rate="", loss=""
+            self.description, total=state.max_steps, completed=state.global_step, cells=cells
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         if self.bar is not None:
-            seconds = max(time.monotonic() - self.started, 1e-9)
-            rate = (state.global_step - self.first) * self.cells / seconds
-            self.bar.update(self.task, completed=state.global_step, rate=f"{rate:,.0f} cells/s")
+            self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show the loss."""
         if self.bar is not None and logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"loss {logs['loss']:.4f}")
+            self.bar.update(self.task, note=f"loss {logs['loss']:.4f}")
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cellglot.evaluation.annotation.scores import (
     Calibration,
@@ -30,6 +29,7 @@ from cellglot.evaluation.text_model import (
     evaluated_on,
     fingerprint,
 )
+from cellglot.progress import progress_bars
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.ontology.candidates import Candidates, make_candidates
@@ -413,14 +413,7 @@ def _annotate(
     """Run the model over batches of cells; cell embeddings are read off the cell encoder on the way."""
     seen: list[torch.Tensor] = []
     hook = model.cell_model.register_forward_hook(lambda *passed: seen.append(passed[-1].pooler_output))
-    bars = Progress(
-        TextColumn("annotating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("cells"),
-        TimeElapsedColumn(),
-        disable=not progress,
-    )
+    bars = progress_bars(shown=progress)
     try:
         with bars:
             task = bars.add_task("annotating", total=len(raw.scores))

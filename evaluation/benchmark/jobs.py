@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy.sparse import csr_matrix
 
 from cellglot.evaluation.benchmark import annotation as annotation_task
@@ -21,6 +20,7 @@ from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.bootstrap import DRAWS
 from cellglot.evaluation.scores.marker_table import MarkerGenes, markers_of
+from cellglot.progress import progress_bars
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.reading.cells import read_cells
 
@@ -170,16 +170,9 @@ class JobMaker:
     def _model_scores(self, model: EvaluatedModel) -> Callable[[], tuple[list[np.ndarray], list[np.ndarray]]]:
         def scores() -> tuple[list[np.ndarray], list[np.ndarray]]:
             sample = self.marker_sample
-            bar = Progress(
-                TextColumn("masking genes "),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("cells"),
-                TimeElapsedColumn(),
-                disable=not self.settings.progress,
-            )
+            bar = progress_bars(shown=self.settings.progress)
             with bar:
-                task = bar.add_task("masking", total=len(sample.labels))
+                task = bar.add_task("masking genes", total=len(sample.labels))
                 return model.gene_scores(
                     sample.cells, sample.markers, sample.labels, lambda: bar.advance(task), **self.data.options
                 )

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 import cellglot
 from cellglot.inputs import read_json
 from cellglot.outputs import OutputFolder, check_environment, write_json, write_text
+from cellglot.progress import progress_bars
 from cellglot.tokenization.corpus.check import (
     MOST_MANIFEST_BYTES,
     CorpusError,
@@ -331,7 +332,7 @@ class _Run:
             corpus = Corpus.open(self.output)
             self.folder.finish()
             return corpus
-        with self._bars() as bars, self._processes():
+        with progress_bars(shown=self.show) as bars, self._processes():
             if not (self.output / "tokenizer" / TOKENIZER_CONFIG_FILE).exists():
                 self._make_tokenizer(bars)
             tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
@@ -342,17 +343,6 @@ class _Run:
         self.folder.remove(WORK)
         self.folder.finish()
         return Corpus(self.output, manifest)
-
-    def _bars(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("cells"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            disable=not self.show,
-        )
 
     def _make_tokenizer(self, bars: Progress) -> None:
         vocabulary = self.vocabulary
@@ -397,13 +387,14 @@ class _Run:
         if earlier:
             done = int(earlier[-1].stem.split("-")[1])
             merged = CorpusStatistics.load(earlier[-1], len(catalogue.genes))
-        bar = _Bar(bars, "statistics", self.plan.units, done)
+        units = self.plan.units
+        task = bars.add_task("statistics", total=_cells(units), completed=_cells(units[:done]))
         job = self._job(self.work / "catalogue", None)
         saved = time.monotonic()
         pieces = [("statistics", (unit,)) for unit in self.plan.units[done:]]
         for unit, state in enumerate(self._in_order(job, pieces, catalogue, merged), start=done):
             merged.merge(state)
-            bar.advance(self.plan.units[unit])
+            bars.advance(task, _cells([units[unit]]))
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 latest = self.work / f"statistics-{unit + 1:06d}.npz"
                 merged.save(latest)
@@ -416,15 +407,14 @@ class _Run:
     def _write_tokens(self, bars: Progress, tokenizer: GeneExpressionTokenizer) -> list[dict[str, Any]]:
         self._check_coverage(tokenizer)
         records = {n: r for n in range(len(self.plan.units)) if (r := self._earlier_record(n)) is not None}
-        bar = _Bar(bars, "tokens", self.plan.units, 0)
-        for number in records:
-            bar.advance(self.plan.units[number])
+        units = self.plan.units
+        task = bars.add_task("tokens", total=_cells(units), completed=_cells([units[n] for n in records]))
         job = self._job(self.output / "tokenizer", self.tokenizer_class)
         missing = [n for n in range(len(self.plan.units)) if n not in records]
         pieces = [("tokens", (self.plan.units[n], n)) for n in missing]
         for number, record in zip(missing, self._in_order(job, pieces, tokenizer), strict=True):
             records[number] = record
-            bar.advance(self.plan.units[number])
+            bars.advance(task, _cells([units[number]]))
         return [json.loads(json.dumps(records[n])) for n in sorted(records)]
 
     def _earlier_record(self, unit: int) -> dict[str, Any] | None:
@@ -596,21 +586,8 @@ class _Run:
         return report.to_dict()
 
 
-class _Bar:
-    """A progress bar over units, in cells, with the rate."""
-
-    def __init__(self, bars: Progress, name: str, units: Sequence[tuple[int, int, int]], done: int):
-        self.bars, self.start = bars, time.monotonic()
-        self.fresh = 0
-        total = sum(stop - start for _, start, stop in units)
-        self.task: TaskID = bars.add_task(name, total=total, rate="")
-        bars.update(self.task, completed=sum(stop - start for _, start, stop in units[:done]))
-
-    def advance(self, unit: tuple[int, int, int]) -> None:
-        n = unit[2] - unit[1]
-        self.fresh += n
-        rate = self.fresh / max(time.monotonic() - self.start, 1e-9)
-        self.bars.update(self.task, advance=n, rate=f"{rate:,.0f} cells/s")
+def _cells(units: Sequence[tuple[int, int, int]]) -> int:
+    return sum(stop - start for _, start, stop in units)
 
 
 def _weighted_median(lengths: Mapping[int, int]) -> float:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from cellglot.inputs.errors import InputError
+from cellglot.progress import progress_bars
 
 
 KIND = "xxh128"
@@ -86,11 +87,9 @@ def digests_of(paths: Sequence[str | os.PathLike], *, progress: bool = False) ->
     files = [_files(Path(path)) for path in paths]
     flat = [file for of_path in files for file in of_path]
     size = sum(file.stat().st_size for file in flat)
-    with Progress(
-        TextColumn("reading   "), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-        disable=not progress or size < LARGE, transient=True,
-    ) as bars, ThreadPoolExecutor(THREADS) as threads:  # fmt: skip
-        task = bars.add_task("", total=size)
+    bars = progress_bars("bytes", shown=progress and size >= LARGE)
+    with bars, ThreadPoolExecutor(THREADS) as threads:
+        task = bars.add_task("reading", total=size)
         found = dict(zip(flat, threads.map(lambda file: _hash(file, bars, task), flat), strict=True))
     return [_together(Path(path), of_path, found) for path, of_path in zip(paths, files, strict=True)]
 
