@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.card.render import size_text
-from cellglot.model_cards.checks.clean_check import compare, visit_as_stranger
+from cellglot.model_cards.checks.clean_process import compare, visit_as_stranger
 from cellglot.model_cards.content_scan import scan_folder
 from cellglot.model_cards.prepare.staging import Prepared
 from cellglot.model_cards.upload import check_repository, upload

@@ -6,7 +6,7 @@ import numpy as np
 
 from cellglot.model_cards.card.example_cells import ExampleCells, as_input
 from cellglot.model_cards.card.facts import Example, ModelFacts
-from cellglot.model_cards.checks.clean_check import Outcome
+from cellglot.model_cards.checks.clean_process import Outcome
 
 
 SHOWN_SCORES = 3

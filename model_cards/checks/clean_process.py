@@ -1,90 +1,168 @@
-"""Loads a folder as a stranger would: in a new process, by Auto classes, where cellglot cannot be imported."""
+"""Compares what a folder gives here with what its published copy gives in a process without cellglot."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
+
+import cellglot
+from cellglot.model_cards.checks import stranger
 
 
-# Runs in the clean process: nothing of this package is there.
-_SCRIPT = """
-import json, sys
-sys.modules["cellglot"] = None  # any import of it fails
-import numpy as np, torch, transformers
-folder, auto_class, field, inputs, result = sys.argv[1:]
-loaded = np.load(inputs, allow_pickle=False)
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
-batch = tokenizer(loaded["counts"], genes=loaded["genes"].tolist(), return_tensors="pt")
-with torch.inference_mode():
-    values = model(**batch)[field].float().numpy()
-np.save(result, values)
-print(json.dumps({"model": type(model).__name__, "module": type(model).__module__.split(".")[0],
-                  "tokenizer": type(tokenizer).__name__, "transformers": transformers.__version__}))
-"""
+TOLERANCE = 1e-5
+SHOWN = 5
+NOT_PASSED_ON = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-class CleanProcessError(RuntimeError):
-    """The folder did not load, or did not run, in a clean process."""
+class NotLoadableError(ValueError):
+    """The published copy does not load, or does not run, in a process without cellglot."""
 
 
-def run_in_clean_process(
-    folder: str | Path, auto_class: str, field: str, counts: np.ndarray, genes: list[str]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Load a model folder in a process without cellglot and run it on some cells.
+class DifferentNumbersError(ValueError):
+    """The published copy gives other numbers than the folder it was made from."""
+
+
+@dataclass
+class Outcome:
+    """What a visit of a folder gave.
 
     Parameters
     ----------
-    folder
-        Weights, configuration, tokenizer and code.
-    auto_class
-        ``"AutoModel"``, ``"AutoModelForSequenceClassification"``, ...
-    field
-        Field of the output to give back.
-    counts
-        A few cells, dense, shape (cells, genes).
-    genes
-        Names of the columns.
+    arrays
+        Name -> numbers.
+    texts
+        Name -> text.
+    loaded
+        What was loaded -> class and module.
+    new_weights
+        Auto class -> parts whose weights the folder does not hold.
+    """
 
-    Returns
-    -------
-    values
-        The field, shape (cells, ...).
-    facts
-        Classes that were loaded, and where from.
+    arrays: Mapping[str, np.ndarray]
+    texts: Mapping[str, Any]
+    loaded: Mapping[str, str]
+    new_weights: Mapping[str, list[str]]
+
+
+def visit_here(job: Mapping[str, Any]) -> Outcome:
+    """Run a folder by the installed classes.
+
+    Parameters
+    ----------
+    job
+        As for `stranger.Visit`.
+    """
+    cellglot.register_auto_classes()
+    visit = stranger.Visit(job, trust=False)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the folder's new weights go into the card
+    logging.disable_progress_bar()
+    try:
+        visit.run()
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    texts = json.loads(json.dumps(visit.texts))
+    return Outcome(visit.arrays, texts, visit.loaded, visit.new_weights)
+
+
+def visit_as_stranger(job: Mapping[str, Any]) -> Outcome:
+    """Run a folder in a clean process: isolated from the environment's Python settings, offline, without cellglot.
+
+    Parameters
+    ----------
+    job
+        As for `stranger.Visit`.
 
     Raises
     ------
-    CleanProcessError
-        With what the process said.
+    NotLoadableError
+        If something does not load or run there; with what the process said.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        inputs, result = Path(scratch, "inputs.npz"), Path(scratch, "result.npy")
-        np.savez(inputs, counts=counts, genes=np.array(genes))
-        environment = os.environ | {
+        given = Path(scratch, "job.json")
+        given.write_text(json.dumps(job), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON} | {
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": str(Path(scratch, "modules")),
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_DATASETS_CACHE": str(Path(scratch, "datasets")),
+            "TRANSFORMERS_VERBOSITY": "error",
         }
-        command = [
-            sys.executable,
-            "-c",
-            _SCRIPT,
-            str(Path(folder).resolve()),
-            auto_class,
-            field,
-            str(inputs),
-            str(result),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment, check=False)
+        done = subprocess.run(
+            [sys.executable, "-I", "-B", stranger.__file__, str(given), scratch],
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            env=environment,
+            check=False,
+        )
         if done.returncode:
-            raise CleanProcessError(f"{folder} does not load in a clean process:\n{done.stderr[-3000:]}")
-        return np.load(result, allow_pickle=False), json.loads(done.stdout.strip().splitlines()[-1])
+            last = "\n".join(done.stderr.strip().splitlines()[-12:])
+            raise NotLoadableError(
+                f"{job['folder']} does not load in a process without cellglot, nothing was published. It said:\n{last}"
+            )
+        with np.load(Path(scratch, "arrays.npz"), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        rest = json.loads(Path(scratch, "rest.json").read_text(encoding="utf-8"))
+    return Outcome(arrays, rest["texts"], rest["loaded"], rest["new_weights"])
 
 
-__all__ = ["CleanProcessError", "run_in_clean_process"]
+def compare(before: Outcome, after: Outcome, tolerance: float = TOLERANCE) -> int:
+    """Compare what came out before publishing with what a stranger gets.
+
+    Parameters
+    ----------
+    tolerance
+        Largest difference of a number, relative where it is above 1.
+
+    Returns
+    -------
+    int
+        Numbers that were compared.
+
+    Raises
+    ------
+    DifferentNumbersError
+        Names what is missing or differs, and by how much.
+    """
+    problems = []
+    if before.arrays.keys() != after.arrays.keys() or before.texts.keys() != after.texts.keys():
+        ours, theirs = ({*one.arrays, *one.texts} for one in (before, after))
+        problems += [f"{name} is missing" for name in sorted(ours - theirs)]
+        problems += [f"{name} is new" for name in sorted(theirs - ours)]
+    for name in sorted(before.arrays.keys() & after.arrays.keys()):
+        problems += _difference(name, np.asarray(before.arrays[name]), after.arrays[name], tolerance)
+    for name in sorted(before.texts.keys() & after.texts.keys()):
+        if before.texts[name] != after.texts[name]:
+            problems.append(f"{name} is {after.texts[name]!r} instead of {before.texts[name]!r}")
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DifferentNumbersError(
+            f"a process without cellglot gives other numbers than this one: {'; '.join(problems[:SHOWN])}{more}. "
+            "Nothing was published"
+        )
+    return sum(np.asarray(values).size for values in before.arrays.values())
+
+
+def _difference(name: str, before: np.ndarray, after: np.ndarray, tolerance: float) -> list[str]:
+    if before.shape != after.shape:
+        return [f"{name} has the shape {after.shape} instead of {before.shape}"]
+    if before.dtype.kind not in "fc":
+        return [] if np.array_equal(before, after) else [f"{name} differs in {int((before != after).sum()):,} places"]
+    if np.allclose(after, before, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return []
+    gap = np.abs(after.astype(np.float64) - before.astype(np.float64))
+    return [f"{name} differs by {np.nanmax(gap):.3g} (values up to {np.nanmax(np.abs(before)):.3g})"]
+
+
+__all__ = [
+    "NotLoadableError", "DifferentNumbersError", "Outcome", "TOLERANCE", "compare", "visit_as_stranger", "visit_here",
+]  # fmt: skip

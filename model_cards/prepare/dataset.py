@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from cellglot.model_cards.card.details import CardDetails, check_complete, read_details
 from cellglot.model_cards.card.render import environment, tidy
-from cellglot.model_cards.checks.clean_check import Outcome
+from cellglot.model_cards.checks.clean_process import Outcome
 from cellglot.model_cards.checks.stranger import ROWS
 from cellglot.model_cards.prepare.staging import CORPUS_FILES, Prepared, stage_code, stage_files
 from cellglot.tokenization.corpus.corpus import Corpus

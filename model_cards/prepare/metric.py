@@ -15,7 +15,7 @@ from huggingface_hub import SpaceCardData
 
 from cellglot.model_cards.card.details import CardDetails, CardError, check_complete, read_details
 from cellglot.model_cards.card.render import environment, tidy
-from cellglot.model_cards.checks.clean_check import visit_here
+from cellglot.model_cards.checks.clean_process import visit_here
 from cellglot.model_cards.prepare.staging import Prepared, Staged, stage_files
 
 

@@ -25,7 +25,7 @@ from cellglot.model_cards.card.facts import (
 )
 from cellglot.model_cards.card.render import check_labels, render_model_card
 from cellglot.model_cards.card.run_record import TrainingRun
-from cellglot.model_cards.checks.clean_check import Outcome, visit_here
+from cellglot.model_cards.checks.clean_process import Outcome, visit_here
 from cellglot.model_cards.prepare.staging import (
     ADAPTER_FILES,
     MODEL_FILES,

@@ -18,7 +18,7 @@ from cellglot.inputs import path_inside
 from cellglot.model_cards.card.details import CARD_FILE
 from cellglot.model_cards.card.facts import read_json
 from cellglot.model_cards.card.run_record import CONFIG_FILE, TrainingRun
-from cellglot.model_cards.checks.clean_check import Outcome
+from cellglot.model_cards.checks.clean_process import Outcome
 from cellglot.model_cards.content_scan import Cleaned, clean_json
 from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.model_files import code_names

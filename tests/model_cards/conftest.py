@@ -151,6 +151,6 @@ def adapter(folders, tmp_path_factory):
 def no_process(monkeypatch):
     """Let the check of a published copy run in this process, by the installed classes."""
     from cellglot.model_cards import publishing as publish
-    from cellglot.model_cards.checks import clean_check
+    from cellglot.model_cards.checks import clean_process
 
-    monkeypatch.setattr(publish, "visit_as_stranger", clean_check.visit_here)
+    monkeypatch.setattr(publish, "visit_as_stranger", clean_process.visit_here)

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from cellglot.model_cards import publishing
-from cellglot.model_cards.checks.clean_check import DifferentNumbersError, NotLoadableError
+from cellglot.model_cards.checks.clean_process import DifferentNumbersError, NotLoadableError
 from cellglot.model_cards.publishing import folder_kind, publish
 from cellglot.modeling.adapters import merge_adapter, weights_fingerprint
 from cellglot.tokenization.corpus.corpus import Corpus

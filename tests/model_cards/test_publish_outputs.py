@@ -18,7 +18,7 @@ from cellglot.outputs.processes import own_mark
 @pytest.fixture
 def staged_only(monkeypatch, folders):
     """Publish three small files, without the check of numbers."""
-    from cellglot.model_cards.checks.clean_check import Outcome
+    from cellglot.model_cards.checks.clean_process import Outcome
     from cellglot.model_cards.prepare.staging import Prepared, Staged
 
     def prepare(folder, target, **options):

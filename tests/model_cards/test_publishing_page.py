@@ -30,7 +30,8 @@ def test_python_blocks_run_in_order_as_pasted(tmp_path):
     )
     # The process that loads what is published has tests of its own: here that part runs in the page's process.
     patch = (
-        "from cellglot.model_cards import clean_check, publish as p\np.visit_as_stranger = clean_check.visit_here\n"
+        "from cellglot.model_cards import publishing as p\nfrom cellglot.model_cards.checks import clean_process\n"
+        "p.visit_as_stranger = clean_process.visit_here\n"
     )
     (tmp_path / "page.py").write_text(patch + runner, encoding="utf-8")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}

@@ -1,7 +1,6 @@
 """The demo's part on Exceiver: masked expression, embeddings, classification."""
 
 import json
-from typing import Any
 
 import numpy as np
 
@@ -50,18 +49,6 @@ class ExceiverDemo:
         self.finetuning = json.loads((self.classifier_folder / RUN_FILE).read_text())
         self.umap_finetuned = data.umap(ExceiverModel, self.classifier_folder, self.corpus, "Exceiver, fine-tuned")
         return data.classify(ExceiverForSequenceClassification, self.classifier_folder, self.corpus)
-
-    def saved(self) -> list[tuple[str, Any, type, str]]:
-        """Return what a stranger is to load: Auto class, folder, class, field to compare."""
-        return [
-            ("AutoModel", self.folder, ExceiverModel, "pooler_output"),
-            (
-                "AutoModelForSequenceClassification",
-                self.classifier_folder,
-                ExceiverForSequenceClassification,
-                "logits",
-            ),
-        ]
 
     def cards(self) -> list[tuple[str, str]]:
         """Return the numbers for the top of the page."""

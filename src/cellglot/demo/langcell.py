@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from scipy.sparse import vstack
@@ -13,7 +12,7 @@ from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_texts import CellAnnotation, annotate_cells
 from cellglot.evaluation.scores.classification import classification_scores
 from cellglot.evaluation.text_model import load_cell_text_model
-from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification
 from cellglot.outputs import write_json
 from cellglot.tokenization.ontology.candidates import make_candidates
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -99,18 +98,6 @@ class LangCellDemo:
 
     def _names(self, types: np.ndarray) -> np.ndarray:
         return np.array([self.ontology.name(t) for t in types])
-
-    def saved(self) -> list[tuple[str, Any, type, str]]:
-        """Return what a stranger is to load: Auto class, folder, class, field to compare."""
-        return [
-            ("AutoModel", self.folder, LangCellModel, "pooler_output"),
-            (
-                "AutoModelForSequenceClassification",
-                self.classifier_folder,
-                LangCellForSequenceClassification,
-                "logits",
-            ),
-        ]
 
     def cards(self) -> list[tuple[str, str]]:
         """Return the numbers for the top of the page."""

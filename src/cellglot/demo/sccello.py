@@ -1,7 +1,6 @@
 """The demo's part on scCello: pretraining with and without the Cell Ontology, its geometry, classification."""
 
 import json
-from typing import Any
 
 import numpy as np
 
@@ -85,18 +84,6 @@ class ScCelloDemo:
             {n: {"spearman": g.spearman, "interval": g.interval} for n, g in found.items()},
         )
         return found
-
-    def saved(self) -> list[tuple[str, Any, type, str]]:
-        """Return what a stranger is to load: Auto class, folder, class, field to compare."""
-        return [
-            ("AutoModel", self.folder, ScCelloModel, "pooler_output"),
-            (
-                "AutoModelForSequenceClassification",
-                self.classifier_folder,
-                ScCelloForSequenceClassification,
-                "logits",
-            ),
-        ]
 
     def cards(self) -> list[tuple[str, str]]:
         """Return the numbers for the top of the page."""

@@ -40,12 +40,12 @@ def published(folders, adapter, corpus, tmp_path_factory):
     """Folder of every published kind, ``owner/name`` below one place; the check runs in this process."""
     from cellglot.model_cards import publishing
     from cellglot.model_cards.card.details import CardDetails
-    from cellglot.model_cards.checks import clean_check
+    from cellglot.model_cards.checks import clean_process
 
     place = tmp_path_factory.mktemp("hub")
     sources = folders | {"adapter": adapter, "dataset": corpus.folder, "metric": METRICS / "cell_type_classification"}
     patch = pytest.MonkeyPatch()
-    patch.setattr(publishing, "visit_as_stranger", clean_check.visit_here)
+    patch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)
     made = {}
 
     def publish_one(name):
