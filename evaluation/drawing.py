@@ -33,13 +33,7 @@ def drawing(what: str | Path, again: Sequence[Any]) -> Iterator[None]:
 
 
 def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
-    """Refuse a picture that cannot be drawn, before any work.
-
-    Raises
-    ------
-    ValueError
-        If the ending of its name is unknown, or there are too few cells for a UMAP.
-    """
+    """Refuse a picture that cannot be drawn, before any work."""
     if plot is None:
         return
     from matplotlib.figure import Figure

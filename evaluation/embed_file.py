@@ -65,8 +65,6 @@ def embed_file(
     ------
     OutputError
         If an output is an input, or exists and is not to be replaced.
-    ValueError
-        If the ending of an output is unknown, there are too few cells for a UMAP, or there is no column `color`.
     """
     if output.suffix not in ENDINGS:
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")

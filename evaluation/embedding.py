@@ -106,11 +106,6 @@ def run_batches(
     dict
         Name -> array in the order of the cells, shape (cells, ...), float32; NaN for cells that express no gene of the
         model.
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer has more ids than the model, or a result is not finite for a cell with known genes.
     """
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(

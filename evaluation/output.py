@@ -97,13 +97,7 @@ def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
 
 
 def check_ending(output: Path) -> None:
-    """Refuse a name that is not that of an ``.h5ad``.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Refuse a name that is not that of an ``.h5ad``."""
     if output.suffix != ".h5ad":
         raise ValueError(f"{output}: annotated cells are written as .h5ad")
 
@@ -163,13 +157,7 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
 
 
 def check_table(path: str | Path) -> None:
-    """Refuse a name for a table whose ending is unknown, before any work.
-
-    Raises
-    ------
-    ValueError
-        If it is.
-    """
+    """Refuse a name for a table whose ending is unknown, before any work."""
     if Path(path).suffix not in TABLES:
         raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
 

@@ -58,11 +58,6 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
     ----------
     dtype
         Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
-
-    Raises
-    ------
-    ValueError
-        If it is another model, or holds no text encoder or no text tokenizer.
     """
     cellglot.register_auto_classes()
     kind = load_configuration(name).model_type
@@ -85,13 +80,7 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
 
 
 def check_cell_text_model(model: Any) -> None:
-    """Refuse models that know no texts; say it where texts were not trained.
-
-    Raises
-    ------
-    ValueError
-        If the model is no LangCellModel.
-    """
+    """Refuse models that know no texts; say it where texts were not trained."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not knows_texts(kind) or not hasattr(model, "annotate"):
         raise ValueError(f"{type(model).__name__} is a model of type {kind!r}: {OTHER_MODELS}")
@@ -106,13 +95,6 @@ def as_processor(processor: Any, model: Any) -> LangCellProcessor:
     ----------
     processor
         A LangCellProcessor, or (tokenizer of cells, tokenizer of texts).
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    ValueError
-        If a tokenizer has more ids than the model.
     """
     if isinstance(processor, tuple | list) and len(processor) == 2:
         processor = LangCellProcessor(*processor)

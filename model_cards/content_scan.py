@@ -102,11 +102,6 @@ def scan_folder(folder: str | Path) -> None:
     ----------
     folder
         What is about to be published.
-
-    Raises
-    ------
-    UnsafeContentError
-        Names files and lines; secrets are not repeated.
     """
     problems: list[str] = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):

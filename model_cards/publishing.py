@@ -163,13 +163,7 @@ def publish(
 
 
 def folder_kind(folder: str | Path) -> str:
-    """Say what a folder holds: ``model``, ``adapter``, ``dataset`` or ``metric``.
-
-    Raises
-    ------
-    ValueError
-        If it is none of them; names what was looked for.
-    """
+    """Say what a folder holds: ``model``, ``adapter``, ``dataset`` or ``metric``."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")

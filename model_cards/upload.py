@@ -31,13 +31,6 @@ def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> 
         ``model``, ``dataset`` or ``space``.
     overwrite
         Whether its files may be replaced.
-
-    Raises
-    ------
-    RepositoryExistsError
-        If it exists and `overwrite` is not set.
-    ValueError
-        If the name is none of a repository.
     """
     try:
         validate_repo_id(repo)

@@ -107,8 +107,6 @@ def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
 
     Raises
     ------
-    ValueError
-        If there is no adapter, or it was trained on another base, by type, sizes or weights; both are named.
     ImportError
         If PEFT is missing.
     """
@@ -223,11 +221,6 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
     ----------
     revision, **hub
         Of the repository, and further options of loading from the Hub.
-
-    Raises
-    ------
-    ValueError
-        If the index names a file outside its folder.
     """
     whole, index = (_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
@@ -252,11 +245,6 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, *
     -------
     str
         32 hexadecimal digits.
-
-    Raises
-    ------
-    ValueError
-        If there are no safetensors.
     """
     files = weight_files(model, revision, **hub)
     if not files:
@@ -320,11 +308,6 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     ----------
     **hub
         Options of loading from the Hub.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
     """
     file = _file(adapter, "adapter_config.json", **hub)
     if file is None:
@@ -344,11 +327,6 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     ----------
     **hub
         Options of loading from the Hub.
-
-    Raises
-    ------
-    ValueError
-        If the adapter names none.
     """
     base = adapter_settings(adapter, **hub).get("base_model_name_or_path")
     if not base:

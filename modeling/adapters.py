@@ -83,11 +83,6 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
     ----------
     adapter
         Folder or repository of an adapter.
-
-    Raises
-    ------
-    ValueError
-        If there is no adapter, or none of our models'.
     """
     if not is_adapter(adapter, revision):
         raise ValueError(f"{adapter} holds no {ADAPTER_FILE}: it is no adapter")
@@ -283,11 +278,6 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
         Folder or repository of the further adapter.
     revision
         Of the adapter's repository.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken, the adapter was trained on another base model, or it needs another network.
     """
     read, first = read_adapter(adapter, revision), next(iter(model.adapters.values()))
     if name in model.adapters:
@@ -342,11 +332,6 @@ def use_adapter(model: PeftModel, name: str) -> None:
     ----------
     model
         Of `load_with_adapter`; changed in place.
-
-    Raises
-    ------
-    ValueError
-        If there is no such adapter.
     """
     if name not in model.adapters:
         raise ValueError(f"the model has no adapter {name!r}: {', '.join(model.adapters)}")

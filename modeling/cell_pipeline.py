@@ -150,11 +150,6 @@ class CellPipeline(Pipeline):
         -------
         Any
             What the pipeline gives for each cell, in the order of the cells; for one ``{gene: count}`` its own.
-
-        Raises
-        ------
-        ValueError
-            If there are no cells.
         """
         if isinstance(cells, list | tuple) and not cells:
             raise ValueError("no cells: the list is empty")
@@ -225,17 +220,6 @@ def opened_cells(cells: Any) -> Iterator[Any]:
     ----------
     cells
         Path of an ``.h5ad``, or cells.
-
-    Raises
-    ------
-    ValueError
-        If the path is no ``.h5ad``.
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        If anndata is missing.
-    OSError
-        If the file is open for writing elsewhere.
     """
     if not isinstance(cells, str | os.PathLike):
         yield cells

@@ -246,11 +246,6 @@ def masked_embeddings(
     -------
     genes
         Token id of the gene hidden in each copy, shape (genes,).
-
-    Raises
-    ------
-    ValueError
-        If the cell has fewer than two tokens, or the model is none of these.
     """
     encoder, ids = cell_encoder(model), cell["input_ids"]
     if len(ids) < 2:

@@ -88,13 +88,7 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 
 
 def read_configuration(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping.
-
-    Raises
-    ------
-    ModelFileError
-        If it is too large, not JSON, or holds something else; names the file.
-    """
+    """Read a JSON file that holds a mapping."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -119,13 +113,7 @@ def is_inside(name: Any) -> bool:
 
 
 def check_names(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse names of files outside of the folder; say it where a configuration names code of another repository.
-
-    Raises
-    ------
-    ModelFileError
-        If it names such a file.
-    """
+    """Refuse names of files outside of the folder; say it where a configuration names code of another repository."""
     files = dict(_named_files(content))
     for key, name in files.items():
         if not is_inside(name) and not _is_own(path.parent, name):
@@ -243,11 +231,6 @@ def check_sizes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, tupl
     ----------
     shapes
         Of the weights; none where they lie elsewhere.
-
-    Raises
-    ------
-    ModelFileError
-        Names the field.
     """
     numbers = sum(_product(shape) for shape in shapes.values())
     towers = {k: v for k, v in config.items() if k.endswith("_config") and isinstance(v, Mapping)}
@@ -307,11 +290,6 @@ def check_adapter_settings(
         Of ``adapter_config.json``.
     shapes
         Of the adapter's weights.
-
-    Raises
-    ------
-    ModelFileError
-        Names the setting.
     """
     kind = settings.get("peft_type")
     if kind not in ADAPTERS:
@@ -364,11 +342,6 @@ def check_pattern(pattern: str, what: str) -> None:
     ----------
     what
         Where it stands, for the message.
-
-    Raises
-    ------
-    ModelFileError
-        Says why.
     """
     if len(pattern) > LONGEST_PATTERN:
         raise ModelFileError(f"{what}: a pattern of {len(pattern):,} characters is refused")
@@ -434,11 +407,6 @@ def check_loaded(
         What ``from_pretrained(..., output_loading_info=True)`` says.
     new
         Modules whose weights may be new: heads that are about to be trained.
-
-    Raises
-    ------
-    ModelFileError
-        Counts what is missing, names the first of it, and what to do.
     """
     place = f"{name}/model.safetensors" if Path(str(name)).is_dir() else str(name)
     if info is not None:
@@ -473,11 +441,6 @@ def check_finite(place: str, model: torch.nn.Module) -> None:
     ----------
     place
         Where they come from, for the message.
-
-    Raises
-    ------
-    ModelFileError
-        Counts them and names the first.
     """
     unset = {name for name, values in model.named_buffers() if _is_unset(values)}
     bad = [name for name, values in model.state_dict().items() if name not in unset and not _finite(values)]

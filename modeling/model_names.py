@@ -18,11 +18,6 @@ def resolve_model(name: str | os.PathLike) -> str:
     -------
     str
         The folder or repository, as all loaders take it.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, the folder holds no model or a damaged one, or the repository cannot be reached.
     """
     text = os.fspath(name)
     folder = Path(text).expanduser()

@@ -631,11 +631,6 @@ def expression_loss(predicted: torch.Tensor, labels: torch.Tensor, valid: torch.
         Shape (cells, queries); labels of -100 are left out.
     valid
         False for padding, shape (cells, queries).
-
-    Raises
-    ------
-    ValueError
-        If the labels are not of the predictions' shape.
     """
     if labels.shape != predicted.shape:
         raise ValueError(

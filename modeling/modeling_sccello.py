@@ -280,13 +280,7 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
 
 
 def refuse_to_cut(config: Any, new_num_tokens: int | None) -> None:
-    """Refuse to cut off a model's own tokens, of which ``<cls>`` is the last.
-
-    Raises
-    ------
-    NotImplementedError
-        If they would be.
-    """
+    """Refuse to cut off a model's own tokens, of which ``<cls>`` is the last."""
     if new_num_tokens is not None and new_num_tokens <= config.cls_token_id:
         raise NotImplementedError(
             f"resize_token_embeddings({new_num_tokens:,}) would cut off genes and <cls>, whose id is "
@@ -565,13 +559,7 @@ class ScCelloGeneHead(ScCelloHead):
 
 
 def check_labels(name: str, labels: torch.Tensor, number: int, what: str, hint: str = "") -> None:
-    """Refuse labels that are neither below `number` nor -100; on the CPU, where looking costs nothing.
-
-    Raises
-    ------
-    ValueError
-        If there are such labels.
-    """
+    """Refuse labels that are neither below `number` nor -100; on the CPU, where looking costs nothing."""
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
         return
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= number))].unique().tolist()

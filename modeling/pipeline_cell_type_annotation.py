@@ -184,11 +184,6 @@ def texts_of(candidates: Labels | None, template: str = TEMPLATE) -> dict[str, l
         Names, or class -> text or texts.
     template
         Text of a name, of ``{name}``.
-
-    Raises
-    ------
-    ValueError
-        If there are no candidates, a name or text is empty, or the template has no ``{name}``.
     """
     if isinstance(candidates, str):
         candidates = [candidates]

@@ -130,11 +130,6 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray
         Counts, float64 whole numbers, shape (values,).
-
-    Raises
-    ------
-    NotCountsError
-        Says which cell is not log1p of scaled counts. Its argument `cell` is the cell's number.
     """
     counts = np.zeros(len(values), dtype=np.float64)
     if len(values) == 0:

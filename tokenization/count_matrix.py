@@ -274,10 +274,6 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
     ------
     NotCountsError
         If no place holds raw counts or values from which they are recovered exactly. Says what was seen.
-    ValueError
-        If genes are missing or do not fit, or there are no cells or genes.
-    TypeError
-        If `cells` is nothing of the above.
     """
     if isinstance(cells, CountMatrix):
         return cells
@@ -334,13 +330,6 @@ def choose_counts(
         Names of the cells, for messages.
     source
         What the places belong to, for messages.
-
-    Raises
-    ------
-    NotCountsError
-        If no place holds raw counts or values from which they are recovered exactly; says what was seen.
-    ValueError
-        If there is no place `layer`, or a place has no cells or no genes.
     """
     if layer is not None:
         name = layer if layer in places else f"layers[{layer!r}]"

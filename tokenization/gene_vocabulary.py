@@ -541,13 +541,7 @@ class GeneMatch:
 def name_sources(
     index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Return where a file's genes may be named, in the order in which it is believed: (column, names) pairs.
-
-    Raises
-    ------
-    ValueError
-        If `gene_column` is no column.
-    """
+    """Return where a file's genes may be named, in the order in which it is believed: (column, names) pairs."""
     sources = [("index", _text(index))]
     present = {} if columns is None else {str(c): c for c in columns}
     if gene_column is not None and gene_column != "index":
@@ -668,13 +662,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
-    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars.
-
-    Raises
-    ------
-    ValueError
-        If the pickle asks for anything else, is damaged, or holds no dictionary.
-    """
+    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars."""
     if isinstance(source, Mapping):
         return source
     content = Path(source).read_bytes()

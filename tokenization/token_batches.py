@@ -28,11 +28,6 @@ def batches_of_similar_length(
     ------
     cells : numpy.ndarray
         Numbers of the batch's cells, counted from 0 over all runs.
-
-    Raises
-    ------
-    ValueError
-        If `batch_size` is below 1.
     """
     import torch
 

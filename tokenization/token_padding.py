@@ -27,11 +27,6 @@ def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
         Field -> rows, one for each cell.
     single : bool
         Whether one cell was given.
-
-    Raises
-    ------
-    ValueError
-        If there are no tokens, cells have different fields, or fields different numbers of cells.
     """
     if isinstance(encoded, list | tuple) and encoded and all(isinstance(cell, Mapping) for cell in encoded):
         names = list(encoded[0])
@@ -124,11 +119,6 @@ class FieldPadding:
         ----------
         width
             Tokens to pad to.
-
-        Raises
-        ------
-        ValueError
-            If a cell has more tokens, or a field cannot be an array.
         """
         if self.longest() > width:
             raise ValueError(

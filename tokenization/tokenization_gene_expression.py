@@ -257,13 +257,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return " ".join(self.vocabulary.symbol(token) for token in tokens)
 
     def find_genes(self, genes: Sequence[str]) -> np.ndarray:
-        """Return the token ids of genes named by Ensembl id, symbol or alias, shape (genes,).
-
-        Raises
-        ------
-        KeyError
-            Names the genes that are not in the vocabulary, or whose names stand for several genes.
-        """
+        """Return the token ids of genes named by Ensembl id, symbol or alias, shape (genes,)."""
         match = self.vocabulary.resolve(genes)
         if not match.known.all():
             lost = [str(g) for g in match.names[~match.known]]
@@ -283,13 +277,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     # ---------------------------------------------------------------- cells to tokens
 
     def gene_columns(self, counts: CountMatrix, gene_column: str | None = None) -> GeneColumns:
-        """Find the genes of an opened matrix in the vocabulary.
-
-        Raises
-        ------
-        GeneCoverageError
-            If no gene matches.
-        """
+        """Find the genes of an opened matrix in the vocabulary."""
         match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
         columns = GeneColumns(match)
         load_compiled = type(self).load_compiled
@@ -364,11 +352,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             In place of the tokenizer's own threshold.
         counts
             Where the counts come from, for the message.
-
-        Raises
-        ------
-        GeneCoverageError
-            If it does; says which genes were lost.
         """
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
@@ -545,11 +528,6 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         -------
         transformers.BatchEncoding
             The fields, tokens of shape (cells, tokens); (tokens,) for one cell.
-
-        Raises
-        ------
-        ValueError
-            If there are no tokens, or fields do not make tensors; names the field.
         """
         columns, single = as_columns(encoded_inputs)
         return_tensors = kind_of_tensors(columns) if return_tensors is None else getattr(
@@ -658,25 +636,13 @@ def statistics_by_token(vocabulary: GeneVocabulary, values: np.ndarray) -> np.nd
 
 
 def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises
-    ------
-    ValueError
-        If it is none; names the choices.
-    """
+    """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: it is one of {', '.join(repr(c) for c in choices)}")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of a tokenizer that no cell can be encoded with.
-
-    Raises
-    ------
-    ValueError
-        If one is not a number, not a whole one or not a flag where it has to be; names it.
-    """
+    """Refuse settings of a tokenizer that no cell can be encoded with."""
     for name, value in settings.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name == "min_coverage" and not (number and 0 <= value <= 1):

@@ -129,16 +129,6 @@ def read_section(settings: type[Settings], section: Mapping[str, Any], name: str
     ----------
     settings
         A strict dataclass whose fields are the keys.
-    section
-        The content.
-    name
-        Of the section, for messages.
-
-    Raises
-    ------
-    ValueError
-        If a key does not exist, or a value has another type or does not fit; names file and key, and says what is
-        allowed.
     """
     fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     given = {key: value for key, value in section.items() if value is not None}
@@ -171,13 +161,7 @@ def configs_folder() -> Path:
 
 
 def check_keys(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Refuse keys that do not exist, with the one that may be meant.
-
-    Raises
-    ------
-    ValueError
-        If a key does not exist.
-    """
+    """Refuse keys that do not exist, with the one that may be meant."""
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

@@ -49,13 +49,7 @@ class OptimizerSettings:
 
 
 def check_vocabulary(model: Any, corpus: Corpus) -> None:
-    """Refuse a corpus with token ids at or beyond the model's vocabulary.
-
-    Raises
-    ------
-    ValueError
-        If the corpus has more ids than the model.
-    """
+    """Refuse a corpus with token ids at or beyond the model's vocabulary."""
     if corpus.manifest["vocab_size"] > model.config.vocab_size:
         raise ValueError(
             f"{corpus.folder} has token ids up to {corpus.manifest['vocab_size'] - 1:,}, but the model's vocab_size "
@@ -64,13 +58,7 @@ def check_vocabulary(model: Any, corpus: Corpus) -> None:
 
 
 def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, model: str | Path) -> None:
-    """Refuse a corpus whose genes have other ids, medians, means or standard deviations than a model's.
-
-    Raises
-    ------
-    ValueError
-        If it is so; says how to tokenize.
-    """
+    """Refuse a corpus whose genes have other ids, medians, means or standard deviations than a model's."""
     a, b = tokenizer.vocabulary, corpus.tokenizer().vocabulary
     statistics: tuple[tuple[Any, Any], ...] = ((a.medians, b.medians), (a.means, b.means), (a.stds, b.stds))
     if a.token_ids != b.token_ids or not all(np.array_equal(x, y) for x, y in statistics):
@@ -119,13 +107,7 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
 def check_held_out(
     arguments: TrainingArguments, held_out: CellDataset | None, corpus: Corpus, label_column: str | None = None
 ) -> None:
-    """Refuse to evaluate during training where there are no cells to evaluate on.
-
-    Raises
-    ------
-    ValueError
-        If the trainer is to evaluate and the corpus holds no cells out, or none with a label in `label_column`.
-    """
+    """Refuse to evaluate during training where there are no cells to evaluate on."""
     if held_out is not None or arguments.eval_strategy == "no":
         return
     if label_column is None or not corpus.n_cells("validation"):

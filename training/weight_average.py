@@ -39,13 +39,7 @@ class WeightAverage(TrainerCallback):
         self.mean: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up the average of a training that goes on.
-
-        Raises
-        ------
-        ValueError
-            If its checkpoint's average is of other steps.
-        """
+        """Take up the average of a training that goes on."""
         self.steps = self._averaged(state)
         path = _checkpoint(args, state) / FILE
         if path.exists():

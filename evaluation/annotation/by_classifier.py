@@ -150,11 +150,6 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
         Folder or repository of an adapter.
     dtype
         Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
-
-    Raises
-    ------
-    ValueError
-        If there are no classes, the head predicts a value, or the adapter was trained on another base; names both.
     """
     cellglot.register_auto_classes()
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
@@ -186,11 +181,6 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
         Whatever the tokenizer takes, or cells opened by `read_cells`.
     **options
         As for `cellglot.evaluation.embedding.run_batches`.
-
-    Raises
-    ------
-    ValueError
-        If no cell expresses a gene of the vocabulary.
     """
     plain = _plain(model)
     encoder, seen = cell_encoder(plain), []

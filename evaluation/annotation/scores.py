@@ -31,11 +31,6 @@ def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -
     -------
     scipy.sparse.csr_matrix
         Shape (cells, cells); rows add up to 1.
-
-    Raises
-    ------
-    ValueError
-        If `neighbors` is below 1.
     """
     if neighbors < 1:
         raise ValueError(f"smoothing over {neighbors} neighbours: at least one is needed")
@@ -118,11 +113,6 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, flo
     -------
     tuple
         Temperature; mean negative log likelihood without and with it.
-
-    Raises
-    ------
-    ValueError
-        If there are no labelled cells.
     """
     if not len(classes):
         raise ValueError("no labelled cell has the label of a candidate: there is nothing to calibrate by")
@@ -203,11 +193,6 @@ def back_off(
         Of the candidates; None for those that are no cell types.
     threshold
         Above 0 and at most 1.
-
-    Raises
-    ------
-    ValueError
-        If the threshold is out of bounds, or no candidate is a cell type.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold}: a share of the mass is above 0 and at most 1")

@@ -88,11 +88,6 @@ class LogCountsPca:
             At the most; fewer where there are fewer cells or genes.
         seed
             Of the start of the iteration.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than three cells or genes.
         """
         number = min(components, min(features.shape) - 1)
         if number < 2:

@@ -54,11 +54,6 @@ def draw_marker_sample(data: LabelledCells, markers: MarkerGenes, cells: int = C
         From `cellglot.evaluation.scores.marker_table.markers_of`.
     cells
         Cells to draw; all where there are fewer.
-
-    Raises
-    ------
-    ValueError
-        If fewer than one cell is asked for.
     """
     if cells < 1:
         raise ValueError(f"{cells} cells: markers are scored on at least one")

@@ -199,13 +199,7 @@ def _plain(network: Any) -> Any:
 
 
 def check_source(source: str | Path) -> None:
-    """Refuse what cannot be a model, before anything is loaded.
-
-    Raises
-    ------
-    ValueError
-        If a folder holds no model, or there is no such folder and it cannot be a repository.
-    """
+    """Refuse what cannot be a model, before anything is loaded."""
     source = str(source)
     if Path(source).is_dir():
         if not Path(source, "config.json").exists() and not is_adapter(source):

@@ -53,11 +53,6 @@ class EvaluationRecord:
             Made where it does not exist.
         conditions
             Cells, labels, batches: what all results depend on.
-
-        Raises
-        ------
-        ValueError
-            If the folder holds an evaluation of other cells.
         """
         conditions = json.loads(json.dumps(conditions, default=plain))
         empty: dict[str, Any] = {"data": conditions, "models": {}, "results": {}, "finished": {}}

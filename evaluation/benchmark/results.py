@@ -64,13 +64,7 @@ class TaskResult:
 
 
 def plain(value: Any) -> Any:
-    """Return numbers of NumPy and paths as plain types, for `json`.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
+    """Return numbers of NumPy and paths as plain types, for `json`."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -50,11 +50,6 @@ def split_cells(data: LabelledCells, test_fraction: float = TEST_FRACTION, seed:
     test_fraction
         Share of labelled cells to hold out. Donors are taken in a seeded order, each if it brings the share nearer;
         the smallest if none does.
-
-    Raises
-    ------
-    ValueError
-        If no cell has a label, or the fraction is no share.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction}: a share of the cells is above 0 and below 1")

@@ -138,11 +138,6 @@ def markers_of(
         Where both are looked up.
     types
         Label -> cell type of the table.
-
-    Raises
-    ------
-    ValueError
-        If `types` names a cell type that the table does not have, or no label has markers.
     """
     wanted, types = sorted({str(label) for label in labels}), dict(types or {})
     missing = sorted(set(types.values()) - set(table))

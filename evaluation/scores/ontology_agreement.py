@@ -54,11 +54,6 @@ def ontology_geometry(
         Cell Ontology id of each cell, None where there is none.
     seed
         Of the bootstrap samples.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three types: two give one pair, over which nothing can be ranked.
     """
     given = np.array([t or "" for t in cell_types], dtype=object)
     types = sorted(set(given) - {""})

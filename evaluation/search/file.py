@@ -75,9 +75,6 @@ def query_file(
     ------
     OutputError
         If an output is an input, or exists and is not to be replaced.
-    ValueError
-        If the text is empty, `top` below 1, the embeddings are of another model or size, or the result cannot be
-        written.
     """
     if not text.strip():
         raise ValueError("the text to search for is empty")

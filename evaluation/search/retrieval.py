@@ -128,13 +128,7 @@ def find_texts(model: Any, processor: Any, cells: Any, texts: Sequence[str], k: 
 
 
 def cell_embedding(model: Any, processor: Any, cells: Any, **options: Any) -> np.ndarray:
-    """Return cell embeddings: those that are passed, or of the cells that are; see `find_cells`.
-
-    Raises
-    ------
-    ValueError
-        If the model knows no texts, or the embeddings are not of its size.
-    """
+    """Return cell embeddings: those that are passed, or of the cells that are; see `find_cells`."""
     check_cell_text_model(model)
     if not (isinstance(cells, np.ndarray) and "genes" not in options):
         return embed_cells(model, as_processor(processor, model).tokenizer, cells, **options)

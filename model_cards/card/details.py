@@ -115,13 +115,6 @@ def read_details(folder: str | Path, file: str | Path | None = None, **given: An
         Folder of the model; its ``card.yaml`` is read where no other file is given.
     **given
         Fields of `CardDetails`; None and empty ones do not count.
-
-    Raises
-    ------
-    CardError
-        If the file is no mapping of the known fields, or a field has another type than it should.
-    FileNotFoundError
-        If `file` does not exist.
     """
     path = Path(folder, CARD_FILE) if file is None else Path(file)
     if file is not None and not path.is_file():
@@ -173,11 +166,6 @@ def check_complete(values: dict[str, Any], mandatory: Sequence[str]) -> None:
     ----------
     values
         Field -> value.
-
-    Raises
-    ------
-    CardError
-        Names every empty field and how to give it.
     """
     empty = [name for name in mandatory if not values.get(name)]
     if empty:

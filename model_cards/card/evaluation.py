@@ -48,11 +48,6 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
         Name of the model in it; a file with one model alone is taken for this one.
     published_as
         Name of the model on the card.
-
-    Raises
-    ------
-    ValueError
-        If the file holds no evaluation, or not that of the model; names the models that it holds.
     """
     content = read_json(Path(path))
     if not isinstance(content, dict) or not content.get("results") or "models" not in content:

@@ -35,8 +35,6 @@ class System:
 
     Parameters
     ----------
-    name
-        Type of the models.
     title, family, summary
         Name, kind of network, a few sentences.
     as_published, our_choice

@@ -310,13 +310,7 @@ def _limits(facts: ModelFacts) -> list[str]:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse classes without names.
-
-    Raises
-    ------
-    ValueError
-        If there are classes with the names that transformers gives where there are none.
-    """
+    """Refuse classes without names."""
     if labels and all(name.startswith("LABEL_") for name in labels):
         raise ValueError(
             f"the {len(labels)} classes have no names (LABEL_0, ...): write id2label and label2id into config.json"

@@ -81,11 +81,6 @@ def visit_as_stranger(job: Mapping[str, Any]) -> Outcome:
     ----------
     job
         As for `stranger.Visit`.
-
-    Raises
-    ------
-    NotLoadableError
-        If something does not load or run there; with what the process said.
     """
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch, "job.json")
@@ -127,11 +122,6 @@ def compare(before: Outcome, after: Outcome, tolerance: float = TOLERANCE) -> in
     -------
     int
         Numbers that were compared.
-
-    Raises
-    ------
-    DifferentNumbersError
-        Names what is missing or differs, and by how much.
     """
     problems = []
     if before.arrays.keys() != after.arrays.keys() or before.texts.keys() != after.texts.keys():

@@ -66,11 +66,6 @@ def prepare_model(
         As for `publish`.
     base
         Not used by models.
-
-    Raises
-    ------
-    ValueError
-        If weights or tokenizer are missing, the model is none of ours, or its classes have no names.
     """
     config = read_json(folder / "config.json")
     kind = system_kind(config, folder)
@@ -123,13 +118,6 @@ def prepare_adapter(
         Name under which it is published.
     details, evaluation, cells, base
         As for `publish`.
-
-    Raises
-    ------
-    CardError
-        If the base model is not known, or as a folder of this machine alone.
-    ValueError
-        If files are missing, or there is no base model where the adapter names it.
     """
     for name in ("adapter_model.safetensors", "config.json"):
         if not (folder / name).exists():

@@ -108,8 +108,6 @@ def stage_files(
 
     Raises
     ------
-    PickleError
-        If there is a pickle that no trainer leaves behind; names it.
     ValueError
         If a file that matches is a link to somewhere else than the cache of the Hub that `source` lies in.
     """
@@ -176,11 +174,6 @@ def stage_code(folder: str | Path) -> list[str]:
     ----------
     folder
         Where ``config.json`` and its like are, and where the code goes.
-
-    Raises
-    ------
-    ValueError
-        If a configuration names code that is not ours.
     """
     folder, copied = Path(folder), set()
     for module in sorted(_modules(folder)):

@@ -52,11 +52,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
     -------
     hyperparameters
         As released: ``seq_len``, ``seq_dim``, ``query_len``, ``query_dim``, ``num_layers``, ...
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged or asks for anything else to be loaded.
     """
     if not Path(path).exists():
         raise CheckpointError(f"{path} does not exist")

@@ -85,11 +85,6 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         ``cell`` and ``text``, as released.
     parts
         Weights by their released names, by part.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing, damaged or asks for anything but tensors to be loaded.
     """
     folder, config, parts = Path(folder), {}, {}
     for part in TOWERS:
@@ -206,8 +201,6 @@ def from_text_checkpoint(
 
     Raises
     ------
-    CheckpointError
-        If the encoder's network is another one, or weights are missing.
     ValueError
         If options do not fit together.
     """

@@ -91,13 +91,6 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch
     ----------
     folder
         With ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing, damaged or asks for anything but tensors to be loaded.
-    ValueError
-        If ``config.json`` is not a configuration.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():

@@ -37,11 +37,6 @@ class Families(dict[str, Record]):
             As in ``config.json`` or in the section ``model`` of a training configuration.
         source
             What has this type, for the message.
-
-        Raises
-        ------
-        ValueError
-            If there is no such family; names those that there are.
         """
         if model_type not in self:
             known = ", ".join(sorted(self))

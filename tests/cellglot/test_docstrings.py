@@ -1,4 +1,4 @@
-"""Every public class, function and method says what it is and which errors it raises, exported ones what they take."""
+"""Every public name says what it is; exported ones also what they take and which errors they raise."""
 
 import ast
 import dataclasses
@@ -87,7 +87,7 @@ def problems_of_function(node, public_name):
     if "Returns" in found and node.returns is not None and ast.unparse(node.returns) == "None":
         yield "explains what it returns and returns nothing"
     missing = raised(node) - set(entries(found.get("Raises", "")))
-    if missing and not is_command(node):
+    if missing and public_name and not is_command(node):
         yield f"raises {', '.join(sorted(missing))} and does not say when"
 
 

@@ -38,13 +38,7 @@ class CorpusError(ValueError):
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest, and check that it says what a corpus needs.
-
-    Raises
-    ------
-    CorpusError
-        If it is damaged, or names files outside its folder; names the manifest.
-    """
+    """Read a manifest, and check that it says what a corpus needs."""
     try:
         manifest = read_json(path, most_bytes=MOST_MANIFEST_BYTES)
         _check_manifest(path, manifest)
@@ -82,13 +76,7 @@ def _check_kinds(path: Path, what: str, content: Any, kinds: Mapping[str, type])
 
 
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare the shards with the manifest: size, content, cells.
-
-    Raises
-    ------
-    CorpusError
-        If a shard is missing, unreadable, or has other bytes, content or cells than the manifest says; names it.
-    """
+    """Compare the shards with the manifest: size, content, cells."""
     shards = manifest["shards"]
     for shard in shards:
         path = folder / shard["file"]
@@ -183,13 +171,7 @@ class SourceMarks:
         self._files = [(file, _marks(Path(file.path))) for file in plan.files]
 
     def check(self) -> None:
-        """Compare the files with what they were.
-
-        Raises
-        ------
-        CorpusError
-            If one has another content; names it.
-        """
+        """Compare the files with what they were."""
         for file, marks in self._files:
             path = Path(file.path)
             try:

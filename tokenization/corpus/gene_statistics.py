@@ -149,13 +149,7 @@ class CorpusStatistics:
 
     @classmethod
     def load(cls, path: Path, n_genes: int) -> "CorpusStatistics":
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            If another version wrote it, in another layout.
-        """
+        """Read what `save` wrote."""
         statistics = cls(n_genes)
         with np.load(path, allow_pickle=False) as state:
             if "layout" not in state or tuple(state["layout"]) != statistics.histogram.shape:

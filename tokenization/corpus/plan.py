@@ -319,13 +319,7 @@ def inspect_files(
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Return each file its name without ending; refuse files given twice, tell equal names apart by their folder.
-
-    Raises
-    ------
-    ValueError
-        If a file is given twice, or two files have the same name in folders of the same name.
-    """
+    """Return each file its name without ending; refuse files given twice, tell equal names apart by their folder."""
     resolved = [p.resolve() for p in paths]
     twice = sorted({str(p) for p in resolved if resolved.count(p) > 1})
     if twice:
@@ -467,13 +461,6 @@ def make_plan(
     -------
     list
         Of each file of the plan, index and columns of its gene table.
-
-    Raises
-    ------
-    CellFileError
-        If files are broken and not to be passed over, or none is left; names them all.
-    ValueError
-        If no file has a column of obs that is to be carried.
     """
     names = unique_names(paths)
     readable = [(p, n) for p, n in zip(paths, names, strict=True) if n not in broken]

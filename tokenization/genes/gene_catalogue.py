@@ -57,11 +57,6 @@ def read_gene_table(path: Path) -> GeneNames:
         Tab- or comma-separated (plain or compressed), with columns such as ``ensembl_gene_id``, ``symbol``,
         ``alias_symbol``, ``prev_symbol`` (as HGNC and BioMart write them; several aliases are separated by ``|``),
         or ``gene_name_id_dict.pkl`` as Geneformer publishes it.
-
-    Raises
-    ------
-    ValueError
-        If there is no column of Ensembl gene ids or none of symbols.
     """
     names = GeneNames()
     if path.suffix == ".pkl":
@@ -109,11 +104,6 @@ def gene_catalogue(
     -------
     GeneVocabulary
         Genes in alphabetical order, with symbols and aliases, without statistics.
-
-    Raises
-    ------
-    ValueError
-        If no gene is left.
     """
     names = GeneNames()
     own: set[str] = set()

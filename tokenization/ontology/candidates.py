@@ -270,13 +270,7 @@ def split_candidates(text: str, ontology: CellOntology | None = None) -> list[st
 
 
 def read_candidates(path: str | Path) -> Labels:
-    """Read candidates from a file: ``.json`` with a list, or with class -> text or texts; else one a line.
-
-    Raises
-    ------
-    ValueError
-        If the file is neither.
-    """
+    """Read candidates from a file: ``.json`` with a list, or with class -> text or texts; else one a line."""
     if Path(path).suffix != ".json":
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     given = read_json(path, kind=None)

@@ -52,11 +52,6 @@ def fill_template(template: str, fields: Mapping[str, Any]) -> str:
     ----------
     fields
         Values; missing ones are None or empty.
-
-    Raises
-    ------
-    ValueError
-        If the template has no field, one that there is not, or is not well formed.
     """
     pieces: list[str] = []
     found, left_out = False, False

@@ -327,11 +327,6 @@ def resolve_labels(index: LabelIndex, labels: Iterable[Any]) -> CellLabelMatch:
     -------
     CellLabelMatch
         A class or None for each label, with a report.
-
-    Raises
-    ------
-    TypeError
-        If `labels` is one text in place of several.
     """
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {labels!r}: pass a list of labels")

@@ -27,11 +27,6 @@ def fetch_release(release: str, cache_folder: str | os.PathLike | None = None, t
         Where the file is kept; None for `default_cache_folder`.
     timeout
         Seconds without an answer after which the network counts as missing.
-
-    Raises
-    ------
-    CellOntologyError
-        If `release` is no date, the file cannot be fetched, or what came is not that release.
     """
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", release):
         raise CellOntologyError(f"{release!r} is no release of the Cell Ontology: give its date, as in '2024-04-05'")

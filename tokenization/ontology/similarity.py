@@ -38,11 +38,6 @@ def personalised_pagerank(
     -------
     numpy.ndarray
         PageRank of each node for each start, shape (starts, nodes); rows sum to 1.
-
-    Raises
-    ------
-    ValueError
-        If `alpha` is outside [0, 1).
     """
     if not 0 <= alpha < 1:
         raise ValueError(f"alpha is {alpha}; it is a share, at least 0 and below 1")

@@ -52,13 +52,7 @@ class CellTerm:
 
 
 def parents_first(terms: Mapping[str, CellTerm]) -> list[str]:
-    """Order live classes so that every parent comes before its children.
-
-    Raises
-    ------
-    CellOntologyError
-        If a parent is missing, or `is_a` runs in a circle; the message names the classes.
-    """
+    """Order live classes so that every parent comes before its children."""
     waiting = {i: set(t.parents) for i, t in terms.items() if not t.obsolete}
     missing = [(i, p) for i, parents in waiting.items() for p in sorted(parents) if p not in waiting]
     if missing:

@@ -35,13 +35,7 @@ class BoundedText(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read bytes.
-
-        Raises
-        ------
-        CellFileError
-            If a line is too long.
-        """
+        """Read bytes."""
         content = self._file.read(min(len(buffer), _BLOCK))
         buffer[: len(content)] = content
         last = content.rfind(b"\n")
@@ -97,11 +91,6 @@ def read_names(path: Path, most: int) -> list[str]:
         The file, plain or gzipped.
     most
         Cells or genes of the matrix, whichever are more.
-
-    Raises
-    ------
-    CellFileError
-        If a line is too long, or there are far more lines than names.
     """
     names = []
     for number, line in enumerate(bounded_lines(path)):

@@ -42,8 +42,6 @@ def reading(source: str | os.PathLike, where: str = "") -> Iterator[None]:
 
     Raises
     ------
-    CellFileError
-        In place of what a library raised.
     NotCountsError
         If values are not counts; begins with the file.
     """

@@ -69,11 +69,6 @@ def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
         ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder with ``matrix.mtx`` (plain or gzipped), or ``.loom``.
     folder
         Where to keep what has to be converted; a temporary folder by default.
-
-    Raises
-    ------
-    CellFileError
-        Says what is wrong with the file.
     """
     if not path.exists():
         raise CellFileError(why_missing(path))
@@ -280,11 +275,6 @@ def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
         Data set of HDF5 or zarr; its first field holds the names.
     beside
         Group ``uns``, which holds ``{column}_categories`` for columns of numbers that stand for categories.
-
-    Raises
-    ------
-    CellFileError
-        If the array has no fields.
     """
     records = table[...]
     if records.dtype.names is None or records.ndim != 1:

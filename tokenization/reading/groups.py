@@ -131,11 +131,6 @@ def check_dataset(dataset: h5py.Dataset, file_size: int) -> None:
     ----------
     file_size
         Of its file, in bytes.
-
-    Raises
-    ------
-    CellFileError
-        Says what is wrong with it.
     """
     settings = dataset.id.get_create_plist()
     if settings.get_external_count():

@@ -37,13 +37,7 @@ class DeflatedArray:
         return plain and codes == [*([h5py.h5z.FILTER_SHUFFLE] if array.shuffle else []), h5py.h5z.FILTER_DEFLATE]
 
     def __getitem__(self, place: int | slice) -> Any:
-        """Read a number, or a range without a step.
-
-        Raises
-        ------
-        OSError
-            If a chunk cannot be inflated.
-        """
+        """Read a number, or a range without a step."""
         if not isinstance(place, slice):
             return self.dataset[place]
         start, stop, step = place.indices(self.shape[0])

@@ -46,12 +46,6 @@ def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = Non
         (cells, genes) by the barcodes and features beside it.
     folder
         As in `ConvertedRows`.
-
-    Raises
-    ------
-    CellFileError
-        If the file's shape is not that of the barcodes and features; while reading, if an entry lies outside the
-        matrix, has other than its three fields, or the file is cut short.
     """
     head = read_market_head(path)
     if head.shape not in (shape[::-1], shape):
@@ -125,14 +119,7 @@ def _values(chunk: pd.DataFrame, path: Path, seen: int) -> np.ndarray:
 
 
 def read_market_head(path: Path) -> MarketHead:
-    """Read shape, number of entries and number of lines of a Matrix Market file's head.
-
-    Raises
-    ------
-    CellFileError
-        If the file does not begin as a general coordinate matrix of real or whole numbers does, if its first entry
-        has other fields than it says, or if it declares more entries than its bytes can hold.
-    """
+    """Read shape, number of entries and number of lines of a Matrix Market file's head."""
     with reading(path, "in its Matrix Market head"):
         lines = bounded_lines(path, "latin-1")
         first = next(lines, "")

@@ -25,11 +25,6 @@ def check_vector(array: Any, name: str, kinds: str) -> int:
         Anything with shape and dtype.
     kinds
         NumPy's letters, e.g. ``"iu"``.
-
-    Raises
-    ------
-    CellFileError
-        If it is not such an array.
     """
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
     if shape is None or dtype is None:
@@ -72,13 +67,7 @@ class Offsets:
 
     @names_the_file
     def __getitem__(self, place: int | slice) -> Any:
-        """Read an offset, or a range of them as int64.
-
-        Raises
-        ------
-        CellFileError
-            If offsets fall or lie outside of the values.
-        """
+        """Read an offset, or a range of them as int64."""
         if not isinstance(place, slice):
             return int(self.array[place])
         bounds = np.asarray(self.array[place]).astype(np.int64)
@@ -133,13 +122,7 @@ class StoredRows:
 
     @names_the_file
     def read_rows(self, start: int, stop: int) -> CountRows:
-        """Read some cells.
-
-        Raises
-        ------
-        CellFileError
-            If offsets fall or an index lies beyond the columns.
-        """
+        """Read some cells."""
         low, high, indptr = self.offsets(start, stop)
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
         if not len(data) == len(indices) == high - low:
@@ -296,13 +279,7 @@ class ConvertedRows:
 def columns_to_rows(
     data: Any, indices: Any, indptr: Any, shape: tuple[int, int], folder: Path | None = None
 ) -> ConvertedRows:
-    """Return compressed sparse columns (cells x genes) as rows.
-
-    Raises
-    ------
-    CellFileError
-        If values, indices and offsets do not fit together; while reading, if an index lies outside the matrix.
-    """
+    """Return compressed sparse columns (cells x genes) as rows."""
     n_values, n_indices = check_vector(data, "data", "biuf"), check_vector(indices, "indices", "iu")
     n_offsets = check_vector(indptr, "indptr", "iu")
     if n_offsets != shape[1] + 1 or n_values != n_indices:

@@ -164,13 +164,7 @@ class StoredTable:
 
     @names_the_file
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read a column.
-
-        Raises
-        ------
-        ValueError
-            If the column is stored in a way that is not read.
-        """
+        """Read a column."""
         codes, categories = self._coded(name)
         if codes is not None:
             return self._decode(name, codes[start:stop], categories)
@@ -363,11 +357,6 @@ def schema_names(columns: Sequence[str], rename: Mapping[str, str] | None = None
     -------
     dict
         Schema name -> the file's name, in the schema's order.
-
-    Raises
-    ------
-    ValueError
-        If `rename` names a column that the file does not have.
     """
     rename = dict(rename or {})
     missing = [c for c in rename if c not in columns]

@@ -28,11 +28,6 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
     -------
     list of str
         What is read although chunks of it are missing.
-
-    Raises
-    ------
-    CellFileError
-        Says which part is wrong.
     """
     encoding = _text(group.attrs.get("encoding-type", "dataframe"))
     if encoding != "dataframe":
@@ -63,13 +58,7 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
 
 
 def column_names(group: Any, name: str) -> list[str]:
-    """Read the names of a table's columns.
-
-    Raises
-    ------
-    CellFileError
-        If they are not a list of texts, or too many.
-    """
+    """Read the names of a table's columns."""
     listed = group.attrs.get("column-order")
     if listed is None:
         return list(group)
@@ -84,13 +73,7 @@ def column_names(group: Any, name: str) -> list[str]:
 
 
 def check_length(name: str, length: int, n: int, rows: str = "cells") -> None:
-    """Check that something has one value for each cell or gene.
-
-    Raises
-    ------
-    CellFileError
-        If it has not.
-    """
+    """Check that something has one value for each cell or gene."""
     if length != n:
         raise CellFileError(f"{name} has {length:,} values, but the matrix has {n:,} {rows}")
 

@@ -163,13 +163,7 @@ def absent_chunks(array: Any) -> int:
 
 
 def check_chunks(array: zarr.Array) -> None:
-    """Refuse an array that declares far more than its chunks can hold.
-
-    Raises
-    ------
-    CellFileError
-        If there are chunks for less than a thousandth of it, or a chunk is larger than its bytes can make it.
-    """
+    """Refuse an array that declares far more than its chunks can hold."""
     if isinstance(array.store, InsideStore):
         array.store.declare(array)
     width = max(int(getattr(array.dtype, "itemsize", 8)), 1)

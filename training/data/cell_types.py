@@ -57,11 +57,6 @@ def open_ontology(name: str | Path) -> CellOntology:
     """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file.
 
     The labels that the table of blood knows besides the ontology's own are added to every other one.
-
-    Raises
-    ------
-    ValueError
-        If the name is none of these.
     """
     blood = CellOntology.blood()
     if str(name) == "blood":
@@ -91,11 +86,6 @@ def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str]
         Where to look labels up.
     columns
         Columns of labels, those that the corpus does not have are passed over.
-
-    Raises
-    ------
-    ValueError
-        If the corpus has none of the columns.
     """
     present = [c for c in columns if c in _columns(corpus)]
     if not present:

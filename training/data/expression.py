@@ -51,11 +51,6 @@ class CorpusExpression:
         ----------
         keep
             Whether each cell of the splits is wanted, shape (cells,); by default all are.
-
-        Raises
-        ------
-        ValueError
-            If the corpus holds no expression values.
         """
         first = 0
         for shard in (shard for split in self.splits for shard in self.corpus.shards(split)):

@@ -39,11 +39,6 @@ def co_expression_vectors(
     -------
     numpy.ndarray
         Shape (genes, size), float32, in the order of token ids.
-
-    Raises
-    ------
-    ValueError
-        If the corpus holds no expression values, or there are fewer cells or genes than entries.
     """
     values = _sample(corpus, seed, most_cells, keep)
     n_cells, n_genes = values.shape

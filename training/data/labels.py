@@ -17,13 +17,7 @@ NOT_LABELS = ("input_ids", "expression_values", "expression_total", "clipped_cou
 
 
 def read_column(corpus: Corpus, splits: Sequence[str], column: str) -> list[Any]:
-    """Read a column of the cells of some splits, one after the other.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column; names those that there are.
-    """
+    """Read a column of the cells of some splits, one after the other."""
     import pyarrow.parquet as pq
 
     values: list[Any] = []
@@ -48,13 +42,7 @@ def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
 
 
 def values_of(corpus: Corpus, splits: Sequence[str], column: str) -> np.ndarray:
-    """Read a number of each cell, NaN where it is missing, shape (cells,), float64.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, or it holds what is no number.
-    """
+    """Read a number of each cell, NaN where it is missing, shape (cells,), float64."""
     given = [None if class_name(v) is None else v for v in read_column(corpus, splits, column)]
     values = np.full(len(given), np.nan)
     for row, value in enumerate(given):
@@ -80,8 +68,6 @@ def read_gene_labels(path: str | Path) -> dict[str, str]:
 
     Raises
     ------
-    ValueError
-        If it has fewer than two columns, or a gene stands there with two classes.
     FileNotFoundError
         If there is no such file.
     """
@@ -112,11 +98,6 @@ def gene_classes(labels: Mapping[str, str], vocabulary: GeneVocabulary) -> dict[
     ----------
     labels
         Gene -> class.
-
-    Raises
-    ------
-    ValueError
-        If two names of one gene have different classes.
     """
     names = list(labels)
     found: dict[int, str] = {}

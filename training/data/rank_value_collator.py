@@ -69,11 +69,6 @@ class RankValueCollator:
             ``input_ids`` and ``attention_mask``, shape (cells, tokens). With masking ``labels`` of that shape, -100
             where no gene is masked; with cell types ``cell_type_ids``, with classes ``labels``, shape (cells,), -100
             for none.
-
-        Raises
-        ------
-        ValueError
-            If there are no cells.
         """
         if not examples:
             raise ValueError("no cells to make a batch of")

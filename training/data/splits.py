@@ -59,11 +59,6 @@ def check_split(corpus: Corpus, how: str) -> None:
     ----------
     how
         ``"corpus"`` or ``"stratified"``.
-
-    Raises
-    ------
-    ValueError
-        If it is so.
     """
     if how not in SPLITS:
         raise ValueError(f"finetuning.split {how!r}: it is one of {', '.join(SPLITS)}")

@@ -109,11 +109,6 @@ def texts_of(
         label, unknown to the ontology, is given as it stands.
     **options
         Further options of `describe_cells`.
-
-    Raises
-    ------
-    ValueError
-        If no cell is of a type to leave out, or all are; as `describe_cells` does.
     """
     present = pq.read_schema(corpus.shards("train")[0]).names
     wanted = list(label_columns) if "cell type" in aspects or leave_out else []

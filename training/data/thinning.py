@@ -196,17 +196,6 @@ def thinning_of(
 ) -> Thinning | None:
     """Make what the section ``data`` of a configuration asks for; None where nothing is taken.
 
-    Parameters
-    ----------
-    settings
-        The section.
-    tokenizer
-        Of the model.
-    corpus
-        The training cells.
-    seed
-        Of the draws.
-
     Raises
     ------
     ValueError

@@ -56,11 +56,6 @@ def exceiver_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
 
     As released, the number of masked genes is a share of the median cell's, and cells with fewer than twice as many
     genes are left out.
-
-    Raises
-    ------
-    ValueError
-        If configuration, corpus and model do not fit together.
     """
     tokenizer = tokenizer_of(corpus, "Exceiver")
     made = ExceiverForMaskedExpression(new_configuration(ExceiverConfig, model, tokenizer))

@@ -55,8 +55,6 @@ class TrainedFamily:
 
     Parameters
     ----------
-    name
-        Type of the model.
     pretraining_data, finetuning_data
         Strict dataclasses: the keys of the section ``data``. Those of fine-tuning include
         ``initialize_gene_embeddings``, which is for new models.
@@ -107,11 +105,6 @@ class TrainedFamily:
         ----------
         task
             ``"cell-type"``, ``"gene"`` or ``"regression"``.
-
-        Raises
-        ------
-        ValueError
-            If there is no such task, or the model has no head for it.
         """
         if task not in TASKS:
             raise ValueError(f"task {task!r}: the tasks are {', '.join(TASKS)}")

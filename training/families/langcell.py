@@ -52,8 +52,6 @@ class PretrainingData(ThinningSettings):
 
     Parameters
     ----------
-    mask_fraction, initialize_gene_embeddings, ontology, label_columns
-        As for scCello.
     aspects, template
         Of the texts, as for `describe_cells`.
     text_checkpoint
@@ -94,11 +92,6 @@ def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
     The section ``model`` has fields of `LangCellConfig` (``stage``, weights of the objectives, ...), those of the
     towers under ``cell_config`` and ``text_config``. Cells without a text are counted and train the objectives on
     cells.
-
-    Raises
-    ------
-    ValueError
-        If configuration, corpus and model do not fit together.
     """
     if data.freeze == "cell" and model.get("stage", 2) == 1:
         raise ValueError("data.freeze=cell in stage 1: the cell encoder is all that learns there")

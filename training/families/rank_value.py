@@ -31,13 +31,7 @@ class FinetuningData(ThinningSettings):
 
 
 def tokenizer_of(corpus: Corpus, model: str) -> RankValueTokenizer:
-    """Return the tokenizer of a corpus of rank-value tokens whose cells begin with ``<cls>``.
-
-    Raises
-    ------
-    ValueError
-        If it is another tokenizer, or cells begin otherwise.
-    """
+    """Return the tokenizer of a corpus of rank-value tokens whose cells begin with ``<cls>``."""
     tokenizer: Any = corpus.tokenizer()
     check_tokenizer(tokenizer, RankValueTokenizer, corpus, model, "rank-value --option add_cls_token=true")
     if not tokenizer.add_cls_token:
@@ -49,15 +43,7 @@ def tokenizer_of(corpus: Corpus, model: str) -> RankValueTokenizer:
 
 
 def saved_tokenizer(tokenizer: RankValueTokenizer, config: Any) -> RankValueTokenizer:
-    """Return the tokenizer that is saved with a model: no longer cells than it reads, and nothing but its inputs.
-
-    Parameters
-    ----------
-    tokenizer
-        Of the corpus.
-    config
-        Of the model.
-    """
+    """Return the tokenizer that is saved with a model: no longer cells than it reads, and nothing but its inputs."""
     return RankValueTokenizer.from_vocabulary(
         tokenizer.vocabulary,
         add_cls_token=True,

@@ -19,12 +19,8 @@ class Recipe:
 
     Parameters
     ----------
-    model
-        With fresh weights.
     processing_class
         Tokenizer or processor, saved beside the model.
-    train, held_out
-        Cells.
     collator
         Cells -> batch.
     metrics
@@ -49,13 +45,7 @@ class Recipe:
 
 
 def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Corpus, model: str, name: str) -> None:
-    """Refuse a corpus that another tokenizer made.
-
-    Raises
-    ------
-    ValueError
-        If it is so; says how to tokenize.
-    """
+    """Refuse a corpus that another tokenizer made."""
     if not isinstance(tokenizer, wanted):
         raise ValueError(
             f"{corpus.folder} was tokenized by {type(tokenizer).__name__}, {model} reads {wanted.__name__}: "
@@ -68,19 +58,10 @@ def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: 
 
     Parameters
     ----------
-    config_class
-        The model's.
     section
         The section ``model``.
-    tokenizer
-        Of the corpus.
     **given
         Fields that the corpus decides; those of the section take precedence.
-
-    Raises
-    ------
-    ValueError
-        If a key is unknown, a value does not fit, or the size of the vocabulary is another.
     """
     name, sizes = where(section, "model"), given | {k: v for k, v in section.items() if k != "type"}
     check_keys(sizes, list(config_class.__dataclass_fields__), name)
@@ -95,13 +76,7 @@ def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: 
 
 
 def check_share(name: str, given: float, what: str) -> None:
-    """Refuse a number that is not a share from 0 to below 1.
-
-    Raises
-    ------
-    ValueError
-        Names the setting.
-    """
+    """Refuse a number that is not a share from 0 to below 1."""
     if not 0 <= given < 1:
         raise ValueError(f"{name} {given!r}: it is a share of {what}, from 0 to below 1")
 

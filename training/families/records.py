@@ -16,11 +16,6 @@ FAMILIES: Families[TrainedFamily] = Families(EXCEIVER, SCCELLO, LANGCELL)
 def family_of(model: str | Path) -> TrainedFamily:
     """Return the family of a model.
 
-    Parameters
-    ----------
-    model
-        Folder or repository.
-
     Raises
     ------
     ValueError

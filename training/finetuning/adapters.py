@@ -43,11 +43,6 @@ def adapter_config(
         ``rank`` (8), ``alpha`` (twice the rank) and ``dropout`` (0) of LoRA and DoRA; IA3 has none.
     task_type
         What PEFT calls the task.
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown, or a setting is not one of its own.
     """
     if method not in ADAPTERS:
         raise ValueError(f"method {method!r}: the adapters are {', '.join(ADAPTERS)}")

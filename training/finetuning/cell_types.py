@@ -28,11 +28,6 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
     ----------
     settings
         Section ``finetuning`` of the configuration.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes, or no such column.
     """
     how = settings.split
     read = read_labels(read_column(corpus, BOTH, column))

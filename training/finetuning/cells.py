@@ -22,8 +22,6 @@ def corpus_for(
     ----------
     model
         Folder or repository of the model.
-    cells
-        Files of cells.
     output
         Folder of the model to be; tokens go into its folder ``corpus``.
     label_column
@@ -43,8 +41,6 @@ def corpus_of_new_model(
 
     Parameters
     ----------
-    model_type
-        Its family.
     cells, output, label_column, **options
         As for `corpus_for`. The tokens have expression values.
     """

@@ -185,11 +185,6 @@ def draw_cells(classes: Sequence[str | None], number: int, seed: int) -> Shots:
     ----------
     classes
         Class of each training cell, None for cells that cannot be drawn.
-
-    Raises
-    ------
-    ValueError
-        If `number` is below 1.
     """
     if number < 1:
         raise ValueError(f"{number} cells a class: few-shot learning needs one at least")
@@ -454,11 +449,6 @@ def few_shot_on(
         As for `few_shot`.
     cells
         Files of cells, where there is no corpus.
-
-    Raises
-    ------
-    ValueError
-        If there are neither cells nor a corpus.
     """
     if corpus is None:
         if not cells:

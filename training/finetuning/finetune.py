@@ -96,12 +96,6 @@ def finetune(
     dict
         Metrics of the held-out cells, ``eval_accuracy`` and ``eval_macro_f1`` or ``eval_mse``, ``eval_r2`` and
         ``eval_pearson``; those of test cells begin with ``test``. Empty without such cells.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes, no such column, corpus, model, task and method do not fit together,
-        `output` holds another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     family = _family(config.model, model, method)
@@ -356,11 +350,6 @@ def finetune_on(
         As for `finetune`.
     cells
         Files of cells, where there is no corpus.
-
-    Raises
-    ------
-    ValueError
-        If there are neither cells nor a corpus.
     """
     if corpus is None:
         if not cells:

@@ -44,11 +44,6 @@ def gene_task(
         Section ``finetuning`` of the configuration.
     seed
         Of the draw of genes, and of the division of cells.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes among the training genes, or the share is none.
     """
     given = dict(table) if isinstance(table, Mapping) else read_gene_labels(table)
     found = gene_classes(given, vocabulary)

@@ -27,21 +27,12 @@ def pretrained_network(
 
     Parameters
     ----------
-    family
-        Of the model.
     task
         As for `finetune`.
     section
         The section ``model``: fields of the model's configuration to change.
-    model
-        Folder or repository.
     fields
         Of the configuration, that the task decides.
-
-    Raises
-    ------
-    ValueError
-        If a field does not exist or fit, or weights of the encoder are missing.
     """
     model_class = family.model_class(task)
     changes = {k: v for k, v in section.items() if k != "type"}
@@ -84,8 +75,6 @@ def new_network(
 
     Parameters
     ----------
-    family
-        Of the model.
     task
         As for `finetune`.
     section
@@ -122,14 +111,8 @@ def what_learns(
 
     Parameters
     ----------
-    network
-        With its head.
     method
         As for `finetune`.
-    heads
-        Modules that learn whole.
-    sizes
-        Of the adapter.
     """
     if method in ADAPTERS:
         return put_adapter(network, method, heads, sizes), []

@@ -83,13 +83,7 @@ class FinetuneSettings:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def of_trainer(self, section: Mapping[str, Any], task: str) -> dict[str, Any]:
-        """Return what the trainer needs to keep the best state, where training is to stop early.
-
-        Raises
-        ------
-        ValueError
-            If the section ``trainer`` asks for no evaluations.
-        """
+        """Return what the trainer needs to keep the best state, where training is to stop early."""
         if self.patience is None:
             return {}
         if section.get("eval_strategy", "no") in ("no", False):

@@ -23,11 +23,6 @@ def value_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: in
         Section ``finetuning`` of the configuration.
     seed
         Of the division of cells.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, it holds no numbers, or all training cells have the same.
     """
     division = divide(corpus, settings.split, _deciles(values_of(corpus, BOTH, column)), seed)
 

@@ -57,11 +57,6 @@ def check_weights(model: nn.Module, where: str, advice: str) -> None:
     ----------
     where
         Where the weights are from, for the message.
-
-    Raises
-    ------
-    NonFiniteError
-        Names the first of them.
     """
     found = non_finite_weights(model)
     if found:
@@ -77,11 +72,6 @@ def check_statistics(vocabulary: Any, where: str) -> None:
         A `cellglot.tokenization.GeneVocabulary`.
     where
         Its folder, for the message.
-
-    Raises
-    ------
-    NonFiniteError
-        Names the statistic, and how many genes it concerns.
     """
     for name in ("medians", "means", "stds"):
         values = getattr(vocabulary, name)

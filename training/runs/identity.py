@@ -275,11 +275,6 @@ def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], folder: str
         From `run_identity`, of the run that the folder holds.
     now
         Of the run that is to begin.
-
-    Raises
-    ------
-    OtherRunError
-        Names what differs, both values, and what to do.
     """
     if there.get("digest") == now["digest"]:
         return

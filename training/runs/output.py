@@ -203,13 +203,7 @@ class TrainingOutput:
 
 
 def check_no_other_model(folder: str | Path) -> None:
-    """Refuse a folder that holds a model which no training run made there.
-
-    Raises
-    ------
-    OutputError
-        If it is so.
-    """
+    """Refuse a folder that holds a model which no training run made there."""
     folder = Path(folder)
     found = [name for name in MODEL_FILES if (folder / name).exists()]
     made_here = read_identity(folder) is not None or bool(_json(folder / RUN_FILE))
@@ -227,11 +221,6 @@ def on_main_process(arguments: TrainingArguments, function: Callable[[], Any]) -
     ----------
     function
         Its result can be pickled.
-
-    Raises
-    ------
-    ValueError
-        If the function raises an error.
     """
     if arguments.world_size == 1 or not torch.distributed.is_initialized():
         return function()

@@ -58,15 +58,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
     def end(self) -> NoReturn:
-        """End the run as the signal asks.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            After SIGINT (exit status 130).
-        SystemExit
-            After SIGTERM, with status 143; also where another process of the run got the signal.
-        """
+        """End the run as the signal asks."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

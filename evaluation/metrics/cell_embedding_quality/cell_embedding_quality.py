@@ -148,11 +148,6 @@ def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.
     tuple of numpy.ndarray
         Numbers of the neighbours, int64, and their distances, float64, both of shape (cells, n_neighbors), the cell
         itself first.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer cells than neighbours, or `n_neighbors` is below 2.
     """
     n_cells = len(embedding)
     if n_neighbors < 2:
@@ -193,11 +188,6 @@ def graph_connectivity(graph: csr_matrix, labels: np.ndarray) -> float:
         Edges between cells, shape (cells, cells).
     labels
         Cell type of each cell, counted from 0, -1 for cells that are left out, shape (cells,).
-
-    Raises
-    ------
-    ValueError
-        If no cell has a type.
     """
     if not (labels >= 0).any():
         raise ValueError("no cell has a type: there are no parts of the graph to look at")
@@ -235,12 +225,6 @@ def embedding_scores(
     -------
     dict
         As the metric's description says; plain types.
-
-    Raises
-    ------
-    ValueError
-        If labels, batches or clusters are not one for each cell, labels are given and no cell has one, a cell has no
-        cluster, an embedding is not finite, or there are fewer cells than neighbours.
     """
     x = np.asarray(embedding)
     if x.ndim != 2 or not x.size:

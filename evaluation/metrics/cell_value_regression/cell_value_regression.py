@@ -38,11 +38,6 @@ def regression_scores(references: Sequence[float] | np.ndarray, predictions: Seq
     -------
     dict
         As the metric's description says; plain types.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many predictions as cells, no cell has a value, or a prediction is not finite.
     """
     true, predicted = np.asarray(references, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
     if true.shape != predicted.shape or true.ndim != 1:

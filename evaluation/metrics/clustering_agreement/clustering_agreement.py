@@ -43,11 +43,6 @@ def clustering_agreement(labels: Iterable[Any], clusters: Iterable[Any]) -> dict
     -------
     dict
         As the metric's description says; plain types.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many clusters as cells, no cell has a label, or a labelled cell has no cluster.
     """
     types, found = np.array(texts(labels), dtype=str), np.array(texts(clusters), dtype=str)
     if len(types) != len(found):

@@ -40,11 +40,6 @@ def cell_auroc(scores: Sequence[float] | np.ndarray, is_marker: Sequence[int] | 
         Of its genes, shape (genes,).
     is_marker
         Whether each is a marker, shape (genes,).
-
-    Raises
-    ------
-    ValueError
-        If shapes differ or a score is NaN.
     """
     values, flags = np.asarray(scores, dtype=np.float64), np.asarray(is_marker).astype(bool)
     if values.shape != flags.shape or values.ndim != 1:
@@ -76,11 +71,6 @@ def marker_auroc(scores: Sequence[Any], is_marker: Sequence[Any], cell_types: It
     -------
     dict
         As the metric's description says; plain types.
-
-    Raises
-    ------
-    ValueError
-        If there are no cells, numbers of cells or genes differ, or a score is NaN.
     """
     types = [""] * len(scores) if cell_types is None else texts(cell_types)
     if not len(scores) or len({len(scores), len(is_marker), len(types)}) > 1:

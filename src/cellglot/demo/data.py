@@ -146,13 +146,7 @@ class DemoData:
 
 
 def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: Console) -> Path:
-    """Return the file to work on: the cells that scanpy ships, or at most `MOST_CELLS` of the caller's.
-
-    Raises
-    ------
-    ValueError
-        If the file has no column of that name, or too few cells or classes in it.
-    """
+    """Return the file to work on: the cells that scanpy ships, or at most `MOST_CELLS` of the caller's."""
     if cells is None:
         import scanpy
 

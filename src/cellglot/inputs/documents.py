@@ -32,8 +32,6 @@ def read_json(
 
     Raises
     ------
-    InputError
-        If it is too large, not JSON, nested too deeply, or holds something else; names the file.
     FileNotFoundError
         If there is no such file.
     """
@@ -77,11 +75,6 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
         Of the file or option that it comes from, for messages.
     loader
         `yaml.SafeLoader`, or a class below it.
-
-    Raises
-    ------
-    InputError
-        As `read_yaml`.
     """
     if _depth(text) > DEEPEST:
         raise InputError(f"{name} is nested too deeply: write it again")

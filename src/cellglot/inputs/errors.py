@@ -41,8 +41,6 @@ def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
 
     Raises
     ------
-    InputError
-        ``PATH: cause; what to do``.
     OSError
         If the system is at its limits (disk, memory, open files).
     """

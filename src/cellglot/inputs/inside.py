@@ -15,11 +15,6 @@ def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.Path
     ----------
     name
         As it is named, relative to the folder.
-
-    Raises
-    ------
-    InputError
-        If the name is absolute, goes up, or is a link that leads elsewhere.
     """
     folder = Path(folder)
     if not isinstance(name, str) or not name or "\0" in name:

@@ -20,24 +20,12 @@ def split_list(text: str) -> list[str]:
 
 
 def split_paths(text: str) -> list[str]:
-    """Split a text at commas as `split_list` does; the path of a file that exists is not split.
-
-    Parameters
-    ----------
-    text
-        Paths between commas.
-    """
+    """Split a text at commas as `split_list` does; the path of a file that exists is not split."""
     return [text] if Path(text).expanduser().exists() else [part.strip() for part in split_list(text)]
 
 
 def split_pairs(text: str) -> list[str]:
-    """Split ``KEY=VALUE,KEY=VALUE`` at the commas that a new key follows; a comma inside of a value stays.
-
-    Parameters
-    ----------
-    text
-        Pairs between commas.
-    """
+    """Split ``KEY=VALUE,KEY=VALUE`` at the commas that a new key follows; a comma inside of a value stays."""
     pairs: list[str] = []
     for part in split_list(text):
         if pairs and ("=" not in part or "=" not in pairs[-1] or _is_open(pairs[-1])):
@@ -57,15 +45,8 @@ def to_dict(pairs: Iterable[str], name: str) -> dict[str, str]:
 
     Parameters
     ----------
-    pairs
-        The pairs.
     name
         Where they were given, for messages.
-
-    Raises
-    ------
-    ValueError
-        If one has no ``=``.
     """
     found = {}
     for text in pairs:

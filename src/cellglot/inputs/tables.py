@@ -31,8 +31,6 @@ def read_text(path: str | os.PathLike, *, most_bytes: int = MOST_BYTES) -> str:
 
     Raises
     ------
-    InputError
-        If it is too large, cut short, not UTF-8, or has a line beyond any table's; names the file.
     FileNotFoundError
         If there is no such file.
     """

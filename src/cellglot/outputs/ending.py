@@ -6,13 +6,7 @@ from typing import NoReturn
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process with status 143; a handler that is already installed stays.
-
-    Raises
-    ------
-    SystemExit
-        In the process, when the signal arrives.
-    """
+    """Let SIGTERM end this process with status 143; a handler that is already installed stays."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

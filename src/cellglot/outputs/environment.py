@@ -41,11 +41,6 @@ def check_environment(error: BaseException) -> None:
     """Raise an error again where the machine failed, so that it is not laid to an input.
 
     Call it first where an error of reading becomes a fault of a file.
-
-    Raises
-    ------
-    EnvironmentFailureError
-        Says what failed.
     """
     if isinstance(error, EnvironmentFailureError):
         raise error
@@ -66,11 +61,6 @@ def check_room(folder: str | os.PathLike, needed: int, purpose: str, way_out: st
         Bytes.
     purpose
         What needs them, as the beginning of a sentence.
-
-    Raises
-    ------
-    EnvironmentFailureError
-        If less is free; says both sizes.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

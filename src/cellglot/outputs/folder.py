@@ -116,13 +116,7 @@ class OutputFolder:
                 _remove_empty(self.path)
 
     def refuse_earlier(self, overwrite: bool) -> None:
-        """Refuse an earlier result of this kind, unless it is to be replaced.
-
-        Raises
-        ------
-        OutputError
-            If there is one and it is not to be replaced.
-        """
+        """Refuse an earlier result of this kind, unless it is to be replaced."""
         if self.own and not overwrite:
             raise OutputError(
                 f"{self.path} holds {KINDS[self.kind].title}: choose another folder, or replace it by --overwrite "
@@ -265,13 +259,7 @@ class OutputFolder:
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Read what an output folder says of itself: kind -> finished, files; empty where there is no manifest.
-
-    Raises
-    ------
-    OutputError
-        If the manifest is damaged, or of a later version of cellglot.
-    """
+    """Read what an output folder says of itself: kind -> finished, files; empty where there is no manifest."""
     path = Path(folder, MANIFEST_FILE)
     if not path.exists():
         return {}

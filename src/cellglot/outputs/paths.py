@@ -46,12 +46,6 @@ def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike |
     inputs
         Files and folders that are read: cells, models, tables, settings. None and names of repositories are passed
         over.
-
-    Raises
-    ------
-    OutputError
-        If the output is a file or below one, is or holds an input, is inside an input that is a store of cells, is the
-        root of a repository, or is or holds a home folder.
     """
     output = Path(output)
     other = "choose a folder of its own for the result"
@@ -103,12 +97,6 @@ def check_file(
         among them. None and names of repositories are passed over.
     overwrite
         Replace a file that exists.
-
-    Raises
-    ------
-    OutputError
-        If the output is an input or an existing file inside one, a folder, exists and is not to be replaced, or
-        there is no folder to write it to, or the folder cannot be written to.
     """
     output = Path(output)
     for path in local(inputs):
@@ -138,13 +126,7 @@ def check_files(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Check several files as `check_file` does, before any work; also that no two of them are one file.
-
-    Raises
-    ------
-    OutputError
-        As `check_file`, or if two outputs are the same file.
-    """
+    """Check several files as `check_file` does, before any work; also that no two of them are one file."""
     given, inputs = [Path(path) for path in outputs if path is not None], list(inputs)
     for number, output in enumerate(given):
         if any(same_file(output, earlier) for earlier in given[:number]):

@@ -175,13 +175,7 @@ def annotate(
 
 
 def _by_texts(model: str | LoadedModel, adapter: str | None, given: list[str]) -> bool:
-    """Whether cells are annotated by texts: the model reads them, and has no classes of its own.
-
-    Raises
-    ------
-    ValueError
-        If options for texts are given for a model that has classes.
-    """
+    """Whether cells are annotated by texts: the model reads them, and has no classes of its own."""
     from cellglot.evaluation.annotation.by_classifier import has_classes, reads_texts
 
     if isinstance(model, LoadedModel):

@@ -10,13 +10,7 @@ KEY = "cellglot"
 
 
 def is_anndata(cells: Any) -> bool:
-    """Whether cells are an AnnData, in memory or backed, and not paths.
-
-    Raises
-    ------
-    TypeError
-        If they are neither.
-    """
+    """Whether cells are an AnnData, in memory or backed, and not paths."""
     if hasattr(cells, "obs") and hasattr(cells, "var_names"):
         return True
     if not isinstance(cells, str | os.PathLike):
@@ -25,13 +19,7 @@ def is_anndata(cells: Any) -> bool:
 
 
 def to_write(adata: Any, copy: bool, files: Mapping[str, Any]) -> Any:
-    """Return the AnnData that results are written to: itself, or a copy.
-
-    Raises
-    ------
-    ValueError
-        If files are named for results.
-    """
+    """Return the AnnData that results are written to: itself, or a copy."""
     given = [name for name, path in files.items() if path is not None]
     if given:
         raise ValueError(
@@ -44,13 +32,7 @@ def to_write(adata: Any, copy: bool, files: Mapping[str, Any]) -> Any:
 
 
 def output_of(cells: Any, output: str | os.PathLike | None, copy: bool) -> Path:
-    """Return the file for the results of a file of cells.
-
-    Raises
-    ------
-    ValueError
-        If none is named, or a copy is asked for.
-    """
+    """Return the file for the results of a file of cells."""
     if output is None:
         raise ValueError(f"{cells} is a file: name one for the result by output")
     if copy:
