@@ -117,11 +117,11 @@ class Demo:
     def _clean_process(self, cells: Cells) -> list[list[str]]:
         """Run every saved folder here and in a process without cellglot; a row of the report for each."""
         chosen = np.flatnonzero(self.data.splits == "validation")[:CLEAN_CELLS]
+        texts = ["a blood cell"] * len(chosen)
         examples = [_counts_by_gene(cells, int(number)) for number in chosen]
         folders = [folder for part in self.parts for folder in (part.folder, part.classifier_folder)]
         jobs = [
-            {"kind": "model", "folder": str(folder.resolve()), "cells": examples, "texts": ["a blood cell"]}
-            for folder in folders
+            {"kind": "model", "folder": str(folder.resolve()), "cells": examples, "texts": texts} for folder in folders
         ]
         rows = []
         with ThreadPoolExecutor(min(CLEAN_PROCESSES, os.cpu_count() or 1)) as processes:
