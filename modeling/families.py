@@ -107,7 +107,8 @@ FAMILIES: Families[ModelFamily] = Families(
 
 def knows_texts(model_type: str | None) -> bool:
     """Whether models of a type read texts; no for types that are unknown."""
-    return model_type in FAMILIES and FAMILIES[model_type].reads_texts
+    family = FAMILIES.get(str(model_type))
+    return family is not None and family.reads_texts
 
 
 __all__ = ["FAMILIES", "ModelFamily", "knows_texts"]

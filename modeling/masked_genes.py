@@ -221,7 +221,7 @@ def exceiver_copies(
 def cell_encoder(model: Any) -> Any:
     """Return the part of a model that embeds cells: of a classifier, an adapter, a model of cells and texts."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", None))
+    family = FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", None)))
     return model if family is None else getattr(model, family.encoder, model)
 
 

@@ -22,10 +22,10 @@ class Section(dict[str, Any]):
 
     file = ""
 
-    def __or__(self, other: Any) -> "Section":
+    def __or__(self, other: Any) -> "Section":  # type: ignore[override]
         return _joined(self.file, self, other)
 
-    def __ror__(self, other: Any) -> "Section":
+    def __ror__(self, other: Any) -> "Section":  # type: ignore[override]
         return _joined(self.file, other, self)
 
 

@@ -1,8 +1,13 @@
 import dataclasses
+import json
+import re
 
 import pytest
 
-from cellglot.training.config import check_keys, configs_folder, load_config
+from cellglot.training.config import check_keys, configs_folder, load_config, read_section
+from cellglot.training.families.records import FAMILIES
+from cellglot.training.finetuning.few_shot import FewShotSettings
+from cellglot.training.finetuning.settings import FinetuneSettings
 from cellglot.training.pretraining.pretrain import main
 from cellglot.training.run import training_arguments
 
@@ -149,3 +154,46 @@ def test_wrong_settings_end_the_command_with_one_message(corpus, tmp_path, capsy
     error = capsys.readouterr().err
     assert "error: " in error and message in error.partition("error: ")[2]
     assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("thin_counts", "half", "run.yaml: data.thin_counts 'half' is of type str: it has to be"),
+        ("drop_tokens", 1.0, "run.yaml: data.drop_tokens 1.0: it is a share from 0 to below 1"),
+        (
+            "initialize_gene_embeddings",
+            1,
+            "run.yaml: data.initialize_gene_embeddings 1 is of type int: it has to be bool",
+        ),
+        ("thin_count", 0.5, "run.yaml: data 'thin_count' does not exist; is 'thin_counts' meant?"),
+    ],
+)
+def test_every_family_refuses_settings_of_another_type_with_file_and_key(tmp_path, family, key, value, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({"data": {key: value}}))
+    config = load_config(path)
+    for settings in (family.pretraining_data, family.finetuning_data):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read_section(settings, config.data, "data")
+        assert read_section(settings, {key: None} if key != "thin_count" else {}, "data") == settings()
+
+
+@pytest.mark.parametrize("file", sorted(configs_folder().glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_sections_of_every_file_of_the_package_are_valid(file):
+    config = load_config(file)
+    family = FAMILIES[file.stem.split("_")[0]]
+    if file.stem.endswith("few_shot"):
+        data = FewShotSettings
+    else:
+        data = family.finetuning_data if "finetune" in file.stem else family.pretraining_data
+    assert read_section(data, config.data, "data") is not None
+    assert read_section(FinetuneSettings, config.finetuning, "finetuning").split == "corpus"
+
+
+def test_a_section_keeps_its_file_when_it_is_changed():
+    config = load_config(TINY)
+    for changed in (config.data | {"mask_fraction": 2.0}, {"thin_counts": 2} | config.data):
+        with pytest.raises(ValueError, match="tiny.yaml: data"):
+            read_section(FAMILIES["exceiver"].pretraining_data, changed, "data")
