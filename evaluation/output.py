@@ -60,7 +60,7 @@ def write_annotated(
         if cells is None or cells.format == "h5ad":
             shutil.copyfile(source, temporary)
         else:
-            _write_cells(cells, temporary)
+            write_counts(cells, temporary)
         with h5py.File(temporary, "r+") as file:
             _add(file, obs, obsm or {}, uns or {})
 
@@ -114,7 +114,8 @@ def check_cells(cells: Cells) -> None:
         cells.table(every=True)
 
 
-def _write_cells(cells: Cells, path: Path) -> None:
+def write_counts(cells: Cells, path: Path) -> None:
+    """Write raw counts, genes and metadata of cells as ``.h5ad``, counts chunk by chunk."""
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for number, chunk in enumerate(cells.chunks()):

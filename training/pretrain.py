@@ -1,7 +1,9 @@
-"""Alias: ``-m cellglot.training.pretrain`` is ``cellglot pretrain``."""
+"""Alias: ``-m cellglot.training.pretrain`` is ``-m cellglot pretrain``."""
 
-from cellglot.training.pretraining.pretrain import main
+import runpy
+import sys
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = ["pretrain", *sys.argv[1:]]
+    runpy.run_module("cellglot", run_name="__main__", alter_sys=True)

@@ -288,15 +288,10 @@ def say_empty_cells(trainer: CellTrainer, *parts: CellDataset | None) -> int:
     return empty
 
 
-def end(metrics: dict[str, float]) -> None:
-    """Leave the group of processes, and print the metrics on the main one."""
+def leave_group() -> None:
+    """Leave the group of processes of a distributed run, where there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank = torch.distributed.get_rank()
         torch.distributed.destroy_process_group()
-        if rank:
-            return
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4f}")
 
 
 __all__ = [
@@ -304,9 +299,9 @@ __all__ = [
     "check_held_out",
     "check_same_vocabulary",
     "check_vocabulary",
-    "end",
     "final_metrics",
     "finished_metrics",
+    "leave_group",
     "run_training",
     "say",
     "say_empty_cells",

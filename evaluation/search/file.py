@@ -1,4 +1,4 @@
-"""A sentence to the cells of a file that it describes best."""
+"""A sentence to the cells that it describes best: of a file, or of an AnnData."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,9 +8,18 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.output import KEY, check_cells, check_ending, check_table, write_annotated, write_table
+from cellglot.evaluation.output import (
+    KEY,
+    add_results,
+    check_cells,
+    check_ending,
+    check_table,
+    write_annotated,
+    write_table,
+)
 from cellglot.evaluation.search.retrieval import nearest
 from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
 from cellglot.outputs import check_files
@@ -76,8 +85,7 @@ def query_file(
     OutputError
         If an output is an input, or exists and is not to be replaced.
     """
-    if not text.strip():
-        raise ValueError("the text to search for is empty")
+    _check_text(text)
     if top < 1:
         raise ValueError(f"top={top}: at least one cell has to be asked for")
     if table is not None:
@@ -108,7 +116,7 @@ def query_file(
         write_table(best, table)
         lines.append(str(table))
     if output is not None:
-        _write(given, given.embedding @ asked[0], known, text, cells, output, layer)
+        _write(given, _columns(given.embedding @ asked[0], cells), text, cells, output, layer)
         lines.append(str(output))
     return "\n".join(lines)
 
@@ -205,15 +213,61 @@ def _computed(
         return _Embedded(embedding, opened.metadata(), [opened.summary(), report.summary()], False)
 
 
-def _write(
-    given: _Embedded, cosines: np.ndarray, known: np.ndarray, text: str, path: Path, output: Path, layer: str | None
+def query_anndata(
+    model: str | Path,
+    adata: AnnData,
+    text: str,
+    *,
+    layer: str | None = None,
+    dtype: str | None = None,
+    loaded: tuple[Any, Any] | None = None,
+    **options: Any,
 ) -> None:
+    """Score the cells of an AnnData by a sentence; what `query_file` writes to a file is written to it.
+
+    Parameters
+    ----------
+    model, text, layer, dtype, loaded, **options
+        As for `query_file`.
+    adata
+        The cells; embeddings of this model in its ``obsm["X_cellglot"]`` are used.
+
+    Raises
+    ------
+    ValueError
+        If the text is empty, or no cell has an embedding.
+    """
+    _check_text(text)
+    network, processor = loaded or load_cell_text_model(model, dtype)
+    facts = adata.uns.get(KEY, {})
+    if f"X_{KEY}" in adata.obsm and facts.get("model_fingerprint") == fingerprint(network):
+        embedding = np.asarray(adata.obsm[f"X_{KEY}"])
+    else:
+        with read_cells(adata, layer=layer) as opened:
+            embedding = embed_cells(network, as_processor(processor, network).tokenizer, opened, **options)
+    asked = embed_texts(network, processor, text, device=options.get("device"))
+    add_results(adata, obs=_columns(embedding @ asked[0], "the AnnData"), uns={COLUMN: text})
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise ValueError("the text to search for is empty")
+
+
+def _columns(cosines: np.ndarray, source: str | Path) -> dict[str, np.ndarray]:
+    """Return what is written to obs: cosines, and ranks from 1; 0 for cells without embedding."""
+    known = np.flatnonzero(~np.isnan(cosines))
+    if not len(known):
+        raise ValueError(f"no cell of {source} has an embedding")
     rank = np.zeros(len(cosines), dtype=np.int64)
     rank[known[np.argsort(-cosines[known], kind="stable")]] = np.arange(1, len(known) + 1)
-    columns = {COLUMN: cosines.astype(np.float32), f"{COLUMN}_rank": rank}
+    return {COLUMN: cosines.astype(np.float32), f"{COLUMN}_rank": rank}
+
+
+def _write(given: _Embedded, columns: dict[str, Any], text: str, path: Path, output: Path, layer: str | None) -> None:
     with ExitStack() as stack:
         opened = None if given.stored else stack.enter_context(read_cells(path, layer=layer))
         write_annotated(opened, path, output, obs=columns, uns={COLUMN: text})
 
 
-__all__ = ["query_file"]
+__all__ = ["query_anndata", "query_file"]

@@ -13,15 +13,19 @@ from cellglot.auto_classes import watch
 
 __version__ = "0.1.0"
 
-_VERBS = {
-    "LoadedModel": "verbs.models",
+_PUBLIC = {
     "annotate": "verbs.annotation",
     "embed": "verbs.embedding",
+    "evaluate": "verbs.benchmark",
+    "finetune": "verbs.training",
     "load_model": "verbs.models",
+    "pretrain": "verbs.training",
+    "publish": "verbs.publishing",
+    "query": "verbs.search",
     "read_cells": "tokenization",
-}
-
-_PUBLIC = _VERBS | {
+    "tokenize": "verbs.corpora",
+    "Corpus": "tokenization",
+    "LoadedModel": "verbs.models",
     "CellEmbeddingPipeline": "modeling",
     "CellOntology": "tokenization",
     "CellTypeAnnotationPipeline": "modeling",

@@ -1,4 +1,4 @@
-"""The command line: ``cellglot --help``. Commands import what they need when they run."""
+"""The command line: ``cellglot --help``. It parses and prints; what a command does is the verb of the same name."""
 
 import json
 import logging
@@ -9,49 +9,81 @@ from typing import Annotated, Any
 
 import typer
 
+import cellglot
+from cellglot.lists import split_list, split_pairs, split_paths, split_settings, to_dict
 from cellglot.outputs.caches import use_writable_caches
 
 
 app = typer.Typer(
     name="cellglot",
-    help="Single-cell language models: gene tokens from files of cells, pretraining, fine-tuning, embeddings.",
+    help="Single-cell language models: tokens, pretraining, fine-tuning, embeddings, cell types.",
+    epilog=(
+        "Options that take several values take them between commas (--tasks clustering,markers), or are repeated "
+        "(--tasks clustering --tasks markers). A name that holds a comma is put in double quotes: "
+        "--obs-column '\"age, years\",sex'."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# -------------------------------------------------------------------- options of several commands
+
 Files = Annotated[list[Path], typer.Argument(help="Files of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
+Cells = Annotated[Path, typer.Argument(help="File of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
-Layer = Annotated[str | None, typer.Option(help="Where the raw counts are: X, raw.X or a layer. Found by default.")]
+Layer = Annotated[str | None, typer.Option(help="Where the raw counts are: X, raw.X or a layer; found by default.")]
 GeneColumn = Annotated[
-    str | None, typer.Option(help="Column of var that holds the genes' ids; 'index' for its index.")
+    str | None, typer.Option(help="Column of var with the ids of genes, or 'index' for its index; found by default.")
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
 MinCoverage = Annotated[
-    float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
+    float | None,
+    typer.Option(help="Smallest share of the counts that the model's genes have to cover; 0.5 by default."),
 ]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16; as stored by default.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the best there is.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16; as stored by default.")
+]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the fastest that there is.")]
+BatchSize = Annotated[int, typer.Option(help="Number of cells that are computed at once.")]
+Ontology = Annotated[
+    str,
+    typer.Option(help="blood (ships with cellglot), the date of a release such as 2024-04-05, or an OBO or OWL file."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results that exist. An input is never replaced.")
+]
+Restart = Annotated[
+    bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, and start from the beginning.")
+]
+Resume = Annotated[bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the configuration; several: a list."),
+]
+Picture = Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")]
 
 
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        import cellglot
-
         typer.echo(cellglot.__version__)
         raise typer.Exit
+
+
+# -------------------------------------------------------------------- commands
 
 
 @app.command()
 def tokenize(
     files: Files,
     output: Output,
-    tokenizer: Annotated[str, typer.Option(help="exceiver or rank-value.")] = "exceiver",
+    tokenizer: Annotated[
+        str, typer.Option(help="Kind of tokens: exceiver, or rank-value for scCello and LangCell.")
+    ] = "exceiver",
     vocabulary: Annotated[
-        Path | None, typer.Option(help="Folder of a tokenizer or model whose vocabulary to use; made anew by default.")
+        Path | None, typer.Option(help="Folder of a tokenizer or model whose vocabulary to use; by default a new one.")
     ] = None,
     gene_table: Annotated[
         Path | None, typer.Option(help="Table of Ensembl ids, symbols and aliases, for files with symbols alone.")
@@ -60,35 +92,40 @@ def tokenize(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     rename: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=NAME", help="Carry a column of obs under another name.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN=NAME", help="Carry a column of obs under another name; several: a list."),
     ] = None,
-    obs_column: Annotated[list[str] | None, typer.Option(help="Carry a further column of obs.")] = None,
+    obs_column: Annotated[
+        list[str] | None, typer.Option(help="Carry a further column of obs; several: a list.")
+    ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the tokenizer, e.g. total=vocabulary.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Option of the tokenizer, such as total=vocabulary; several: a list."),
     ] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of cells to hold out.")] = 0.1,
-    test_fraction: Annotated[float, typer.Option(help="Share of cells for a final test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draw of held-out cells.")] = 0,
-    processes: Annotated[int | None, typer.Option(help="At once; by default one for two processors.")] = None,
-    skip_broken: Annotated[bool, typer.Option(help="Pass over files that cannot be used; they are named.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Begin anew, whatever is finished.")] = False,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the cells to hold out, for evaluation in training.")
+    ] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="Share of the cells to hold out, for a final test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of held-out cells.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(help="Number of processes; by default one for two processors.")
+    ] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out files that cannot be used; they are named.")] = False,
+    overwrite: Restart = False,
 ) -> None:
-    """Turn files of cells into token Parquet, with vocabulary and statistics. Goes on where it was stopped."""
-    from cellglot.inputs import read_text
-    from cellglot.tokenization.corpus.tokenize import tokenize_corpus
-
-    corpus = tokenize_corpus(
+    """Turn files of cells into token Parquet, with vocabulary and statistics. Resumes a run that was stopped."""
+    corpus = cellglot.tokenize(
         files,
         output,
         tokenizer=tokenizer,
-        tokenizer_options={k: _value(v) for k, v in _pairs(option, "--option").items()},
+        tokenizer_options={key: _value(text) for key, text in _pairs(option, "--option").items()},
         vocabulary=vocabulary,
         gene_table=gene_table,
-        genes=None if genes is None else [g.strip() for g in read_text(genes).split("\n") if g.strip()],
+        genes=genes,
         layer=layer,
         gene_column=gene_column,
         rename=_pairs(rename, "--rename"),
-        obs_columns=obs_column or [],
+        obs_columns=_names(obs_column),
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
@@ -96,27 +133,32 @@ def tokenize(
         skip_broken=skip_broken,
         overwrite=overwrite,
     )
-    typer.echo(corpus.summary())
+    _say(corpus.summary())
 
 
 @app.command()
 def pretrain(
-    config: Annotated[Path, typer.Option(help="YAML file; those that come with cellglot are found by name.")],
-    corpus: Annotated[Path, typer.Option(help="Folder that cellglot tokenize made.")],
+    config: Annotated[str, typer.Option(help="YAML file, or the name of one that ships with cellglot.")],
     output: Output,
+    corpus: Annotated[Path | None, typer.Option(help="Folder that cellglot tokenize wrote.")] = None,
+    cells: Annotated[
+        list[Path] | None, typer.Option(help="Or files of cells, which are tokenized first; several: a list.")
+    ] = None,
     set_: Set = None,
-    resume: Annotated[
-        bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")
-    ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, and start from the beginning.")
-    ] = False,
+    resume: Resume = True,
+    overwrite: Restart = False,
 ) -> None:
-    """Pretrain a model. On several GPUs: accelerate launch -m cellglot.training.pretrain with the same options."""
-    from cellglot.training.config import load_config
-    from cellglot.training.pretraining.pretrain import pretrain as run
-
-    _print_metrics(run(load_config(config, set_ or []), corpus, output, resume=resume, overwrite=overwrite))
+    """Pretrain a model. On several GPUs: accelerate launch -m cellglot pretrain with the same options."""
+    _print_metrics(
+        cellglot.pretrain(
+            _cells_or_corpus(cells, corpus),
+            config,
+            output,
+            settings=_settings(set_),
+            resume=resume,
+            overwrite=overwrite,
+        )
+    )
 
 
 @app.command()
@@ -125,87 +167,74 @@ def finetune(
     model: Annotated[
         str | None, typer.Argument(help="Folder or repository of a pretrained model; a new one by default.")
     ] = None,
-    cells: Annotated[list[Path] | None, typer.Option(help="File of labelled cells.")] = None,
-    corpus: Annotated[Path | None, typer.Option(help="Or a corpus tokenized with the model's vocabulary.")] = None,
+    cells: Annotated[list[Path] | None, typer.Option(help="Files of labelled cells; several: a list.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Or a folder that cellglot tokenize wrote with the model's vocabulary.")
+    ] = None,
     task: Annotated[
-        str, typer.Option(help="cell-type (any class of cells), gene (classes of genes) or regression (a value).")
+        str, typer.Option(help="cell-type (any classes of cells), gene (classes of genes) or regression (a value).")
     ] = "cell-type",
     method: Annotated[
-        str, typer.Option(help="full (all weights learn), probe (the head alone), or an adapter: lora, dora, ia3.")
+        str, typer.Option(help="full (all weights learn), probe (only the head), or an adapter: lora, dora, ia3.")
     ] = "full",
-    labels: Annotated[str, typer.Option(help="Column that holds the classes or values.")] = "cell_type",
+    labels: Annotated[str, typer.Option(help="Column of obs with the classes or values.")] = "cell_type",
     gene_labels: Annotated[
         Path | None, typer.Option(help="For genes: table with genes in the first column, classes in the second.")
     ] = None,
     config: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="YAML file, or the name of one that comes with cellglot; by default that of model and method."
+            help="YAML file, or the name of one that ships with cellglot; by default that of model and method."
         ),
     ] = None,
     few_shot: Annotated[
         int | None,
-        typer.Option(help="LangCell: learn from so many cells of each class, by the texts of the classes."),
+        typer.Option(help="LangCell: learn from this number of cells of each class, by the texts of the classes."),
     ] = None,
     set_: Set = None,
-    resume: Annotated[
-        bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")
-    ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, and start from the beginning.")
-    ] = False,
+    resume: Resume = True,
+    overwrite: Restart = False,
 ) -> None:
     """Fine-tune a model, or train an adapter, on labels of cells or genes; or a LangCell on few cells, by texts."""
-    from cellglot.training.config import load_config
-    from cellglot.training.families.records import family_of
-    from cellglot.training.finetuning.few_shot import few_shot_on
-    from cellglot.training.finetuning.finetune import config_name, finetune_on
-
-    if (corpus is None) == (not cells):
-        raise ValueError("pass labelled cells by --cells, or their tokens by --corpus")
-    if model is None and (config is None or few_shot is not None):
-        raise ValueError("name a pretrained model, or the --config of a new one")
-    model = None if model is None else _model(model)
-    if few_shot is not None and model is not None:
-        if (task, method, gene_labels) != ("cell-type", "full", None):
-            raise ValueError(
-                "--few-shot trains both encoders on cell types: leave --task, --method, --gene-labels out"
-            )
-        settings = load_config(config or "langcell_few_shot.yaml", set_ or [])
-        of_run: dict[str, Any] = {"label_column": labels, "resume": resume, "overwrite": overwrite}
-        _print_metrics(few_shot_on(settings, model, cells, corpus, output, few_shot, **of_run))
-        return
-    settings = load_config(config or config_name(family_of(model).name, method), set_ or [])
-    options = {
-        "task": task, "method": method, "label_column": labels, "gene_labels": gene_labels, "resume": resume,
-        "overwrite": overwrite,
-    }  # fmt: skip
-    _print_metrics(finetune_on(settings, model, cells, corpus, output, **options))
+    _print_metrics(
+        cellglot.finetune(
+            _cells_or_corpus(cells, corpus),
+            model,
+            output,
+            task=task,
+            method=method,
+            labels=labels,
+            gene_labels=gene_labels,
+            config=config,
+            few_shot=few_shot,
+            settings=_settings(set_),
+            resume=resume,
+            overwrite=overwrite,
+        )
+    )
 
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Argument(help="Folder or repository of a model.")],
-    cells: Annotated[Path, typer.Argument(help="File of cells.")],
+    model: Annotated[str, typer.Argument(help="Folder or repository of a model, a classifier or an adapter.")],
+    cells: Cells,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .h5ad, .parquet or .npy.")],
-    plot: Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")] = None,
-    color: Annotated[str | None, typer.Option(help="Column of obs to colour the plot by.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    plot: Picture = None,
+    color: Annotated[
+        str | None, typer.Option(help="Column of obs that colours the picture; cell types by default.")
+    ] = None,
+    batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="Least share of counts that the model's genes must cover; 0.5 by default.")
-    ] = None,
+    min_coverage: MinCoverage = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Embed cells, and draw them."""
-    from cellglot.evaluation.embed_file import embed_file
-
-    report = embed_file(
-        _model(model),
+    report = cellglot.embed(
         cells,
-        output,
+        model,
+        output=output,
         plot=plot,
         color=color,
         batch_size=batch_size,
@@ -215,59 +244,64 @@ def embed(
         device=device,
         overwrite=overwrite,
     )
-    typer.echo(report)
+    _say(report)
 
 
 @app.command()
 def annotate(
     model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model, classifier or adapter.")],
-    cells: Annotated[Path, typer.Argument(help="File of cells.")],
+    cells: Cells,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the annotated cells: .h5ad.")],
     adapter: Annotated[
         str | None, typer.Option(help="Folder or repository of an adapter that was trained on the model.")
     ] = None,
     candidates: Annotated[
         list[str] | None,
-        typer.Option(help="Cell types by name, id or synonym, between commas; others stand for themselves."),
+        typer.Option(
+            help="Cell types by name, id or synonym, a list; one that the ontology does not know is its own text."
+        ),
     ] = None,
     candidates_file: Annotated[
-        Path | None, typer.Option(help="Or one a line; or .json with class -> text, or several texts.")
+        Path | None, typer.Option(help="Or a file with one a line; or .json with class -> text, or several texts.")
     ] = None,
     ontology_branch: Annotated[
         str | None, typer.Option(help="All cell types below this one are candidates, e.g. leukocyte.")
     ] = None,
-    leaves_only: Annotated[bool, typer.Option("--leaves-only", help="Of the branch only types without subtypes.")] = (
-        False
-    ),
+    leaves_only: Annotated[
+        bool, typer.Option("--leaves-only", help="Of the branch only types without subtypes.")
+    ] = False,
     in_corpus: Annotated[
         Path | None, typer.Option(help="Of the branch only types that a tokenized corpus has training cells of.")
     ] = None,
-    ontology: Annotated[
-        str, typer.Option(help="blood (comes with cellglot), a release's date such as 2024-04-05, or a file.")
-    ] = "blood",
+    ontology: Ontology = "blood",
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text of a type, of {name}, {definition}, {synonyms}, {parents}, {id}; several are averaged."
+            help="Text of a type, with {name}, {definition}, {synonyms}, {parents}, {id}. Repeat it for several, "
+            "which are averaged; commas belong to the text."
         ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of similarity; the rest is that of matching.")] = 0.1,
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the similarity of embeddings; the rest is the weight of matching.")
+    ] = 0.1,
     shortlist: Annotated[
-        int | None, typer.Option(help="Match a cell only with so many types, those of the highest similarity.")
+        int | None, typer.Option(help="Match a cell only with this number of types, those of the highest similarity.")
     ] = None,
     smooth: Annotated[
-        int | None, typer.Option(help="Average scores over a cell and so many neighbours by embedding.")
+        int | None, typer.Option(help="Average scores over a cell and this number of neighbours.")
     ] = None,
     back_off_below: Annotated[
-        float | None, typer.Option(help="Predict a parent type where the best gathers a smaller share, e.g. 0.5.")
+        float | None,
+        typer.Option(help="Predict a parent type where the best has a smaller share than this, e.g. 0.5."),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Column of obs with labels of some cells, by which scores are calibrated.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Also write a table: .csv, .tsv or .parquet.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")] = None,
+    plot: Picture = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Cells at once; 16 with texts, 64 with classes by default.")
+        int | None,
+        typer.Option(help="Number of cells that are computed at once; 16 with texts, 64 with classes by default."),
     ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -276,74 +310,36 @@ def annotate(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Annotate cells: by the classes of a trained head, or of an adapter; or by texts of types never trained on."""
-    from cellglot.outputs import check_files
-
-    read = [cells, model, adapter, candidates_file, in_corpus, ontology]
-    check_files([output, table, plot], read, overwrite=overwrite)
-    from cellglot.evaluation.annotation.by_classifier import has_classes, reads_texts
-    from cellglot.evaluation.annotation.file import annotate_file
-
-    asked = {
-        "--candidates": candidates, "--candidates-file": candidates_file, "--ontology-branch": ontology_branch,
-        "--leaves-only": leaves_only, "--in-corpus": in_corpus, "--template": template, "--alpha": alpha != 0.1,
-        "--shortlist": shortlist, "--smooth": smooth, "--back-off-below": back_off_below, "--labels": labels,
-    }  # fmt: skip
-    given, options = [name for name, value in asked.items() if value], {}
-    with_classes = adapter is not None or has_classes(_model(model))
-    if with_classes and given:
-        raise ValueError(
-            f"{adapter or model} predicts its own classes: {', '.join(given)} are for LangCell models and texts"
-        )
-    chosen = None
-    if not with_classes and (given or reads_texts(model)):
-        chosen = _candidates(
-            candidates or [], candidates_file, ontology_branch, leaves_only, in_corpus, ontology, template
-        )
-        options = {
-            "alpha": alpha, "shortlist": shortlist, "smooth": smooth, "back_off_below": back_off_below,
-            "labels": labels,
-        }  # fmt: skip
-    report = annotate_file(
-        _model(model),
+    """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were not trained on."""
+    if candidates and candidates_file:
+        raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
+    report = cellglot.annotate(
         cells,
-        output,
-        chosen,
+        model,
+        output=output,
         adapter=adapter,
+        candidates=candidates_file or (",".join(candidates) if candidates else None),
+        ontology_branch=ontology_branch,
+        leaves_only=leaves_only,
+        in_corpus=in_corpus,
+        ontology=ontology,
+        template=template,
+        alpha=alpha,
+        shortlist=shortlist,
+        smooth=smooth,
+        back_off_below=back_off_below,
+        labels=labels,
         table=table,
         plot=plot,
-        batch_size=batch_size or (64 if chosen is None else 16),
+        batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,
         min_coverage=min_coverage,
-        dtype=_dtype(dtype),
+        dtype=dtype,
         device=device,
         overwrite=overwrite,
-        **options,
     )
-    typer.echo(report)
-
-
-def _candidates(
-    names: list[str],
-    file: Path | None,
-    branch: str | None,
-    leaves_only: bool,
-    in_corpus: Path | None,
-    ontology: str,
-    template: list[str] | None,
-) -> Any:
-    from cellglot.tokenization.ontology.candidates import make_candidates, read_candidates, split_candidates
-    from cellglot.training.data.cell_types import open_ontology
-
-    if names and file:
-        raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
-    terms = open_ontology(ontology)
-    options: dict[str, Any] = {"template": template} if template else {}
-    if in_corpus is not None:
-        options["among"] = _corpus_types(in_corpus, terms)
-    given: Any = read_candidates(file) if file else [name for text in names for name in split_candidates(text, terms)]
-    return make_candidates(given, terms, branch=branch, leaves_only=leaves_only, **options)
+    _say(report)
 
 
 @app.command()
@@ -351,12 +347,12 @@ def query(
     model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model.")],
     cells: Annotated[Path, typer.Argument(help="Embeddings that cellglot embed or annotate wrote, or cells.")],
     text: Annotated[str, typer.Argument(help="Sentence that describes the cells to find.")],
-    top: Annotated[int, typer.Option(help="Cells to show.")] = 10,
+    top: Annotated[int, typer.Option(help="Number of best cells to show.")] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the cells with all scores in obs: .h5ad.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Write the best cells: .csv, .tsv or .parquet.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     min_coverage: MinCoverage = None,
@@ -365,12 +361,10 @@ def query(
     overwrite: Overwrite = False,
 ) -> None:
     """Find the cells that a sentence describes best."""
-    from cellglot.evaluation.search.file import query_file
-
-    report = query_file(
-        _model(model),
+    report = cellglot.query(
         cells,
         text,
+        model,
         top=top,
         output=output,
         table=table,
@@ -378,11 +372,11 @@ def query(
         layer=layer,
         gene_column=gene_column,
         min_coverage=min_coverage,
-        dtype=_dtype(dtype),
+        dtype=dtype,
         device=device,
         overwrite=overwrite,
     )
-    typer.echo(report)
+    _say(report)
 
 
 @app.command()
@@ -393,83 +387,63 @@ def evaluate(
     cells: Annotated[Path, typer.Option(help="File of cells.")],
     output: Output,
     tasks: Annotated[
-        str | None,
-        typer.Option(help="Of clustering,integration,annotation,novel,markers; by default all that can be done."),
+        list[str] | None,
+        typer.Option(
+            help="clustering, integration, annotation, novel, markers, a list; by default all that can be done."
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
     batches: Annotated[str | None, typer.Option(help="Column of obs with batches.")] = None,
     donors: Annotated[
-        str | None, typer.Option(help="Column of obs with donors or data sets that are not split.")
+        str | None, typer.Option(help="Column of obs with donors or data sets, which are not split.")
     ] = None,
     markers: Annotated[Path | None, typer.Option(help="Table of marker genes: .tsv, .csv or .gmt.")] = None,
     marker_type: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL=TYPE", help="Which cell type of the table a label is.")
+        list[str] | None,
+        typer.Option(metavar="LABEL=TYPE", help="Cell type of the table that a label means; several: a list."),
     ] = None,
-    ontology: Annotated[
-        str, typer.Option(help="blood (comes with cellglot), a release's date such as 2024-04-05, or a file.")
-    ] = "blood",
-    baselines: Annotated[bool, typer.Option(help="Put plain baselines in the same table.")] = True,
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
-    test_fraction: Annotated[float, typer.Option(help="Share of cells (donors) to score annotation on.")] = 0.25,
-    shots: Annotated[int, typer.Option(help="Cells of each class for few-shot annotation.")] = 10,
-    marker_cells: Annotated[int, typer.Option(help="Cells whose genes are masked one at a time.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Cells at once.")] = 64,
+    ontology: Ontology = "blood",
+    baselines: Annotated[bool, typer.Option(help="Evaluate plain baselines, too.")] = True,
+    seed: Seed = 0,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the cells (or donors) on which annotation is scored.")
+    ] = 0.25,
+    shots: Annotated[int, typer.Option(help="Number of cells of each class for annotation by few cells.")] = 10,
+    marker_cells: Annotated[
+        int, typer.Option(help="Number of cells whose genes are masked, one at a time, to score marker genes.")
+    ] = 50,
+    batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     min_coverage: MinCoverage = None,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is finished.")] = False,
+    overwrite: Restart = False,
 ) -> None:
-    """Evaluate models beside plain baselines: one JSON, one table, pictures. Goes on where it was stopped."""
-    from cellglot.evaluation.benchmark.evaluate import evaluate_models
-    from cellglot.training.data.cell_types import open_ontology
-
-    done = evaluate_models(
+    """Evaluate models beside plain baselines: one JSON, one table, pictures. Resumes a run that was stopped."""
+    done = cellglot.evaluate(
         _named_models(models),
         cells,
-        None if tasks is None else tasks.split(","),
+        output=output,
+        tasks=_names(tasks) or None,
         labels=labels,
         batches=batches,
         donors=donors,
         markers=markers,
         marker_types=_pairs(marker_type, "--marker-type"),
-        ontology=open_ontology(ontology),
-        with_baselines=baselines,
-        output=output,
-        overwrite=overwrite,
-        layer=layer,
-        gene_column=gene_column,
-        min_coverage=min_coverage,
+        ontology=ontology,
+        baselines=baselines,
         seed=seed,
         test_fraction=test_fraction,
         shots=shots,
         marker_cells=marker_cells,
         batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
         device=device,
+        overwrite=overwrite,
     )
-    typer.echo(f"{done.table()}\n\n{done.record.summary()}\n\n{output}")
-
-
-def _named_models(given: list[str]) -> Any:
-    """Return models by the names that are given before ``=``; without any, as a list that names itself."""
-    pairs = [(text.split("=", 1) if "=" in text and not Path(text).exists() else ["", text]) for text in given]
-    if not any(name for name, _ in pairs):
-        return given
-    return {name or Path(source).name: source for name, source in pairs}
-
-
-def _dtype(name: str | None) -> str | None:
-    if name not in (None, "float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype {name!r}: it is float32, bfloat16 or float16")
-    return name
-
-
-def _corpus_types(folder: Path, ontology: Any) -> list[str]:
-    from cellglot.tokenization.corpus.corpus import Corpus
-    from cellglot.training.data.cell_types import cell_types_of
-
-    tables = cell_types_of(Corpus.open(folder), ontology).tables
-    return [] if tables is None else tables.cell_types
+    _say(f"{done.table()}\n\n{done.record.summary()}\n\n{output}")
 
 
 @app.command()
@@ -489,230 +463,117 @@ def convert(
     ] = None,
     text_tokenizer: Annotated[
         str | None,
-        typer.Option(help="LangCell: folder or repository of the tokenizer of texts; PubMedBERT's as released."),
+        typer.Option(
+            help="LangCell: folder or repository of the tokenizer of texts; the release was trained with PubMedBERT's."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a released checkpoint into a folder that from_pretrained loads."""
-    if system not in ("exceiver", "sccello", "langcell"):
-        raise ValueError(f"system {system!r}: exceiver, sccello and langcell are what can be converted")
-    if text_tokenizer and system != "langcell":
-        raise ValueError("--text-tokenizer is for langcell")
-    if system == "langcell" and cell_types:
-        raise ValueError("--cell-types is for sccello")
-    if system == "exceiver" and (token_dictionary or gene_medians or cell_types):
-        raise ValueError("--token-dictionary, --gene-medians and --cell-types are not for exceiver")
-    from cellglot.outputs import OutputFolder
+    from cellglot.verbs.conversion import convert as run
 
-    read = [checkpoint, token_dictionary, gene_medians, cell_types, text_tokenizer]
-    with OutputFolder(output, "convert", read) as folder:
-        folder.refuse_earlier(overwrite)
-        if system == "langcell":
-            report = _convert_langcell(checkpoint, output, token_dictionary, gene_medians, text_tokenizer)
-        elif system == "sccello":
-            report = _convert_sccello(checkpoint, output, token_dictionary, gene_medians, cell_types)
-        else:
-            report = _convert_exceiver(checkpoint, output)
-        folder.finish()
-    typer.echo(report)
-
-
-def _convert_exceiver(checkpoint: Path, output: Path) -> str:
-    from cellglot.modeling.convert import exceiver as convert_exceiver
-    from cellglot.modeling.model_files import check_finite
-    from cellglot.tokenization.genes.placeholder_genes import placeholder_tokenizer
-
-    model = convert_exceiver.convert(*convert_exceiver.read_checkpoint(checkpoint))
-    check_finite(str(checkpoint), model)
-    convert_exceiver.save_converted(model, output)
-    placeholder_tokenizer(model.config.num_genes).save_pretrained(output)
-    return (
-        f"{type(model).__name__} in {output}. Its rows cannot be tied to genes: neither the order of the genes nor "
-        "their means and standard deviations were published."
+    report = run(
+        system,
+        checkpoint,
+        output,
+        token_dictionary=token_dictionary,
+        gene_medians=gene_medians,
+        cell_types=cell_types,
+        text_tokenizer=text_tokenizer,
+        overwrite=overwrite,
     )
-
-
-def _convert_sccello(
-    checkpoint: Path, output: Path, token_dictionary: Path | None, gene_medians: Path | None, cell_types: Path | None
-) -> str:
-    from cellglot.inputs import read_json
-    from cellglot.modeling.convert import sccello as convert_sccello
-    from cellglot.modeling.model_files import check_finite
-    from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
-    from cellglot.tokenization.gene_vocabulary import read_released_dictionary
-
-    if (token_dictionary is None) != (gene_medians is None):
-        raise ValueError("a tokenizer needs both --token-dictionary and --gene-medians")
-    rows = None
-    if cell_types is not None:
-        is_json = cell_types.suffix == ".json"
-        given = read_json(cell_types) if is_json else read_released_dictionary(cell_types)
-        rows = {str(name): int(row) for name, row in given.items()}
-    model = convert_sccello.convert(*convert_sccello.read_checkpoint(checkpoint), cell_types=rows)
-    check_finite(str(checkpoint), model)
-    config, tokenizer = model.config, None
-    if token_dictionary is not None:
-        vocabulary = GeneVocabulary.from_released(token_dictionary, gene_medians)
-        tokenizer = RankValueTokenizer.from_vocabulary(
-            vocabulary, total="vocabulary", model_max_length=config.max_position_embeddings
-        )
-        if tokenizer.vocab_size != config.vocab_size:
-            raise ValueError(
-                f"{token_dictionary} gives {tokenizer.vocab_size:,} tokens, but the checkpoint has "
-                f"vocab_size={config.vocab_size:,}"
-            )
-    convert_sccello.save_converted(model, output)
-    report = f"{type(model).__name__} in {output}; {len(rows or ()):,} of {config.num_cell_types:,} cell types named."
-    if tokenizer is None:
-        return f"{report} No tokenizer written: pass --token-dictionary and --gene-medians for one."
-    tokenizer.save_pretrained(output)
-    return f"{report} Tokenizer of {config.num_genes:,} genes."
-
-
-def _convert_langcell(
-    checkpoint: Path,
-    output: Path,
-    token_dictionary: Path | None,
-    gene_medians: Path | None,
-    text_tokenizer: str | None,
-) -> str:
-    from cellglot.modeling.convert import langcell as convert_langcell
-    from cellglot.modeling.loading import load_tokenizer
-    from cellglot.modeling.model_files import check_finite
-    from cellglot.tokenization import GeneVocabulary, LangCellProcessor, RankValueTokenizer
-
-    given = (token_dictionary, gene_medians, text_tokenizer)
-    if any(given) and not all(given):
-        raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
-    model = convert_langcell.convert(*convert_langcell.read_checkpoint(checkpoint))
-    check_finite(str(checkpoint), model)
-    report = f"{type(model).__name__} in {output}."
-    if not all(given):
-        convert_langcell.save_converted(model, output)
-        return (
-            f"{report} No processor written: pass --token-dictionary, --gene-medians and --text-tokenizer for one "
-            "(as released: microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract)."
-        )
-    texts, config = load_tokenizer(str(text_tokenizer)), model.config
-    if len(texts) == config.text_config.vocab_size - 2:  # the release adds two tokens to PubMedBERT's
-        texts.add_special_tokens({"bos_token": "[DEC]"})
-        texts.add_tokens(["[ENC]"], special_tokens=True)
-    genes = RankValueTokenizer.from_vocabulary(
-        GeneVocabulary.from_released(token_dictionary, gene_medians),
-        model_max_length=config.cell_config.max_position_embeddings,
-    )
-    for kind, found, size in (
-        ("--token-dictionary", genes.vocab_size, config.vocab_size),
-        ("--text-tokenizer", len(texts), config.text_config.vocab_size),
-    ):
-        if found != size:
-            raise ValueError(f"{kind} gives {found:,} tokens, but the checkpoint has {size:,}")
-    convert_langcell.save_converted(model, output)
-    LangCellProcessor(genes, texts).save_pretrained(output)
-    return f"{report} Tokenizers of {config.vocab_size - 3:,} genes and {len(texts):,} words."
+    _say(report)
 
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Of a model, an adapter, token data or a metric.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter, token data or a metric.")],
     repo: Annotated[str | None, typer.Argument(help="Repository on the Hub, owner/name.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a folder, to look at.")] = None,
-    license: Annotated[str | None, typer.Option(help="The Hub's identifier, such as apache-2.0.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to a folder, to look at the result.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Identifier of the Hub, such as apache-2.0.")] = None,
     training_data: Annotated[str | None, typer.Option(help="Where the cells come from, in a sentence.")] = None,
     training_data_license: Annotated[str | None, typer.Option(help="Terms of the cells.")] = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub that the cells come from.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Data set on the Hub that the cells come from; several: a list.")
+    ] = None,
     base_model: Annotated[str | None, typer.Option(help="Repository of the model that was fine-tuned.")] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder of an adapter's base model; by default the one that it names.")
     ] = None,
-    ontology_release: Annotated[str | None, typer.Option(help="Of the Cell Ontology, if it is not recorded.")] = None,
+    ontology_release: Annotated[
+        str | None, typer.Option(help="Release of the Cell Ontology, if the folder does not record it.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the card.")] = None,
-    card: Annotated[Path | None, typer.Option(help="YAML with more; by default card.yaml in the folder.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="JSON of cellglot evaluate.")] = None,
-    cells: Annotated[Path | None, typer.Option(help="File of cells for the examples; blood by default.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="YAML with these and more facts; by default card.yaml in the folder.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="JSON that cellglot evaluate wrote; by default the one in the folder.")
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="File of cells for the examples of the card; blood cells by default.")
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files, no more.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of an earlier publication.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and list the files, without publishing.")
+    ] = False,
 ) -> None:
-    """Publish with a card, after a process without cellglot gave the same numbers. Private by default."""
-    from cellglot.model_cards.card.details import read_details
-    from cellglot.model_cards.publishing import publish as run
-
-    details = read_details(
-        folder,
-        card,
-        license=license,
-        training_data=training_data,
-        training_data_license=training_data_license,
-        datasets=dataset,
-        base_model=base_model,
-        ontology_release=ontology_release,
-        title=title,
-    )
-    done = run(
+    """Publish with a card, after a process without cellglot returned the same numbers. Private by default."""
+    done = cellglot.publish(
         folder,
         repo,
         output=output,
-        details=details,
+        license=license,
+        training_data=training_data,
+        training_data_license=training_data_license,
+        datasets=_names(dataset),
+        base_model=base_model,
+        base=base,
+        ontology_release=ontology_release,
+        title=title,
+        card=card,
         evaluation=evaluation,
         cells=cells,
-        base=base,
         private=not public,
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    typer.echo(done.summary())
+    _say(done.summary())
 
 
 @app.command()
 def demo(
     cells: Annotated[Path | None, typer.Option(help="File of cells; by default 700 blood cells from scanpy.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Column of obs that holds the classes.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of obs with the classes.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")] = Path("demo_output"),
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Train a tenth of the steps.")] = False,
+    seed: Seed = 0,
 ) -> None:
-    """Go the whole way on real cells: audit, tokens, pretraining, fine-tuning, evaluation, cards, report."""
-    import functools
+    """Do all of it on real cells: audit, tokens, pretraining, fine-tuning, evaluation, cards, a report."""
+    from cellglot.demo.run import run_demo
 
-    from cellglot.demo.cards import publish_demo_model
-    from cellglot.demo.demo import Demo
-
-    if cells is not None and labels is None:
-        raise ValueError("name the column of obs that holds the classes: --labels COLUMN")
-    publisher = functools.partial(publish_demo_model, source=None if cells is None else cells.name)
-    Demo(cells, labels or "bulk_labels", output, quick, seed, publisher).run()
+    run_demo(cells, labels, output, quick, seed)
 
 
-def _model(name: str) -> str:
-    """Return the folder or repository of a model; one that does not exist or holds no model is named in one line."""
-    from cellglot.modeling.model_files import check_model_folder
+# -------------------------------------------------------------------- parsing
 
-    if Path(name).is_dir():
-        if not Path(name, "config.json").exists():
-            raise ValueError(f"{name} holds no config.json: it is no folder of a model")
-        check_model_folder(name)
-        return name
-    if name.count("/") != 1:
-        raise ValueError(f"{name} is no folder, and no repository of the Hub (owner/name)")
-    from huggingface_hub import hf_hub_download
 
-    try:
-        hf_hub_download(name, "config.json")
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(f"{name} is no folder, and no repository that can be reached: {first}") from error
-    return name
+def _names(given: list[str] | None) -> list[str]:
+    """Return the names of an option that takes several."""
+    return [name.strip() for text in given or [] for name in split_list(text) if name.strip()]
 
 
 def _pairs(given: list[str] | None, name: str) -> dict[str, str]:
-    pairs = {}
-    for text in given or []:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"{name} {text!r}: write it as KEY=VALUE")
-        pairs[key] = value
-    return pairs
+    return to_dict([pair for text in given or [] for pair in split_pairs(text)], name)
+
+
+def _settings(given: list[str] | None) -> list[str]:
+    return [pair for text in given or [] for pair in split_settings(text)]
 
 
 def _value(text: str) -> Any:
@@ -722,9 +583,40 @@ def _value(text: str) -> Any:
         return text
 
 
+def _cells_or_corpus(cells: list[Path] | None, corpus: Path | None) -> Any:
+    """Return files of cells, or the folder of a corpus: one of them has to be given."""
+    if (corpus is None) == (not cells):
+        raise ValueError("pass cells by --cells, or their tokens by --corpus")
+    if corpus is None:
+        return [path for given in cells or [] for path in split_paths(str(given))]
+    from cellglot.verbs.corpora import open_corpus
+
+    return open_corpus(corpus)
+
+
+def _named_models(given: list[str]) -> Any:
+    """Return models by the names that are given before ``=``; without any, as a list that names itself."""
+    pairs = [(text.split("=", 1) if "=" in text and not Path(text).exists() else ["", text]) for text in given]
+    if not any(name for name, _ in pairs):
+        return given
+    return {name or Path(source).name: source for name, source in pairs}
+
+
+# -------------------------------------------------------------------- printing
+
+
+def _say(text: str) -> None:
+    """Print in the main process of a distributed run alone."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
+
+
 def _print_metrics(metrics: dict[str, float]) -> None:
-    for name, value in metrics.items():
-        typer.echo(f"{name}: {value:.4f}")
+    from cellglot.training.run import leave_group
+
+    leave_group()
+    if metrics:
+        _say("\n".join(f"{name}: {value:.4f}" for name, value in metrics.items()))
 
 
 def main() -> None:

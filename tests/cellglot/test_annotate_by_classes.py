@@ -97,7 +97,7 @@ def test_two_adapters_in_turn_on_one_base(cellglot_command, gene_classifiers, ce
 ERRORS = {
     "candidates for a classifier": (
         ["classifier", "--candidates", "B cell", "--shortlist", "2"],
-        "classifier predicts its own classes: --candidates, --shortlist are for LangCell models and texts",
+        "classifier predicts its own classes: candidates, shortlist are for LangCell models and texts",
     ),
     "candidates for an adapter": (["base", "--adapter", "adapter", "--alpha", "0.5"], "adapter predicts its own"),
     "no classes": (["base"], "base has no classes: fine-tune it (cellglot finetune), pass the adapter"),

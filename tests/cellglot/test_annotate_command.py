@@ -224,7 +224,7 @@ ERRORS = {
     "unknown ontology": ([*ASK, "--candidates", "B cell", "--ontology", "no.obo"], "there is no such file"),
     "wrong template": ([*ASK, "--candidates", "B cell", "--template", "cell"], "has no field such as {name}"),
     "alpha": ([*ASK, "--candidates", "B cell", "--alpha", "3"], "alpha=3"),
-    "dtype": ([*ASK, "--candidates", "B cell", "--dtype", "int8"], "--dtype 'int8'"),
+    "dtype": ([*ASK, "--candidates", "B cell", "--dtype", "int8"], "dtype 'int8'"),
     "labels": ([*ASK, "--candidates", "B cell", "--labels", "weather"], "no column 'weather' in obs"),
     "output": (["annotate", "langcell", "few.h5ad", "-o", "new.csv", "--candidates", "a"], "are written as .h5ad"),
     "output is input": (
@@ -250,7 +250,7 @@ ERRORS = {
     ),
     "no model": (
         ["annotate", "nowhere", "few.h5ad", "-o", "new.h5ad", "--candidates", "B cell"],
-        "nowhere is no folder",
+        "nowhere is not a folder",
     ),
     "query of another model": (["query", "sccello", "few.h5ad", "B cell"], "knows no texts"),
     "empty query": (["query", "langcell", "few.h5ad", " "], "the text to search for is empty"),

@@ -43,13 +43,10 @@ def folder(blood, vocabulary, tmp_path, monkeypatch):
 def run(words, cellglot_command):
     """Run a command of the page with few steps; `accelerate launch` as what it starts."""
     if words[:2] == ["accelerate", "launch"]:
-        from cellglot.training.finetuning.finetune import main
-
-        assert words[2:4] == ["-m", "cellglot.training.finetune"]
-        main([*words[4:], *FEW_STEPS])
-    else:
-        done = cellglot_command(*words[1:], *FEW_STEPS)
-        assert done.status == 0, done.err
+        assert words[2:4] == ["-m", "cellglot"]
+        words = words[3:]
+    done = cellglot_command(*words[1:], *(FEW_STEPS if words[1] == "finetune" else ()))
+    assert done.status == 0, done.err
 
 
 def test_the_page_runs(folder, blood, cellglot_command, monkeypatch):

@@ -17,7 +17,7 @@ PACKAGES = {
 # A floor a line, the lowest first. A name stands for a module, or for all of a folder that no longer name stands for.
 # Modules import from lower floors and from their own room: not from a room beside it, and never from above.
 FLOORS = """
-cellglot.outputs cellglot.progress
+cellglot.lists cellglot.outputs cellglot.progress
 cellglot.inputs
 cellglot.families
 cellglot.modeling.families cellglot.tokenization.families
@@ -49,6 +49,7 @@ cellglot.model_cards.publishing
 cellglot.verbs
 cellglot.demo
 cellglot.cli
+cellglot.__main__
 """
 FLOOR = {name: number for number, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
 

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from cellglot.cli import main
 from cellglot.training.config import check_keys, configs_folder, load_config, read_section
 from cellglot.training.families.records import FAMILIES
 from cellglot.training.finetuning.few_shot import FewShotSettings
 from cellglot.training.finetuning.settings import FinetuneSettings
-from cellglot.training.pretraining.pretrain import main
 from cellglot.training.run import training_arguments
 
 
@@ -142,14 +142,12 @@ def test_unknown_keys_name_what_may_be_meant(tmp_path):
         ("trainer.eval_strategy=sometimes", "sometimes"),
     ],
 )
-def test_wrong_settings_end_the_command_with_one_message(corpus, tmp_path, capsys, override, message):
+def test_wrong_settings_end_the_command_with_one_message(corpus, tmp_path, capsys, monkeypatch, override, message):
+    files = ["--config", str(TINY), "--corpus", str(corpus.folder), "--output", str(tmp_path / "model")]
+    settings = ["--set", "trainer.use_cpu=true", "--set", override]
+    monkeypatch.setattr("sys.argv", ["cellglot", "pretrain", *files, *settings])
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                *("--config", str(TINY), "--corpus", str(corpus.folder), "--output", str(tmp_path / "model")),
-                *("--set", "trainer.use_cpu=true", "--set", override),
-            ]
-        )
+        main()
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "error: " in error and message in error.partition("error: ")[2]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellglot.inputs import read_json, read_text
-from cellglot.inputs.lists import split_list
+from cellglot.lists import split_list
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ANNOTATION_TEMPLATE, describe_cell_types
 from cellglot.tokenization.ontology.labels import CellLabelReport, clean_label

@@ -260,6 +260,14 @@ def read_cells(
         If the file has no cells or no genes.
     TypeError
         If `source` is neither a path nor an AnnData.
+
+    Examples
+    --------
+    >>> import cellglot
+    >>> with cellglot.read_cells("cells.h5ad") as cells:
+    ...     print(cells.n_cells, cells.counts.described_location)
+    60 X
+    >>> counts = cellglot.read_cells("cells.h5ad").to_anndata()
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()

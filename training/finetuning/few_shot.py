@@ -1,6 +1,5 @@
-"""Few-shot learning of LangCell: ``python -m cellglot.training.few_shot --config ... --model ... --number 5 ...``."""
+"""Few-shot learning of LangCell, by the texts of classes."""
 
-import argparse
 import datetime
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +21,10 @@ from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
 from cellglot.modeling.modeling_langcell import LangCellModel
-from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.candidates import Candidates, make_candidates
 from cellglot.tokenization.ontology.descriptions import ANNOTATION_TEMPLATE
-from cellglot.training.config import TrainingConfig, check_keys, load_config, read_section, where
+from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.dataset import CellDataset, cells_with_genes
 from cellglot.training.data.labels import labels_of
@@ -38,7 +36,6 @@ from cellglot.training.run import (
     check_held_out,
     check_same_vocabulary,
     check_vocabulary,
-    end,
     finished_metrics,
     run_training,
     say,
@@ -405,33 +402,6 @@ def _evaluate(trainer: CellTrainer, prefix: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if name.rsplit("_", 1)[-1] in ("loss", "accuracy", "f1")}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Learn from few cells, from the command line."""
-    parser = argparse.ArgumentParser(prog="cellglot.training.finetuning.few_shot", description=__doc__.split(":")[0])
-    parser.add_argument(
-        "--config", default="langcell_few_shot.yaml", help="YAML file, or one that comes with cellglot"
-    )
-    parser.add_argument("--model", required=True, help="folder or repository of a LangCell model")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--cells", nargs="+", help="files of cells")
-    data.add_argument("--corpus", help="folder that cellglot tokenize made with the model's vocabulary")
-    parser.add_argument("--labels", default="cell_type", help="column that holds the classes")
-    parser.add_argument("--number", type=int, required=True, help="cells of each class")
-    parser.add_argument("--output", required=True, help="folder for the model")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
-    given = parser.parse_args(arguments)
-    exit_on_sigterm()
-    try:
-        config = load_config(given.config, given.set)
-        options = {"label_column": given.labels, "resume": not given.no_resume, "overwrite": given.overwrite}
-        metrics = few_shot_on(config, given.model, given.cells, given.corpus, given.output, given.number, **options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    end(metrics)
-
-
 def few_shot_on(
     config: TrainingConfig,
     model: str | Path,
@@ -458,10 +428,6 @@ def few_shot_on(
             check_no_other_model(output)
         corpus = corpus_for(model, cells, output, options.get("label_column", "cell_type"), overwrite=overwrite)
     return few_shot(config, model, corpus, output, number, **options)
-
-
-if __name__ == "__main__":
-    main()
 
 
 __all__ = ["FewShotObjective", "FewShotOutput", "Shots", "draw_cells", "few_shot", "few_shot_on"]

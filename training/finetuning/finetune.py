@@ -1,6 +1,5 @@
-"""Fine-tuning on labels of cells or genes: ``python -m cellglot.training.finetune --config ... --model ... ...``."""
+"""Fine-tuning on labels of cells or genes."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from transformers import EarlyStoppingCallback, set_seed
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter
 from cellglot.modeling.loading import load_tokenizer
-from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.config import TrainingConfig, load_config, read_section, where
-from cellglot.training.families.family import TASKS, TrainedFamily
+from cellglot.training.config import TrainingConfig, read_section, where
+from cellglot.training.families.family import TrainedFamily
 from cellglot.training.families.records import FAMILIES, family_of
 from cellglot.training.finetuning.adapters import ADAPTERS
 from cellglot.training.finetuning.cell_types import cell_type_task
@@ -29,7 +27,6 @@ from cellglot.training.run import (
     check_held_out,
     check_same_vocabulary,
     check_vocabulary,
-    end,
     final_metrics,
     finished_metrics,
     run_training,
@@ -295,45 +292,6 @@ def config_name(model_type: str, method: str) -> str:
     return f"{model_type}_finetune.yaml" if method == "full" else f"{model_type}_finetune_adapter.yaml"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fine-tune from the command line."""
-    parser = argparse.ArgumentParser(prog="cellglot.training.finetuning.finetune", description=__doc__.split(":")[0])
-    parser.add_argument(
-        "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
-    )
-    parser.add_argument("--model", help="folder or repository of a pretrained model; without it a new one is made")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--cells", nargs="+", help="files of cells")
-    data.add_argument("--corpus", help="folder that cellglot tokenize made with the model's vocabulary")
-    parser.add_argument("--task", choices=TASKS, default="cell-type", help="what to predict (default %(default)s)")
-    parser.add_argument("--method", choices=METHODS, default="full", help="what learns (default %(default)s)")
-    parser.add_argument("--labels", default="cell_type", help="column that holds the classes or values")
-    parser.add_argument("--gene-labels", help="table of genes and classes, for --task gene")
-    parser.add_argument("--output", required=True, help="folder for the model or adapter and its checkpoints")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
-    given = parser.parse_args(arguments)
-    exit_on_sigterm()
-    try:
-        metrics = finetune_on(
-            load_config(given.config, given.set),
-            given.model,
-            given.cells,
-            given.corpus,
-            given.output,
-            task=given.task,
-            method=given.method,
-            label_column=given.labels,
-            gene_labels=given.gene_labels,
-            resume=not given.no_resume,
-            overwrite=given.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    end(metrics)
-
-
 def finetune_on(
     config: TrainingConfig,
     model: str | Path | None,
@@ -365,10 +323,6 @@ def finetune_on(
             corpus = corpus_for(model, cells, output, column, overwrite=overwrite)
             config = divide_as_fits(config, corpus)
     return finetune(config, model, corpus, output, **options)
-
-
-if __name__ == "__main__":
-    main()
 
 
 __all__ = ["METHODS", "config_name", "corpus_for", "divide_as_fits", "finetune", "finetune_on"]

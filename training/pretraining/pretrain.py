@@ -1,20 +1,17 @@
-"""Pretraining: ``accelerate launch -m cellglot.training.pretrain --config exceiver_small.yaml ...``."""
+"""Pretraining of a model on a corpus."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from cellglot.outputs import exit_on_sigterm
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.config import TrainingConfig, check_keys, load_config, read_section, where
+from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.families.records import FAMILIES
 from cellglot.training.run import (
     check_held_out,
     check_vocabulary,
-    end,
     final_metrics,
     finished_metrics,
     run_training,
@@ -95,33 +92,3 @@ def pretrain(
             lambda: final_metrics(trainer) if recipe.held_out is not None else {},
             lambda: facts,
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrain from the command line."""
-    parser = argparse.ArgumentParser(prog="cellglot.training.pretraining.pretrain", description=__doc__.split(":")[0])
-    parser.add_argument(
-        "--config", required=True, help="YAML file; training/configs holds those that come with cellglot"
-    )
-    parser.add_argument("--corpus", required=True, help="folder that cellglot tokenize made")
-    parser.add_argument("--output", required=True, help="folder for the model and its checkpoints")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--no-resume", action="store_true", help="start again even if there is a checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote, and start again")
-    given = parser.parse_args(arguments)
-    exit_on_sigterm()
-    try:
-        metrics = pretrain(
-            load_config(given.config, given.set),
-            given.corpus,
-            given.output,
-            resume=not given.no_resume,
-            overwrite=given.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    end(metrics)
-
-
-if __name__ == "__main__":
-    main()

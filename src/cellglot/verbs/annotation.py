@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellglot.verbs.cells import as_path, is_anndata, or_none, output_of, to_write
-from cellglot.verbs.models import LoadedModel
+from cellglot.verbs.models import LoadedModel, check_dtype
 
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ def annotate(
         written = None
     else:
         written = output_of(cells, output, copy)
+    check_dtype(dtype)
     from cellglot.outputs import check_files
 
-    read = [target.filename if in_memory else as_path(cells), candidates, in_corpus, ontology]
-    inputs = [*read, adapter, getattr(model, "name", model)]
-    paths = [path for path in inputs if isinstance(path, str | os.PathLike)]
-    check_files([written, or_none(table), or_none(plot)], paths, overwrite=overwrite)
+    read = [target.filename if in_memory else as_path(cells), in_corpus, adapter, getattr(model, "name", model)]
+    read += [path for path in (candidates, ontology) if isinstance(path, os.PathLike)]
+    check_files([written, or_none(table), or_none(plot)], read, overwrite=overwrite)
     from cellglot.evaluation.annotation.file import annotate_anndata, annotate_file, load_annotator
     from cellglot.modeling.model_names import resolve_model
 

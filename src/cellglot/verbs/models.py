@@ -80,38 +80,45 @@ def load_model(
     model: ExceiverForMaskedExpression for embeddings
     >>> inputs = model.tokenizer(adata, return_tensors="pt")
     """
-    import cellglot.modeling
+    check_dtype(dtype)
+    import torch
+
     from cellglot.evaluation.text_model import load_cell_text_model
     from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
+    from cellglot.modeling.families import FAMILIES, knows_texts
     from cellglot.modeling.loading import load_model as load
     from cellglot.modeling.loading import load_tokenizer, read_config
     from cellglot.modeling.model_names import resolve_model
 
-    source, options = resolve_model(name), _dtype(dtype)
+    source, options = resolve_model(name), {} if dtype is None else {"dtype": getattr(torch, dtype)}
     if adapter is not None:
         network, home = load_with_adapter(resolve_model(adapter), source, **options), source
     elif is_adapter(source):
         network, home = load_with_adapter(source, **options), read_adapter(source).base
     else:
         config = read_config(source)
-        architecture = (config.get("architectures") or [""])[0]
-        if architecture in ("LangCellModel", "LangCellForPreTraining"):
+        model_type, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+        if knows_texts(model_type) and architecture.endswith(("Model", "ForPreTraining")):
             network, processor = load_cell_text_model(source, dtype)
-            return LoadedModel(str(name), network, processor.tokenizer, processor, "cells and texts")
-        if architecture not in cellglot.modeling.__all__:
-            kind = architecture or config.get("model_type")
-            raise ValueError(f"{name} holds a {kind}, which is not a model of cellglot")
-        network, home = load(getattr(cellglot.modeling, architecture), source, **options).eval(), source
+            return LoadedModel(source, network, processor.tokenizer, processor, "cells and texts")
+        kind = next((found for family in FAMILIES.values() if (found := family.network_named(architecture))), None)
+        if kind is None:
+            raise ValueError(f"{name} holds a {architecture or 'model without a name'}, which cellglot does not know")
+        network, home = load(kind, source, **options).eval(), source
     purpose, classes = _purpose(network)
-    return LoadedModel(str(adapter or name), network, load_tokenizer(home), None, purpose, classes)
+    return LoadedModel(str(adapter or source), network, load_tokenizer(home), None, purpose, classes)
 
 
-def _dtype(name: str | None) -> dict[str, Any]:
-    import torch
+def check_dtype(name: str | None) -> None:
+    """Refuse a type that weights do not have.
 
+    Raises
+    ------
+    ValueError
+        If it is not one of them.
+    """
     if name not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {name!r}: it is float32, bfloat16 or float16")
-    return {} if name is None else {"dtype": getattr(torch, name)}
 
 
 def _purpose(network: Any) -> tuple[str, tuple[str, ...]]:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
+from cellglot.cli import app
 from cellglot.modeling import ExceiverForMaskedExpression
 from cellglot.tokenization import ExceiverTokenizer
 from cellglot.tokenization.corpus.corpus import Corpus, CorpusError
@@ -16,7 +18,7 @@ from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import co_expression_vectors
 from cellglot.training.metrics import MaskedExpressionMetrics
-from cellglot.training.pretraining.pretrain import main, pretrain
+from cellglot.training.pretraining.pretrain import pretrain
 from cellglot.training.run import RUN_FILE, check_vocabulary
 
 
@@ -167,16 +169,14 @@ def test_a_corpus_without_held_out_cells(corpus, tiny_training, tmp_path):
     assert ExceiverForMaskedExpression.from_pretrained(tmp_path / "model").config.vocab_size == 767
 
 
-def test_the_command_prints_the_metrics(corpus, tiny_training, tmp_path, capsys):
+def test_the_command_prints_the_metrics(corpus, tiny_training, tmp_path):
     settings = tiny_training("trainer.max_steps=1", "trainer.per_device_train_batch_size=8", as_text=True)
     config = tmp_path / "run.yaml"
     config.write_text("model:\n  type: exceiver\n  num_latents: 4\n  num_hidden_layers: 1\n  intermediate_size: 8\n")
-    main(
-        ["--config", str(config), "--corpus", str(corpus.folder), "--output", str(tmp_path / "model")]
-        + [part for setting in settings for part in ("--set", setting)]
-    )
+    files = ["--config", str(config), "--corpus", str(corpus.folder), "--output", str(tmp_path / "model")]
+    done = CliRunner().invoke(app, ["pretrain", *files, "--set", ",".join(settings)])
     metrics = json.loads((tmp_path / "model" / RUN_FILE).read_text())["metrics"]
-    assert f"eval_explained_variance: {metrics['eval_explained_variance']:.4f}" in capsys.readouterr().out
+    assert f"eval_explained_variance: {metrics['eval_explained_variance']:.4f}" in done.output
 
 
 def test_token_ids_beyond_the_model_are_refused_by_it(pretrained):

@@ -193,7 +193,7 @@ def test_cells_of_a_batch_carry_their_texts(text_corpus, tmp_path):
 
 def test_two_processes_are_one_on_the_joined_batch(text_corpus, pretrained_pair, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "cellglot.training.pretrain", "--config", str(configs_folder() / "langcell_tiny.yaml")]
+    command += ["-m", "cellglot", "pretrain", "--config", str(configs_folder() / "langcell_tiny.yaml")]
     command += ["--corpus", str(text_corpus.folder), "--output", str(tmp_path / "two")]
     for setting in [*SETTINGS, *TWO]:
         command += ["--set", setting]

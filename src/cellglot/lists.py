@@ -35,6 +35,17 @@ def split_pairs(text: str) -> list[str]:
     return [pair.strip() for pair in pairs]
 
 
+def split_settings(text: str) -> list[str]:
+    """Split ``SECTION.KEY=VALUE,SECTION.KEY=VALUE`` at the commas that a section and key follow.
+
+    Parameters
+    ----------
+    text
+        Settings between commas.
+    """
+    return re.split(r",\s*(?=\w+(?:\.\w+)+=)", text)
+
+
 def _is_open(text: str) -> bool:
     """Whether a bracket is open: a list or mapping goes on."""
     return any(text.count(left) > text.count(right) for left, right in ("[]", "{}"))
@@ -57,4 +68,4 @@ def to_dict(pairs: Iterable[str], name: str) -> dict[str, str]:
     return found
 
 
-__all__ = ["split_list", "split_pairs", "split_paths", "to_dict"]
+__all__ = ["split_list", "split_pairs", "split_paths", "split_settings", "to_dict"]

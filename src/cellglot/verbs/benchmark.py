@@ -1,0 +1,125 @@
+"""``evaluate``: models beside plain baselines on labelled cells."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cellglot.verbs.cells import as_path, is_anndata, or_none
+
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellglot.evaluation.benchmark.evaluate import Evaluation
+    from cellglot.tokenization import CellOntology
+
+
+def evaluate(
+    models: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
+    cells: "str | os.PathLike | AnnData",
+    *,
+    output: str | os.PathLike | None = None,
+    tasks: Sequence[str] | None = None,
+    labels: str | None = None,
+    batches: str | None = None,
+    donors: str | None = None,
+    markers: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
+    marker_types: Mapping[str, str] | None = None,
+    ontology: "str | os.PathLike | CellOntology" = "blood",
+    baselines: bool = True,
+    seed: int = 0,
+    test_fraction: float = 0.25,
+    shots: int = 10,
+    marker_cells: int = 50,
+    batch_size: int = 64,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    min_coverage: float | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> "Evaluation":
+    """Evaluate models, beside plain baselines, on labelled cells.
+
+    An evaluation that was stopped resumes where it was, when it is called again with the same `output`.
+
+    Parameters
+    ----------
+    models
+        Folder or repository of a model, a classifier or an adapter; several; or name -> folder or repository.
+    cells
+        AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`.
+    output
+        Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
+    tasks
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all that there
+        are labels, batches and markers for.
+    labels, batches, donors
+        Columns of obs with cell types, batches, and donors or data sets, which are not split.
+    markers
+        Table of marker genes, ``.tsv``, ``.csv`` or ``.gmt``; or cell type -> genes.
+    marker_types
+        Label -> cell type of the table, where their names differ.
+    ontology
+        ``"blood"`` (ships with cellglot), the date of a release of the Cell Ontology, an OBO or OWL file, or an opened
+        `CellOntology`.
+    baselines
+        Whether plain baselines are evaluated, too.
+    seed
+        Seed of everything that is drawn.
+    test_fraction
+        Share of cells (or donors) on which annotation is scored.
+    shots
+        Number of cells of each class for annotation by few cells.
+    marker_cells
+        Number of cells whose genes are masked, one at a time.
+    batch_size, layer, gene_column, min_coverage, device
+        As for `cellglot.embed`.
+    overwrite
+        Delete an earlier evaluation in `output`, and start from the beginning.
+
+    Returns
+    -------
+    Evaluation
+        ``results`` (row of the table -> model -> result), ``table()`` as Markdown, and the whole record.
+
+    Raises
+    ------
+    ValueError
+        If a model, column or task does not exist, or `output` holds something else.
+
+    Examples
+    --------
+    >>> import cellglot
+    >>> done = cellglot.evaluate({"mine": "model"}, adata, tasks=["clustering"], labels="cell_type", baselines=False)
+    >>> print(done.table().splitlines()[0])
+    | | mine |
+    """
+    from cellglot.evaluation.benchmark.evaluate import evaluate_models
+    from cellglot.training.data.cell_types import open_ontology
+
+    opened = open_ontology(ontology) if isinstance(ontology, str | os.PathLike) else ontology
+    settings: dict[str, Any] = {
+        "seed": seed, "test_fraction": test_fraction, "shots": shots, "marker_cells": marker_cells,
+        "batch_size": batch_size, "device": device,
+    }  # fmt: skip
+    return evaluate_models(
+        [models] if isinstance(models, str | os.PathLike) else models,
+        cells if is_anndata(cells) else as_path(cells),
+        tasks,
+        labels=labels,
+        batches=batches,
+        donors=donors,
+        markers=markers,
+        marker_types=marker_types,
+        ontology=opened,
+        with_baselines=baselines,
+        output=or_none(output),
+        overwrite=overwrite,
+        layer=layer,
+        gene_column=gene_column,
+        min_coverage=min_coverage,
+        **settings,
+    )
+
+
+__all__ = ["evaluate"]

@@ -1,0 +1,126 @@
+"""``publish``: a folder with its card to the Hub, after a check by a process without cellglot."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cellglot.verbs.cells import as_path, or_none
+from cellglot.verbs.corpora import as_files
+
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellglot.model_cards import Published
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo: str | None = None,
+    *,
+    output: str | os.PathLike | None = None,
+    license: str | None = None,
+    training_data: str | None = None,
+    training_data_license: str | None = None,
+    datasets: Sequence[str] = (),
+    base_model: str | None = None,
+    base: str | os.PathLike | None = None,
+    ontology_release: str | None = None,
+    title: str | None = None,
+    card: str | os.PathLike | None = None,
+    evaluation: str | os.PathLike | None = None,
+    cells: "str | os.PathLike | AnnData | None" = None,
+    private: bool = True,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> "Published":
+    """Publish a model, an adapter, a corpus or a metric with a card.
+
+    Before, a process without cellglot loads the folder and has to return the same numbers.
+
+    Parameters
+    ----------
+    folder
+        Folder that `cellglot.pretrain`, `cellglot.finetune` or `cellglot.tokenize` wrote, or that of a metric.
+    repo
+        Repository on the Hub, ``owner/name``.
+    output
+        Folder to write to, to look at the result; in place of `repo` or beside it.
+    license
+        Identifier of the Hub, such as ``"apache-2.0"``.
+    training_data
+        Where the cells come from, in a sentence.
+    training_data_license
+        Terms of the cells.
+    datasets
+        Data sets on the Hub that the cells come from.
+    base_model
+        Repository of the model that was fine-tuned.
+    base
+        Folder of an adapter's base model; by default the one that the adapter names.
+    ontology_release
+        Release of the Cell Ontology, if the folder does not record it.
+    title
+        Heading of the card.
+    card
+        YAML file with these and more fields; by default ``card.yaml`` in the folder.
+    evaluation
+        ``evaluation.json`` of `cellglot.evaluate`; by default the one in the folder.
+    cells
+        Cells for the examples of the card: a file, or an AnnData; by default blood cells that ship with scanpy.
+    private
+        Whether only you see a new repository.
+    overwrite
+        Replace the files of an earlier publication.
+    dry_run
+        Check everything and list the files, without publishing.
+
+    Returns
+    -------
+    Published
+        Where it is, its files, what was checked; ``print(published.summary())``.
+
+    Raises
+    ------
+    ValueError
+        If the card is not complete, the folder cannot be published or holds a secret, or a process without cellglot
+        returns other numbers.
+
+    Examples
+    --------
+    >>> import cellglot
+    >>> facts = {"license": "mit", "training_data": "Blood of one donor.", "training_data_license": "CC BY 4.0"}
+    >>> published = cellglot.publish("model", dry_run=True, **facts)
+    >>> published.kind
+    'model'
+    """
+    from cellglot.model_cards.card.details import read_details
+    from cellglot.model_cards.publishing import publish as run
+
+    details = read_details(
+        as_path(folder),
+        or_none(card),
+        license=license,
+        training_data=training_data,
+        training_data_license=training_data_license,
+        datasets=list(datasets),
+        base_model=base_model,
+        ontology_release=ontology_release,
+        title=title,
+    )
+    with as_files([] if cells is None else cells) as (files, _):
+        return run(
+            as_path(folder),
+            repo,
+            output=or_none(output),
+            details=details,
+            evaluation=or_none(evaluation),
+            cells=files[0] if files else None,
+            base=base,
+            private=private,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+
+
+__all__ = ["publish"]
