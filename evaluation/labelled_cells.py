@@ -13,6 +13,7 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from cellglot.outputs import sha256
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import Labels, read_labels
 
@@ -143,7 +144,7 @@ def open_labelled_cells(
     return LabelledCells(
         cells,
         source=str(source) if path is not None else f"AnnData of {len(cells):,} cells",
-        checksum=_checksum(cells) if path is None else file_checksum(path),
+        checksum=_checksum(cells) if path is None else sha256(path),
         label_column=columns["label"],
         batch_column=columns["batch"],
         group_column=columns["group"],
@@ -160,18 +161,6 @@ def _column(cells: Cells, name: str) -> Labels:
     return read_labels(cells.obs.column(name, 0, len(cells)))
 
 
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files of a folder with their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if file != path:
-            digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _checksum(cells: Cells) -> str:
     digest = hashlib.sha256("\n".join(map(str, cells.counts.index)).encode())
     for chunk in cells.chunks():
@@ -180,4 +169,4 @@ def _checksum(cells: Cells) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["LabelledCells", "file_checksum", "open_labelled_cells"]
+__all__ = ["LabelledCells", "open_labelled_cells"]

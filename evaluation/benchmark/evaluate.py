@@ -19,9 +19,9 @@ from cellglot.evaluation.benchmark.models import EvaluatedModel, check_source, l
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
 from cellglot.evaluation.drawing import drawing
-from cellglot.evaluation.labelled_cells import LabelledCells, file_checksum, open_labelled_cells
+from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
-from cellglot.outputs import OutputFolder, write_text
+from cellglot.outputs import OutputFolder, sha256, write_text
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
 
@@ -319,7 +319,7 @@ def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, l
     if isinstance(markers, Mapping):
         table = {str(name): list(genes) for name, genes in markers.items()}
         return table, {"marker_table": table, "marker_types": dict(types or {})}
-    facts = {"marker_table": Path(markers).name, "marker_table_sha256": file_checksum(Path(markers))}
+    facts = {"marker_table": Path(markers).name, "marker_table_sha256": sha256(markers)}
     return read_marker_table(markers), facts | {"marker_types": dict(types or {})}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import cached_assets_path
 
-from cellglot.outputs import atomic
+from cellglot.outputs import atomic, sha256
 from cellglot.tokenization.ontology.terms import CellOntologyError, CellTerm, parents_first
 
 
@@ -97,15 +97,11 @@ def read_ontology_file(
 
 
 def _checksum(path: Path) -> str:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise CellOntologyError(
-                f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have"
-            )
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except IsADirectoryError:
-        raise CellOntologyError(f"{path} is a folder: pass the OBO or OWL file in it") from None
+    if path.is_dir():
+        raise CellOntologyError(f"{path} is a folder: pass the OBO or OWL file in it")
+    if path.stat().st_size > MOST_BYTES:
+        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have")
+    return sha256(path)
 
 
 # -------------------------------------------------------------------- parsing

@@ -93,9 +93,18 @@ def write_json(
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file, or of all files of a folder with their names, as 64 hexadecimal digits."""
+    path = Path(path)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(str(part.relative_to(path)).encode())
+        with part.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def is_leftover(path: Path) -> bool:
