@@ -42,8 +42,8 @@ class FileGroup(Mapping[str, Any]):
             return False
         return True
 
-    def _too_many(self, n: int, what: str = "members") -> CellFileError:
-        return CellFileError(f"{self.name} has more than {MOST_MEMBERS:,} {what} ({n:,}): it is damaged")
+    def _too_many(self, n: int) -> CellFileError:
+        return CellFileError(f"{self.name} has more than {MOST_MEMBERS:,} members ({n:,}): it is damaged")
 
 
 class Hdf5Group(FileGroup):

@@ -147,17 +147,6 @@ def write_column(group: Any, name: str, column: Any) -> None:
         write_elem(group, name, column)
 
 
-def storable_values(columns: Mapping[str, Any], n_cells: int) -> dict[str, Any]:
-    """Return columns that were computed in a form that can be written; what does not fit becomes text.
-
-    Parameters
-    ----------
-    columns
-        Name -> one value a cell.
-    """
-    return {name: storable_column(pd.Series(values, index=range(n_cells)))[0] for name, values in columns.items()}
-
-
 def _without_index(column: Any) -> Any:
     return column.to_numpy() if isinstance(column, pd.Series) else column
 
@@ -172,4 +161,4 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
     return free
 
 
-__all__ = ["storable_column", "storable_frame", "storable_values", "write_column"]
+__all__ = ["storable_column", "storable_frame", "write_column"]
