@@ -60,7 +60,11 @@ Restart = Annotated[
 Resume = Annotated[bool, typer.Option(help="Resume from the last checkpoint of the same run, if there is one.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the configuration; several: a list."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change a setting of the configuration; several: between commas, or repeated.",
+    ),
 ]
 Picture = Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")]
 
@@ -93,14 +97,20 @@ def tokenize(
     gene_column: GeneColumn = None,
     rename: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=NAME", help="Carry a column of obs under another name; several: a list."),
+        typer.Option(
+            metavar="COLUMN=NAME",
+            help="Carry a column of obs under another name; several: between commas, or repeated.",
+        ),
     ] = None,
     obs_column: Annotated[
-        list[str] | None, typer.Option(help="Carry a further column of obs; several: a list.")
+        list[str] | None, typer.Option(help="Carry a further column of obs; several: between commas, or repeated.")
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Option of the tokenizer, such as total=vocabulary; several: a list."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Option of the tokenizer, such as total=vocabulary; several: between commas, or repeated.",
+        ),
     ] = None,
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the cells to hold out, for evaluation in training.")
@@ -142,7 +152,8 @@ def pretrain(
     output: Output,
     corpus: Annotated[Path | None, typer.Option(help="Folder that cellglot tokenize wrote.")] = None,
     cells: Annotated[
-        list[Path] | None, typer.Option(help="Or files of cells, which are tokenized first; several: a list.")
+        list[Path] | None,
+        typer.Option(help="Or files of cells, which are tokenized first; several: between commas, or repeated."),
     ] = None,
     set_: Set = None,
     resume: Resume = True,
@@ -167,7 +178,9 @@ def finetune(
     model: Annotated[
         str | None, typer.Argument(help="Folder or repository of a pretrained model; a new one by default.")
     ] = None,
-    cells: Annotated[list[Path] | None, typer.Option(help="Files of labelled cells; several: a list.")] = None,
+    cells: Annotated[
+        list[Path] | None, typer.Option(help="Files of labelled cells; several: between commas, or repeated.")
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Or a folder that cellglot tokenize wrote with the model's vocabulary.")
     ] = None,
@@ -258,7 +271,8 @@ def annotate(
     candidates: Annotated[
         list[str] | None,
         typer.Option(
-            help="Cell types by name, id or synonym, a list; one that the ontology does not know is its own text."
+            help="Cell types by name, id or synonym, between commas or repeated; one that the ontology does not know "
+            "is its own text."
         ),
     ] = None,
     candidates_file: Annotated[
@@ -389,7 +403,8 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="clustering, integration, annotation, novel, markers, a list; by default all that can be done."
+            help="clustering, integration, annotation, novel, markers, between commas or repeated; by default all "
+            "that can be done."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
@@ -400,7 +415,10 @@ def evaluate(
     markers: Annotated[Path | None, typer.Option(help="Table of marker genes: .tsv, .csv or .gmt.")] = None,
     marker_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL=TYPE", help="Cell type of the table that a label means; several: a list."),
+        typer.Option(
+            metavar="LABEL=TYPE",
+            help="Cell type of the table that a label means; several: between commas, or repeated.",
+        ),
     ] = None,
     ontology: Ontology = "blood",
     baselines: Annotated[bool, typer.Option(help="Evaluate plain baselines, too.")] = True,
@@ -496,7 +514,8 @@ def publish(
     training_data: Annotated[str | None, typer.Option(help="Where the cells come from, in a sentence.")] = None,
     training_data_license: Annotated[str | None, typer.Option(help="Terms of the cells.")] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Data set on the Hub that the cells come from; several: a list.")
+        list[str] | None,
+        typer.Option(help="Data set on the Hub that the cells come from; several: between commas, or repeated."),
     ] = None,
     base_model: Annotated[str | None, typer.Option(help="Repository of the model that was fine-tuned.")] = None,
     base: Annotated[
