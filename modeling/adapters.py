@@ -122,7 +122,7 @@ def _file(name: str | Path, file: str, revision: str | None) -> str | None:
     return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
-def _revision(revision: str | None) -> dict[str, str]:
+def _revision(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
 
 

@@ -240,6 +240,9 @@ def opened_cells(cells: Any) -> Iterator[Any]:
             f"{path} is open for writing elsewhere, e.g. in a notebook with backed='r+': close it there, or, if no "
             "program writes to it or the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
         ) from error
+    except Exception as error:
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path} cannot be read, it may be damaged or cut short: {cause}") from error
     try:
         yield opened
     finally:

@@ -157,9 +157,9 @@ class FieldPadding:
         return {name: self._lists(name, rows, width) for name, rows in self.columns.items()}
 
     def _lists(self, name: str, rows: Any, width: int | None) -> list:
-        group = self.group(name) if width is not None else None
+        group = self.group(name)
         plain = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
-        if group is None:
+        if group is None or width is None:
             return plain
         sample = next((np.asarray(row) for row in plain if len(row)), np.zeros(0, dtype=np.int64))
         if sample.dtype.kind not in "biuf":

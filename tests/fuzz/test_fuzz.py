@@ -4,7 +4,7 @@ import pytest
 from frame import Runner
 
 
-NUMBERS = {"fuzz_models": 48}  # each takes longer
+NUMBERS = {"fuzz_models": 32}  # each takes longer
 FILES = sorted(Path(__file__).parent.glob("fuzz_*.py"))
 
 

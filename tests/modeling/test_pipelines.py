@@ -20,6 +20,7 @@ from cellglot.modeling import (
     ScCelloModel,
 )
 from cellglot.modeling.adapter_folders import weights_fingerprint
+from cellglot.modeling.cell_pipeline import opened_cells
 from cellglot.tokenization import GeneCoverageError, NotCountsError, read_cells
 
 
@@ -322,3 +323,10 @@ def test_a_bar_for_many_cells(embed, few, capsys):
     assert "cells" not in capsys.readouterr().err
     embed(few[0], progress=True)
     assert "40/40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"cells", b"\x89HDF\r\n\x1a\n" + bytes(600)])
+def test_a_file_that_is_not_cells_is_named(tmp_path, content):
+    (tmp_path / "a.h5ad").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.h5ad cannot be read"), opened_cells(tmp_path / "a.h5ad"):
+        pass

@@ -71,7 +71,7 @@ def _check_kinds(path: Path, what: str, content: Any, kinds: Mapping[str, type])
     for name, kind in kinds.items():
         value = content.get(name) if isinstance(content, dict) else None
         fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-        if not fits or (kind in (int, float) and not value >= 0):
+        if not fits or (isinstance(value, int | float) and not value >= 0):
             raise InputError(f"{path} is damaged: {name!r} of {what} is {value!r:.60}")
 
 

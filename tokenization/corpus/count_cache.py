@@ -73,7 +73,7 @@ class KeptCounts:
 def _digest(arrays: tuple[np.ndarray, ...]) -> bytes:
     state = xxhash.xxh3_128()
     for array in arrays:
-        state.update(np.ascontiguousarray(array))
+        state.update(np.ascontiguousarray(array).data)
     return state.digest()
 
 

@@ -296,7 +296,9 @@ def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
 
 def _genomes(file: Hdf5Group) -> list[str]:
     groups = ((name, file.get(name)) for name in file)
-    return [name for name, group in groups if hasattr(group, "keys") and "barcodes" in group and "genes" in group]
+    return [
+        name for name, group in groups if isinstance(group, Hdf5Group) and "barcodes" in group and "genes" in group
+    ]
 
 
 def _open_10x(group: Hdf5Group) -> CellFile:

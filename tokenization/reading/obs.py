@@ -55,6 +55,7 @@ class CellTable(Protocol):
     """A table of cells of which ranges of rows can be read."""
 
     names: list[str]
+    source: str  # the file, for messages
 
     def __len__(self) -> int:
         """Return the number of cells."""

@@ -137,7 +137,8 @@ def _word(content: Any) -> str:
 
 def _wanted(kind: type | tuple[type, ...]) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join({dict: "a mapping", list: "a list", str: "a text"}.get(k, k.__name__) for k in kinds)
+    names: dict[type, str] = {dict: "a mapping", list: "a list", str: "a text"}
+    return " or ".join(names.get(k, k.__name__) for k in kinds)
 
 
 __all__ = ["parse_yaml", "read_json", "read_yaml"]
