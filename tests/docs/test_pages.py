@@ -1,7 +1,7 @@
 """Every block of README.md, CONTRIBUTING.md and docs/ runs, page by page, in a folder with the files that pages name.
 
-Blocks of one page run in their order: Python in one namespace, commands of cellglot in this process with configurations
-of a few steps. A block after ``<!-- not run: REASON -->`` is parsed: its options, modules and names have to exist.
+Blocks of one page run in their order: Python in one namespace, commands of cellglot in this process, trainings in few
+steps. A block after ``<!-- not run: REASON -->`` is parsed: its options, modules and names have to exist.
 """
 
 import ast
@@ -166,6 +166,7 @@ def test_page_runs(page, folder, here):
             look_at_python(block)
         elif block.language in ("bash", "sh", "console"):
             for words in block.commands():
+                words = without_launcher(words)
                 look_at_command(words, block)
                 if words[0] == "cellglot" and block.runs and words[1][0] != "-":
                     run_command(words[1:])
@@ -184,7 +185,6 @@ def look_at_python(block):
 
 def look_at_command(words, block):
     """A command's verb and options, or a target of make, have to exist; others only where nothing is run."""
-    words = without_launcher(words)
     if words[0] == "make":
         targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {w for w in words[1:] if "=" not in w} <= targets, block.place
