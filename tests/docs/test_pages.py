@@ -151,9 +151,9 @@ def folder(request, things, tmp_path, monkeypatch):
 def here(monkeypatch):
     """Let the check of a published copy run in this process: tests of publishing start the other one."""
     from cellglot.model_cards import publishing
-    from cellglot.model_cards.checks import clean_check
+    from cellglot.model_cards.checks import clean_process
 
-    monkeypatch.setattr(publishing, "visit_as_stranger", clean_check.visit_here)
+    monkeypatch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -220,7 +220,7 @@ def test_links_and_places_at_the_root_exist():
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (ROOT / link).exists(), f"{page}: {link}"
     top = "|".join(p.name for p in ROOT.iterdir() if p.is_dir() and p.name[0] not in "._")
-    for place in re.findall(rf"`((?:{top})(?:/[\w.*/]*)?)`", text):
+    for place in re.findall(rf"`((?:{top})(?:/[\w.*/]*)?)`", text.split("## How to add")[0]):
         assert list(ROOT.glob(place)), f"CONTRIBUTING.md: {place}"
 
 
