@@ -28,7 +28,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-nitpick_ignore_regex = [("py:class", ".*")]  # types in docstrings are words for readers: "AnnData or path"
+nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types in docstrings are words for readers: "AnnData or path"
 
 html_theme = "furo"
 html_title = f"cellglot {version}"
