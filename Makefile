@@ -14,13 +14,17 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz lint docs benchmark clean
+.PHONY: demo test test-long fuzz lint docs benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(PYTEST_ARGS)
+
+# What takes long: code compiled to machine code, several processes, stops and resumed runs, whole ontologies.
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
 
 # Damaged inputs by the hundred; FUZZ_ARGS="h5ad --seed 17 --number 1" makes one again.
 fuzz: $(VENV)/.installed

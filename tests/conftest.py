@@ -1,5 +1,9 @@
+import json
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -79,6 +83,38 @@ def vocabulary(blood):
     logs = np.log1p(scaled)
     medians = np.array([np.median(c[c > 0]) for c in scaled.T])
     return GeneVocabulary.from_statistics(list(blood.var_names), medians=medians, means=logs.mean(0), stds=logs.std(0))
+
+
+# Runs code, or a file, where modules that a stranger may not have cannot be imported.
+_STRANGER = """
+import json, runpy, sys
+code, lacking, arguments = json.loads(sys.argv[1])
+sys.modules |= dict.fromkeys(["cellglot", *lacking])  # an import of these fails
+if code.endswith(".py"):
+    sys.path.insert(0, code.rpartition("/")[0])
+    sys.argv = [code, *arguments]
+    runpy.run_path(code, run_name="__main__")
+else:
+    exec(code, {"__name__": "__main__", "arguments": arguments})
+"""
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory):
+    """Run code, or a file, in a process without cellglot; gives what it printed. Its arguments are `arguments`."""
+
+    def run(code, *arguments, lacking=(), folder=None, **environment):
+        folder = folder or tmp_path_factory.mktemp("stranger")
+        settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
+        given = json.dumps([textwrap.dedent(str(code)), list(lacking), arguments])
+        done = subprocess.run(
+            [sys.executable, "-c", _STRANGER, given], env=os.environ | settings | environment, cwd=folder,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

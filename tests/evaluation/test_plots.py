@@ -94,6 +94,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.long
 def test_the_first_umap_of_a_process_changes_no_threads_of_models():
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False)
     assert done.stdout == "1\n", done.stderr[-2000:]

@@ -72,6 +72,7 @@ def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, tmp_path)
     assert str(folders["exceiver"]) not in "".join(p.read_text() for p in (tmp_path / "blood_lora").glob("*.json"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_process")
 @pytest.mark.parametrize("of_the_hub", [True, False])
 def test_a_merged_adapter_names_its_base_without_further_details(

@@ -317,6 +317,7 @@ PROCESS = """
 """
 
 
+@pytest.mark.long
 def test_two_processes_are_one(langcell_config, tmp_path):
     still = {"hidden_dropout_prob": 0.0}
     model, batch = make_model(langcell_config, cell=still, text=still), make_batch()

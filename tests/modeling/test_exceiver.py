@@ -1,12 +1,9 @@
 import re
-import shutil
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
+from model_records import RECORDS, Exceiver, assert_same_gradients, gradients, some_loss
 
 from cellglot.modeling import (
     ExceiverConfig,
@@ -17,208 +14,17 @@ from cellglot.modeling import (
 
 
 CLASSES = (ExceiverModel, ExceiverForMaskedExpression, ExceiverForSequenceClassification)
-MODES = ("exclude", "bias")
-FIELDS = ("last_hidden_state", "pooler_output", "predicted_expression", "logits", "loss")
+make_batch = Exceiver.batch
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=["exclude", "bias"])
 def mode(request):
     return request.param
 
 
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def model(request, mode, exceiver_config):
-    torch.manual_seed(0)
-    config = exceiver_config(unexpressed_genes=mode, num_labels=3)
-    model = request.param(config)
-    base = getattr(model, "exceiver", model)
-    base.set_background_values(torch.randn(40))
-    return model.eval()
-
-
-def make_batch(model, lengths=(17, 9, 24), seed=0, **more):
-    """Cells of these lengths, padded; masked genes and queries where the model takes them."""
-    random = torch.Generator().manual_seed(seed)
-    width = max(lengths)
-    batch = {
-        "input_ids": torch.full((len(lengths), width), 40),
-        "expression_values": torch.zeros(len(lengths), width),
-        "attention_mask": torch.zeros(len(lengths), width, dtype=torch.long),
-        "masked_genes": torch.zeros(len(lengths), width, dtype=torch.bool),
-    }
-    for cell, n in enumerate(lengths):
-        batch["input_ids"][cell, :n] = torch.randperm(40, generator=random)[:n].sort().values
-        batch["expression_values"][cell, :n] = 1 + torch.randn(n, generator=random)
-        batch["attention_mask"][cell, :n] = 1
-        batch["masked_genes"][cell, torch.randperm(n, generator=random)[: n // 4]] = True
-    if not isinstance(model, ExceiverModel):
-        queries = torch.randint(0, 40, (len(lengths), 5), generator=random)
-        queries[0, -1] = 40  # padded
-        targets = torch.randn(len(lengths), 5, generator=random)
-        batch["query_ids"] = queries
-        if isinstance(model, ExceiverForSequenceClassification):
-            batch |= {"labels": torch.arange(len(lengths)) % 3, "expression_labels": targets}
-        else:
-            batch["labels"] = targets
-    return batch | more
-
-
-def outputs(model, batch):
-    result = model(**batch)
-    return {name: result[name] for name in FIELDS if name in result and result[name] is not None}
-
-
-def assert_same(a, b, tolerance=1e-5):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance), name
-
-
-def some_loss(states):
-    """Depend on every state; a plain sum of squares does not change under a layer norm."""
-    weights = torch.randn(states[0].numel(), generator=torch.Generator().manual_seed(3))
-    return (states.flatten(1) * weights).sum()
-
-
-def gradients(model, batch):
-    model.zero_grad()
-    result = model(**batch)
-    loss = result.loss if "loss" in result else some_loss(result.pooler_output)
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(a, b, tolerance=1e-4):
-    assert a.keys() == b.keys()
-    largest = max(float(gradient.abs().max()) for gradient in a.values())
-    for name in a:  # some gradients are zero but for rounding: the bias of keys shifts all logits alike
-        scale = max(float(a[name].abs().max()), 0.01 * largest)
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale), name
-
-
-# -------------------------------------------------------------------- the table of checks
-
-
-def test_eager_is_sdpa(model):
-    batch, results, grads = make_batch(model), {}, {}
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        results[implementation], grads[implementation] = outputs(model, batch), gradients(model, batch)
-    assert_same(results["eager"], results["sdpa"])
-    assert_same_gradients(grads["eager"], grads["sdpa"])
-
-
-def test_padded_is_unpadded(model):
-    batch = make_batch(model, lengths=(13, 13))
-    wider = dict(batch)
-    for name, value in (("input_ids", 40), ("expression_values", 7.0), ("attention_mask", 0), ("masked_genes", False)):
-        wider[name] = torch.nn.functional.pad(batch[name], (0, 6), value=value)
-    assert_same(outputs(model, batch), outputs(model, wider))
-    del wider["attention_mask"]  # padding is known by its id
-    assert_same(outputs(model, batch), outputs(model, wider))
-
-
-def test_batch_is_single(model):
-    batch = make_batch(model)
-    together = outputs(model, batch)
-    together.pop("loss", None)
-    for cell in range(3):
-        alone = outputs(model, {name: value[cell : cell + 1] for name, value in batch.items()})
-        alone.pop("loss", None)
-        assert_same({name: value[cell : cell + 1] for name, value in together.items()}, alone)
-
-
-def test_saved_is_loaded(model, tmp_path):
-    batch = make_batch(model)
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
-    assert type(loaded) is type(model)
-    assert_same(outputs(model, batch), outputs(loaded.eval(), batch), tolerance=0)
-    background = getattr(loaded, "exceiver", loaded).background_values
-    assert torch.equal(background, getattr(model, "exceiver", model).background_values)
-    assert (tmp_path / "model.safetensors").exists()
-
-
-def test_gradient_checkpointing_changes_nothing(model):
-    batch = make_batch(model)
-    model.train()
-    plain = gradients(model, batch)
-    model.gradient_checkpointing_enable()
-    assert_same_gradients(plain, gradients(model, batch), tolerance=1e-6)
-
-
-def test_compiled_is_eager(model):
-    batch = make_batch(model)
-    expected, grads = outputs(model, batch), gradients(model, batch)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    assert_same(expected, outputs(compiled, batch))
-    assert_same_gradients(
-        grads, {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, batch).items()}
-    )
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
-def test_compiled_by_inductor(exceiver_config, mode):
-    torch.manual_seed(0)
-    model = ExceiverForMaskedExpression(exceiver_config(unexpressed_genes=mode)).eval()
-    model.exceiver.set_background_values(torch.randn(40))
-    batch = make_batch(model)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
-
-
-@pytest.mark.parametrize("model_class", CLASSES, ids=lambda c: c.__name__)
-def test_loaded_without_cellglot_is_loaded_with_it(model_class, exceiver_config, tmp_path):
-    torch.manual_seed(0)
-    for mode in MODES:
-        model = model_class(exceiver_config(unexpressed_genes=mode, num_labels=3)).eval()
-        getattr(model, "exceiver", model).set_background_values(torch.randn(40))
-        model.save_pretrained(tmp_path / mode)
-        batch = make_batch(model)
-        torch.save(batch, tmp_path / mode / "batch.pt")
-        torch.save({n: v.detach() for n, v in outputs(model, batch).items()}, tmp_path / mode / "expected.pt")
-    auto = {
-        ExceiverModel: "AutoModel",
-        ExceiverForMaskedExpression: "AutoModelForMaskedLM",
-        ExceiverForSequenceClassification: "AutoModelForSequenceClassification",
-    }[model_class]
-    script = f"""
-        import sys
-        sys.modules["cellglot"] = None
-        import torch, transformers
-        for mode in {MODES!r}:
-            folder = {str(tmp_path)!r} + "/" + mode
-            model = transformers.{auto}.from_pretrained(folder, trust_remote_code=True).eval()
-            assert type(model).__module__.startswith("transformers_modules"), type(model)
-            assert type(model).__name__ == {model_class.__name__!r}
-            given = model(**torch.load(folder + "/batch.pt", weights_only=True))
-            for name, value in torch.load(folder + "/expected.pt", weights_only=True).items():
-                assert torch.equal(given[name], value), name
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_bfloat16_is_near_float32(model):
-    batch = make_batch(model)
-    expected = outputs(model, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = outputs(model, batch)
-    model.to(torch.bfloat16)
-    half = outputs(model, batch)
-    for name, value in expected.items():
-        scale = float(value.detach().abs().max())
-        for other in (mixed, half):
-            assert other[name].isfinite().all()
-            assert float((other[name].float() - value).detach().abs().max()) < 0.15 * scale + 0.15, name
-    for gradient in gradients(model, batch).values():
-        assert gradient.isfinite().all()
+@pytest.fixture(params=[record for record in RECORDS if record.family is Exceiver], ids=str)
+def record(request):
+    return request.param
 
 
 # -------------------------------------------------------------------- what the modes mean

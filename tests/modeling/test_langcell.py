@@ -1,12 +1,9 @@
 import json
-import shutil
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from model_records import LangCell, assert_same, assert_same_gradients, outputs
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -24,253 +21,12 @@ from cellglot.modeling.packed_texts import CellKeys
 from cellglot.training.finetuning.adapters import put_adapter, save_adapter
 
 
-CLASSES = (
-    LangCellModel,
-    LangCellCellModel,
-    LangCellTextModel,
-    LangCellForPreTraining,
-    LangCellForSequenceClassification,
-    LangCellForTokenClassification,
-)
-OF_A_ROW = ("last_hidden_state", "pooler_output", "text_last_hidden_state", "text_features")
-FIELDS = (*OF_A_ROW, "logits", "loss", "masked_gene_loss", "cell_cell_loss", "cell_text_loss", "matching_loss")
-
-
-def make_model(model_class, langcell_config, **changes):
-    torch.manual_seed(0)
-    config = langcell_config(num_labels=3, **changes)
-    if model_class is LangCellCellModel:
-        config = config.cell_config
-    if model_class is LangCellTextModel:
-        config = config.text_config
-    return model_class(config).eval()
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def model(request, langcell_config):
-    return make_model(request.param, langcell_config)
+make_model, make_batch, padded_rows = LangCell.make, LangCell.batch, LangCell.rows
 
 
 @pytest.fixture
 def both(langcell_config):
     return make_model(LangCellModel, langcell_config)
-
-
-def padded_rows(lengths, low, high, first, random):
-    """Random tokens behind a first one, padded by 0."""
-    rows = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-    for row, length in enumerate(lengths):
-        rows[row, :length] = torch.randint(low, high, (length,), generator=random)
-    rows[:, 0] = first
-    return rows, (rows != 0).long()
-
-
-def make_batch(model, cells=(13, 7, 10), texts=(9, 4, 6), seed=0):
-    """Cells and texts of these lengths, and what else the model takes."""
-    random = torch.Generator().manual_seed(seed)
-    input_ids, mask = padded_rows(cells, 2, 41, 41, random)
-    text_input_ids, text_mask = padded_rows(texts, 5, 50, 2, random)
-    if isinstance(model, LangCellTextModel):
-        return {
-            "input_ids": text_input_ids,
-            "attention_mask": text_mask,
-            "cell_hidden_states": torch.randn(len(cells), max(cells), 16, generator=random),
-            "cell_attention_mask": mask,
-        }
-    batch = {"input_ids": input_ids, "attention_mask": mask}
-    if isinstance(model, LangCellModel):
-        batch |= {"text_input_ids": text_input_ids, "text_attention_mask": text_mask}
-    if isinstance(model, LangCellForPreTraining):
-        masked = (torch.rand(input_ids.shape, generator=random) < 0.3) & (input_ids > 1) & (input_ids < 41)
-        batch |= {"input_ids": input_ids.masked_fill(masked, 1), "labels": input_ids.masked_fill(~masked, -100)}
-    if isinstance(model, LangCellForSequenceClassification):
-        batch["labels"] = torch.arange(len(cells)) % 3
-    if isinstance(model, LangCellForTokenClassification):
-        batch["labels"] = (input_ids % 3).masked_fill(mask == 0, -100)
-    return batch
-
-
-def outputs(model, batch, seed=1):
-    """Fields of the output, padding as zeros; hard negatives are drawn anew from the seed."""
-    torch.manual_seed(seed)
-    result = model(**batch)
-    fields = {name: result[name] for name in FIELDS if name in result and result[name] is not None}
-    for name, mask in (("last_hidden_state", "attention_mask"), ("text_last_hidden_state", "text_attention_mask")):
-        if name in fields and mask in batch:
-            fields[name] = fields[name] * batch[mask][..., None]
-    return fields
-
-
-def assert_same(a, b, tolerance=1e-5):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance), name
-
-
-def some_loss(result):
-    total = 0
-    for name in ("loss", "logits", "pooler_output", "last_hidden_state"):
-        if result.get(name) is not None:
-            values = result[name]
-            weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(3))
-            total = total + (values * weights).sum()
-            if name == "loss":
-                break
-    return total
-
-
-def gradients(model, batch, seed=1):
-    model.zero_grad()
-    torch.manual_seed(seed)
-    result = model(**batch)
-    some_loss(result).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(a, b, tolerance=1e-4):
-    assert a.keys() == b.keys()
-    largest = max(float(gradient.abs().max()) for gradient in a.values())
-    for name in a:  # some gradients are zero but for rounding: the bias of keys shifts all logits alike
-        scale = max(float(a[name].abs().max()), 0.01 * largest)
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale), name
-
-
-# -------------------------------------------------------------------- the table of checks
-
-
-def test_eager_is_sdpa(model):
-    batch, results, grads = make_batch(model), {}, {}
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        results[implementation], grads[implementation] = outputs(model, batch), gradients(model, batch)
-    assert_same(results["eager"], results["sdpa"])
-    assert_same_gradients(grads["eager"], grads["sdpa"], tolerance=5e-4)
-
-
-def test_padded_is_unpadded(model):
-    batch = make_batch(model, cells=(9, 9, 9), texts=(5, 5, 5))
-    wider = {
-        name: torch.nn.functional.pad(value, (0, 6), value=-100 if name == "labels" else 0)
-        if value.ndim == 2
-        else value
-        for name, value in batch.items()
-    }
-    if "cell_hidden_states" in wider:
-        wider["cell_hidden_states"] = torch.nn.functional.pad(batch["cell_hidden_states"], (0, 0, 0, 6), value=9.0)
-    given = outputs(model, wider)
-    for name in ("last_hidden_state", "text_last_hidden_state"):
-        if name in given:
-            given[name] = given[name][:, :-6]
-    if isinstance(model, LangCellForTokenClassification):
-        given["logits"] = given["logits"][:, :-6]
-    assert_same(outputs(model, batch), given)
-
-
-def test_batch_is_single(model):
-    batch = make_batch(model)
-    together = {n: v for n, v in outputs(model, batch).items() if n in OF_A_ROW}
-    for row in range(3):
-        alone = outputs(model, {name: value[row : row + 1] for name, value in batch.items()})
-        alone = {n: v for n, v in alone.items() if n in OF_A_ROW}
-        assert_same({name: value[row : row + 1] for name, value in together.items()}, alone)
-
-
-def test_saved_is_loaded(model, tmp_path):
-    batch = make_batch(model)
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
-    assert type(loaded) is type(model)
-    assert_same(outputs(model, batch), outputs(loaded.eval(), batch), tolerance=0)
-
-
-def test_gradient_checkpointing_changes_nothing(model):
-    batch = make_batch(model)
-    model.train()
-    plain = gradients(model, batch)
-    model.gradient_checkpointing_enable()
-    assert_same_gradients(plain, gradients(model, batch), tolerance=1e-5)
-
-
-def test_compiled_is_eager(model):
-    batch = make_batch(model)
-    expected, grads = outputs(model, batch), gradients(model, batch)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    assert_same(expected, outputs(compiled, batch))
-    given = {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, batch).items()}
-    assert_same_gradients(grads, given)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
-def test_compiled_by_inductor(langcell_config):
-    model = make_model(LangCellTextModel, langcell_config, text={"num_hidden_layers": 1})
-    batch = make_batch(model)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
-
-
-def test_loaded_without_cellglot_is_loaded_with_it(langcell_config, tmp_path):
-    autos = {
-        LangCellModel: "AutoModel",
-        LangCellCellModel: "AutoModel",
-        LangCellTextModel: "AutoModel",
-        LangCellForPreTraining: "AutoModelForPreTraining",
-        LangCellForSequenceClassification: "AutoModelForSequenceClassification",
-        LangCellForTokenClassification: "AutoModelForTokenClassification",
-    }
-    for model_class in CLASSES:
-        model = make_model(model_class, langcell_config)
-        folder = tmp_path / model_class.__name__
-        model.save_pretrained(folder)
-        batch = make_batch(model)
-        torch.manual_seed(1)
-        torch.save(batch, folder / "batch.pt")
-        expected = {n: v.detach() for n, v in model(**batch).items() if isinstance(v, torch.Tensor)}
-        torch.save(expected, folder / "expected.pt")
-    script = f"""
-        import sys
-        sys.modules["cellglot"] = None
-        import torch, transformers
-        for name, auto in {[(c.__name__, kind) for c, kind in autos.items()]!r}:
-            folder = {str(tmp_path)!r} + "/" + name
-            model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
-            assert type(model).__module__.startswith("transformers_modules"), type(model)
-            assert type(model).__name__ == name
-            torch.manual_seed(1)
-            given = model(**torch.load(folder + "/batch.pt", weights_only=True))
-            for field, value in torch.load(folder + "/expected.pt", weights_only=True).items():
-                assert torch.allclose(given[field], value, atol=1e-6), (name, field)
-            if name == "LangCellModel":
-                batch = torch.load(folder + "/batch.pt", weights_only=True)
-                assert model.annotate(**batch).scores.shape == (3, 3)
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_bfloat16_is_near_float32(model):
-    batch = make_batch(model)
-    expected = outputs(model, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = outputs(model, batch)
-    model.to(torch.bfloat16)
-    batch = {n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in batch.items()}
-    half = outputs(model, batch)
-    for name, value in expected.items():
-        scale = float(value.detach().abs().max())
-        for other in (mixed, half):
-            assert other[name].isfinite().all()
-            if name not in ("matching_loss", "loss"):  # which negatives are drawn may change
-                assert float((other[name].float() - value).detach().abs().max()) < 0.15 * scale + 0.15, name
-            if name.endswith("loss"):
-                assert other[name].dtype == torch.float32
-    for gradient in gradients(model, batch).values():
-        assert gradient.isfinite().all()
 
 
 # -------------------------------------------------------------------- one class's weights in another
@@ -436,7 +192,7 @@ def test_matching_is_that_of_every_pair(langcell_config, implementation, pairs_a
     monkeypatch.setattr("cellglot.modeling.modeling_langcell_text.TOKENS_AT_ONCE", 8)
     model = make_model(LangCellModel, langcell_config, text={"num_hidden_layers": layers})
     model.set_attn_implementation(implementation)
-    batch = make_batch(model, cells=(13, 7, 1, 30, 7, 18), texts=(9, 4, 6, 4, 2, 9, 1))
+    batch = make_batch(model, lengths=(13, 7, 1, 30, 7, 18), texts=(9, 4, 6, 4, 2, 9, 1))
     batch["text_input_ids"][5] = batch["text_input_ids"][0]  # asked once
     batch["text_attention_mask"][2, 2] = 0  # a hole
     with torch.no_grad():
@@ -460,7 +216,7 @@ def test_what_is_shared_is_computed_once(both, monkeypatch):
         "read_texts",
         lambda texts: counts.update(first=counts["first"] + len(texts.lengths)) or read(texts),
     )
-    batch = make_batch(both, cells=(13, 7, 10, 9), texts=(9, 4, 6, 4, 2, 9, 1, 3))
+    batch = make_batch(both, lengths=(13, 7, 10, 9), texts=(9, 4, 6, 4, 2, 9, 1, 3))
     for pairs in (2, 100):
         counts.update(keys=0, first=0)
         both.match(**batch, pairs_at_once=pairs)

@@ -1,235 +1,37 @@
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+from model_records import (
+    ANCESTORS,
+    LEVELS,
+    RECORDS,
+    ScCello,
+    assert_same,
+    assert_same_gradients,
+    gradients,
+    outputs,
+    without_dropout,
+)
 
 from cellglot.modeling import (
     ScCelloConfig,
-    ScCelloForMaskedLM,
     ScCelloForPreTraining,
     ScCelloForSequenceClassification,
-    ScCelloForTokenClassification,
     ScCelloModel,
 )
 
 
-AUTO = {
-    ScCelloModel: "AutoModel",
-    ScCelloForPreTraining: "AutoModelForPreTraining",
-    ScCelloForMaskedLM: "AutoModelForMaskedLM",
-    ScCelloForSequenceClassification: "AutoModelForSequenceClassification",
-    ScCelloForTokenClassification: "AutoModelForTokenClassification",
-}
-CLASSES = tuple(AUTO)
 LOSSES = ("masked_gene_loss", "relational_alignment_loss", "coherence_loss", "regularization_loss")
-FIELDS = ("last_hidden_state", "pooler_output", "cell_representation", "logits", "loss", *LOSSES)
-LEVELS = torch.tensor([[9, 1, 4, 3, 2], [1, 9, 2, 5, 2], [4, 2, 9, 3, 1], [3, 5, 3, 9, 1], [2, 2, 1, 1, 9]])
-ANCESTORS = torch.eye(5, dtype=torch.bool)
-ANCESTORS[1:, 0] = True
+make_batch = ScCello.batch
 
 
-def make_model(model_class, config):
-    torch.manual_seed(0)
-    model = model_class(config)
-    if model_class is ScCelloForPreTraining:
-        model.set_ontology(LEVELS, ANCESTORS)
-    return model.eval()
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def model(request, sccello_config):
-    return make_model(request.param, sccello_config(num_labels=3))
-
-
-def make_batch(model, lengths=(17, 9, 24, 13), seed=0, **more):
-    """Cells of these lengths, padded, with the labels that the model takes."""
-    random = torch.Generator().manual_seed(seed)
-    shape = len(lengths), max(lengths)
-    input_ids = torch.randint(2, 41, shape, generator=random)
-    input_ids[:, 0] = 41
-    mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    drawn = (torch.rand(shape, generator=random) < 0.3) & mask
-    drawn[:, 0] = False
-    batch = {"input_ids": input_ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
-    if isinstance(model, (ScCelloForPreTraining, ScCelloForMaskedLM)):
-        batch["labels"] = batch["input_ids"].masked_fill(~drawn, -100)
-        batch["input_ids"] = batch["input_ids"].masked_fill(drawn, 1)
-    if isinstance(model, ScCelloForPreTraining):
-        batch["cell_type_ids"] = torch.tensor([3, 0, 3, 1, 4, 2])[: len(lengths)]
-    if isinstance(model, ScCelloForSequenceClassification):
-        batch["labels"] = torch.arange(len(lengths)) % 3
-    if isinstance(model, ScCelloForTokenClassification):
-        batch["labels"] = torch.randint(0, 3, shape, generator=random).masked_fill(~drawn, -100)
-    return batch | more
-
-
-def outputs(model, batch):
-    result = model(**batch)
-    return {name: result[name] for name in FIELDS if name in result and result[name] is not None}
-
-
-def assert_same(a, b, tolerance=2e-5):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance), name
-
-
-def gradients(model, batch):
-    model.zero_grad()
-    result = model(**batch)
-    if "loss" in result:
-        result.loss.backward()
-    else:
-        weights = torch.randn(result.pooler_output.shape, generator=torch.Generator().manual_seed(3))
-        (result.pooler_output * weights).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(a, b, tolerance=2e-4):
-    assert a.keys() == b.keys()
-    largest = max(float(gradient.abs().max()) for gradient in a.values())
-    for name in a:
-        scale = max(float(a[name].abs().max()), 0.01 * largest)
-        assert torch.allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale), name
-
-
-def without_dropout(model):
-    model.config.hidden_dropout_prob = 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-# -------------------------------------------------------------------- the table of checks
-
-
-def test_eager_is_sdpa(model):
-    batch, results, grads = make_batch(model), {}, {}
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        results[implementation], grads[implementation] = outputs(model, batch), gradients(model, batch)
-    assert_same(results["eager"], results["sdpa"])
-    assert_same_gradients(grads["eager"], grads["sdpa"])
-
-
-def test_padded_is_unpadded(model):
-    batch = make_batch(model, lengths=(13, 13, 13))
-    wider = dict(batch)
-    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
-        if name in batch and batch[name].ndim == 2:
-            wider[name] = torch.nn.functional.pad(batch[name], (0, 6), value=value)
-    narrow, padded = outputs(model, batch), outputs(model, wider)
-    for name in ("last_hidden_state", "logits"):
-        if name in padded and padded[name].ndim == 3:
-            padded[name] = padded[name][:, :13]
-    assert_same(narrow, padded)
-    del wider["attention_mask"]  # padding is known by its id
-    unmasked = outputs(model, wider)
-    assert_same({n: v for n, v in unmasked.items() if v.ndim < 3}, {n: v for n, v in narrow.items() if v.ndim < 3})
-
-
-def test_batch_is_single(model):
-    batch = make_batch(model)
-    together = model(**batch)
-    names = ("last_hidden_state", "pooler_output", "cell_representation")
-    if not isinstance(model, ScCelloForPreTraining):
-        names += ("logits",)
-    for cell in range(4):
-        alone = model(**{name: value[cell : cell + 1] for name, value in batch.items()})
-        for name in names:
-            if name in together:
-                assert torch.allclose(together[name][cell], alone[name][0], atol=2e-5), name
-
-
-def test_saved_is_loaded(model, tmp_path):
-    batch = make_batch(model)
-    model.save_pretrained(tmp_path)
-    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert_same(outputs(model, batch), outputs(loaded.eval(), batch), tolerance=0)
-    if isinstance(model, ScCelloForPreTraining):
-        assert torch.equal(loaded.similarity_levels, LEVELS)
-        assert torch.equal(loaded.ancestor_mask, ANCESTORS)
-
-
-def test_gradient_checkpointing_changes_nothing(model):
-    batch = make_batch(model)
-    without_dropout(model).train()
-    plain = gradients(model, batch)
-    model.gradient_checkpointing_enable()
-    assert_same_gradients(plain, gradients(model, batch), tolerance=1e-6)
-
-
-def test_compiled_is_eager(model):
-    batch = make_batch(model)
-    without_dropout(model).train()
-    expected, grads = outputs(model, batch), gradients(model, batch)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    assert_same(expected, outputs(compiled, batch))
-    assert_same_gradients(
-        grads, {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, batch).items()}
-    )
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
-def test_compiled_by_inductor(sccello_config):
-    model = make_model(ScCelloForPreTraining, sccello_config())
-    batch = make_batch(model)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
-
-
-def test_loaded_without_cellglot_is_loaded_with_it(sccello_config, tmp_path):
-    for model_class, auto in AUTO.items():
-        model = make_model(model_class, sccello_config(num_labels=3))
-        folder = tmp_path / auto
-        model.save_pretrained(folder)
-        batch = make_batch(model)
-        torch.save(batch, folder / "batch.pt")
-        torch.save({n: v.detach() for n, v in outputs(model, batch).items()}, folder / "expected.pt")
-    script = f"""
-        import sys
-        sys.modules["cellglot"] = None
-        import torch, transformers
-        for name, auto in {[(c.__name__, a) for c, a in AUTO.items()]!r}:
-            folder = {str(tmp_path)!r} + "/" + auto
-            model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
-            assert type(model).__module__.startswith("transformers_modules"), type(model)
-            assert type(model).__name__ == name
-            given = model(**torch.load(folder + "/batch.pt", weights_only=True))
-            for field, value in torch.load(folder + "/expected.pt", weights_only=True).items():
-                assert torch.allclose(given[field], value, atol=1e-6), field
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_bfloat16_is_near_float32(model):
-    batch = make_batch(model)
-    expected = outputs(model, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = outputs(model, batch)
-    model.to(torch.bfloat16)
-    half = outputs(model, batch)
-    for name, value in expected.items():
-        scale = float(value.detach().abs().max())
-        for other in (mixed, half):
-            assert other[name].isfinite().all()
-            assert float((other[name].float() - value).detach().abs().max()) < 0.15 * scale + 0.15, name
-    for gradient in gradients(model.train(), batch).values():
-        assert gradient.isfinite().all()
+@pytest.fixture(params=[record for record in RECORDS if record.family is ScCello], ids=str)
+def record(request):
+    return request.param
 
 
 # -------------------------------------------------------------------- encoder
@@ -255,7 +57,7 @@ def test_packed_cells_are_padded_cells(model, implementation):
 
 
 def test_packed_cells_in_several_rows_or_with_a_mask_are_refused(sccello_config):
-    model = make_model(ScCelloModel, sccello_config())
+    model = ScCello.make(ScCelloModel, sccello_config)
     cells = torch.tensor([[41, 5, 6, 41, 7, 8, 9]])
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     assert len(model(cells, position_ids=positions).pooler_output) == 2
@@ -271,7 +73,7 @@ def test_packed_cells_in_several_rows_or_with_a_mask_are_refused(sccello_config)
 
 
 def test_pooling(sccello_config):
-    model = make_model(ScCelloModel, sccello_config())
+    model = ScCello.make(ScCelloModel, sccello_config)
     batch = make_batch(model, lengths=(6, 4, 1))
     batch["input_ids"][0, 2] = 1
     states = model(**batch)
@@ -285,7 +87,7 @@ def test_pooling(sccello_config):
 
 
 def test_requested_outputs(sccello_config):
-    model = make_model(ScCelloForPreTraining, sccello_config())
+    model = ScCello.make(ScCelloForPreTraining, sccello_config)
     model.set_attn_implementation("eager")
     batch = make_batch(model)
     for training in (False, True):
@@ -316,7 +118,7 @@ def test_a_row_of_padding_does_no_harm(model):
 
 
 def test_the_shorter_way_of_training_gives_the_same(sccello_config):
-    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config())).train()
+    model = without_dropout(ScCello.make(ScCelloForPreTraining, sccello_config)).train()
     batch = make_batch(model)
     short, complete = gradients(model, batch), gradients(model, batch | {"return_states": True})
     assert_same_gradients(short, complete)
@@ -330,7 +132,7 @@ def test_the_shorter_way_of_training_gives_the_same(sccello_config):
 
 
 def test_the_noised_pass_is_one_batch_with_the_first(sccello_config, monkeypatch):
-    model = make_model(ScCelloForPreTraining, sccello_config(hidden_dropout_prob=0.3)).train()
+    model = ScCello.make(ScCelloForPreTraining, sccello_config, hidden_dropout_prob=0.3).train()
     batch, rows = make_batch(model), []
     model.sccello.embeddings.register_forward_hook(lambda module, given, states: rows.append(len(states)))
     for short in (False, True):
@@ -346,13 +148,12 @@ def test_the_noised_pass_is_one_batch_with_the_first(sccello_config, monkeypatch
 
 
 def test_objectives_are_switched_off_and_weighed(sccello_config):
-    model = make_model(ScCelloForPreTraining, sccello_config())
+    model = ScCello.make(ScCelloForPreTraining, sccello_config)
     batch = make_batch(model)
     whole = model(**batch)
     assert torch.allclose(whole.loss, sum(whole[name] for name in LOSSES))
     for off in LOSSES:
-        config = sccello_config(**{off.replace("_loss", "_weight"): 0})
-        other = make_model(ScCelloForPreTraining, config)(**batch)
+        other = ScCello.make(ScCelloForPreTraining, sccello_config, **{off.replace("_loss", "_weight"): 0})(**batch)
         assert getattr(other, off) is None
         assert torch.allclose(other.loss, whole.loss - whole[off], atol=1e-5)
     model.config.coherence_weight = 0.5
@@ -360,7 +161,7 @@ def test_objectives_are_switched_off_and_weighed(sccello_config):
 
 
 def test_cells_without_a_type_train_the_gene_objective_alone(sccello_config):
-    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config())).train()
+    model = without_dropout(ScCello.make(ScCelloForPreTraining, sccello_config)).train()
     batch = make_batch(model)
     types = batch["cell_type_ids"].clone()
     types[1] = -100
@@ -377,7 +178,7 @@ def test_cells_without_a_type_train_the_gene_objective_alone(sccello_config):
 
 @pytest.mark.parametrize("types", [[2, 2, 2, 2], [-100] * 4])
 def test_batches_with_little_to_learn_from(sccello_config, types):
-    model = make_model(ScCelloForPreTraining, sccello_config()).train()
+    model = ScCello.make(ScCelloForPreTraining, sccello_config).train()
     batch = make_batch(model, cell_type_ids=torch.tensor(types))
     batch["labels"] = torch.full_like(batch["labels"], -100)
     for part in (batch, {n: v[:1] for n, v in batch.items()}):
@@ -391,7 +192,7 @@ def test_batches_with_little_to_learn_from(sccello_config, types):
 
 def test_parts_of_a_step_add_up(sccello_config):
     """Each batch counts by its share of the labels of the step, or of its cells where there are none."""
-    model = make_model(ScCelloForPreTraining, sccello_config())
+    model = ScCello.make(ScCelloForPreTraining, sccello_config)
     a, b = make_batch(model), make_batch(model, seed=5)
     first, second = (int((batch["labels"] != -100).sum()) for batch in (a, b))
     items = torch.tensor(first + second)
@@ -429,8 +230,9 @@ PROCESS = """
 """
 
 
+@pytest.mark.long
 def test_two_processes_are_one(sccello_config, tmp_path):
-    model = without_dropout(make_model(ScCelloForPreTraining, sccello_config(hidden_dropout_prob=0.0))).train()
+    model = without_dropout(ScCello.make(ScCelloForPreTraining, sccello_config, hidden_dropout_prob=0.0)).train()
     batch = make_batch(model, lengths=(17, 9, 24, 13, 20, 6))
     batch["cell_type_ids"][4] = -100
     model.save_pretrained(tmp_path)
@@ -465,7 +267,7 @@ def test_two_processes_are_one(sccello_config, tmp_path):
 
 
 def test_add_cell_types(sccello_config, tmp_path):
-    model = make_model(ScCelloForPreTraining, sccello_config())
+    model = ScCello.make(ScCelloForPreTraining, sccello_config)
     batch, before = make_batch(model), model.prototypes.weight.detach().clone()
     levels, ancestors = torch.ones(7, 7, dtype=torch.long), torch.eye(7, dtype=torch.bool)
     levels[:5, :5], ancestors[:5, :5] = LEVELS, ANCESTORS
@@ -530,7 +332,7 @@ def test_ontology_tables_are_asked_for_and_looked_at(sccello_config):
 
 
 def test_heads_are_made_anew_and_the_encoder_is_loaded(sccello_config, tmp_path):
-    pretrained = make_model(ScCelloForPreTraining, sccello_config())
+    pretrained = ScCello.make(ScCelloForPreTraining, sccello_config)
     pretrained.save_pretrained(tmp_path)
     classifier, info = ScCelloForSequenceClassification.from_pretrained(
         tmp_path, num_labels=4, output_loading_info=True
@@ -585,7 +387,7 @@ def test_configurations_that_cannot_be(sccello_config, changes, message):
 def test_the_configuration_names_every_auto_class(sccello_config, tmp_path):
     sccello_config(cell_types=["CL:1", None]).save_pretrained(tmp_path)
     loaded = ScCelloConfig.from_pretrained(tmp_path)
-    assert set(loaded.auto_map) == {"AutoConfig", *AUTO.values()}
+    assert set(loaded.auto_map) == {"AutoConfig", *(record.auto for record in RECORDS if record.family is ScCello)}
     assert loaded.cell_types == ["CL:1", None]
     assert (loaded.num_genes, loaded.num_cell_types, loaded.cls_token_id) == (39, 2, 41)
     for name in set(ScCelloConfig.__annotations__) - {"auto_map", "model_type"}:

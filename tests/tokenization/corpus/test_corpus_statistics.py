@@ -116,6 +116,7 @@ def test_counts_need_not_be_whole():
     assert np.allclose(statistics.std, logs.std(0), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_where_compiled_code_cannot_be_kept_it_is_compiled_anew(tmp_path):
     run = (
         "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []; "

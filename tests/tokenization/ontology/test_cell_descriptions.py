@@ -196,6 +196,7 @@ def test_candidates_from_files(tmp_path):
             read_candidates(tmp_path / "c.json")
 
 
+@pytest.mark.long
 @pytest.mark.reference
 def test_the_whole_ontology(reference_data):
     ontology = CellOntology.from_file(reference_data / "cell_ontology" / "cl.owl.gz")

@@ -12,7 +12,7 @@ from cellglot.tokenization.ontology.cell_ontology import BLOOD_FILE
 from cellglot.tokenization.ontology.similarity import pagerank_levels
 
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

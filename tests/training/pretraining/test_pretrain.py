@@ -56,6 +56,7 @@ def test_metrics_are_those_of_the_saved_model_on_held_out_cells(pretrained, corp
         assert record["metrics"][f"eval_{name}"] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("eval_steps", "best", "steps"), [(2, False, [2, 4]), (3, False, [3, 4]), (2, True, [2, 4, 4])]
 )

@@ -178,6 +178,7 @@ def test_the_best_state_is_kept_across_a_stop(tokens, whole, here, tmp_path, ste
         assert timeless[0] == timeless[1]
 
 
+@pytest.mark.long
 def test_a_stop_in_the_last_evaluation(tokens, tmp_path):
     """Nothing is saved of the end of the training yet: a checkpoint is."""
     config = tiny("trainer.eval_strategy=no", "trainer.save_strategy=no", "trainer.per_device_eval_batch_size=2")
@@ -188,6 +189,7 @@ def test_a_stop_in_the_last_evaluation(tokens, tmp_path):
     assert_same(weights(tmp_path), weights(tmp_path / "checkpoint-6"))
 
 
+@pytest.mark.long
 def test_averaged_weights_survive_a_stop(tokens, whole, here, tmp_path):
     config = load_config(
         "exceiver_finetune.yaml",
@@ -243,6 +245,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 def test_tokenizing_ends_with_143_and_goes_on_later(tokens, here, tmp_path):
     cells, output = here / "exceiver" / "cells.h5ad", tmp_path / "tokens"
     command = [sys.executable, "-c", TERMINATED, str(cells), str(output)]
@@ -305,6 +308,7 @@ def test_only_own_checkpoints_give_way(tmp_path):
     assert [p.name for p in checkpoint_folders(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-9"]
 
 
+@pytest.mark.long
 def test_parts_of_the_loss_after_a_resume(ranks, tmp_path):
     """Each part is a mean over the steps since the last log, of the resumed run as well."""
     name = "sccello_tiny.yaml"
@@ -350,6 +354,7 @@ def test_a_value_that_is_none_is_named_by_shard_and_row(tokens, tmp_path, value)
     assert_unfinished(tmp_path / "model")
 
 
+@pytest.mark.long
 def test_an_id_beyond_the_vocabulary_is_named_also_by_other_processes(tokens, tmp_path):
     corpus, shard = damaged(tokens, tmp_path / "tokens", "input_ids", 4000)
     cells = CellDataset(corpus, "train")
@@ -420,6 +425,7 @@ def test_pretraining_leaves_empty_cells_out(unfiltered, tmp_path, name, capsys):
     assert record["training_cells"] <= CELLS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("split", ["corpus", "stratified"])
 def test_fine_tuning_knows_no_class_of_empty_cells(unfiltered, whole, tmp_path, split, capsys):
     config = load_config("sccello_finetune.yaml", [*STEPS, "trainer.max_steps=1", f"finetuning.split={split}"])
