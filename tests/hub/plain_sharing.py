@@ -8,12 +8,15 @@ import sys
 import traceback
 from pathlib import Path
 
-import peft
-import torch
-import transformers
-from datasets import Dataset
-from plain_models import MODELS, SEQUENCES, TOKENS
-from safetensors.torch import load_file, save_file
+
+sys.modules["cellglot"] = None  # an import of it fails
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from plain_models import MODELS, SEQUENCES, TOKENS  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 
 CHECKS = {}

@@ -5,10 +5,13 @@ import sys
 import tempfile
 import traceback
 
-import numpy as np
-import torch
-from plain_models import CELLS, MODELS, SEQUENCES, TOKENS
-from transformers import Trainer, TrainingArguments
+
+sys.modules["cellglot"] = None  # an import of it fails
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from plain_models import CELLS, MODELS, SEQUENCES, TOKENS  # noqa: E402
+from transformers import Trainer, TrainingArguments  # noqa: E402
 
 
 ROOT, CHECKS = sys.argv[1] if len(sys.argv) > 1 else "", {}

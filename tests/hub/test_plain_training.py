@@ -1,10 +1,12 @@
 """Every model and head trains, evaluates and is offloaded by plain transformers and accelerate, without cellglot."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import plain_models
 import pytest
 
 
@@ -15,12 +17,22 @@ CHECKS = re.findall(
 
 
 @pytest.fixture(scope="module")
-def failed(stranger, tmp_path_factory):
+def failed(tmp_path_factory):
     """Run all checks in one process without cellglot; gives {check: {model: error}}."""
     folder = tmp_path_factory.mktemp("plain")
-    plain_models.save_models(folder)
-    printed = stranger(HERE / "plain_training.py", str(folder), folder=folder, GLOO_SOCKET_IFNAME="lo")
-    return json.loads(printed.splitlines()[-1])
+    save = f"import sys; sys.path.insert(0, {str(HERE)!r}); import plain_models; plain_models.save_models(sys.argv[1])"
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    for command in (["-c", save, str(folder)], [str(HERE / "plain_training.py"), str(folder)]):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", CHECKS)
