@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a configuration.
 
     Parameters

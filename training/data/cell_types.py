@@ -1,9 +1,11 @@
 """Labels of a corpus -> cell types of the Cell Ontology that a model has prototypes for."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ class CorpusCellTypes:
         return self.report.lost
 
 
-def open_ontology(name: str | Path) -> CellOntology:
+def open_ontology(name: str | os.PathLike | date) -> CellOntology:
     """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file.
 
     The labels that the table of blood knows besides the ontology's own are added to every other one.
@@ -61,8 +63,8 @@ def open_ontology(name: str | Path) -> CellOntology:
     blood = CellOntology.blood()
     if str(name) == "blood":
         return blood
-    if Path(name).exists():
-        ontology = CellOntology.from_file(name)
+    if Path(str(name)).exists():
+        ontology = CellOntology.from_file(Path(str(name)))
     elif str(name)[:4].isdigit() and len(str(name)) == 10:
         ontology = CellOntology.from_release(str(name))
     else:

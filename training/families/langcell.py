@@ -201,7 +201,7 @@ def _model(
     if data.start_from:
         return _started_from(section, corpus, data.start_from, data.text_checkpoint)
     if checkpoint := data.text_checkpoint:
-        changed = section | {"text_config": load_configuration(checkpoint)}
+        changed: Any = section | {"text_config": load_configuration(checkpoint)}  # type: ignore[operator]
         built = new_configuration(LangCellConfig, changed, tokenizer)
         origin = checkpoint + ("; model.text_config is not used" if section.get("text_config") else "")
         return _from_checkpoint(built, checkpoint), load_tokenizer(checkpoint), origin
@@ -209,7 +209,8 @@ def _model(
     longest = LangCellTextConfig(**(section.get("text_config") or {})).max_position_embeddings
     text_tokenizer = word_tokenizer([*texts.texts, *words], longest)
     sizes = (section.get("text_config") or {}) | {"vocab_size": len(text_tokenizer)}
-    built = new_configuration(LangCellConfig, section | {"text_config": sizes}, tokenizer)
+    changed = section | {"text_config": sizes}  # type: ignore[operator]
+    built = new_configuration(LangCellConfig, changed, tokenizer)
     return LangCellForPreTraining(built), text_tokenizer, "new, with a tokenizer made of the texts' words"
 
 

@@ -60,7 +60,7 @@ def pretrain(
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     family = FAMILIES.of(config.model.get("type"), where(config.model, "model.type"))
-    data = read_section(family.pretraining_data, config.data, "data")
+    data: Any = read_section(family.pretraining_data, config.data, "data")
     check_keys(config.finetuning, [], where(config.finetuning, "finetuning"))
     arguments = training_arguments(config, output)
     claim = training_output(config, corpus, arguments, output, "pretrain", resume=resume, overwrite=overwrite)

@@ -145,7 +145,8 @@ def annotate(
     check_dtype(dtype)
     from cellglot.outputs import check_files
 
-    read = [target.filename if in_memory else as_path(cells), in_corpus, adapter, getattr(model, "name", model)]
+    file = target.filename if in_memory else as_path(cells)
+    read: list[Any] = [file, in_corpus, adapter, getattr(model, "name", model)]
     read += [path for path in (candidates, ontology) if isinstance(path, os.PathLike)]
     check_files([written, or_none(table), or_none(plot)], read, overwrite=overwrite)
     from cellglot.evaluation.annotation.file import annotate_anndata, annotate_file, load_annotator
@@ -163,7 +164,7 @@ def annotate(
             "back_off_below": back_off_below, "labels": labels,
         }  # fmt: skip
     ready = None if loaded is None else (loaded.network, loaded.tokenizer if chosen is None else loaded.processor)
-    if not in_memory:
+    if written is not None:
         files: dict[str, Any] = {"table": or_none(table), "plot": or_none(plot), "overwrite": overwrite}
         return annotate_file(
             source, as_path(cells), written, chosen, adapter=adapted, dtype=dtype, loaded=ready, **files, **options
@@ -211,7 +212,7 @@ def _candidates(
 
     if isinstance(candidates, Candidates):
         return candidates
-    terms, options = open_ontology(ontology), {}
+    terms, options = open_ontology(ontology), dict[str, Any]()
     if template:
         options["template"] = template
     if in_corpus is not None:

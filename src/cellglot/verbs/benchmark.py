@@ -102,14 +102,16 @@ def evaluate(
         "seed": seed, "test_fraction": test_fraction, "shots": shots, "marker_cells": marker_cells,
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
+    named: Any = [models] if isinstance(models, str | os.PathLike) else models
+    table: Any = markers
     return evaluate_models(
-        [models] if isinstance(models, str | os.PathLike) else models,
+        named,
         cells if is_anndata(cells) else as_path(cells),
         tasks,
         labels=labels,
         batches=batches,
         donors=donors,
-        markers=markers,
+        markers=table,
         marker_types=marker_types,
         ontology=opened,
         with_baselines=baselines,

@@ -116,7 +116,7 @@ def publish(
             details=details,
             evaluation=or_none(evaluation),
             cells=files[0] if files else None,
-            base=base,
+            base=None if base is None else os.fspath(base),
             private=private,
             overwrite=overwrite,
             dry_run=dry_run,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cellglot.verbs.cells import as_path
 from cellglot.verbs.corpora import as_files, is_corpus
@@ -65,9 +65,9 @@ def pretrain(
     from cellglot.training.pretraining.pretrain import pretrain as run
 
     chosen = load_config(config, list(settings)) if isinstance(config, str | os.PathLike) else config
-    options = {"resume": resume, "overwrite": overwrite}
+    options: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
     if is_corpus(cells):
-        return run(chosen, cells, as_path(output), **options)
+        return run(chosen, cast("Corpus | str", cells), as_path(output), **options)
     _refuse_many_processes()
     with as_files(cells) as (files, _):
         corpus = corpus_of_new_model(str(chosen.model.get("type")), files, as_path(output), None, overwrite=overwrite)
