@@ -156,7 +156,7 @@ def annotate(
     source = loaded.name if loaded is not None else resolve_model(str(model))
     adapted = None if adapter is None else resolve_model(adapter)
     given = [name for name, value in asked.items() if value]
-    chosen, options = None, {"batch_size": batch_size or 64} | reading
+    chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64})
     if _by_texts(loaded or source, adapted, given):
         chosen = _candidates(candidates, ontology_branch, leaves_only, in_corpus, ontology, template)
         options |= {
