@@ -257,7 +257,7 @@ class _Run:
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
         self._helpers: Helpers | None = None
 
-    # ---------------------------------------------------------------- planning and going on
+    # ---------------------------------------------------------------- planning
 
     def prepare(self, overwrite: bool) -> None:
         """Plan, and compare with what the folder holds."""
@@ -276,6 +276,8 @@ class _Run:
                     f"{self.output} holds a corpus or an unfinished run with other {', '.join(changed)}: choose "
                     "another folder, or overwrite=True (--overwrite)"
                 )
+            if self.vocabulary is not None and not self.skip_broken:
+                self._check_coverage(self._tokenizer(self.vocabulary))  # a refused file leaves the earlier corpus
             self._clear()
             self._make_plan({})
         write_json(self.work / "plan.json", self.plan.to_dict())
@@ -316,7 +318,7 @@ class _Run:
         self.work.mkdir(parents=True, exist_ok=True)
 
     def pass_over(self, error: BrokenFileError) -> None:
-        """Plan anew without a file that broke while it was read; all that depends on it is done again."""
+        """Plan again without a file that broke while it was read, and repeat all that depends on it."""
         broken = self.plan.broken | {error.name: error.reason} | error.more
         self._clear()
         write_json(self.work / "broken.json", broken)
@@ -348,13 +350,16 @@ class _Run:
         vocabulary = self.vocabulary
         if vocabulary is None:
             vocabulary = self._vocabulary_from_statistics(bars)
-        tokenizer = self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
+        tokenizer = self._tokenizer(vocabulary)
         unfinished = self.work / "tokenizer"
         tokenizer.save_pretrained(unfinished)
         finished = self.output / "tokenizer"
         finished.mkdir(exist_ok=True)
         for path in sorted(unfinished.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG_FILE):
             path.replace(finished / path.name)  # the configuration last: with it the tokenizer is whole
+
+    def _tokenizer(self, vocabulary: GeneVocabulary) -> GeneExpressionTokenizer:
+        return self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
 
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)

@@ -213,6 +213,9 @@ def test_the_least_coverage_is_an_option(blood, tmp_path):
     accepted = CliRunner().invoke(app, [*command, "--option", "min_coverage=0.001", "--overwrite"])
     assert accepted.exit_code == 0, accepted.output
     assert Corpus.open(tmp_path / "d").tokenizer().min_coverage == 0.001
+    again = CliRunner().invoke(app, [*command, "--option", "min_coverage=0.9", "--overwrite"])
+    assert isinstance(again.exception, GeneCoverageError)
+    assert Corpus.open(tmp_path / "d").tokenizer().min_coverage == 0.001  # a refused run leaves the earlier corpus
     with pytest.raises(ValueError, match="has no option nope: there are .*min_coverage"):
         tokenize_corpus([tmp_path / "other.h5ad"], tmp_path / "e", tokenizer_options={"nope": 3}, **QUIET)
 
