@@ -33,9 +33,10 @@ class MaskedExpressionMetrics:
         return self.compute() if compute_result else {}
 
     def add(self, predicted: np.ndarray, target: np.ndarray) -> None:
-        """Add values of any shape."""
-        target = target.astype(np.float64)
-        error = target - predicted
+        """Add values of any shape; targets of -100 are left out."""
+        known = target != IGNORED
+        target = target[known].astype(np.float64)
+        error = target - predicted[known]
         self.n += target.size
         self.sums += [target.sum(), (target**2).sum(), error.sum(), (error**2).sum()]
 

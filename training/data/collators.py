@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.reading.labels import label_text
 from cellglot.training.data.thinning import Thinning
 
@@ -73,7 +74,7 @@ class ExceiverCollator:
         values = np.zeros((n_cells, width), dtype=np.float32)
         masked = np.zeros((n_cells, width), dtype=bool)
         query_ids = np.full((n_cells, self.num_masked), self.pad_token_id, dtype=np.int64)
-        targets = np.zeros((n_cells, self.num_masked), dtype=np.float32)
+        targets = np.full((n_cells, self.num_masked), IGNORED, dtype=np.float32)
         for cell, example in enumerate(examples):
             n = len(example["input_ids"])
             input_ids[cell, :n] = example["input_ids"]

@@ -217,7 +217,7 @@ def test_the_revision_of_a_repository_is_recorded(folders, repository):
 ERRORS = {
     "no model": ({"models": ["empty"]}, "empty holds no config.json: it is no folder of a model"),
     "nowhere": ({"models": ["nowhere"]}, "nowhere is no folder, and no repository of the Hub"),
-    "another type": ({"models": ["bert"]}, "is a model of type 'bert': supported are exceiver, langcell, sccello"),
+    "another type": ({"models": ["bert"]}, "model type 'bert' is unsupported; there are exceiver, langcell, sccello"),
     "unknown task": ({"tasks": ["cooking"]}, "task 'cooking': tasks are clustering, integration"),
     "no task": ({"tasks": []}, "task none"),
     "no markers": ({"tasks": ["markers"]}, "the task 'markers' takes a table of marker genes"),

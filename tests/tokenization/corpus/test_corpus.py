@@ -588,7 +588,7 @@ def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path
 
 def test_a_folder_that_cannot_be_written(blood_file, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="which is not a folder: choose a folder"):
         tokenize_corpus([blood_file], tmp_path / "file" / "c", **QUIET)
 
 

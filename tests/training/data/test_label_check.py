@@ -143,10 +143,10 @@ def test_tokens_without_values_and_settings_that_there_are_not(planted, tmp_path
 
     def run(**finetuning):
         made = TrainingConfig(model=model, trainer=trainer, finetuning=finetuning)
-        finetune(made, None, planted["without values"], tmp_path / "model")
+        finetune(made, None, planted["without values"], tmp_path / str(finetuning.get("unlikely_labels")))
 
     run()
-    assert json.loads((tmp_path / "model" / RUN_FILE).read_text())["unlikely_labels"] is None
+    assert json.loads((tmp_path / "None" / RUN_FILE).read_text())["unlikely_labels"] is None
     with pytest.raises(ValueError, match=r"no expression values, which labels are checked by.*return_expression_val"):
         run(unlikely_labels="leave_out")
     with pytest.raises(ValueError, match="unlikely_labels 'drop': it is one of keep, leave_out, unchecked"):
