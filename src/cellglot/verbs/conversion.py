@@ -57,6 +57,11 @@ def convert(
         raise ValueError("cell_types (--cell-types) is for sccello")
     if system == "exceiver" and (token_dictionary or gene_medians or cell_types):
         raise ValueError("--token-dictionary, --gene-medians and --cell-types are not for exceiver")
+    if system == "sccello" and (token_dictionary is None) != (gene_medians is None):
+        raise ValueError("a tokenizer needs both --token-dictionary and --gene-medians")
+    given = (token_dictionary, gene_medians, text_tokenizer)
+    if system == "langcell" and any(given) and not all(given):
+        raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
     from cellglot.outputs import OutputFolder
 
     source, target = as_path(checkpoint), as_path(output)
@@ -97,8 +102,6 @@ def _convert_sccello(
     from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
     from cellglot.tokenization.gene_vocabulary import read_released_dictionary
 
-    if (token_dictionary is None) != (gene_medians is None):
-        raise ValueError("a tokenizer needs both --token-dictionary and --gene-medians")
     rows = None
     if cell_types is not None:
         is_json = cell_types.suffix == ".json"
@@ -138,8 +141,6 @@ def _convert_langcell(
     from cellglot.tokenization import GeneVocabulary, LangCellProcessor, RankValueTokenizer
 
     given = (token_dictionary, gene_medians, text_tokenizer)
-    if any(given) and not all(given):
-        raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
     model = convert_langcell.convert(*convert_langcell.read_checkpoint(checkpoint))
     check_finite(str(checkpoint), model)
     report = f"{type(model).__name__} in {output}."
