@@ -234,6 +234,8 @@ def opened_cells(cells: Any) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError(f"reading {path} takes anndata: pip install anndata, or pass counts") from error
     try:
+        if outside := data_from_outside(path):
+            raise ValueError(f"{outside} takes its data from another file: copy them into this one")
         opened = anndata.read_h5ad(path, backed="r")
     except BlockingIOError as error:
         raise OSError(
@@ -247,6 +249,33 @@ def opened_cells(cells: Any) -> Iterator[Any]:
         yield opened
     finally:
         opened.file.close()
+
+
+def data_from_outside(path: str) -> str | None:
+    """Return the first object of an HDF5 file whose bytes lie in another file, None where there is none.
+
+    Every group is visited once, however many links lead to it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    h5py = importlib.import_module("h5py")  # anndata requires it
+    with h5py.File(path, "r") as file:
+        seen, waiting = set(), [file["/"]]
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+                    return f"{group.name.rstrip('/')}/{name}"
+                member = group.get(name)
+                if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+                    return str(member.name)
+                if isinstance(member, h5py.Group) and (place := h5py.h5o.get_info(member.id).addr) not in seen:
+                    seen.add(place)
+                    waiting.append(member)
+    return None
 
 
 def cells_with_genes(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -329,4 +330,23 @@ def test_a_bar_for_many_cells(embed, few, capsys):
 def test_a_file_that_is_not_cells_is_named(tmp_path, content):
     (tmp_path / "a.h5ad").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.h5ad cannot be read"), opened_cells(tmp_path / "a.h5ad"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "bytes", "virtual"])
+def test_data_of_another_file_are_refused(blood, tmp_path, kind):
+    blood[:5].write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "secret").write_bytes(b"secret" * 5)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["secret"] = np.zeros(5)
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        if kind == "link":
+            file["obs/donor"] = h5py.ExternalLink("other.h5", "/secret")
+        elif kind == "bytes":
+            file["obs"].create_dataset("donor", shape=(5,), dtype="S6", external=[(str(tmp_path / "secret"), 0, 30)])
+        else:
+            layout = h5py.VirtualLayout((5,), dtype=float)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "secret", shape=(5,))
+            file["obs"].create_virtual_dataset("donor", layout)
+    with pytest.raises(ValueError, match=r"a\.h5ad .*/obs/donor takes its data"), opened_cells(tmp_path / "a.h5ad"):
         pass
