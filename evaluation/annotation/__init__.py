@@ -1,1 +1,1 @@
-"""Cell types of cells: by texts, by a classifier, into a file."""
+"""Annotation of cells with cell types: by texts, by a classifier, from file to file."""

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClassifiedCells:
-    """Cells with the classes that a head gives them. Rows of cells that express no known gene are NaN.
+    """Cells and the classes that a head predicts. Rows of cells that express no known gene are NaN.
 
     Parameters
     ----------
     cell_names
-        Names of the cells, shape (cells,).
+        Shape (cells,).
     cell_types
-        Cell Ontology id of each class, None where it has none.
+        Cell Ontology id of each class, or None.
     scores
         Softmax of the logits, float32, shape (cells, classes).
     embedding
-        Cell embeddings of the model as it was trained for these classes, shape (cells, size).
+        Cell embeddings of the trained classifier's encoder, shape (cells, size).
     genes
         Genes matched and lost.
     """
@@ -54,7 +54,6 @@ class ClassifiedCells:
     genes: GeneReport
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.scores)
 
     @property
@@ -64,11 +63,11 @@ class ClassifiedCells:
 
     @property
     def predicted(self) -> list[str | None]:
-        """Name of each cell's class, None where there is none."""
+        """Name of each cell's class, or None."""
         return [None if i < 0 else self.classes[i] for i in self.best]
 
     def columns(self) -> dict[str, Any]:
-        """Return one value a cell: class, its id, its score, how far this lies above the second's."""
+        """Return one value per cell: class, its id, its score, and the difference to the second-best score."""
         two = np.sort(self.scores, axis=1)[:, -2:]
         return {
             "cell_type": pd.Categorical(self.predicted),
@@ -78,38 +77,38 @@ class ClassifiedCells:
         }
 
     def table(self) -> pd.DataFrame:
-        """Return a table with a row for each cell, scores of all classes in columns ``score: B cell``, ..."""
+        """Return a table with one row per cell; the scores of all classes are columns ``score: B cell``, ..."""
         frame = pd.DataFrame(self.columns(), index=pd.Index([str(n) for n in self.cell_names], name="cell_id"))
         names = [f"score: {name}" for name in self.classes]
         return pd.concat([frame, pd.DataFrame(self.scores, index=frame.index, columns=names)], axis=1)
 
     def matrices(self) -> dict[str, np.ndarray]:
-        """Return one row a cell: embedding, scores."""
+        """Return arrays with one row per cell: embedding and scores."""
         return {f"X_{KEY}": self.embedding, f"{KEY}_scores": self.scores}
 
     def facts(self) -> dict[str, Any]:
-        """Return the classes as plain types: what stands in ``adata.uns``."""
+        """Return the classes as plain types, for ``adata.uns``."""
         return {
             "classes": np.array(self.classes, dtype=object),
             "cell_types": np.array([t or "" for t in self.cell_types], dtype=object),
         }
 
     def plot(self, coordinates: np.ndarray, title: str = "predicted cell types") -> "Figure":
-        """Draw cells by class; the most frequent 19 are coloured, the others are one class.
+        """Draw cells by class: the 19 most frequent in colours, the others as one class.
 
         Parameters
         ----------
         coordinates
             Shape (cells, 2).
         """
-        from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+        from cellglot.evaluation import plots  # imports matplotlib
 
         common = {name for name, _ in Counter(self.predicted).most_common(COLOURED)}
         shown = [name if name is None or name in common else "other types" for name in self.predicted]
         return plots.embedding_plot(coordinates, shown, title, missing="no prediction")
 
     def summary(self) -> str:
-        """Say what was matched and predicted."""
+        """Summarise the matched genes and the predictions."""
         known = sum(t is not None for t in self.cell_types)
         lines = [f"{len(self.classes):,} classes, {known:,} of them cell types of the Cell Ontology"]
         lines.append(self.genes.summary())
@@ -127,14 +126,14 @@ class ClassifiedCells:
 
 
 def has_classes(model: str | Path) -> bool:
-    """Whether a folder or repository holds a classifier or an adapter, and not only an encoder or a model of texts."""
+    """Whether a folder or repository contains a classifier or an adapter."""
     cellglot.register_auto_classes()
     name = (load_configuration(model).architectures or [""])[0]
     return is_adapter(model) or name.endswith("ForSequenceClassification")
 
 
 def reads_texts(model: str | Path) -> bool:
-    """Whether a folder or repository holds a model that reads texts, such as a LangCell."""
+    """Whether a folder or repository contains a model that reads texts, such as LangCell."""
     cellglot.register_auto_classes()
     return knows_texts(load_configuration(model).model_type)
 
@@ -149,7 +148,12 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
     adapter
         Folder or repository of an adapter.
     dtype
-        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
+        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as stored.
+
+    Raises
+    ------
+    ValueError
+        If the model is not a classifier.
     """
     cellglot.register_auto_classes()
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
@@ -161,12 +165,12 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
         network, home = load_model(AutoModelForSequenceClassification, model, **options), str(model)
     else:
         raise ValueError(
-            f"{model} has no classes: fine-tune it (cellglot finetune), pass the adapter that was trained on it by "
-            "--adapter, or take a LangCell model and candidates"
+            f"{model} is not a classifier: fine-tune it (cellglot finetune), pass an adapter trained on it "
+            "(--adapter), or use a LangCell model with candidates"
         )
     name, kind = adapter or model, type(_plain(network)).__name__
     if _plain(network).config.problem_type == "regression" or not kind.endswith("ForSequenceClassification"):
-        raise ValueError(f"{name} is a {kind} that predicts no classes of cells")
+        raise ValueError(f"{name}: {kind} does not predict classes of cells; pass a classifier")
     return network.eval(), load_tokenizer(home)
 
 
@@ -178,9 +182,14 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
     model, tokenizer
         From `load_classifier`.
     cells
-        Whatever the tokenizer takes, or cells opened by `read_cells`.
+        Cells opened by `read_cells`, or what the tokenizer accepts.
     **options
         As for `cellglot.evaluation.embedding.run_batches`.
+
+    Raises
+    ------
+    ValueError
+        If no cell expresses a gene of the vocabulary.
     """
     plain = _plain(model)
     encoder, seen = cell_encoder(plain), []

@@ -47,40 +47,37 @@ COLOURED = 19
 
 @dataclass
 class CellAnnotation:
-    """Annotated cells. Rows of cells that express no known gene are NaN, their predictions None.
+    """Annotated cells. Cells that express no known gene have rows of NaN and the prediction None.
 
     Parameters
     ----------
     cell_names
-        Names of the cells, shape (cells,).
-    candidates
-        The classes.
+        Shape (cells,).
     scores
-        Final scores: as released, then smoothed and calibrated where this was asked; each cell's add up to 1.
-        Float32, shape (cells, classes).
+        Final scores, smoothed and calibrated if requested; they sum to 1 for each cell. Float32, shape
+        (cells, classes).
     similarity
-        Softmax over classes of cosines over tau, not smoothed; float32, shape (cells, classes).
+        Softmax over classes of cosine / tau, not smoothed; float32, shape (cells, classes).
     matching_probability
-        P(match), not smoothed; NaN where a shortlist left a class out; float32, shape (cells, classes).
+        P(match), not smoothed; NaN for classes outside the shortlist; float32, shape (cells, classes).
     embedding
         Cell embeddings, shape (cells, size).
     predicted, predicted_types
-        Name and id of each cell's prediction: its best candidate, or where cells back off what `back_off` gives.
-        None where there is none.
+        Name and id of each cell's prediction: its best candidate, or the result of `back_off`; or None.
     best
         Best candidate of each cell, -1 for cells without known genes; shape (cells,).
     settings
-        How it was done.
+        Options of the annotation and the fingerprint of the model.
     genes
         Genes matched and lost.
     calibration
-        The temperature, where labelled cells were given.
+        The fitted temperature, if labels were given.
     mass
-        Where cells back off: mass gathered under the prediction, shape (cells,).
+        With back-off: mass of the prediction and all types below it, shape (cells,).
     moved
-        Where cells back off: whether the prediction is not the best candidate, shape (cells,).
+        With back-off: whether the prediction differs from the best candidate, shape (cells,).
     texts_cut
-        Texts that had more tokens than the text encoder takes.
+        Number of texts that were truncated to the text encoder's maximum length.
     """
 
     cell_names: np.ndarray
@@ -100,17 +97,19 @@ class CellAnnotation:
     texts_cut: int = 0
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.best)
 
     @property
     def matching(self) -> np.ndarray:
-        """The other branch as it enters the scores: softmax over classes of P(match), shape (cells, classes)."""
-        return _matching(self.matching_probability)
+        """Softmax over classes of P(match), 0 outside the shortlist; shape (cells, classes)."""
+        powers = np.exp(np.nan_to_num(self.matching_probability))
+        powers /= powers.sum(axis=1, keepdims=True)
+        powers[np.isnan(self.matching_probability).all(axis=1)] = np.nan
+        return powers
 
     @property
     def score_name(self) -> str:
-        """``score_calibrated`` where a temperature was fitted to labelled cells, else ``score_uncalibrated``."""
+        """``score_calibrated`` if a temperature was fitted to labelled cells, else ``score_uncalibrated``."""
         return "score_uncalibrated" if self.calibration is None else "score_calibrated"
 
     @property
@@ -120,14 +119,14 @@ class CellAnnotation:
 
     @property
     def margin(self) -> np.ndarray:
-        """How far the best candidate's score lies above the second's, shape (cells,); NaN where there is one class."""
+        """Best score minus second-best score, shape (cells,); NaN if there is only one class."""
         if self.scores.shape[1] < 2:
             return np.full(len(self), np.nan, dtype=np.float32)
         two = np.partition(self.scores, -2, axis=1)[:, -2:]
         return np.where(self.best < 0, np.nan, two[:, 1] - two[:, 0]).astype(np.float32)
 
     def columns(self) -> dict[str, Any]:
-        """Return one value a cell: prediction, id, score, margin, both branches' scores of the best candidate."""
+        """Return one value per cell: prediction, id, score, margin, both branches' scores of the best candidate."""
         best = [None if i < 0 else self.candidates.names[i] for i in self.best]
         columns = {
             "cell_type": pd.Categorical(self.predicted),
@@ -143,12 +142,12 @@ class CellAnnotation:
         return columns
 
     def table(self, classes: bool = True) -> pd.DataFrame:
-        """Return a table with a row for each cell.
+        """Return a table with one row per cell.
 
         Parameters
         ----------
         classes
-            Whether scores of all classes stand in it, too: columns ``score: B cell``, ...
+            Add the scores of all classes as columns ``score: B cell``, ...
         """
         frame = pd.DataFrame(self.columns(), index=pd.Index([str(n) for n in self.cell_names], name="cell_id"))
         if classes:
@@ -157,7 +156,7 @@ class CellAnnotation:
         return frame
 
     def matrices(self) -> dict[str, np.ndarray]:
-        """Return one row a cell: embedding, scores, similarity, matching."""
+        """Return arrays with one row per cell: embedding, scores, similarity, matching."""
         return {
             f"X_{KEY}": self.embedding,
             f"{KEY}_scores": self.scores,
@@ -166,7 +165,7 @@ class CellAnnotation:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return classes and settings as plain types: what stands in ``adata.uns``."""
+        """Return classes and settings as plain types, for ``adata.uns``."""
         facts: dict[str, Any] = {
             "classes": np.array(self.candidates.names, dtype=object),
             "cell_types": np.array([t or "" for t in self.candidates.cell_types], dtype=object),
@@ -177,23 +176,18 @@ class CellAnnotation:
         return facts
 
     def write_to(self, adata: Any) -> None:
-        """Write to an AnnData of these cells.
+        """Write to an AnnData of these cells, in the same order.
 
         ``obs``: ``cellglot_cell_type``, ``cellglot_cell_type_ontology_term_id``, ``cellglot_score_uncalibrated`` (or
         ``_calibrated``), ``cellglot_margin``, ``cellglot_similarity``, ``cellglot_matching``,
-        ``cellglot_matching_probability``; where cells back off ``cellglot_best_candidate``, ``cellglot_mass``,
+        ``cellglot_matching_probability``; with back-off also ``cellglot_best_candidate``, ``cellglot_mass``,
         ``cellglot_backed_off``. ``obsm``: ``X_cellglot`` (embedding), ``cellglot_scores``, ``cellglot_similarity``,
         ``cellglot_matching``, whose columns are the classes of ``uns["cellglot"]["classes"]``.
-
-        Parameters
-        ----------
-        adata
-            The cells, in their order.
 
         Raises
         ------
         ValueError
-            If it has not as many cells.
+            If the number of cells differs.
         """
         if adata.n_obs != len(self):
             raise ValueError(f"{len(self):,} cells were annotated, but the AnnData has {adata.n_obs:,}")
@@ -201,16 +195,14 @@ class CellAnnotation:
         add_results(adata, obs=named, obsm=self.matrices(), uns={KEY: self.facts()})
 
     def plot(self, coordinates: np.ndarray | None = None, title: str = "predicted cell types") -> "Figure":
-        """Draw cells by prediction; the most frequent 19 are coloured, the others are one class.
+        """Draw cells by prediction: the 19 most frequent in colours, the others as one class.
 
         Parameters
         ----------
         coordinates
             Shape (cells, 2); by default a UMAP of the embeddings.
-        title
-            Above it.
         """
-        from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+        from cellglot.evaluation import plots  # imports matplotlib
 
         coordinates = plots.umap_coordinates(self.embedding) if coordinates is None else coordinates
         labels = [name or "no prediction" for name in self.predicted]
@@ -218,13 +210,13 @@ class CellAnnotation:
         return plots.embedding_plot(coordinates, [n if n in common else "other types" for n in labels], title)
 
     def summary(self) -> str:
-        """Say what was asked, cut, matched and predicted."""
+        """Summarise the candidates, the matched genes and the predictions."""
         lines = [self.candidates.report.summary()]
         shared = _shared_texts(self.candidates)
         if shared:
-            lines.append(f"{len(shared):,} texts belong to several candidates, which are asked once: {shared[0]}")
+            lines.append(f"{len(shared):,} texts belong to several candidates and are encoded once: {shared[0]}")
         if self.texts_cut:
-            lines.append(f"{self.texts_cut:,} texts have more tokens than the text encoder takes and were cut")
+            lines.append(f"{self.texts_cut:,} texts were truncated to the text encoder's maximum length")
         lines.append(self.genes.summary())
         if self.calibration is not None:
             lines.append(self.calibration.summary())
@@ -263,11 +255,11 @@ def annotate_cells(
     layer: str | None = None,
     **options: Any,
 ) -> CellAnnotation:
-    """Annotate cells with the classes that texts describe, without training.
+    """Annotate cells with classes that are described by texts, without training.
 
-    As released by default: ``alpha * similarity + (1 - alpha) * matching``. Texts are encoded once for all cells, a
-    class with several texts is averaged as `LangCellModel.annotate` does, a class given twice is asked once. Counts
-    are streamed; what is held grows with cells times classes of the result alone.
+    The score is ``alpha * similarity + (1 - alpha) * matching``, as in the published model. Texts are encoded once;
+    a class with several texts is averaged as `LangCellModel.annotate` does; duplicate classes are scored once. Counts
+    are streamed: memory grows only with the result (cells times classes).
 
     Parameters
     ----------
@@ -280,43 +272,40 @@ def annotate_cells(
     candidates
         From `make_candidates`; or names, ids or synonyms; or class -> text or texts.
     ontology
-        Where candidates are looked up, and parents found. By default that of `candidates`; without one every
-        candidate is its own text.
+        To look up candidates and their parents. By default that of `candidates`; without one, each candidate's name
+        is its text.
     alpha
-        Weight of similarity, 0.1 as released.
+        Weight of similarity; 0.1 in the published model.
     shortlist
-        Match a cell only with so many classes, those of the highest similarity.
+        Compute P(match) only for this many classes of the highest similarity.
     smooth
-        Average scores over a cell and so many neighbours by embedding (our choice: in equal parts).
+        Average scores over a cell and this many nearest neighbours, with equal weights (our choice).
     back_off_below
-        Where a cell's best candidate gathers less mass than this, predict the nearest parent cell type that gathers
-        it, or nothing: see `cellglot.evaluation.annotation.scores.back_off`. Mass is the calibrated score where there
-        are labelled cells, else the share of what scores have above their floor (`excess_mass`).
+        If the best candidate of a cell has less mass than this, predict the nearest parent cell type that has at
+        least as much, or nothing: see `cellglot.evaluation.annotation.scores.back_off`. Mass is the calibrated score
+        if labels are given, else the class's share of the scores above their floor (`excess_mass`).
     labels
-        Labels of cells by which a temperature is fitted: a column of obs, or one a cell, None where it has none.
-    batch_size
-        Cells at once.
+        Labels to fit a temperature to: a column of obs, or one label (or None) per cell.
     pairs_at_once
         As for `LangCellModel.annotate`.
     device
-        Where to compute; by default CUDA, MPS or the CPU, whichever is there.
-    progress
-        Show a bar.
+        By default CUDA, MPS or the CPU, in this order.
     layer
-        Where the counts are.
+        Layer of the counts.
     **options
         ``genes``, ``gene_column``, ``min_coverage`` as for the tokenizer.
 
     Returns
     -------
     CellAnnotation
-        Predictions, scores, both branches' scores, embeddings.
 
     Raises
     ------
     ValueError
-        If the model knows no texts (Exceiver, scCello), there are no candidates, a text is empty, a setting is out of
-        bounds, or no cell has the label of a candidate. As the tokenizer does, where no gene is known.
+        If the model does not read texts (Exceiver, scCello), there are no candidates, a text is empty, an option is
+        out of range, or no label matches a candidate.
+    GeneCoverageError
+        If no gene matches the vocabulary.
     """
     check_cell_text_model(model)
     processor = as_processor(processor, model)
@@ -324,14 +313,14 @@ def annotate_cells(
         candidates = make_candidates(candidates, ontology)
     ontology = candidates.ontology if ontology is None else ontology
     if not len(candidates):
-        raise ValueError("no candidates: name at least one cell type")
+        raise ValueError("no candidates: pass at least one cell type")
     if back_off_below is not None:
         if ontology is None:
-            raise ValueError("backing off to parent cell types takes an ontology: pass ontology=...")
+            raise ValueError("back-off to parent cell types needs an ontology: pass ontology=...")
         if not 0 < back_off_below <= 1:
-            raise ValueError(f"back_off_below={back_off_below}: a share of the mass is above 0 and at most 1")
+            raise ValueError(f"back_off_below={back_off_below} must be above 0 and at most 1")
     if smooth is not None and smooth < 1:
-        raise ValueError(f"smooth={smooth}: at least one neighbour is needed")
+        raise ValueError(f"smooth={smooth} must be at least 1")
     with ExitStack() as opened:
         source = _opened(cells, layer, opened)
         counts = open_counts(source, options.get("genes"), layer)
@@ -339,7 +328,7 @@ def annotate_cells(
         given = _labels(source, labels, counts.n_cells)
         if given is not None and not candidates.class_of(given):
             raise ValueError(
-                f"no cell has the label of a candidate: labels are {', '.join(map(repr, list(Counter(given))[:5]))}, "
+                f"no label matches a candidate: labels are {', '.join(map(repr, list(Counter(given))[:5]))}, "
                 f"candidates {', '.join(map(repr, candidates.names[:5]))}"
             )
         report = GeneReport()
@@ -363,13 +352,7 @@ def annotate_cells(
 
 
 class _Scores:
-    """Scores of cells, filled batch by batch.
-
-    Parameters
-    ----------
-    n_cells, n_classes, size
-        Numbers of cells and classes, size of an embedding.
-    """
+    """Scores of cells, filled batch by batch."""
 
     def __init__(self, n_cells: int, n_classes: int, size: int):
         self.scores, self.similarity, self.matching_probability = (
@@ -379,7 +362,7 @@ class _Scores:
 
 
 def _opened(cells: Any, layer: str | None, stack: ExitStack) -> Any:
-    """Open files and AnnData, for their metadata; anything else is left as it is."""
+    """Open files and AnnData, for their metadata; return anything else unchanged."""
     if isinstance(cells, str | os.PathLike) or (hasattr(cells, "obs") and hasattr(cells, "var_names")):
         return stack.enter_context(read_cells(cells, layer=layer))
     return cells
@@ -390,7 +373,7 @@ def _labels(source: Any, labels: str | Sequence[str | None] | None, n_cells: int
         return None
     if isinstance(labels, str):
         if not isinstance(source, Cells):
-            raise ValueError(f"labels={labels!r} names a column of obs, and these cells have none: pass the labels")
+            raise ValueError(f"labels={labels!r} is a column of obs, but these cells have no obs: pass the labels")
         column = labels if labels in source.obs.names else source.metadata_columns.get(labels)
         if column is None:
             raise ValueError(f"no column {labels!r} in obs; it has {', '.join(source.obs.names) or 'none'}")
@@ -410,7 +393,7 @@ def _annotate(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Run the model over batches of cells; cell embeddings are read off the cell encoder on the way."""
+    """Run the model over batches of cells; a hook on the cell encoder collects the embeddings."""
     seen: list[torch.Tensor] = []
     hook = model.cell_model.register_forward_hook(lambda *passed: seen.append(passed[-1].pooler_output))
     bars = progress_bars(shown=progress)
@@ -441,7 +424,7 @@ def _annotate(
 
 
 def _has_genes(batch: dict[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:
-    """Tell which cells have a token that is a gene's."""
+    """Return which cells have at least one gene token."""
     special = torch.tensor([i for i in tokenizer.all_special_ids if i is not None])
     return (batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)).any(dim=1)
 
@@ -513,20 +496,12 @@ def _calibrate(scores: np.ndarray, labels: list[str | None], candidates: Candida
     return Calibration(temperature, before, after, len(used), dict(unused.most_common()))
 
 
-def _matching(probability: np.ndarray) -> np.ndarray:
-    """Return the softmax over classes of P(match), 0 where a shortlist left a class out; rows of NaN stay so."""
-    powers = np.exp(np.nan_to_num(probability))
-    powers /= powers.sum(axis=1, keepdims=True)
-    powers[np.isnan(probability).all(axis=1)] = np.nan
-    return powers
-
-
 def _at_best(values: np.ndarray, best: np.ndarray) -> np.ndarray:
     return np.where(best < 0, np.nan, values[np.arange(len(best)), best]).astype(np.float32)
 
 
 def _shared_texts(candidates: Candidates) -> list[str]:
-    """Say which candidates have a text in common."""
+    """Return the groups of candidates that share a text."""
     owners: dict[str, list[str]] = {}
     for name, texts in zip(candidates.names, candidates.texts, strict=True):
         for text in texts:

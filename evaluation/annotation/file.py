@@ -1,4 +1,4 @@
-"""Cells to annotated cells: of a file to a file, a table and a picture; of an AnnData into it."""
+"""Annotation of a file (written to a file, a table and a picture) and of an AnnData (in place)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,45 +40,45 @@ def annotate_file(
     overwrite: bool = False,
     **options: Any,
 ) -> str:
-    """Annotate the cells of a file: with candidates by their texts, without by the classes of a trained head.
+    """Annotate the cells of a file: by the texts of `candidates`, or without them by a trained classifier.
 
     Parameters
     ----------
     model
-        Folder or repository of a LangCell model with its processor; of a classifier, or of an adapter; or of the base
-        model of `adapter`.
+        Folder or repository of a LangCell model with its processor, a classifier, an adapter, or the base model of
+        `adapter`.
     output
-        ``.h5ad``: the cells with what `CellAnnotation.write_to` or `ClassifiedCells` lists;
-        ``obsm["X_cellglot_umap"]`` where a picture is drawn.
+        ``.h5ad``: the cells with the columns of `CellAnnotation.write_to` or `ClassifiedCells`;
+        ``obsm["X_cellglot_umap"]`` if `plot` is given.
     candidates
-        The classes, where the model annotates by texts.
+        The classes, if the model annotates by texts.
     adapter
         Folder or repository of an adapter that was trained on `model`.
     table
-        ``.csv``, ``.tsv`` or ``.parquet`` with a row for each cell.
+        ``.csv``, ``.tsv`` or ``.parquet`` with one row per cell.
     plot
-        Where to draw a UMAP, coloured by prediction.
+        File of a UMAP, coloured by prediction.
     layer, **options
-        As for `cellglot.evaluation.annotation.by_texts.annotate_cells`, or `classify_cells`.
+        As for `cellglot.evaluation.annotation.by_texts.annotate_cells` or `classify_cells`.
     dtype
-        Of the weights: ``"bfloat16"``; by default as they are stored.
+        Of the weights, such as ``"bfloat16"``; by default as stored.
     loaded
-        What `load_annotator` returns, where it is loaded already.
+        Result of `load_annotator`, to load the model only once.
     overwrite
-        Replace outputs that exist; never an input.
+        Replace outputs that exist; inputs are never replaced.
 
     Returns
     -------
     str
-        What was read, asked, predicted and written.
+        Summary of the cells, the predictions and the written files.
 
     Raises
     ------
     OutputError
-        If an output is an input, or exists and is not to be replaced.
+        If an output is an input, or exists without `overwrite`.
     ValueError
-        If an ending is not known, there are too few cells for a UMAP, the model knows no texts or has no classes; as
-        `annotate_cells` and `load_classifier` do.
+        If a file ending is unsupported, there are too few cells for a UMAP, or the model does not fit; as
+        `annotate_cells` and `load_classifier`.
     """
     if table is not None:
         check_table(table)
@@ -105,18 +105,7 @@ def annotate_file(
 def load_annotator(
     model: str | Path, candidates: Candidates | None, adapter: str | Path | None = None, dtype: str | None = None
 ) -> tuple[Any, Any]:
-    """Load what annotates cells: a model of texts where there are candidates, else a classifier.
-
-    Parameters
-    ----------
-    model, candidates, adapter, dtype
-        As for `annotate_file`.
-
-    Returns
-    -------
-    tuple
-        The network with its processor, or with its tokenizer.
-    """
+    """Load a text model and its processor if there are candidates, else a classifier and its tokenizer."""
     return load_classifier(model, adapter, dtype) if candidates is None else load_cell_text_model(model, dtype)
 
 
@@ -138,7 +127,7 @@ def annotate_anndata(
     layer: str | None = None,
     **options: Any,
 ) -> None:
-    """Annotate the cells of an AnnData; what `annotate_file` writes to a file is written to it.
+    """Annotate the cells of an AnnData in place, with the columns that `annotate_file` writes to a file.
 
     Parameters
     ----------
@@ -146,19 +135,10 @@ def annotate_anndata(
         From `load_annotator`.
     adata
         The cells, in memory or backed.
-    candidates
-        The classes, where the model annotates by texts.
     facts
         Names of the model and adapter, for ``uns["cellglot"]``.
-    plot
-        Where to draw a UMAP, coloured by prediction.
-    layer, **options
+    candidates, plot, layer, **options
         As for `annotate_file`.
-
-    Raises
-    ------
-    ValueError
-        As `annotate_file` does.
     """
     check_picture(plot, adata.n_obs)
     with read_cells(adata, layer=layer) as opened:
@@ -177,7 +157,6 @@ def _columns(found: Any) -> dict[str, Any]:
 
 
 def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, facts: dict[str, Any]) -> None:
-    """Write annotated cells and their table."""
     write_annotated(
         opened, cells, output, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | facts}
     )
@@ -186,8 +165,8 @@ def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | N
 
 
 def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
-    """Lay the cells out, put the layout beside what was found, and draw it."""
-    from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+    """Compute a UMAP, add it to the written file, and draw it."""
+    from cellglot.evaluation import plots  # imports matplotlib
 
     coordinates = plots.umap_coordinates(found.embedding)
     add_matrices(output, {f"X_{KEY}_umap": coordinates})

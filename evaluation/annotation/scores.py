@@ -1,4 +1,4 @@
-"""What is made of class scores: smoothing over neighbours, calibration, the step back to a parent cell type."""
+"""Processing of class scores: smoothing over neighbours, calibration, back-off to a parent cell type."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ TEMPERATURES = (1e-3, 1e2)
 
 
 def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -> csr_matrix:
-    """Return the graph over which scores are averaged: each cell and its nearest by cosine, in equal parts.
+    """Return the graph that averages scores over each cell and its nearest neighbours by cosine, with equal weights.
 
-    The search is exact; its time grows with the square of the cells.
+    The search is exact; its time is quadratic in the number of cells.
 
     Parameters
     ----------
     embedding
         Normalised cell embeddings, shape (cells, size).
     neighbors
-        Neighbours of a cell, itself not among them.
+        Neighbours of a cell, without the cell itself.
 
     Returns
     -------
     scipy.sparse.csr_matrix
-        Shape (cells, cells); rows add up to 1.
+        Shape (cells, cells); each row sums to 1.
     """
     if neighbors < 1:
-        raise ValueError(f"smoothing over {neighbors} neighbours: at least one is needed")
+        raise ValueError(f"neighbors={neighbors} must be at least 1")
     n_cells = len(embedding)
     found = nearest(embedding, embedding, neighbors + 1, device=device).numbers
     width = found.shape[1]
     own = np.arange(n_cells)[:, None]
-    # A cell with many twins may not be among its own nearest: it takes the place of the last.
+    # A cell with many duplicates may not be among its own nearest: it replaces the last.
     missing = ~(found == own).any(axis=1)
     found[missing, -1] = own[missing, 0]
     weights = np.full(n_cells * width, 1 / width, dtype=np.float32)
@@ -47,18 +47,18 @@ def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -
 
 @dataclass
 class Calibration:
-    """A temperature that fits labelled cells.
+    """A temperature fitted to labelled cells.
 
     Parameters
     ----------
     temperature
-        Logarithms of scores are divided by it; below 1 sharpens.
+        Divides the logarithms of scores; a value below 1 sharpens.
     nll_before, nll_after
         Mean negative log likelihood of the labelled cells' classes without and with it.
     cells
-        Labelled cells that were used.
+        Number of labelled cells that were used.
     unused
-        Label that is no candidate -> its cells, which were not used.
+        Label that is not a candidate -> number of its cells.
     """
 
     temperature: float
@@ -68,7 +68,7 @@ class Calibration:
     unused: dict[str, int]
 
     def summary(self) -> str:
-        """Say how well the temperature fits, and whether it stands at the end of its range."""
+        """Summarise the fit; warn if the temperature is at the end of its range."""
         low, high = TEMPERATURES
         at_end = not 1.01 * low < self.temperature < high / 1.01
         lines = [
@@ -79,19 +79,14 @@ class Calibration:
         if self.unused:
             listed = ", ".join(f"{label!r} ({n:,})" for label, n in list(self.unused.items())[:10])
             number = sum(self.unused.values())
-            lines.append(f"{number:,} cells have labels that are no candidates, and were not used: {listed}")
+            lines.append(f"{number:,} cells were not used: their labels are not candidates: {listed}")
         return "\n".join(lines)
 
 
 def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the softmax of log scores over a temperature, shape (cells, classes); the order of classes stays.
+    """Return the softmax of log scores divided by a temperature above 0, shape (cells, classes).
 
-    Parameters
-    ----------
-    scores
-        Shape (cells, classes), above 0.
-    temperature
-        Above 0.
+    The order of a cell's classes by score does not change.
     """
     logits = np.log(np.maximum(scores, 1e-30), dtype=np.float32) / np.float32(temperature)
     logits -= logits.max(axis=1, keepdims=True)
@@ -100,14 +95,14 @@ def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
-    """Fit the temperature that makes labelled cells most likely (Guo et al. 2017), between 0.001 and 100.
+    """Fit the temperature with the highest likelihood of labelled cells (Guo et al. 2017), between 0.001 and 100.
 
     Parameters
     ----------
     scores
         Of labelled cells, shape (cells, classes).
     classes
-        Class of each, shape (cells,).
+        Class of each labelled cell, shape (cells,).
 
     Returns
     -------
@@ -115,7 +110,7 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, flo
         Temperature; mean negative log likelihood without and with it.
     """
     if not len(classes):
-        raise ValueError("no labelled cell has the label of a candidate: there is nothing to calibrate by")
+        raise ValueError("no label matches a candidate: there are no cells to calibrate on")
     logs = np.log(np.maximum(scores, 1e-30)).astype(np.float64)
 
     def loss(log_temperature: float) -> float:
@@ -129,10 +124,10 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, flo
 
 
 def excess_mass(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Return each class's share of what scores have above their floor.
+    """Return each class's share of the scores above their floor (our choice).
 
-    A softmax of probabilities gives every class a part, whatever the cell: that of P(match) = 0. The rest is what
-    speaks for a class. The order of classes stays. Our choice.
+    A softmax of probabilities gives every class a positive score, even at P(match) = 0. Only the rest is evidence for
+    a class. The order of a cell's classes by score does not change.
 
     Parameters
     ----------
@@ -142,7 +137,7 @@ def excess_mass(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Shape (cells, classes), rows add up to 1; equal shares where nothing lies above the floor.
+        Shape (cells, classes), each row sums to 1; equal shares if no score is above the floor.
     """
     excess = np.maximum(scores - floor[:, None], 0)
     total = excess.sum(axis=1, keepdims=True)
@@ -151,18 +146,18 @@ def excess_mass(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
 @dataclass
 class BackedOff:
-    """Predictions after the step back.
+    """Predictions after back-off.
 
     Parameters
     ----------
     cell_types
-        Id of the predicted type, None where it is a candidate without id or nothing.
+        Id of the predicted type; None for a candidate without an id, or without a prediction.
     names
-        Its name; None where nothing gathers enough.
+        Name of the predicted type; None without a prediction.
     mass
-        Mass of all candidates that are this type or below it; of the best candidate where nothing gathers enough.
+        Mass of all candidates that are this type or below it; without a prediction, mass of the best candidate.
     moved
-        Whether the prediction is not the best candidate itself, shape (cells,).
+        Whether the prediction differs from the best candidate, shape (cells,).
     """
 
     cell_types: list[str | None]
@@ -178,24 +173,23 @@ def back_off(
     ontology: CellOntology,
     threshold: float = 0.5,
 ) -> BackedOff:
-    """Predict the best candidate, or the nearest type above it under which enough mass is gathered.
+    """Predict the best candidate, or the nearest type above it with enough mass.
 
-    The rule (our choice): the mass of a type is that of all candidates that are this type or below it. The prediction
-    is the best candidate if its type has at least the threshold; else, among the types above it, the one with the
-    fewest descendants that does: where siblings share the mass, their parent. Where no type does, or the best
-    candidate is no cell type, there is no prediction.
+    The rule (our choice): the mass of a type is the sum over all candidates that are this type or below it. The best
+    candidate is predicted if its type has at least the threshold; else the type above it with the fewest descendants
+    that does (if siblings share the mass, this is their parent). If no type does, there is no prediction.
 
     Parameters
     ----------
     mass
         Distribution over candidates, shape (cells, classes).
     names, cell_types
-        Of the candidates; None for those that are no cell types.
+        Names and ids of the candidates; the id is None if a candidate is not a cell type of the ontology.
     threshold
         Above 0 and at most 1.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: a share of the mass is above 0 and at most 1")
+        raise ValueError(f"threshold {threshold} must be above 0 and at most 1")
     if not any(cell_types):
         raise ValueError("no candidate is a cell type of the ontology: there are no parents to back off to")
     types, labels, below, own = _types_above(names, cell_types, ontology)
@@ -221,9 +215,9 @@ def back_off(
 def _types_above(
     names: Sequence[str], cell_types: Sequence[str | None], ontology: CellOntology
 ) -> tuple[list[str | None], list[str], np.ndarray, np.ndarray]:
-    """Return what can be predicted, the most specific first: ids, names, which candidates (rows) lie below.
+    """Return all possible predictions, the most specific first.
 
-    The last is the place of each candidate itself.
+    Ids, names, which candidates (rows) are below each, and the position of each candidate among them.
     """
     above = [set() if t is None else {t, *ontology.ancestors(t)} for t in cell_types]
     ids = sorted(set().union(*above), key=lambda t: (len(ontology.descendants(t)), t))

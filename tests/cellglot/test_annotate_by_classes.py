@@ -100,7 +100,7 @@ ERRORS = {
         "classifier predicts its own classes: candidates, shortlist are for LangCell models and texts",
     ),
     "candidates for an adapter": (["base", "--adapter", "adapter", "--alpha", "0.5"], "adapter predicts its own"),
-    "no classes": (["base"], "base has no classes: fine-tune it (cellglot finetune), pass the adapter"),
+    "no classes": (["base"], "base is not a classifier: fine-tune it (cellglot finetune), pass an adapter"),
     "no adapter": (["base", "--adapter", "classifier"], "classifier holds no adapter_config.json"),
     "another base": (["langcell", "--adapter", "adapter"], "adapter was trained on"),
     "candidates for an encoder": (["base", "--candidates", "B cell"], "but knows no texts"),

@@ -211,7 +211,7 @@ def folder(cell_text_folder, vocabulary, blood, cells, tmp_path_factory):
 
 ASK = ["annotate", "langcell", "few.h5ad", "-o", "new.h5ad"]
 ERRORS = {
-    "no candidates": (ASK, "no candidates: name at least one cell type"),
+    "no candidates": (ASK, "no candidates: pass at least one cell type"),
     "empty candidate": ([*ASK, "--candidates", "B cell,,T cell"], "candidate 2 of 3 is empty"),
     "two sources": ([*ASK, "--candidates", "a", "--candidates-file", "c.json"], "not by both"),
     "broken file": ([*ASK, "--candidates-file", "c.json"], "c.json is not JSON"),
@@ -276,4 +276,4 @@ def test_long_texts_are_said(cellglot_command, cell_text_folder, cells, tmp_path
     given = ["--candidates-file", tmp_path / "c.json"]
     done = cellglot_command("annotate", cell_text_folder, cells, "-o", tmp_path / "out.h5ad", *given, *CPU)
     assert done.status == 0, done.err
-    assert "1 texts have more tokens than the text encoder takes and were cut" in done.out
+    assert "1 texts were truncated to the text encoder's maximum length" in done.out

@@ -115,7 +115,7 @@ def test_texts_are_encoded_once_and_duplicates_asked_once(loaded, few, ontology,
     found = annotate_cells(*loaded, few, {"one": "the same", "two": "the same", "three": "other"}, **QUIET)
     assert encoded == [2, 2]
     np.testing.assert_array_equal(found.scores[:, 0], found.scores[:, 1])
-    assert "1 texts belong to several candidates, which are asked once: one, two" in found.summary()
+    assert "1 texts belong to several candidates and are encoded once: one, two" in found.summary()
 
 
 def test_options_reach_the_model(plain, loaded, few, ontology, asked):
@@ -156,7 +156,7 @@ def test_calibration_by_labelled_cells(plain, loaded, few, ontology, asked):
     logits = np.log(plain.scores.astype(float)) / fit.temperature
     expected = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(found.scores, expected / expected.sum(1, keepdims=True), atol=1e-4)
-    assert "1 cells have labels that are no candidates, and were not used: 'no such type' (1)" in found.summary()
+    assert "1 cells were not used: their labels are not candidates: 'no such type' (1)" in found.summary()
     assert "the end of the range" in found.summary()
     by_column = annotate_cells(*loaded, few, asked, labels="cell_type", **QUIET)
     known = by_column.candidates.class_of(few.obs["cell_type"])
@@ -169,7 +169,7 @@ def test_a_known_temperature_is_found():
     classes = np.array([random.choice(5, p=p / p.sum()) for p in true.astype(float)])
     temperature, before, after = annotation_scores.fit_temperature(np.sqrt(true), classes)
     assert temperature == pytest.approx(0.5, rel=0.06) and after < before
-    with pytest.raises(ValueError, match="nothing to calibrate by"):
+    with pytest.raises(ValueError, match="no cells to calibrate on"):
         annotation_scores.fit_temperature(true[:0], classes[:0])
 
 
@@ -289,7 +289,7 @@ def test_cells_without_known_genes_get_no_prediction(loaded, few, ontology):
 def test_long_texts_are_cut_and_counted(loaded, few):
     found = annotate_cells(*loaded, few[:4].copy(), {"long": "a b " * 400, "short": "b cell"}, **QUIET)
     assert found.texts_cut == 1
-    assert "1 texts have more tokens than the text encoder takes and were cut" in found.summary()
+    assert "1 texts were truncated to the text encoder's maximum length" in found.summary()
 
 
 def test_what_is_refused(loaded, few, ontology, model_folders):
@@ -304,12 +304,12 @@ def test_what_is_refused(loaded, few, ontology, model_folders):
         "back_off_below=1.5": (NAMES, {"back_off_below": 1.5}),
         "no column 'weather' in obs": (NAMES, {"labels": "weather"}),
         "3 labels for 30 cells": (NAMES, {"labels": ["a"] * 3}),
-        "no cell has the label of a candidate": (NAMES, {"labels": ["a"] * 30}),
+        "no label matches a candidate": (NAMES, {"labels": ["a"] * 30}),
     }
     for message, (candidates, options) in wrong.items():
         with pytest.raises(ValueError, match=message):
             annotate_cells(model, processor, few, candidates, ontology=ontology, **options, **QUIET)
-    with pytest.raises(ValueError, match="takes an ontology"):
+    with pytest.raises(ValueError, match="needs an ontology"):
         annotate_cells(model, processor, few, NAMES, back_off_below=0.5, **QUIET)
     with pytest.raises(TypeError, match="is no processor of cells and texts"):
         annotate_cells(model, processor.tokenizer, few, NAMES, **QUIET)
