@@ -313,7 +313,7 @@ def annotate_cells(
         candidates = make_candidates(candidates, ontology)
     ontology = candidates.ontology if ontology is None else ontology
     if not len(candidates):
-        raise ValueError("no candidates: pass at least one cell type")
+        raise ValueError("no candidates: name at least one cell type")
     if back_off_below is not None:
         if ontology is None:
             raise ValueError("back-off to parent cell types needs an ontology: pass ontology=...")

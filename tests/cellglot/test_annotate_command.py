@@ -211,7 +211,7 @@ def folder(cell_text_folder, vocabulary, blood, cells, tmp_path_factory):
 
 ASK = ["annotate", "langcell", "few.h5ad", "-o", "new.h5ad"]
 ERRORS = {
-    "no candidates": (ASK, "no candidates: pass at least one cell type"),
+    "no candidates": (ASK, "no candidates: name at least one cell type"),
     "empty candidate": ([*ASK, "--candidates", "B cell,,T cell"], "candidate 2 of 3 is empty"),
     "two sources": ([*ASK, "--candidates", "a", "--candidates-file", "c.json"], "not by both"),
     "broken file": ([*ASK, "--candidates-file", "c.json"], "c.json is not JSON"),
