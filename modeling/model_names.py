@@ -1,18 +1,20 @@
-"""Names of models: a folder, or a repository of the Hub."""
+"""Names of models: a folder, a model of the collection, or a repository of the Hub."""
 
 import os
 from pathlib import Path
 
+from cellglot.modeling.collection import in_collection, shipped_models, similar_names
 from cellglot.modeling.model_files import check_model_folder
 
 
 def resolve_model(name: str | os.PathLike) -> str:
-    """Find the model that a name stands for: a folder, else a repository of the Hub.
+    """Find the model of a name: a folder, else a model of the collection, else a repository of the Hub.
 
     Parameters
     ----------
     name
-        Path of a folder, or ``owner/name``.
+        Path of a folder, a name that ``cellglot models`` lists, or ``owner/name``. A folder of the name of a model of
+        the collection goes first; a warning says so.
 
     Returns
     -------
@@ -20,6 +22,8 @@ def resolve_model(name: str | os.PathLike) -> str:
         The folder or repository, as all loaders take it.
     """
     text = os.fspath(name)
+    if (shipped := in_collection(text)) is not None:
+        return shipped
     folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -27,7 +31,8 @@ def resolve_model(name: str | os.PathLike) -> str:
         check_model_folder(folder)
         return str(folder)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise ValueError(f"{text} is not a folder, and not a repository of the Hub (owner/name)")
+        collection = "" if "/" in text or not shipped_models() else f"; nor in the collection: {similar_names(text)}"
+        raise ValueError(f"{text} is not a folder, and not a repository of the Hub (owner/name){collection}")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -19,6 +19,8 @@ _PUBLIC = {
     "evaluate": "verbs.benchmark",
     "finetune": "verbs.training",
     "load_model": "verbs.models",
+    "model_path": "verbs.collection",
+    "models": "verbs.collection",
     "pretrain": "verbs.training",
     "publish": "verbs.publishing",
     "query": "verbs.search",

@@ -262,9 +262,21 @@ def embed(
 
 @app.command()
 def annotate(
-    model: Annotated[str, typer.Argument(help="Folder or repository of a LangCell model, classifier or adapter.")],
-    cells: Cells,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the annotated cells: .h5ad.")],
+    model_and_cells: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] CELLS",
+            help="Name (see cellglot models), folder or repository of a classifier, adapter or LangCell model, by "
+            "default the classifier of blood that ships with cellglot; and a file of cells: .h5ad, .zarr, 10x .h5, "
+            "10x folder, .loom.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where to write the annotated cells: .h5ad; by default CELLS_annotated.h5ad here."
+        ),
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Folder or repository of an adapter that was trained on the model.")
     ] = None,
@@ -327,10 +339,15 @@ def annotate(
     """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were not trained on."""
     if candidates and candidates_file:
         raise ValueError("pass candidates by --candidates or by --candidates-file, not by both")
+    if len(model_and_cells) > 2:
+        raise ValueError(f"pass a model and a file of cells, not {len(model_and_cells)} names")
+    *named, cells = model_and_cells
+    if not named and not Path(cells).is_file() and _is_model(cells):
+        raise ValueError(f"{cells} is a model: name a file of cells after it")
     report = cellglot.annotate(
         cells,
-        model,
-        output=output,
+        named[0] if named else None,
+        output=output or Path(f"{Path(cells).stem}_annotated.h5ad"),
         adapter=adapter,
         candidates=candidates_file or (",".join(candidates) if candidates else None),
         ontology_branch=ontology_branch,
@@ -579,6 +596,15 @@ def demo(
     run_demo(cells, labels, output, quick, seed)
 
 
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
+) -> None:
+    """List the models that ship with cellglot: what they know, size, scores, licence."""
+    found = cellglot.models()
+    typer.echo(found.to_json() if as_json else str(found))
+
+
 # -------------------------------------------------------------------- parsing
 
 
@@ -611,6 +637,13 @@ def _cells_or_corpus(cells: list[Path] | None, corpus: Path | None) -> Any:
     from cellglot.verbs.corpora import open_corpus
 
     return open_corpus(corpus)
+
+
+def _is_model(name: str) -> bool:
+    """Whether a name is that of a model of the collection, or a folder that contains a model."""
+    from cellglot.modeling.collection import shipped_models
+
+    return name in shipped_models() or Path(name, "config.json").is_file()
 
 
 def _named_models(given: list[str]) -> Any:

@@ -2,6 +2,8 @@
 
 import doctest
 import inspect
+import json
+import shutil
 
 import anndata as ad
 import numpy as np
@@ -12,11 +14,12 @@ from typer.testing import CliRunner
 
 import cellglot
 from cellglot.cli import app
+from cellglot.modeling import collection
 
 
 VERBS = (
     "read_cells", "tokenize", "pretrain", "finetune", "load_model", "embed", "annotate", "query", "evaluate",
-    "publish",
+    "publish", "models", "model_path",
 )  # fmt: skip
 CPU = {"device": "cpu"}
 
@@ -74,7 +77,7 @@ def test_the_verbs_are_documented_with_an_example():
         verb = getattr(cellglot, name)
         text = inspect.getdoc(verb)
         assert doctest.DocTestParser().get_examples(text), f"cellglot.{name} has no example"
-        for section in ("Parameters", "Returns", "Raises", "Examples"):
+        for section in ("Parameters", "Returns", "Raises", "Examples")[name == "models" :]:
             assert f"\n{section}\n{'-' * len(section)}" in text, f"cellglot.{name} lacks {section}"
 
 
@@ -84,6 +87,10 @@ def test_the_examples_run(few, file, models, blood, tmp_path, monkeypatch):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     for name, folder in {"classifier": models["classifier"], "langcell": models["langcell"]}.items():
         (tmp_path / name).symlink_to(folder)
+    shutil.copytree(models["classifier"], tmp_path / "collection" / "blood-exceiver")
+    facts = {"family": "exceiver", "purpose": "cell classification", "default": True}
+    (tmp_path / "collection" / "blood-exceiver" / "collection.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(collection, "collection_folder", lambda: tmp_path / "collection")
     monkeypatch.chdir(tmp_path)
     small = ["model.num_latents=16", "model.hidden_size=4", "model.num_hidden_layers=1", "trainer.max_steps=1"]
     cellglot.pretrain(cells, "exceiver_tiny.yaml", "model", settings=small)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellglot.modeling.collection import default_model
 from cellglot.verbs.cells import as_path, is_anndata, or_none, output_of, to_write
 from cellglot.verbs.models import LoadedModel, check_dtype
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def annotate(
     cells: "str | os.PathLike | AnnData",
-    model: str | os.PathLike | LoadedModel,
+    model: str | os.PathLike | LoadedModel | None = None,
     *,
     output: str | os.PathLike | None = None,
     copy: bool = False,
@@ -61,8 +62,8 @@ def annotate(
     cells
         AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`.
     model
-        Folder or repository of a classifier, of an adapter, of a LangCell model, or of the base model of `adapter`; or
-        a loaded model.
+        Name in the collection, folder or repository of a classifier, of an adapter, of a LangCell model, or of the
+        base model of `adapter`; or a loaded model. By default the classifier of blood that ships with cellglot.
     output
         For a file of cells: ``.h5ad`` with the annotated cells.
     copy
@@ -137,6 +138,11 @@ def annotate(
     }  # fmt: skip
     reading = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "device": device}
     in_memory = is_anndata(cells)
+    if model is None:
+        if adapter is not None or any(asked.values()):
+            options = ", ".join([*(["adapter"] if adapter is not None else []), *(k for k, v in asked.items() if v)])
+            raise ValueError(f"{options}: name the model that they are for")
+        model = default_model()
     if in_memory:
         target = to_write(cells, copy, {"output": output, "table": table})
         written = None

@@ -45,7 +45,8 @@ def evaluate(
     Parameters
     ----------
     models
-        Folder or repository of a model, a classifier or an adapter; several; or name -> folder or repository.
+        Name in the collection, folder or repository of a model, a classifier or an adapter; several; or name on the
+        table -> these.
     cells
         AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`.
     output
@@ -95,6 +96,7 @@ def evaluate(
     | | mine |
     """
     from cellglot.evaluation.benchmark.evaluate import evaluate_models
+    from cellglot.modeling.collection import in_collection
     from cellglot.training.data.cell_types import open_ontology
 
     opened = open_ontology(ontology) if isinstance(ontology, str | os.PathLike) else ontology
@@ -103,6 +105,10 @@ def evaluate(
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
     named: Any = [models] if isinstance(models, str | os.PathLike) else models
+    if isinstance(named, Mapping):
+        named = {name: in_collection(source) or source for name, source in named.items()}
+    else:
+        named = [in_collection(source) or source for source in named]
     table: Any = markers
     return evaluate_models(
         named,

@@ -49,8 +49,8 @@ def tokenize(
     tokenizer
         ``"exceiver"`` or ``"rank-value"`` (scCello, LangCell), or a tokenizer, which is used as it is.
     vocabulary
-        Folder of a tokenizer or model whose vocabulary is used, or a `GeneVocabulary`; by default a new one is made of
-        the training cells.
+        Folder of a tokenizer or model, or name of a model of the collection, whose vocabulary is used; or a
+        `GeneVocabulary`. By default a new one is made of the training cells.
     gene_table
         Table of Ensembl ids, symbols and aliases, for cells with symbols alone.
     genes
@@ -95,8 +95,11 @@ def tokenize(
     60
     """
     from cellglot.inputs import read_text
+    from cellglot.modeling.collection import in_collection
     from cellglot.tokenization import tokenize_corpus
 
+    if isinstance(vocabulary, str | os.PathLike):
+        vocabulary = in_collection(vocabulary) or vocabulary
     if isinstance(genes, str | os.PathLike):
         genes = [line.strip() for line in read_text(as_path(genes)).split("\n") if line.strip()]
     with as_files(cells, layer) as (files, layer):

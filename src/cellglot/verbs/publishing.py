@@ -41,7 +41,8 @@ def publish(
     Parameters
     ----------
     folder
-        Folder that `cellglot.pretrain`, `cellglot.finetune` or `cellglot.tokenize` wrote, or that of a metric.
+        Folder that `cellglot.pretrain`, `cellglot.finetune` or `cellglot.tokenize` wrote, or that of a metric; or the
+        name of a model of the collection.
     repo
         Repository on the Hub, ``owner/name``.
     output
@@ -96,7 +97,10 @@ def publish(
     """
     from cellglot.model_cards.card.details import read_details
     from cellglot.model_cards.publishing import publish as run
+    from cellglot.modeling.collection import in_collection
 
+    folder = in_collection(folder) or folder
+    base = None if base is None else in_collection(base) or base
     details = read_details(
         as_path(folder),
         or_none(card),
