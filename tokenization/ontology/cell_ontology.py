@@ -173,8 +173,7 @@ class CellOntology:
 
         Some 70 classes of the Cell Ontology, release 2024-04-05: the usual cell types of blood, fibroblast and
         endothelial cell, and all their ancestors. Ids, names, `is_a` and exact synonyms are the ontology's.
-        Definitions and added synonyms (how data sets write blood cells: "CD14+ Monocyte", "CD4+/CD25 T Reg") are our
-        own. Its similarities are those of this small graph, not of the whole ontology.
+        Definitions are our own. Its similarities are those of this small graph, not of the whole ontology.
         """
         content = json.loads(BLOOD_FILE.read_text(encoding="utf-8"))
         terms = [
@@ -192,7 +191,6 @@ class CellOntology:
             release=content["release"],
             checksum=hashlib.sha256(BLOOD_FILE.read_bytes()).hexdigest(),
             source=f"cellglot's {BLOOD_FILE.name}",
-            added_synonyms={s: i for i, t in content["terms"].items() for s in t["added_synonyms"]},
         )
 
     def with_synonyms(self, synonyms: Mapping[str, str]) -> "CellOntology":
@@ -201,8 +199,7 @@ class CellOntology:
         Parameters
         ----------
         synonyms
-            Label -> id, before exact synonyms and behind ids and names; later ones replace earlier ones. Those of the
-            blood table, for another ontology: ``CellOntology.blood().added_synonyms``.
+            Label -> id, before exact synonyms and behind ids and names; later ones replace earlier ones.
 
         Raises
         ------
@@ -327,9 +324,10 @@ class CellOntology:
         """Find the classes that labels stand for.
 
         A label is looked up as an id (``CL:0000236``, ``CL_0000236``, IRI), then as a name, added synonym, exact
-        synonym, plural of one of these, other synonym, and name of an obsolete class. Case, underscores and runs of
-        blanks make no difference. Obsolete classes are followed through *replaced by*. A label that stands for several
-        classes by the same rule is ambiguous and gets none; *consider* is reported and never followed.
+        synonym, plural of one of these, shorthand (``CD14+ Mono``), other synonym, and name of an obsolete class.
+        Case, underscores and runs of blanks make no difference. Obsolete classes are followed through *replaced by*.
+        A label that stands for several classes by the same rule is ambiguous and gets none; *consider* is reported
+        and never followed.
 
         Parameters
         ----------

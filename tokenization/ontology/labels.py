@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.tokenization.ontology.shorthand import read_shorthand
 from cellglot.tokenization.ontology.terms import EXACT, CellTerm
 from cellglot.tokenization.reading.labels import label_text, read_labels
 
 
-LABEL_RULES = ("id", "name", "added_synonym", "exact_synonym", "plural", "other_synonym", "replaced_by")
+LABEL_RULES = ("id", "name", "added_synonym", "exact_synonym", "plural", "shorthand", "other_synonym", "replaced_by")
 
 _LISTED = 10
 
@@ -33,12 +34,13 @@ class CellLabelReport:
     matched_by_rule
         Labels with a class, by the rule that found it: ``id``, ``name``, ``added_synonym`` (no fact of the ontology
         but given by the caller or by `CellOntology.blood`; its plural counts here, too), ``exact_synonym``,
-        ``plural`` (of a name or exact synonym), ``other_synonym`` (broad, narrow or related), ``replaced_by`` (an
+        ``plural`` (of a name or exact synonym), ``shorthand`` (as people write it:
+        `cellglot.tokenization.ontology.shorthand`), ``other_synonym`` (broad, narrow or related), ``replaced_by`` (an
         obsolete id or name).
     distinct_matched
         Different labels with a class.
     not_exact
-        Label -> class, where an added or inexact synonym decided: worth a look.
+        Label -> class, where shorthand, an added or an inexact synonym decided: worth a look.
     replaced
         Obsolete label -> the class that the ontology says replaces it.
     consider
@@ -48,6 +50,8 @@ class CellLabelReport:
     unresolved
         Label -> how often it stands there, most frequent first; obsolete labels without replacement are among them,
         ambiguous ones are not.
+    reasons
+        Label without a class -> why it has none, where that is known: ``EC`` is an endothelial or an epithelial cell.
     passed_over
         Label without a class -> how often the label of a further column, which has one, was taken in its place; such
         labels count under none of the above.
@@ -65,6 +69,7 @@ class CellLabelReport:
     consider: dict[str, list[str]] = field(default_factory=dict)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
     unresolved: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -100,7 +105,7 @@ class CellLabelReport:
             "stand for a cell type" + (f": {rules}" if rules else "")
         ]
         if self.not_exact:
-            lines.append("by synonyms that are added or not exact: " + self._pairs(self.not_exact))
+            lines.append("by shorthand, or by synonyms that are added or not exact: " + self._pairs(self.not_exact))
         if self.replaced:
             lines.append("obsolete, replaced as the ontology says: " + self._pairs(self.replaced))
         if self.passed_over:
@@ -116,6 +121,7 @@ class CellLabelReport:
             losses = ", ".join(f"{label!r} ({n:,})" for label, n in self.largest_losses)
             times = sum(self.unresolved.values())
             lines.append(f"{times:,} labels are not in the ontology: {losses}{_more(self.unresolved)}")
+            lines += [f"{label!r}: {reason}" for label, reason in list(self.reasons.items())[:_LISTED]]
             lines.append("name their classes by CellOntology.with_synonyms({label: 'CL:...'})")
         if self.consider:
             lines.append("obsolete without replacement; the ontology suggests: " + self._choices(self.consider))
@@ -160,12 +166,15 @@ class LabelFinding:
         The classes between which an ambiguous label does not choose.
     consider
         What the ontology suggests for an obsolete class without replacement; None where the label is not of one.
+    reason
+        Why the label means no one class, where the table of shorthand says so.
     """
 
     cell_type: str | None = None
     rule: str | None = None
     candidates: tuple[str, ...] = ()
     consider: tuple[str, ...] | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -239,23 +248,40 @@ class LabelIndex:
         """Look a label up by one rule after the other; a rule that finds several classes ends the search.
 
         The order is that of `LABEL_RULES`. Upper and lower case, underscores and runs of blanks make no difference.
+        Shorthand goes before an exact synonym that means another class: ``DC2``, an old name of plasmacytoid cells, is
+        what all data sets call the second type of conventional dendritic cells.
         """
         known = self.id_of(label)
         if known is not None:
             return self._by_id(known)
         text = clean_label(label)
-        tables = [("name", self._names), ("added_synonym", self._added), ("exact_synonym", self._exact)]
-        for rule, table in tables:
+        for rule, table in (("name", self._names), ("added_synonym", self._added)):
             if text in table:
                 return _only(table[text], rule)
-        if text.endswith("s"):
-            for rule, table in tables:
-                if text[:-1] in table:
-                    return _only(table[text[:-1]], rule if rule == "added_synonym" else "plural")
+        found = self._by_synonym(text)
+        if found.rule != "added_synonym":
+            cell_type, reason = read_shorthand().find(label)
+            if cell_type in self.terms and not self.terms[cell_type].obsolete and cell_type != found.cell_type:
+                return LabelFinding(cell_type, "shorthand")
+            if reason and found.cell_type is None:
+                return LabelFinding(candidates=found.candidates, reason=reason)
+        if found.cell_type is not None or found.candidates:
+            return found
         if text in self._other:
             return _only(self._other[text], "other_synonym")
         if text in self._withdrawn:
             return self._by_id(*self._withdrawn[text])
+        return LabelFinding()
+
+    def _by_synonym(self, text: str) -> LabelFinding:
+        """Look a label up among exact synonyms and plurals."""
+        if text in self._exact:
+            return _only(self._exact[text], "exact_synonym")
+        if text.endswith("s"):
+            tables = (("plural", self._names), ("added_synonym", self._added), ("plural", self._exact))
+            for rule, table in tables:
+                if text[:-1] in table:
+                    return _only(table[text[:-1]], rule)
         return LabelFinding()
 
     def id_of(self, label: str) -> str | None:
@@ -367,7 +393,7 @@ def _report(
             report.matched_by_rule[finding.rule] += times
             report.distinct_matched += 1
             mentioned = (finding.cell_type,)
-            if finding.rule in ("added_synonym", "other_synonym"):
+            if finding.rule in ("added_synonym", "shorthand", "other_synonym"):
                 report.not_exact[label] = finding.cell_type
             elif finding.rule == "replaced_by":
                 report.replaced[label] = finding.cell_type
@@ -377,6 +403,8 @@ def _report(
             report.unresolved[label] = times
             if finding.consider is not None:
                 report.consider[label] = list(finding.consider)
+        if finding.reason:
+            report.reasons[label] = finding.reason
         report.names |= {t: index.terms[t].name for t in mentioned if t in index.terms}
     return report
 

@@ -56,23 +56,17 @@ class CorpusCellTypes:
 
 
 def open_ontology(name: str | os.PathLike | date) -> CellOntology:
-    """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file.
-
-    The labels that the table of blood knows besides the ontology's own are added to every other one.
-    """
-    blood = CellOntology.blood()
+    """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file."""
     if str(name) == "blood":
-        return blood
+        return CellOntology.blood()
     if Path(str(name)).exists():
-        ontology = CellOntology.from_file(Path(str(name)))
-    elif str(name)[:4].isdigit() and len(str(name)) == 10:
-        ontology = CellOntology.from_release(str(name))
-    else:
-        raise ValueError(
-            f"ontology {str(name)!r}: it is 'blood' (comes with cellglot), a release's date such as '2024-04-05', or "
-            "an OBO or OWL file, and there is no such file"
-        )
-    return ontology.with_synonyms({s: i for s, i in blood.added_synonyms.items() if i in ontology})
+        return CellOntology.from_file(Path(str(name)))
+    if str(name)[:4].isdigit() and len(str(name)) == 10:
+        return CellOntology.from_release(str(name))
+    raise ValueError(
+        f"ontology {str(name)!r}: it is 'blood' (comes with cellglot), a release's date such as '2024-04-05', or "
+        "an OBO or OWL file, and there is no such file"
+    )
 
 
 def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str] = LABEL_COLUMNS) -> CorpusCellTypes:

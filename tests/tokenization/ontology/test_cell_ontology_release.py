@@ -1,14 +1,12 @@
 """The whole Cell Ontology, release 2024-04-05."""
 
-import json
-
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 
 from cellglot.tokenization import CellOntology
-from cellglot.tokenization.ontology.cell_ontology import BLOOD_FILE
+from cellglot.tokenization.ontology.shorthand import SHORTHAND_FILE, read_shorthand
 from cellglot.tokenization.ontology.similarity import pagerank_levels
 
 
@@ -117,12 +115,12 @@ def test_its_descriptions_are_not_the_ontologys(whole):
         assert term.definition.casefold().strip(".") not in whole.definition(term.id).casefold()
 
 
-def test_its_added_synonyms_are_nothing_else_in_the_ontology(whole):
-    match = whole.resolve(CellOntology.blood().added_synonyms)
-    assert [label for label, t in zip(match.labels, match.cell_types, strict=True) if t is not None] == []
-    assert match.report.ambiguous == {}
-    terms = json.loads(BLOOD_FILE.read_text(encoding="utf-8"))["terms"].values()
-    assert len(CellOntology.blood().added_synonyms) == sum(len(t["added_synonyms"]) for t in terms)
+def test_the_shorthand_states_facts_and_contradicts_no_name(whole):
+    table = read_shorthand()
+    rows = [line.split("\t") for line in SHORTHAND_FILE.read_text(encoding="utf-8").splitlines() if line[:2] == "CL"]
+    assert {cell_type: name for cell_type, name, _ in rows} == {t: whole.name(t) for t in table.labels}
+    for cell_type, labels in table.labels.items():
+        assert whole.resolve(labels).found_types == [cell_type]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +137,10 @@ def test_its_added_synonyms_are_nothing_else_in_the_ontology(whole):
 def test_it_covers_the_labels_of_real_files(whole, reference_data, file, columns):
     cells = anndata.read_h5ad(reference_data / "cells" / f"{file}.h5ad", backed="r").obs
     blood = CellOntology.blood()
-    full = whole.with_synonyms(blood.added_synonyms)
     for column in columns:
         match = blood.resolve(cells[column])
         assert match.report.coverage == 1.0
-        assert match.cell_types == full.resolve(cells[column]).cell_types
+        assert match.cell_types == whole.resolve(cells[column]).cell_types
 
 
 def test_cell_lines_are_no_cell_types(whole, reference_data):
