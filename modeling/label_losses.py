@@ -70,6 +70,29 @@ def binary_cross_entropy_terms(
     return LossTerms((terms if weights is None else terms * weights[:, None]).sum(), valid.sum())
 
 
+@full_precision
+def label_set_terms(logits: torch.Tensor, sets: torch.Tensor, weights: torch.Tensor | None = None) -> LossTerms:
+    """Cross entropy of labels that leave several classes open: -log of the summed probability of these classes.
+
+    A label at a coarser level of a hierarchy, such as "T cell", is the set of all classes below it. A set of one class
+    gives the usual cross entropy.
+
+    Parameters
+    ----------
+    logits
+        Scores, shape (items, classes).
+    sets
+        Whether each class may be the right one, bool, shape (items, classes). Items without any are left out.
+    weights
+        Of each item, shape (items,).
+    """
+    valid = sets.any(dim=-1)
+    open_classes = sets | ~valid[:, None]  # a row without classes would be a difference of infinities
+    of_set = logits.masked_fill(~open_classes, torch.finfo(logits.dtype).min).logsumexp(dim=-1)
+    terms = (logits.logsumexp(dim=-1) - of_set).where(valid, 0.0)
+    return LossTerms((terms if weights is None else terms * weights).sum(), valid.sum())
+
+
 def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
     """Return a head's outputs in the unit of what they stand for.
 
@@ -104,7 +127,8 @@ def label_terms(
     logits
         From `in_units`, shape (..., classes) or (..., values).
     labels
-        One class: whole numbers, -100 left out, shape (...). Several classes: 0 or 1 for each, -100 and NaN left out,
+        One class: whole numbers, -100 left out, shape (...); or sets of classes, one of which is the right one, bool,
+        shape (..., classes). Several classes: 0 or 1 for each, -100 and NaN left out,
         shape (..., classes). Values in their unit, NaN left out, shape (..., values), or (...) where there is one.
     weights
         Weight of each item in a loss of classes, shape (...).
@@ -116,6 +140,8 @@ def label_terms(
     """
     problem = problem_of(config, labels)
     weights = None if weights is None else weights.flatten()
+    if problem == ONE_CLASS and labels.dtype == torch.bool and labels.shape == logits.shape:
+        return label_set_terms(logits.flatten(0, -2), labels.flatten(0, -2), weights)
     if problem == ONE_CLASS:
         _check_shape(problem, labels, logits.shape[:-1])
         return cross_entropy_terms(logits.flatten(0, -2), labels.flatten().long(), weights)
@@ -143,6 +169,7 @@ __all__ = [
     "deviation_of",
     "in_units",
     "is_regression",
+    "label_set_terms",
     "label_terms",
     "problem_of",
     "squared_error_terms",

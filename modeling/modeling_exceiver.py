@@ -762,7 +762,8 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
             Genes whose expression to predict, too, shape (cells, queries), padded by ``<pad>``.
         labels
             Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
-            multi-label problem, shape (cells, classes).
+            multi-label problem, shape (cells, classes). Bool of this shape is a set of classes for each cell, one of
+            which is the right one: the loss is -log of their summed probability.
         expression_targets
             Standardised expression + 1 at the queries, shape (cells, queries); also taken by the name
             ``expression_labels``.

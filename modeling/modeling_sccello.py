@@ -971,7 +971,8 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
             As for `ScCelloModel`.
         labels
             Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
-            multi-label problem, shape (cells, classes).
+            multi-label problem, shape (cells, classes). Bool of this shape is a set of classes for each cell, one of
+            which is the right one: the loss is -log of their summed probability.
         loss_weights
             Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
         num_items_in_batch

@@ -76,6 +76,41 @@ class ClassificationMetrics:
         return _class_scores(labels, predicted)
 
 
+class LabelSetMetrics(ClassificationMetrics):
+    """Accuracy and macro F1 of labels that leave several classes open.
+
+    A prediction is right where the label may be it. Macro F1 is over the classes of cells whose label leaves one class
+    open. Labels that no class is for count as errors.
+
+    Parameters
+    ----------
+    sets
+        Whether each label may be each class, bool, shape (labels, classes).
+    """
+
+    def __init__(self, sets: np.ndarray) -> None:
+        super().__init__()
+        self.sets = sets
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; return the metrics at the last one."""
+        labels = _numpy(prediction.label_ids).astype(np.int64)
+        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1)[labels != IGNORED])
+        self.labels.append(labels[labels != IGNORED])
+        if not compute_result:
+            return {}
+        predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
+        self._reset()
+        if not len(labels):
+            return {}
+        of_cells, open_classes = self.sets[labels], self.sets.sum(axis=1)[labels]
+        scores = {"accuracy": float(of_cells[np.arange(len(labels)), predicted].mean())}
+        one = open_classes == 1
+        if one.any():
+            scores["macro_f1"] = _class_scores(of_cells[one].argmax(axis=1), predicted[one])["macro_f1"]
+        return scores
+
+
 class GeneClassMetrics:
     """Accuracy and macro F1 of genes, each with the class of the highest mean probability over the cells it is in.
 
@@ -229,4 +264,4 @@ def _numpy(values: Any) -> np.ndarray:
     return values.float().cpu().numpy() if hasattr(values, "cpu") else np.asarray(values)
 
 
-__all__ = ["ClassificationMetrics", "GeneClassMetrics", "MaskedExpressionMetrics", "ValueMetrics"]
+__all__ = ["ClassificationMetrics", "GeneClassMetrics", "LabelSetMetrics", "MaskedExpressionMetrics", "ValueMetrics"]

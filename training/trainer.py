@@ -49,8 +49,9 @@ WRITING = ("PytorchStreamWriter", "inline_container", "write failed", "cannot be
 class CellTrainer(Trainer):
     """Trains on cells.
 
-    - Every cell is seen once an epoch whatever the number of processes, and a step's loss and gradients are those of
-      all processes' cells together: each batch counts by its share of the labels of the whole step.
+    - Every cell is seen once an epoch, or drawn by the dataset's ``weights``, for any number of processes. A step's
+      loss and gradients are those of all processes' cells together: each batch counts by its share of the labels of
+      the whole step.
     - The parts of the loss (fields of the model's output that end in ``_loss``) are logged beside it.
     - Folders hold weights, configuration, tokenizer and code, and nothing pickled beside them.
     - A loss, a norm of gradients or a weight that is not finite ends the training before anything of it is saved.
@@ -152,7 +153,8 @@ class CellTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = self._train_batch_size * self.args.world_size
-        return EpochSampler(dataset.lengths, together, self._data_seed())
+        weights = getattr(dataset, "weights", None)
+        return EpochSampler(dataset.lengths, together, self._data_seed(), weights=weights)
 
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from cellglot.modeling import (
     ExceiverForSequenceClassification,
@@ -103,3 +104,20 @@ def test_what_labels_mean_travels_in_the_configuration(make, name, tmp_path):
     loaded = OF_CELLS[name].from_pretrained(tmp_path).config
     assert {key: getattr(loaded, key) for key in fields} == fields
     assert loaded.problem_type == "regression"
+
+
+@pytest.mark.parametrize("name", OF_CELLS)
+def test_a_set_of_classes_learns_their_summed_probability(make, name):
+    model, batch = make(OF_CELLS[name], name, num_labels=3), make_batch(name)
+    sets = torch.tensor([[True, True, False], [False, False, True], [False] * 3, [True] * 3])
+    given = model(**batch, labels=sets)
+    chances = given.logits.softmax(-1)
+    wanted = -(chances * sets).sum(1).log()[[0, 1, 3]]
+    assert given.loss.item() == pytest.approx(wanted.mean().item(), abs=1e-5) and wanted[2].abs() < 1e-5
+    given.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    one = model(**batch, labels=torch.tensor([2, 0, 1, 1])).loss
+    same = model(**batch, labels=nn.functional.one_hot(torch.tensor([2, 0, 1, 1]), 3).bool()).loss
+    assert same.item() == pytest.approx(one.item(), rel=1e-6)
+    halves = [model(**{k: v[i : i + 2] for k, v in batch.items()}, labels=sets[i : i + 2]).loss for i in (0, 2)]
+    assert all(half.isfinite() for half in halves)

@@ -210,7 +210,7 @@ def _read_shards(shards: Sequence[str], split: str) -> datasets.Dataset:
 
 
 class EpochSampler(Sampler):
-    """Every cell once an epoch, in batches of similar length, the same whatever the number of processes.
+    """Every cell once an epoch, in batches of similar length, the same for any number of processes.
 
     A batch here is what all processes take together in one step. The last one is filled up with the cell -1, so that
     every process has as many batches and no cell is seen twice.
@@ -227,11 +227,22 @@ class EpochSampler(Sampler):
         Draw a new order every epoch.
     pool
         Batches from which cells of similar length are put together; 1 leaves the order as drawn.
+    weights
+        Chance of each cell to be drawn, up to a factor, shape (cells,): an epoch then has as many cells as there are,
+        drawn with replacement. By default every cell is there once.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, shuffle: bool = True, pool: int = 50):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        pool: int = 50,
+        weights: np.ndarray | None = None,
+    ):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.shuffle, self.pool = shuffle, pool
+        self.shuffle, self.pool, self.weights = shuffle, pool, weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -247,7 +258,10 @@ class EpochSampler(Sampler):
         order = np.arange(len(self.lengths))
         if self.shuffle:
             random = np.random.default_rng([self.seed, self.epoch])
-            order = random.permutation(order)
+            if self.weights is None:
+                order = random.permutation(order)
+            else:
+                order = random.choice(len(order), len(order), p=self.weights / self.weights.sum())
             size = self.batch_size * self.pool
             pools = [order[i : i + size] for i in range(0, len(order), size)]
             order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pools])

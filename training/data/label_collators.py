@@ -26,11 +26,17 @@ class LabelledCells(CellDataset):
         Label of each cell of the part's splits, class numbers or values; shape (cells of the splits,).
     keep
         Cells to keep, of the same shape: those with a label.
+
+    Attributes
+    ----------
+    weights : numpy.ndarray or None
+        Chance of each cell to be drawn for training, up to a factor; None to see each once an epoch.
     """
 
     def __init__(self, corpus: Corpus, part: Part, number: int, labels: np.ndarray, keep: np.ndarray):
         super().__init__(corpus, part.splits, keep=part.chosen & keep, without_genes=part.without_genes)
         self.number, self.labels = number, labels[self.rows]
+        self.weights: np.ndarray | None = None
 
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """Read some cells at once."""
@@ -66,6 +72,30 @@ class CellClassCollator:
         truth = torch.tensor([IGNORED if e["label"] is None else int(e["label"]) for e in examples])
         labels = truth.masked_fill(truth >= self.number, IGNORED)
         return batch | {"labels": labels, "truth": truth} | _weights(labels, self.weights)
+
+
+@dataclass
+class LabelSetCollator:
+    """Adds sets of classes to a batch of cells: ``labels`` to learn from; ``truth`` is the number of the label.
+
+    Parameters
+    ----------
+    sets
+        Whether each label may be each class, bool, shape (labels, classes).
+    weights
+        Weight of each label in the loss, shape (labels,), None for equal ones.
+    """
+
+    cells: Callable[..., dict[str, torch.Tensor]]
+    sets: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples of `LabelledCells`."""
+        batch = self.cells(examples) | _numbers(examples)
+        truth = torch.tensor([IGNORED if e["label"] is None else int(e["label"]) for e in examples])
+        labels = torch.from_numpy(self.sets)[truth.clamp(min=0)] & (truth >= 0)[:, None]
+        return batch | {"labels": labels, "truth": truth} | _weights(truth, self.weights)
 
 
 @dataclass
@@ -116,6 +146,33 @@ def _weights(labels: torch.Tensor, weights: np.ndarray | None) -> dict[str, torc
     return {"loss_weights": torch.from_numpy(weights.astype(np.float32))[labels.clamp(min=0)]}
 
 
+def sampling_weights(
+    labels: np.ndarray, groups: np.ndarray, balance: float, shares: Mapping[int, float] | None = None
+) -> np.ndarray:
+    """Return the chance of each cell to be drawn, shape (cells,), their sum 1.
+
+    The cells of a label in a group are drawn ``n ** (1 - balance)`` times as often, n their number.
+
+    Parameters
+    ----------
+    labels, groups
+        Of each cell, whole numbers from 0 on, shape (cells,).
+    balance
+        From 0 (each cell alike) to 1 (each label of each group alike).
+    shares
+        Label -> share of all draws; the other labels have what is left.
+    """
+    pairs, pair, numbers = np.unique(np.stack([groups, labels]), axis=1, return_inverse=True, return_counts=True)
+    weights = (numbers ** (1.0 - balance) / numbers)[pair.ravel()]
+    given = {label: share for label, share in (shares or {}).items() if (labels == label).any()}
+    rest = ~np.isin(labels, list(given))
+    for label, share in given.items():
+        weights[labels == label] *= share / weights[labels == label].sum()
+    if rest.any():
+        weights[rest] *= (1.0 - sum(given.values())) / weights[rest].sum()
+    return weights / weights.sum()
+
+
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
     """Return weights by which every class counts alike: items / (classes * items of the class), shape (classes,).
 
@@ -131,6 +188,8 @@ __all__ = [
     "CellClassCollator",
     "CellValueCollator",
     "GeneClassCollator",
+    "LabelSetCollator",
     "LabelledCells",
     "balanced_weights",
+    "sampling_weights",
 ]

@@ -1,18 +1,18 @@
 """Fine-tuning for classes of cells."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.reading.labels import read_labels
-from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.expression import CorpusExpression
 from cellglot.training.data.label_check import LabelCheck, check_labels
 from cellglot.training.data.label_collators import CellClassCollator, balanced_weights
 from cellglot.training.data.labels import labels_of, read_column
 from cellglot.training.data.splits import Part, divide
+from cellglot.training.finetuning.label_levels import class_ids, label_level_task, set_weights
 from cellglot.training.finetuning.settings import FinetuneSettings
 from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells, listed
 from cellglot.training.metrics import ClassificationMetrics
@@ -29,6 +29,8 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
     settings
         Section ``finetuning`` of the configuration.
     """
+    if settings.levels:
+        return label_level_task(corpus, column, settings, seed)
     how = settings.split
     read = read_labels(read_column(corpus, BOTH, column))
     every, note = read.texts.tolist(), read.note(column)
@@ -62,6 +64,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
         return given, keep
 
     train, held_out, test = labelled_cells(corpus, division, labels_to_use)
+    set_weights(train, corpus, settings, numbers)
     pairs = {} if check is None else check.pairs(labels(division.train)[0], classes)
     if left_out:
         counts.subtract({name: sum(others.values()) for name, others in pairs.items()})
@@ -140,16 +143,4 @@ def _chosen(part: Part, names: Mapping[int, list[str | None]]) -> list[str | Non
     return [name for name, chosen in zip(names[id(part)], part.chosen, strict=True) if chosen]
 
 
-def class_ids(classes: Sequence[str], settings: FinetuneSettings) -> dict[str, str]:
-    """Find Cell Ontology ids of classes: class -> id, for those that stand for a cell type.
-
-    Parameters
-    ----------
-    settings
-        Their ``ontology`` says where to look, by default the blood lineage that comes with the package.
-    """
-    found = open_ontology(settings.ontology).resolve(classes)
-    return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
-
-
-__all__ = ["cell_type_task", "class_ids"]
+__all__ = ["cell_type_task"]

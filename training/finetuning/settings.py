@@ -33,6 +33,19 @@ class FinetuneSettings:
         Share of the last steps whose mean weights are kept.
     class_weights
         ``balanced``, or ``none``.
+    levels
+        Whether labels stand at several levels of the ontology: see `cellglot.training.data.label_levels`.
+    classes
+        With `levels`, the classes: ids or names. By default they are found.
+    fewest_cells
+        With `levels`, training cells that a class needs to be found.
+    balance
+        How evenly labels are drawn for training: 0, as frequent as they are; 1, all equally often; 0.5, by the root
+        of their number of cells.
+    balance_by
+        Column of the corpus: labels are balanced within each of its values, such as ``dataset_id``.
+    balance_shares
+        Label -> share of the draws that its cells get.
     ontology
         Where to look for cell types: ``blood``, a release's date, an OBO or OWL file.
     unlikely_labels
@@ -47,6 +60,12 @@ class FinetuneSettings:
     patience: int | None = None
     average_weights: float | int | None = None
     class_weights: str | bool = "none"
+    levels: bool = False
+    classes: list[str] | None = None
+    fewest_cells: int = 10
+    balance: float | int = 0
+    balance_by: str | None = None
+    balance_shares: dict[str, float] | None = None
     ontology: str | datetime.date = "blood"
     unlikely_labels: str = "keep"
     held_out_genes: float | int = 0.2
@@ -62,6 +81,12 @@ class FinetuneSettings:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it is one of {', '.join(choices)}")
         if self.class_weights not in (False, "none", "balanced"):
             raise ValueError(f"class_weights {self.class_weights!r}: it is balanced or none")
+        if self.classes is not None and not self.levels:
+            raise ValueError("classes are for labels at several levels: set levels to true")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance {self.balance!r}: it is a number from 0 (as frequent as they are) to 1 (equal)")
+        if sum((self.balance_shares or {}).values()) >= 1 or any(v <= 0 for v in (self.balance_shares or {}).values()):
+            raise ValueError(f"balance_shares {self.balance_shares!r}: they are shares above 0, together below 1")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience {self.patience!r}: it is a whole number of evaluations from 1 on")
         if self.average_weights is not None and not 0 < self.average_weights <= 1:

@@ -229,3 +229,37 @@ def test_sorted_blood_cells_of_the_reference_data(reference_data, tiny_training,
     assert facts["classes"] == sorted(cells.obs["cell_type"].unique())
     assert facts["training_cells"] + facts["held_out_cells"] == cells.n_obs == 100
     assert 0 <= result["eval_accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def of_levels(blood, tmp_path_factory):
+    """Cells of two data sets, whose labels stand at several levels."""
+    cells = blood[:200].copy()
+    fine = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    cells.obs["batch"] = np.where(np.arange(200) % 2, "first", "second")
+    coarse = {"CD14+ Monocyte": "leukocyte", "CD19+ B": "B cell"}
+    cells.obs["level"] = [coarse.get(t, t) if i % 4 == 0 else t for i, t in enumerate(fine)]
+    cells.obs.loc[cells.obs_names[:3], "level"] = "erythrocyte"
+    folder = tmp_path_factory.mktemp("levels")
+    cells.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad"
+
+
+def test_labels_at_several_levels_train_the_finest_types(pretrained, of_levels, short, tmp_path, capsys):
+    config = short()
+    config.finetuning.update(levels=True, fewest_cells=5, balance=0.5, balance_by="batch", split="stratified")
+    corpus = tokenize_corpus(
+        [of_levels], tmp_path / "corpus", vocabulary=pretrained, obs_columns=["level", "batch"],
+        validation_fraction=0.2, processes=1, progress=False,
+    )  # fmt: skip
+    metrics = finetune(config, pretrained, corpus, tmp_path / "model", label_column="level")
+    facts, saved = record(tmp_path / "model"), json.loads((tmp_path / "model" / "config.json").read_text())
+    assert facts["labels"]["leukocyte"]["classes"] == [c for c in facts["classes"] if c != "erythrocyte"]
+    few, kept = facts["labels_with_too_few_cells"], facts["training_cells"] + facts["held_out_cells"]
+    assert "erythrocyte" in few and not set(few) & set(facts["classes"]) and kept == 200 - sum(few.values())
+    assert saved["label_cl_ids"]["B cell"] == "CL:0000236" and saved["problem_type"] == "single_label_classification"
+    assert list(saved["id2label"].values()) == facts["classes"] and 0 <= metrics["eval_accuracy"] <= 1
+    assert "and labels with too few cells: " in capsys.readouterr().out
+    config.finetuning["balance_shares"] = {"nothing": 0.1}
+    with pytest.raises(ValueError, match="balance_shares names nothing, which no label is"):
+        finetune(config, pretrained, corpus, tmp_path / "other", label_column="level")

@@ -1,0 +1,148 @@
+"""Fine-tuning for labels at several levels of an ontology, and how often labels are drawn."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.reading.labels import read_labels
+from cellglot.training.data.cell_types import open_ontology
+from cellglot.training.data.label_collators import (
+    LabelledCells,
+    LabelSetCollator,
+    balanced_weights,
+    sampling_weights,
+)
+from cellglot.training.data.label_levels import label_levels
+from cellglot.training.data.labels import labels_of, read_column
+from cellglot.training.data.splits import Part, divide
+from cellglot.training.finetuning.settings import FinetuneSettings
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells, listed
+from cellglot.training.metrics import LabelSetMetrics
+
+
+def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: int) -> Task:
+    """Prepare the classification of cells whose labels stand at several levels, such as T cell and naive CD4 T cell.
+
+    Classes are the finest types with enough training cells; see `cellglot.training.data.label_levels.label_levels`. A
+    coarser label learns the summed probability of the classes below it. Training cells without a class are left out;
+    held-out cells without one count as errors. Both are counted.
+
+    Parameters
+    ----------
+    settings
+        Section ``finetuning`` of the configuration.
+    """
+    if settings.unlikely_labels == "leave_out":
+        raise ValueError(
+            "finetuning.unlikely_labels=leave_out compares classes: it is not for labels at several levels"
+        )
+    read = read_labels(read_column(corpus, BOTH, column))
+    division = divide(corpus, settings.split, read.texts.tolist(), seed)
+    names = {id(p): [n for s in p.splits for n in labels_of(corpus, s, column)] for p in division.parts()}
+
+    def counted(part: Part) -> Counter[str]:
+        chosen = zip(names[id(part)], part.chosen, strict=True)
+        return Counter(name for name, among in chosen if among and name is not None)
+
+    counts, others = counted(division.train), Counter[str]()
+    for part in division.parts()[1:]:
+        others.update(counted(part))
+    levels = label_levels(
+        counts,
+        open_ontology(settings.ontology),
+        fewest=settings.fewest_cells,
+        classes=settings.classes,
+        others=others,
+    )
+    numbers = {label: i for i, label in enumerate(levels.sets)}
+    sets = np.stack(list(levels.sets.values()))
+    unused = {label: counts[label] for label in levels.unused if counts[label]}
+    unknown = {label: others[label] for label in levels.unused if others[label]}
+
+    def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        given = np.array([-1 if name is None else numbers[name] for name in names[id(part)]], dtype=np.int64)
+        keep = given >= 0
+        return given, keep & sets.any(axis=1)[given] if part is division.train else keep
+
+    train, held_out, test = labelled_cells(corpus, division, labels)
+    set_weights(train, corpus, settings, numbers)
+    used = np.array([counts[label] for label in numbers])
+    weights = balanced_weights(used) if settings.balanced else None
+    without = sum(name is None for p in division.parts() for name in np.array(names[id(p)], dtype=object)[p.chosen])
+    return Task(
+        fields={
+            "id2label": dict(enumerate(levels.classes)),
+            "label2id": {name: i for i, name in enumerate(levels.classes)},
+            "problem_type": "single_label_classification",
+            "label_cl_ids": levels.ids or None,
+            "target_mean": None,
+            "target_std": None,
+        },
+        division=division,
+        train=train,
+        held_out=held_out,
+        test=test,
+        collator=lambda cells, training: LabelSetCollator(cells, sets, weights if training else None),
+        metrics=LabelSetMetrics(sets),
+        metric_names=("accuracy", "macro_f1"),
+        facts={
+            "label_column": column,
+            "classes": levels.classes,
+            "labels": {
+                label: {"cells": counts[label], "classes": [levels.classes[i] for i in np.flatnonzero(sets[number])]}
+                for label, number in numbers.items()
+            },
+            "label_cl_ids": levels.ids,
+            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            "cells_without_label": without,
+            "labels_with_too_few_cells": unused,
+            "held_out_cells_of_other_classes": sum(unknown.values()),
+            "other_classes": unknown,
+        },
+        summary=f"{len(levels.classes):,} classes from {len(numbers):,} labels, {len(levels.ids):,} of them cell "
+        f"types of the ontology; {len(train):,} cells for training, "
+        f"{0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} without label"
+        + (f", and labels with too few cells: {listed(unused)}" if unused else "")
+        + (f"; held-out cells without a class, which count as errors: {listed(unknown)}" if unknown else ""),
+    )
+
+
+def set_weights(train: LabelledCells, corpus: Corpus, settings: FinetuneSettings, numbers: Mapping[str, int]) -> None:
+    """Set how often each training cell is drawn, where the settings ask for it.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    numbers
+        Class or label -> its number among the labels of `train`.
+    """
+    if not settings.balance and not settings.balance_shares:
+        return
+    groups = np.zeros(len(train), dtype=np.int64)
+    if settings.balance_by is not None:
+        texts = np.array([str(v) for v in read_column(corpus, BOTH, settings.balance_by)], dtype=object)
+        groups = np.unique(texts, return_inverse=True)[1][train.rows]
+    shares = settings.balance_shares or {}
+    missing = [name for name in shares if name not in numbers]
+    if missing:
+        raise ValueError(f"finetuning.balance_shares names {', '.join(missing)}, which no label is")
+    of_labels = {numbers[name]: share for name, share in shares.items()}
+    train.weights = sampling_weights(train.labels, groups, float(settings.balance), of_labels)
+
+
+def class_ids(classes: Sequence[str], settings: FinetuneSettings) -> dict[str, str]:
+    """Find Cell Ontology ids of classes: class -> id, for those that are a cell type.
+
+    Parameters
+    ----------
+    settings
+        Their ``ontology`` says where to look.
+    """
+    found = open_ontology(settings.ontology).resolve(classes)
+    return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
+
+
+__all__ = ["class_ids", "label_level_task", "set_weights"]
