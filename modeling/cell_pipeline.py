@@ -286,8 +286,26 @@ def cells_with_genes(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch
     batch
         Inputs of a model.
     """
+    return genes_of_cells(batch, tokenizer).any(dim=1)
+
+
+def genes_of_cells(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:
+    """Tell which tokens are genes, shape (cells, tokens).
+
+    Parameters
+    ----------
+    batch
+        Inputs of a model.
+    """
     special = torch.tensor([i for i in tokenizer.all_special_ids if i is not None], device=batch["input_ids"].device)
-    return (batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)).any(dim=1)
+    return batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
 
 
-__all__ = ["DEFAULT_BATCH_SIZE", "AutoModelForCells", "CellPipeline", "cells_with_genes", "opened_cells"]
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "AutoModelForCells",
+    "CellPipeline",
+    "cells_with_genes",
+    "genes_of_cells",
+    "opened_cells",
+]

@@ -10,7 +10,8 @@ from transformers import AutoProcessor
 from transformers.utils import logging
 
 from .adapter_folders import with_adapter
-from .cell_pipeline import CellPipeline, cells_with_genes
+from .annotation_calibration import AnnotationCalibration, softmax
+from .cell_pipeline import CellPipeline, cells_with_genes, genes_of_cells
 
 
 logger = logging.get_logger(__name__)
@@ -39,6 +40,12 @@ class CellTypeAnnotationPipeline(CellPipeline):
         ``template``: the text of a name, ``"cell type: {name}. "`` by default; ``alpha`` (weight of similarity, 0.1
         as released) and ``shortlist`` as for `LangCellModel.annotate`.
 
+    A classifier whose folder holds a calibration (``annotation_calibration.safetensors``) also says what it does not
+    know: ``confidence``, ``prediction_set``, ``broader_type``, ``novelty``, ``assigned`` and ``reason`` of each cell,
+    as `AnnotationCalibration.columns` describes them; the label of a cell that is like none of its types is
+    ``"unassigned"``. Then ``set_coverage`` is an option: the share of prediction sets that should hold the true type,
+    0.9 by default.
+
     Examples
     --------
     >>> annotate = pipeline("cell-type-annotation", model=folder, trust_remote_code=True)
@@ -48,7 +55,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
 
     processor: Any
     options_of_model = ("candidate_labels", "template", "alpha", "shortlist")
-    options_of_result = ("top_k",)
+    options_of_result = ("top_k", "set_coverage")
     of_a_call = (*CellPipeline.of_a_call, "classes")
 
     def __init__(self, model: Any, tokenizer: Any = None, *, adapter: str | os.PathLike | None = None, **kwargs: Any):
@@ -60,6 +67,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
         self.classes: list[str] = []
         _check(model)
         super().__init__(model, tokenizer, **kwargs)
+        self.calibration = None if self.by_texts else _calibration_of(model, adapter)
 
     def prepare(
         self, candidate_labels: Labels | None = None, template: str = TEMPLATE, **of_model: Any
@@ -122,20 +130,40 @@ class CellTypeAnnotationPipeline(CellPipeline):
         if self.by_texts:
             cells = {name: batch[name] for name in ("input_ids", "attention_mask")}
             scores = self.model.annotate(**cells, **of_model).scores
-        else:
+        elif self.calibration is None:
             scores = self.model(**batch).logits.float().softmax(dim=-1)
+        else:
+            scores = self._observed(batch)
         known = cells_with_genes(batch, self.tokenizer)
         return {"values": scores.masked_fill(~known[:, None], float("nan"))}
 
-    def postprocess(self, values: np.ndarray, top_k: int | None = None) -> list[Any]:
+    def _observed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the calibration takes, shape (cells, classes + 2): logits, distance, number of genes."""
+        encoder, pooled = getattr(self.model, "cell_model", self.model.base_model), []
+        hook = encoder.register_forward_hook(lambda *passed: pooled.append(passed[-1].pooler_output))
+        try:
+            logits = self.model(**batch).logits.float().cpu()
+        finally:
+            hook.remove()
+        distances = self.calibration.reference.distances(pooled[0].float().cpu().numpy())
+        n_genes = genes_of_cells(batch, self.tokenizer).sum(dim=1).cpu()
+        found = torch.cat([logits, torch.from_numpy(distances)[:, None], n_genes[:, None].float()], dim=1)
+        return found.to(self.device)
+
+    def postprocess(
+        self, values: np.ndarray, top_k: int | None = None, set_coverage: float | None = None
+    ) -> list[Any]:
         """Name the best classes of each cell.
 
         Parameters
         ----------
         values
-            Scores, shape (cells, classes); NaN for cells that express no known gene, whose label is None.
+            Scores, shape (cells, classes); NaN for cells that express no known gene, whose label is None. With a
+            calibration logits, distance to the training cells and number of genes, shape (cells, classes + 2).
         top_k
             Give a list of the best so many for each cell; by default the best alone.
+        set_coverage
+            Share of prediction sets that should hold the true type; for models with a calibration, 0.9 by default.
 
         Returns
         -------
@@ -146,19 +174,57 @@ class CellTypeAnnotationPipeline(CellPipeline):
         Raises
         ------
         ValueError
-            If `top_k` is below 1.
+            If `top_k` is below 1, or `set_coverage` is given and the model has no calibration, or not of this share.
         """
+        if set_coverage is not None and self.calibration is None:
+            raise ValueError(
+                f"{self.model.config.name_or_path or type(self.model).__name__} has no calibration, which "
+                "set_coverage takes"
+            )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: at least one class of each cell has to be asked for")
         ids = getattr(self.model.config, "label_cl_ids", None)
+        said = None
+        if self.calibration is not None:
+            said = None if top_k is not None else self._said(values, 0.9 if set_coverage is None else set_coverage)
+            values = softmax(values[:, :-2])
         best = np.argsort(-values, axis=1, kind="stable")[:, : top_k or 1]
         results = [[self._named(row[i], int(i), ids) for i in order] for row, order in zip(values, best, strict=True)]
+        if said is not None:
+            return [found[0] | of_cell for found, of_cell in zip(results, said, strict=True)]
         return [found[0] for found in results] if top_k is None else results
+
+    def _said(self, values: np.ndarray, set_coverage: float) -> list[dict[str, Any]]:
+        """Return what the calibration says of each cell."""
+        decisions = self.calibration.decide(values[:, :-2], values[:, -2], values[:, -1], set_coverage)
+        columns = self.calibration.columns(decisions)
+        columns["label"] = columns.pop("cell_type")
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
     def _named(self, score: float, number: int, ids: Mapping[str, str] | None) -> dict[str, Any]:
         label = None if np.isnan(score) else self.classes[number]
         found = {"label": label, "score": None if label is None else float(score)}
         return found if ids is None else found | {"cell_type_ontology_term_id": ids.get(label or "")}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, tokenizer or processor and, where there is one, the calibration."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.calibration is not None:
+            self.calibration.save(save_directory)
+
+
+def _calibration_of(model: Any, adapter: str | os.PathLike | None) -> AnnotationCalibration | None:
+    """Load the calibration from where the head of a classifier came from."""
+    config = model.config
+    name = config.name_or_path if adapter is None else os.fspath(adapter)
+    if not name:
+        return None
+    revision = getattr(config, "_commit_hash", None) if adapter is None else None
+    found = AnnotationCalibration.load(name, revision=revision)
+    if found is not None:
+        found.check(name, [config.id2label[i] for i in range(config.num_labels)])
+    return found
 
 
 def _check(model: Any) -> None:

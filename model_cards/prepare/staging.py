@@ -20,6 +20,7 @@ from cellglot.model_cards.card.facts import read_json
 from cellglot.model_cards.card.run_record import CONFIG_FILE, TrainingRun
 from cellglot.model_cards.checks.clean_process import Outcome
 from cellglot.model_cards.content_scan import Cleaned, clean_json
+from cellglot.modeling.annotation_calibration import CALIBRATION_FILE
 from cellglot.modeling.families import FAMILIES
 from cellglot.modeling.model_files import code_names
 from cellglot.training.run import RUN_FILE
@@ -41,9 +42,9 @@ MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "gene_vocab.json", "gene_stats.safetensors", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "processor_config.json", "text_tokenizer/*.json",
-    "text_tokenizer/*.txt", RUN_FILE,
+    "text_tokenizer/*.txt", CALIBRATION_FILE, RUN_FILE,
 )  # fmt: skip
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", RUN_FILE)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", CALIBRATION_FILE, RUN_FILE)
 CORPUS_FILES = (  # and the shards that the manifest names
     "manifest.json", "tokenizer/gene_vocab.json", "tokenizer/gene_stats.safetensors",
     "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
