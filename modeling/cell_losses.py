@@ -1,8 +1,8 @@
-"""Objectives over cells and genes, independent of the models, and what makes them those of all processes' cells.
+"""Objectives over cells and genes, independent of the models, for one process or for the cells of all processes.
 
-Every function gives its terms' sum and their number as `LossTerms`; their mean is the loss. Sums are float32 (float64
-for float64), computed outside autocast: at tau = 0.01 a product of two representations is up to 100, where bfloat16
-knows only halves.
+Every function returns the sum and the number of its terms as `LossTerms`; the loss is their mean. Sums are float32
+(float64 for float64), computed outside autocast: at tau = 0.01 a product of two representations is up to 100, and
+there the values of bfloat16 are 0.5 apart.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-# Label of what has none.
-IGNORED = -100
-
-# Scores of genes that are computed at once: 32 MiB in float32.
-SCORES_AT_ONCE = 2**23
+IGNORED = -100  # label of items without one
+SCORES_AT_ONCE = 2**23  # scores of genes in memory: 32 MiB in float32
 
 
 class LossTerms(NamedTuple):
@@ -28,7 +25,7 @@ class LossTerms(NamedTuple):
     Parameters
     ----------
     total
-        Their sum, shape (), part of the graph even where there are no terms.
+        Their sum, shape (), part of the graph even if there are no terms.
     count
         Their number, shape ().
     """
@@ -37,12 +34,12 @@ class LossTerms(NamedTuple):
     count: torch.Tensor
 
     def mean(self) -> torch.Tensor:
-        """Return the loss, 0 where there are no terms."""
+        """Return the loss, 0 if there are no terms."""
         return self.total / self.count.clamp(min=1)
 
 
 def full_precision(function: Callable) -> Callable:
-    """Run a function outside autocast, half-precision arguments as float32."""
+    """Run a function outside autocast, with half-precision arguments converted to float32."""
 
     def widened(value: Any) -> Any:
         half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
@@ -58,7 +55,7 @@ def full_precision(function: Callable) -> Callable:
 
 @full_precision
 def scale_representations(states: torch.Tensor, tau: float) -> torch.Tensor:
-    """Normalise states and divide them by the root of tau: a product of two is then their cosine over tau."""
+    """Normalise states and divide them by the square root of tau: the product of two is their cosine over tau."""
     return nn.functional.normalize(states, dim=-1) * tau**-0.5
 
 
@@ -66,10 +63,10 @@ def scale_representations(states: torch.Tensor, tau: float) -> torch.Tensor:
 
 
 class _ScoredCrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies of scores that are computed piece by piece and never kept.
+    """Sum of cross entropies of scores that are computed in pieces and never kept.
 
-    A piece's gradient follows from its probabilities, so it is computed in the forward pass beside them: three
-    products of matrices in all, as many as with the scores kept.
+    The gradient of a piece follows from its probabilities, so the forward pass computes both: three matrix products in
+    total, the same number as with all scores in memory.
     """
 
     @staticmethod
@@ -104,9 +101,9 @@ class _ScoredCrossEntropy(torch.autograd.Function):
 @torch.compiler.disable
 @full_precision
 def masked_gene_loss(states: torch.Tensor, genes: torch.Tensor, labels: torch.Tensor) -> LossTerms:
-    """Cross entropy of masked genes against the whole vocabulary, scores never kept in memory.
+    """Cross entropy of masked genes against the whole vocabulary, without keeping the scores in memory.
 
-    The value and gradients of `cross_entropy_terms` of ``states @ genes.T``, once differentiable.
+    Value and gradients are those of `cross_entropy_terms` of ``states @ genes.T``; it can be differentiated once.
 
     Parameters
     ----------
@@ -119,8 +116,8 @@ def masked_gene_loss(states: torch.Tensor, genes: torch.Tensor, labels: torch.Te
 
     Notes
     -----
-    Yuan et al. 2024, section 3.2 (masked gene prediction). That the scores are products of two outputs of one head is
-    what the released code computes.
+    Yuan et al. 2024, section 3.2 (masked gene prediction). Scores are products of two outputs of one head, as in the
+    released code.
     """
     with_gradients = torch.is_grad_enabled() and (states.requires_grad or genes.requires_grad)
     total = _ScoredCrossEntropy.apply(states, genes, labels, with_gradients)
@@ -129,12 +126,12 @@ def masked_gene_loss(states: torch.Tensor, genes: torch.Tensor, labels: torch.Te
 
 @full_precision
 def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> LossTerms:
-    """Cross entropy of logits, label -100 left out.
+    """Cross entropy of logits; label -100 is ignored.
 
     Parameters
     ----------
     weights
-        By which each item's term is multiplied, shape (items,); the number of terms stays that of items.
+        Factor of each item's term, shape (items,); the number of terms stays the number of items.
     """
     reduction = "sum" if weights is None else "none"
     terms = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction=reduction)
@@ -146,10 +143,10 @@ def cross_entropy_terms(logits: torch.Tensor, labels: torch.Tensor, weights: tor
 
 @full_precision
 def coherence_loss(cells: torch.Tensor, prototypes: torch.Tensor, cell_types: torch.Tensor) -> LossTerms:
-    """Cross entropy of cells against the prototypes of all cell types, target their own.
+    """Cross entropy of cells against the prototypes of all cell types; the target is each cell's own type.
 
-    A supervised relative of contrastive losses: cells of one type meet at its prototype, whatever else is in the
-    batch. One term a cell with a type; `regularization_loss` keeps prototypes from running away.
+    A supervised form of a contrastive loss: cells of one type move to its prototype, independent of the batch. One
+    term for each cell with a type; `regularization_loss` keeps prototypes near the cells.
 
     Parameters
     ----------
@@ -178,7 +175,7 @@ def regularization_loss(projected: torch.Tensor, cells: torch.Tensor, cell_types
     cells
         Representations, scaled, shape (cells, size).
     cell_types
-        -100 for cells to leave out, shape (cells,).
+        -100 for cells to ignore, shape (cells,).
 
     Notes
     -----
@@ -201,31 +198,30 @@ def relational_alignment_loss(
     other_types: torch.Tensor | None = None,
     first: int = 0,
 ) -> LossTerms:
-    """Rank the cells of a batch for every cell of it by the ontology's similarity of their types.
+    """Rank the cells of a batch, for each of its cells, by the ontology's similarity of their types.
 
-    For each cell, and each level of similarity that its type has with types in the batch but the lowest: cells at this
-    level or above are positives, cells below it negatives, unless their type is the cell's own or an ancestor of it.
-    A term is the cross entropy of one positive against all these negatives, 0 without negatives. A cell is a positive
-    of itself, with the score of its representation and the noised one.
+    For each cell, and each level of similarity of its type with types in the batch except the lowest level: cells at
+    this level or above are positives, cells below it are negatives, unless their type is the cell's own or an ancestor
+    of it. A term is the cross entropy of one positive against all these negatives, 0 without negatives. A cell is a
+    positive of itself, with the score of its representation and its noised one.
 
-    With one level for a cell's own type and one for all other types it is a supervised contrastive loss.
+    With one level for a cell's own type and one level for all others, it is a supervised contrastive loss.
 
     Parameters
     ----------
     cells
         Representations, scaled, shape (cells, size).
     cell_types
-        Their rows of the tables, -100 for none: such cells take no part. Shape (cells,).
+        Their rows of the tables, shape (cells,); cells of -100 are ignored.
     similarity_levels
-        Whole numbers, higher where more similar, shape (cell types, cell types).
+        Whole numbers, higher for more similar types, shape (cell types, cell types).
     ancestor_mask
-        True where the second type is an ancestor of the first, or is the first; shape (cell types, cell types).
+        True where the second type is an ancestor of the first, or equal to it; shape (cell types, cell types).
     noised
-        Representations of the same cells under another dropout noise, scaled, shape (cells, size); by default
-        `cells`.
+        Representations of the same cells with other dropout noise, scaled, shape (cells, size); by default `cells`.
     others, other_types, first
-        All cells that are compared with, shape (all cells, size), and their types, where those are more than `cells`
-        (see `gather_cells`), and the row in them at which `cells` begin.
+        All cells to compare with, shape (all cells, size), their types, and the row of the first of `cells` among
+        them (see `gather_cells`); by default `cells`.
 
     Notes
     -----
@@ -238,15 +234,15 @@ def relational_alignment_loss(
     rows, columns = cell_types.clamp(min=0), other_types.clamp(min=0)
     pairs = rows[:, None], columns[None, :]
     levels, may_be_negative = similarity_levels[pairs], ~ancestor_mask[pairs].bool() & other_known
-    # Levels are shared by many cells: all that the types at hand have, ascending, the last axis of what follows.
+    # All levels between the types of the batch, ascending; they are the last axis below.
     present = torch.cat([rows, columns]).unique()
     steps = similarity_levels[present[:, None], present[None, :]].unique()
-    # The score of all negatives below a level, shape (cells, 1, levels). The lowest number stands for none: its
-    # softplus is 0, and so is its gradient.
+    # The score of all negatives below a level, shape (cells, 1, levels). Without negatives it is very low, so that the
+    # softplus and its gradient are 0.
     below = levels[:, :, None] < steps
     nothing = torch.finfo(scores.dtype).min / 4
     negatives = scores[:, :, None].masked_fill(~(below & may_be_negative[:, :, None]), nothing).logsumexp(1, True)
-    # A level counts where some cell has it and some cell is below it.
+    # A level counts if some cell has it and some cell is below it.
     at_level = (levels[:, :, None] == steps) & other_known[:, None]
     counted = at_level.any(1, True) & (below & other_known[:, None]).any(1, True) & known[:, None, None]
     positives = counted & ~below & other_known[:, None]
@@ -255,7 +251,7 @@ def relational_alignment_loss(
 
 
 def _scores_with_noise(cells: torch.Tensor, noised: torch.Tensor, others: torch.Tensor, first: int) -> torch.Tensor:
-    """Products of cells with all cells, with the noised cell in a cell's own place."""
+    """Return products of cells with all cells; for a cell and itself, that with the noised cell."""
     places = torch.arange(len(others), device=cells.device)
     itself = places == (places[: len(cells), None] + first)
     return torch.where(itself, (cells * noised).sum(dim=1, keepdim=True), cells @ others.T)
@@ -265,12 +261,12 @@ def _scores_with_noise(cells: torch.Tensor, noised: torch.Tensor, others: torch.
 
 
 def number_of_processes() -> int:
-    """Return the number of processes of `torch.distributed`, 1 where it is not in use."""
+    """Return the number of processes of `torch.distributed`, 1 if it is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, one process after the other; a row's gradient is the sum of all processes' gradients."""
+    """Concatenate the rows of all processes; a row's gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -294,7 +290,7 @@ class GatheredCells(NamedTuple):
     cells
         Representations, shape (all cells, size).
     cell_types
-        Their types, -100 for none and for rows that fill up, shape (all cells,).
+        Their types, -100 for none and for padding rows, shape (all cells,).
     first
         Row of this process's first cell.
     """
@@ -308,7 +304,7 @@ class GatheredCells(NamedTuple):
 def gather_cells(cells: torch.Tensor, cell_types: torch.Tensor) -> GatheredCells:
     """Gather the cells of all processes, with gradients; every process has to call it.
 
-    Processes may have different numbers of cells: the fewer are filled up by cells without a type.
+    Processes with fewer cells than others are padded by cells without a type.
 
     Parameters
     ----------
@@ -339,7 +335,7 @@ def count_items(labels: torch.Tensor | None, cells: torch.Tensor) -> torch.Tenso
 
 
 def share_of_step(items: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """Return the share of a whole step that a batch is; 1 where the step has no items at all.
+    """Return the share of a batch in a whole step; 1 if the step has no items.
 
     Parameters
     ----------
@@ -353,7 +349,7 @@ def share_of_step(items: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
 
 
 def every_weight_counts() -> bool:
-    """Whether a loss has to depend on every weight: `DistributedDataParallel` waits for each one's gradient."""
+    """Whether a loss has to depend on every weight: `DistributedDataParallel` waits for the gradient of each."""
     return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()
 
 
@@ -361,17 +357,17 @@ def every_weight_counts() -> bool:
 def join_losses(
     parts: dict[str, LossTerms], items: torch.Tensor, num_items_in_batch: Any = None, joined: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Turn terms of this process's cells into losses whose gradients are those of all processes' cells together.
+    """Compute losses from terms of this process's cells; their gradients are those of all processes' cells together.
 
     The loss of the joined batch is (sum of all processes' terms) / (number of all processes' terms).
 
     - Without `num_items_in_batch`, every process gets the value of the joined batch's loss. Its gradient is that of
       the process's own terms, times the number of processes: the *mean* over processes, which
-      `DistributedDataParallel` takes, is the gradient of the joined batch's loss.
+      `DistributedDataParallel` computes, is the gradient of the joined batch's loss.
     - With it, every process gets its own share of the joined batch's loss, times (items of the joined batch) /
-      `num_items_in_batch`: the *sum* over processes and accumulated batches is the mean over batches, by items. This
-      is what `transformers.Trainer` expects; it multiplies by the number of processes itself before
-      `DistributedDataParallel` takes the mean. A loss with one term an item is then exactly that of one large batch.
+      `num_items_in_batch`: the *sum* over processes and accumulated batches is the mean over batches, weighted by
+      items. This is what `transformers.Trainer` expects; it multiplies by the number of processes before
+      `DistributedDataParallel` computes the mean. A loss with one term per item equals that of one large batch.
 
     Parameters
     ----------
@@ -382,7 +378,7 @@ def join_losses(
     num_items_in_batch
         Items of a whole step, over accumulated batches and all processes.
     joined
-        Whether to join processes; every one has to call this then. Otherwise losses are those of this process alone.
+        Whether to join processes; all of them have to call this. Otherwise losses are those of this process only.
     """
     if not parts:
         return {}
@@ -404,6 +400,16 @@ def join_losses(
     return {name: losses[i].clone() for i, name in enumerate(parts)}
 
 
+def joined_loss(
+    terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any, joined: bool
+) -> torch.Tensor | None:
+    """Compute the loss of a head by `join_losses`; processes are joined only when gradients are computed."""
+    if terms is None:
+        return None
+    joined = joined and torch.is_grad_enabled()
+    return join_losses({"loss": terms}, count_items(labels, terms.count), num_items_in_batch, joined)["loss"]
+
+
 __all__ = [
     "GatheredCells",
     "LossTerms",
@@ -413,6 +419,7 @@ __all__ = [
     "every_weight_counts",
     "gather_cells",
     "join_losses",
+    "joined_loss",
     "masked_gene_loss",
     "number_of_processes",
     "regularization_loss",

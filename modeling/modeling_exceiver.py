@@ -17,18 +17,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_folders import AdapterFolders
-from .background_attention import (
-    BackgroundMemory,
-    background_attention,
-    background_sums,
-    has_cpu_kernel,
-)
+from .background_attention import BackgroundMemory, background_attention, background_sums, has_cpu_kernel
 from .cell_losses import IGNORED, count_items, every_weight_counts, share_of_step
 from .configuration_exceiver import ExceiverConfig
 from .cpu_layers import Dropout, pays, wide_feed_forward
+from .input_checks import check_ids, check_labels
 from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
 from .model_tasks import Predicts, former_name
-from .plain_layers import embedding_rows, works_alone
+from .plain_layers import eager_attention_forward, embedding_rows, works_alone
 
 
 @dataclass
@@ -40,7 +36,7 @@ class ExceiverModelOutput(BaseModelOutputWithPooling):
     last_hidden_state
         Processed latents, shape (cells, latents, hidden size).
     pooler_output
-        Cell embedding: latents one after the other, shape (cells, latents * hidden size), or their mean.
+        Cell embedding: the flattened latents, shape (cells, latents * hidden size), or their mean.
     hidden_states
         Latents before the first and after every layer, on request.
     attentions
@@ -60,7 +56,7 @@ class ExceiverForMaskedExpressionOutput(ModelOutput):
     Parameters
     ----------
     loss
-        Mean squared error of predicted expression, where labels are given.
+        Mean squared error of predicted expression, if labels are given.
     predicted_expression
         Standardised expression (+1) at the queries, shape (cells, queries).
     last_hidden_state
@@ -84,17 +80,17 @@ class ExceiverForSequenceClassificationOutput(ModelOutput):
     Parameters
     ----------
     loss
-        Sum of the losses below that could be computed.
+        Sum of the losses below; None if none was computed.
     logits
         Scores of the classes, shape (cells, classes), or the value in its unit, shape (cells, 1).
     classification_loss
-        Cross entropy, where labels are classes.
+        Cross entropy, if labels are classes.
     regression_loss
-        Mean squared error of the standardised value, where labels are values.
+        Mean squared error of the standardised value, if labels are values.
     expression_loss
-        Mean squared error of predicted expression, where expression labels are given.
+        Mean squared error of predicted expression, if `expression_targets` are given.
     predicted_expression
-        Standardised expression (+1) at the queries, shape (cells, queries), where there are queries.
+        Standardised expression (+1) at the queries, shape (cells, queries), if there are queries.
     last_hidden_state
         Processed latents, shape (cells, latents, hidden size).
     hidden_states, attentions, cross_attentions
@@ -113,37 +109,8 @@ class ExceiverForSequenceClassificationOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with explicit weights; the mask is True where a key takes part, or added to the logits."""
-    logits = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
-    elif attention_mask is not None:
-        logits = logits + attention_mask
-    weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
 class ExceiverAttention(nn.Module):
-    """Multi-head attention whose keys and values may have another size than its queries.
-
-    Parameters
-    ----------
-    config
-        The model's configuration.
-    query_size, key_value_size
-        Sizes of queries (and output), and of keys and values.
-    """
+    """Multi-head attention in which queries (and the output) may have another size than keys and values."""
 
     def __init__(self, config: ExceiverConfig, query_size: int, key_value_size: int, num_heads: int, dropout: float):
         super().__init__()
@@ -160,7 +127,7 @@ class ExceiverAttention(nn.Module):
         self.o_proj.start = "attention output"
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Shape (cells, tokens, size) to (cells, heads, tokens, size of a head)."""
+        """Reshape (cells, tokens, size) to (cells, heads, tokens, size of a head)."""
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def attend(
@@ -178,20 +145,20 @@ class ExceiverAttention(nn.Module):
         query, key, value
             Shape (cells, heads, tokens, size of a head).
         key_mask
-            True where a key takes part, shape (cells, keys).
+            True for keys to use, shape (cells, keys).
 
         Returns
         -------
         output
             Shape (cells, queries, heads, size of a head).
         weights
-            Shape (cells, heads, queries, keys), None where the implementation gives none.
+            Shape (cells, heads, queries, keys); None if the implementation returns none.
         """
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         size = value.shape[-1]
-        if query.is_cuda and size % 8:  # the fast kernels take head sizes that are multiples of 8
+        if query.is_cuda and size % 8:  # the fast kernels need head sizes that are multiples of 8
             query, key, value = (nn.functional.pad(states, (0, -size % 8)) for states in (query, key, value))
         output, weights = attention_interface(
             self,
@@ -212,9 +179,9 @@ class ExceiverAttention(nn.Module):
         key_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_states` to `key_value_states` (to themselves where None).
+        """Attend from `hidden_states` to `key_value_states` (by default to themselves).
 
-        A cell of which no key takes part gets the output of a zero context.
+        A cell without keys to use gets the output of a zero context.
         """
         source = hidden_states if key_value_states is None else key_value_states
         query = self.split_heads(self.q_proj(hidden_states)).expand(source.shape[0], -1, -1, -1)
@@ -226,16 +193,9 @@ class ExceiverAttention(nn.Module):
 
 
 class ExceiverCrossBlock(GradientCheckpointingLayer):
-    """Pre-norm cross attention and a small feed-forward block, as encoder and decoder use it.
+    """Pre-norm cross attention and a small feed-forward block, used in encoder and decoder.
 
-    One layer norm serves keys and values; the residual is added to the query before its norm.
-
-    Parameters
-    ----------
-    config
-        The model's configuration.
-    query_size, key_value_size
-        Sizes of queries, and of keys and values.
+    Keys and values share one layer norm; the residual is added to the query before its norm.
     """
 
     def __init__(self, config: ExceiverConfig, query_size: int, key_value_size: int):
@@ -271,10 +231,10 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
         key_value_states
             Shape (cells, keys, key and value size).
         key_mask
-            True where a key takes part, shape (cells, keys).
+            True for keys to use, shape (cells, keys).
         background_states
-            Of all genes where they have no counts, shape (1, genes, key and value size); with them, genes that a
-            cell does not express take part too, with +1 on their logits.
+            States of all genes without counts, shape (1, genes, key and value size); with them, genes that a cell does
+            not express are keys, too, with +1 on their logits.
         genes
             Number of the gene of each key, shape (cells, keys); needed with `background_states`.
         """
@@ -291,7 +251,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
     def _background(
         self, query: torch.Tensor, background: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Return keys and values of the background, and its sums where they are kept from call to call."""
+        """Return keys and values of the background, and its sums if they are kept from call to call."""
         norm, attn = self.norm_key_value, self.cross_attn
         layers = (norm, attn.k_proj, attn.v_proj)
 
@@ -345,13 +305,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
 
 
 class ExceiverLayer(GradientCheckpointingLayer):
-    """Post-norm self-attention and feed-forward block on the latents.
-
-    Parameters
-    ----------
-    config
-        The model's configuration.
-    """
+    """Post-norm self-attention and feed-forward block for the latents."""
 
     def __init__(self, config: ExceiverConfig):
         super().__init__()
@@ -379,12 +333,12 @@ class ExceiverLayer(GradientCheckpointingLayer):
 
 
 class ExceiverPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
-    """Base of the Exceiver models: initialisation and what the library has to know.
+    """Base of the Exceiver models: initialisation, and settings that transformers reads.
 
-    Weights start as PyTorch's own layers do (the released code sets nothing else): embeddings and latents from a
-    standard normal distribution, attention by Xavier, other layers by Kaiming. Heads are our choice: they squeeze
-    states through a GELU of as many units as outputs, one for expression, which often starts where its slope is zero
-    and then never learns; ours start where it is one, at the average expression.
+    Weights start as in PyTorch's own layers (the released code sets nothing else): embeddings and latents from a
+    standard normal distribution, attention by Xavier, other layers by Kaiming. The start of heads is our choice. Their
+    GELU has one unit per output, a single one for expression, which often starts at a slope of zero and never learns;
+    ours starts at a slope of one and at the average expression.
     """
 
     config: ExceiverConfig
@@ -423,23 +377,22 @@ class ExceiverPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         Raises
         ------
         NotImplementedError
-            Always, but for a call that changes nothing.
+            If the number of tokens would change.
         """
         number = args[0] if args else kwargs.get("new_num_tokens")
         embeddings = self.get_input_embeddings()
         if number is None or number == embeddings.num_embeddings:
             return embeddings
         raise NotImplementedError(
-            f"resize_token_embeddings({number:,}): Exceiver's padding and class query are the two tokens after its "
-            "last gene, so that further tokens have no place. Make a model of the size that you need: "
-            "ExceiverConfig(vocab_size=genes + 2)"
+            f"resize_token_embeddings({number:,}) is unsupported: Exceiver's padding and class query are the two "
+            "tokens after its last gene. Create a model of the right size: ExceiverConfig(vocab_size=genes + 2)"
         )
 
     @staticmethod
     def _init_linear(module: nn.Linear, start: str) -> None:
-        """Initialise a layer the way its attribute `start` says.
+        """Initialise a layer as its attribute `start` says.
 
-        The library passes custom modules without parameters of their own by, so layers carry the way themselves.
+        Transformers does not call `_init_weights` for custom modules without own parameters, hence the attribute.
         """
         bound = module.in_features**-0.5
         if start == "attention":
@@ -464,6 +417,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
     """
 
     prediction = "pooler_output"
+    _input_embed_layer = "gene_embedding"
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^expression_head\.", r"^classifier\."]
 
     def __init__(self, config: ExceiverConfig):
@@ -477,61 +431,41 @@ class ExceiverModel(ExceiverPreTrainedModel):
         self._checked_background: tuple[int, int] | None = None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the gene embedding."""
-        return self.gene_embedding
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the gene embedding."""
-        self.gene_embedding = value
-
     def set_background_values(self, values: Any) -> None:
-        """Set each gene's value where it has no counts (the tokenizer's `background_values`), shape (genes,).
+        """Set each gene's value without counts (the tokenizer's `background_values`), shape (genes,).
 
         Raises
         ------
         ValueError
-            If there are more or fewer values than genes.
+            If the number of values is not that of genes.
         """
-        values = torch.as_tensor(values, dtype=self.background_values.dtype)
-        if values.shape != self.background_values.shape:
-            raise ValueError(
-                f"background values of shape {tuple(values.shape)} for a model of {self.config.num_genes:,} genes"
-            )
-        self.background_values.copy_(values)
+        self.background_values.copy_(self._background(torch.as_tensor(values, dtype=self.background_values.dtype)))
 
     def _background(self, given: torch.Tensor | None) -> torch.Tensor:
         if given is not None:
             if given.shape != (self.config.num_genes,):
                 raise ValueError(
-                    f"background_values has shape {tuple(given.shape)}, the model has {self.config.num_genes:,} genes"
+                    f"background_values has shape {tuple(given.shape)}, but the model has {self.config.num_genes:,} "
+                    "genes"
                 )
             return given
         values = self.background_values
         if torch.compiler.is_compiling():
             return values
-        # Tensors of `torch.inference_mode` count no versions: they are looked at every time.
+        # Tensors of `torch.inference_mode` have no version counter: check them every time.
         version = None if values.is_inference() else (values.data_ptr(), values._version)
         if version is None or version != self._checked_background:
             if values.isnan().any():
                 raise ValueError(
-                    "unexpressed_genes='bias' needs the value of every gene where it has no counts, and this model "
-                    "holds none: pass background_values, or set them once by set_background_values("
-                    "tokenizer.background_values)"
+                    "unexpressed_genes='bias' needs the value of every gene without counts, which this model does not "
+                    "have: pass background_values, or call set_background_values(tokenizer.background_values) once"
                 )
             self._checked_background = version
         return values
 
     def _check_ids(self, name: str, ids: torch.Tensor) -> None:
-        if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high > self.config.num_genes:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"{name} holds the id {wrong:,}, but this model has {self.config.num_genes:,} genes "
-                f"(vocab_size={self.config.vocab_size:,}): do tokenizer and model belong together?"
-            )
+        number = self.config.num_genes  # also the id of padding
+        check_ids(name, ids, number + 1, f"{number:,} genes (vocab_size={self.config.vocab_size:,})")
 
     @merge_with_config_defaults
     @capture_outputs
@@ -553,18 +487,18 @@ class ExceiverModel(ExceiverPreTrainedModel):
         expression_values
             Their standardised expression + 1, shape (cells, genes).
         attention_mask
-            1 where there is a gene, 0 for padding, shape (cells, genes); by default where `input_ids` is not padding.
+            1 for genes, 0 for padding, shape (cells, genes); by default computed from the id of padding.
         masked_genes
             True for genes to hide, shape (cells, genes): they keep their place and id, and get the zero embedding and
             the value 1.
         background_values
-            Value of each gene where it has no counts, shape (genes,), for ``unexpressed_genes="bias"``; by default
-            the model's own.
+            Value of each gene without counts, shape (genes,), for ``unexpressed_genes="bias"``; by default the model's
+            own.
 
         Raises
         ------
         ValueError
-            If an id is beyond the model's genes, or background values are needed and missing.
+            If an id is not one of the model's genes, or background values are needed and missing.
         """
         config = self.config
         self._check_ids("input_ids", input_ids)
@@ -602,7 +536,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
 
 
 class ExceiverHead(nn.Sequential):
-    """Layer norm, linear, GELU, linear: gene-sized states to outputs."""
+    """Layer norm, linear, GELU, linear: decoded states to outputs."""
 
     def __init__(self, config: ExceiverConfig, num_outputs: int):
         super().__init__(
@@ -623,15 +557,7 @@ def masked_queries(input_ids: torch.Tensor, masked_genes: torch.Tensor, pad_toke
 
 
 def expression_loss(predicted: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over valid queries, in float32.
-
-    Parameters
-    ----------
-    predicted, labels
-        Shape (cells, queries); labels of -100 are left out.
-    valid
-        False for padding, shape (cells, queries).
-    """
+    """Mean squared error over valid queries, in float32; all of shape (cells, queries), labels of -100 are ignored."""
     if labels.shape != predicted.shape:
         raise ValueError(
             f"labels of expression have shape {tuple(labels.shape)}, but the genes to predict have shape "
@@ -685,17 +611,17 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
             Their standardised expression + 1, shape (cells, queries); padding and -100 are ignored.
         num_items_in_batch
             Labels of the whole step that are not -100, over accumulated batches and processes, as
-            `transformers.Trainer` counts them: the loss is then multiplied by this call's share of them. Where
-            padding is labelled -100, it is then the share of the mean over the whole step.
+            `transformers.Trainer` counts them: the loss is multiplied by this call's share of them. If padding is
+            labelled -100, the sum over all calls is the mean over the whole step.
 
         Raises
         ------
         ValueError
-            If neither queries nor masked genes are given, or a query is beyond the model's genes.
+            If neither queries nor masked genes are given, or a query is not one of the model's genes.
         """
         if query_ids is None:
             if masked_genes is None:
-                raise ValueError("which genes to predict: pass query_ids, or masked_genes to predict those")
+                raise ValueError("no genes to predict: pass query_ids, or masked_genes to predict those")
             query_ids = masked_queries(input_ids, masked_genes, self.config.pad_token_id)
         self.exceiver._check_ids("query_ids", query_ids)
         outputs = self.exceiver(
@@ -719,13 +645,13 @@ class ExceiverForMaskedExpression(ExceiverPreTrainedModel):
 
 
 class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
-    """Classifies cells, or predicts a value of theirs, by a learned class query, and masked expression beside it.
+    """Classifies cells, or predicts a value of each, by a learned class query; also predicts masked expression.
 
     Parameters
     ----------
     config
         The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
-        label, it predicts a value; with ``"multi_label_classification"`` each class by itself.
+        label, it predicts a value; with ``"multi_label_classification"`` each class separately.
     """
 
     def __init__(self, config: ExceiverConfig):
@@ -752,7 +678,7 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ExceiverForSequenceClassificationOutput:
-        """Classify cells, or predict their value.
+        """Classify cells, or predict a value of each.
 
         Parameters
         ----------
@@ -761,28 +687,28 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         query_ids
             Genes whose expression to predict, too, shape (cells, queries), padded by ``<pad>``.
         labels
-            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
-            multi-label problem, shape (cells, classes). Bool of this shape is a set of classes for each cell, one of
-            which is the right one: the loss is -log of their summed probability.
+            Shape (cells,): classes, -100 ignored, or values in their unit, NaN ignored. Shape (cells, classes): 0 or 1
+            for each class of a multi-label problem; or, as bool, a set of classes for each cell, one of which is the
+            right one: the loss is -log of their summed probability.
         expression_targets
-            Standardised expression + 1 at the queries, shape (cells, queries); also taken by the name
-            ``expression_labels``.
+            Standardised expression + 1 at the queries, shape (cells, queries). Its former name ``expression_labels``
+            works too.
         loss_weights
-            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
+            Weight of each cell in the loss of classes, shape (cells,). Its former name ``label_weights`` works too.
         num_items_in_batch
             Labels of the whole step that are not -100, over accumulated batches and processes, as
-            `transformers.Trainer` counts them: losses are then multiplied by this call's share of them, so that they
-            add up to those of the whole step.
+            `transformers.Trainer` counts them: losses are multiplied by this call's share of them, so that they add up
+            to those of the whole step.
 
         Raises
         ------
         ValueError
-            If a label is not a class, a query is beyond the model's genes, or expression comes without queries.
+            If a label is not a class, a query is not one of the model's genes, or there are targets without queries.
         """
         expression_targets = former_name(kwargs, "expression_labels", expression_targets)
         loss_weights = former_name(kwargs, "label_weights", loss_weights)
         if expression_targets is not None and query_ids is None:
-            raise ValueError("expression_labels need query_ids: the genes that they belong to")
+            raise ValueError("expression_targets need query_ids: the genes that they belong to")
         if query_ids is None:
             query_ids = input_ids.new_empty(input_ids.shape[0], 0)
         self.exceiver._check_ids("query_ids", query_ids)
@@ -797,7 +723,7 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         label_loss = gene_loss = None
         if labels is not None:
             if problem_of(self.config, labels) == ONE_CLASS:
-                self._check_labels(labels)
+                check_labels("labels", labels, self.num_labels, "classes")
             label_loss = label_terms(self.config, logits, labels, loss_weights).mean()
         if expression_targets is not None:
             gene_loss = expression_loss(predicted, expression_targets, query_ids != self.config.pad_token_id)
@@ -820,12 +746,6 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
-
-    def _check_labels(self, labels: torch.Tensor) -> None:
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.num_labels))]
-            if wrong.numel():
-                raise ValueError(f"label {int(wrong[0])} is none of the model's {self.num_labels} classes")
 
 
 ExceiverModel.register_for_auto_class("AutoModel")

@@ -8,15 +8,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.core_model_loading import WeightRenaming
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
+from .cell_classifiers import ClassifiesCells, ClassifiesGenes
 from .cell_losses import (
     IGNORED,
     GatheredCells,
@@ -40,20 +37,19 @@ from .cell_text_losses import (
 )
 from .configuration_langcell import LangCellCellConfig, LangCellConfig
 from .cpu_layers import Dropout
-from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
-from .model_tasks import former_name
+from .input_checks import check_labels
 from .modeling_langcell_text import LangCellPreTrainedModel, LangCellTextModel, LangCellTextModelOutput, normalized
-from .modeling_sccello import ScCelloModel, check_labels, count_cells
+from .modeling_sccello import ScCelloModel, count_cells
 from .packed_texts import CellKeys, DistinctTexts, distinct_texts, pack_texts, trim_cells
 from .plain_layers import works_alone
 
 
 logger = logging.get_logger(__name__)
 
-# Pairs of a cell and a text whose hidden states are held at once, by default.
+# Pairs of a cell and a text whose hidden states are in memory at the same time, by default.
 PAIRS_ON_CPU, PAIRS_ON_ACCELERATOR = 32, 512
 
-# Cells whose keys and values are held at once where texts come in several parts.
+# Cells whose keys and values are in memory at the same time when texts come in several parts.
 CELLS_WITH_KEYS = 4
 
 
@@ -68,11 +64,11 @@ class LangCellModelOutput(ModelOutput):
     pooler_output
         Cell embedding, normalised, float32, shape (cells, projection size).
     logits
-        Similarity, cosine over tau, shape (cells, texts), where there are texts.
+        Similarity, cosine over tau, shape (cells, texts), if there are texts.
     text_features
-        Text embedding, normalised, float32, shape (texts, projection size), where there are texts.
+        Text embedding, normalised, float32, shape (texts, projection size), if there are texts.
     text_last_hidden_state
-        Hidden states of texts, shape (texts, tokens, hidden size), where there are texts.
+        Hidden states of texts, shape (texts, tokens, hidden size), if there are texts.
     hidden_states, attentions
         Of the cell encoder, on request, as for `LangCellCellModel`.
     """
@@ -93,13 +89,13 @@ class LangCellAnnotation(ModelOutput):
     Parameters
     ----------
     scores
-        ``alpha * similarity + (1 - alpha) * matching``; each cell's add up to 1. Shape (cells, classes).
+        ``alpha * similarity + (1 - alpha) * matching``, shape (cells, classes); rows add up to 1.
     similarity
         Softmax over classes of cosines over tau, shape (cells, classes).
     matching
         Softmax over classes of the probabilities below, as released; shape (cells, classes).
     matching_probability
-        P(match), shape (cells, classes); NaN where a shortlist left it out.
+        P(match), shape (cells, classes); NaN for classes that are not in a cell's shortlist.
     """
 
     scores: torch.Tensor | None = None
@@ -115,9 +111,9 @@ class LangCellForPreTrainingOutput(ModelOutput):
     Parameters
     ----------
     loss
-        Sum of the losses below, each times its weight in the configuration, where any could be computed.
+        Sum of the losses below, each times its weight in the configuration; None if none was computed.
     masked_gene_loss
-        Cross entropy of masked genes against the vocabulary; 0 where no position is masked.
+        Cross entropy of masked genes against the vocabulary; 0 if no position is masked.
     cell_cell_loss
         Cross entropy of cells against second passes of all cells.
     cell_text_loss
@@ -125,9 +121,9 @@ class LangCellForPreTrainingOutput(ModelOutput):
     matching_loss
         Cross entropy of the matching head over true pairs and hard negatives.
     hard_negatives
-        Number of hard negatives that this process matched, shape (); 0 where all cells share one text.
+        Number of hard negatives that this process matched, shape (); 0 if all cells share one text.
     logits
-        Scores of all tokens at masked positions, shape (masked positions, vocabulary); in training only on request.
+        Scores of all tokens at masked positions, shape (masked positions, vocabulary); on request during training.
     pooler_output
         Cell embedding, normalised, float32, shape (cells, projection size).
     text_features
@@ -135,7 +131,7 @@ class LangCellForPreTrainingOutput(ModelOutput):
     last_hidden_state
         Hidden states of cells, shape (cells, tokens, hidden size).
     hidden_states, attentions
-        Of the cell encoder, on request; of both passes where there are two.
+        Of the cell encoder, on request; of both passes if there are two.
     """
 
     loss: torch.Tensor | None = None
@@ -163,7 +159,7 @@ class LangCellCellModel(ScCelloModel):
     config
         The configuration of the cell encoder.
     add_projection
-        Whether the cell embedding is the normalised projection; otherwise it is the pooled hidden state.
+        Whether the cell embedding is the normalised projection of the pooled hidden state, or that state.
     """
 
     config: LangCellCellConfig
@@ -191,7 +187,7 @@ class LangCellCellModel(ScCelloModel):
         input_ids
             ``<cls>`` and genes by rank, shape (cells, tokens); or packed, as for `ScCelloModel`.
         attention_mask
-            1 where there is a token, shape (cells, tokens); by default where `input_ids` is not padding.
+            1 for tokens, 0 for padding, shape (cells, tokens); by default computed from the id of padding.
         position_ids
             Ranks, as for `ScCelloModel`.
 
@@ -229,25 +225,17 @@ class LangCellModel(LangCellPreTrainedModel):
         self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of genes."""
-        return self.cell_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of genes."""
-        self.cell_model.set_input_embeddings(value)
-
     # ---------------------------------------------------------------- what is trained
 
     def freeze_cell_encoder(self, frozen: bool = True, projection: bool = False) -> None:
-        """Take the cell encoder out of training, or back in.
+        """Freeze the cell encoder, or let it learn again.
 
         Parameters
         ----------
         frozen
-            Whether its weights stay as they are.
+            Whether its weights are frozen.
         projection
-            Whether this holds for its projection, too; it goes on learning by default (our choice).
+            Whether its projection is frozen, too; by default it keeps learning (our choice).
         """
         self.cell_model.requires_grad_(not frozen)
         if not projection and self.cell_model.projection is not None:
@@ -256,15 +244,15 @@ class LangCellModel(LangCellPreTrainedModel):
     def freeze_text_encoder(
         self, frozen: bool = True, projection: bool = False, cross_attention: bool = False
     ) -> None:
-        """Take the text encoder out of training, or back in.
+        """Freeze the text encoder, or let it learn again.
 
         Parameters
         ----------
         frozen
-            Whether the weights that a BERT has stay as they are.
+            Whether the weights that a BERT has are frozen.
         projection, cross_attention
-            Whether this holds for the projection and for the blocks of cross attention, too. They go on learning by
-            default (our choice): a plain BERT has neither.
+            Whether the projection and the blocks of cross attention are frozen, too. By default they keep learning
+            (our choice): a plain BERT has neither.
         """
         self.text_model.requires_grad_(not frozen)
         if not projection:
@@ -296,14 +284,14 @@ class LangCellModel(LangCellPreTrainedModel):
     ) -> torch.Tensor:
         """Return text embeddings, normalised, float32, shape (texts, projection size).
 
-        Identical texts are computed once, and no padding is.
+        Identical texts are computed once, and padding is not computed.
 
         Parameters
         ----------
         text_input_ids, text_attention_mask
             As for `LangCellTextModel`, in text mode.
         texts_at_once
-            Texts whose hidden states are held at once; by default 32 on the CPU, 512 elsewhere.
+            Texts whose hidden states are in memory at the same time; by default 32 on the CPU, 512 elsewhere.
         """
         texts = self._texts(text_input_ids, text_attention_mask)
         number = texts_at_once or self._pairs_by_default(text_input_ids)
@@ -318,7 +306,7 @@ class LangCellModel(LangCellPreTrainedModel):
         text_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellModelOutput:
-        """Encode cells, and texts where there are some, and compare them.
+        """Encode cells, and texts if there are some, and compare them.
 
         Parameters
         ----------
@@ -352,11 +340,12 @@ class LangCellModel(LangCellPreTrainedModel):
         text_attention_mask: torch.Tensor | None = None,
         pairs_at_once: int | None = None,
     ) -> torch.Tensor:
-        """Return P(match) of every cell with every text.
+        """Return P(match) of every cell with every text; differentiable.
 
-        The scores of running every pair, with what pairs share computed once: a cell's keys and values in each layer
-        for all texts; embeddings and first self-attention of texts for all cells (for groups of 4 cells where texts
-        come in several parts); identical texts; no padding; in the last layer ``[CLS]`` alone. Differentiable.
+        The result is that of running every pair, but work that pairs share is done once: a cell's keys and values in
+        each layer for all texts, embeddings and first self-attention of texts for all cells (for groups of 4 cells if
+        texts come in several parts), identical texts. Padding is not computed, and the last layer computes ``[CLS]``
+        only.
 
         Parameters
         ----------
@@ -365,8 +354,8 @@ class LangCellModel(LangCellPreTrainedModel):
         text_input_ids, text_attention_mask
             Texts, as for `LangCellTextModel`.
         pairs_at_once
-            Pairs whose hidden states are held at once, by default 32 on the CPU, 512 elsewhere: memory does not
-            grow with the number of texts.
+            Pairs whose hidden states are in memory at the same time, by default 32 on the CPU, 512 elsewhere: memory
+            does not grow with the number of texts.
 
         Returns
         -------
@@ -398,26 +387,26 @@ class LangCellModel(LangCellPreTrainedModel):
         shortlist: int | None = None,
         pairs_at_once: int | None = None,
     ) -> LangCellAnnotation:
-        """Annotate cells with classes that are described by texts, as released.
+        """Annotate cells with classes that are described by texts, as in the released code.
 
         Similarity is the softmax over classes of cosines over tau. Matching is the softmax over classes of P(match): a
-        softmax of probabilities, part of the published numbers.
+        softmax of probabilities, as the published numbers were computed.
 
         Parameters
         ----------
         input_ids, attention_mask
             Cells, as for `LangCellCellModel`.
         text_input_ids, text_attention_mask
-            Texts of the classes, as for `LangCellTextModel`. Identical ones are asked once.
+            Texts of the classes, as for `LangCellTextModel`. Identical texts are computed once.
         alpha
             Weight of similarity, from 0 to 1; that of matching is ``1 - alpha``. 0.1 as released.
         text_class_ids
-            Class of each text, counted from 0, where classes have several, shape (texts,): cosines and P(match) are
+            Class of each text, counted from 0, shape (texts,), if classes have several texts: cosines and P(match) are
             averaged in each class before the softmaxes (our choice). By default every text is a class.
         text_features
-            What `get_text_features` gave for these texts, shape (texts, projection size).
+            Result of `get_text_features` for these texts, shape (texts, projection size).
         shortlist
-            Match a cell only with so many classes, those of the highest similarity. The others count as P(match) = 0
+            Number of classes to match each cell with, those of the highest similarity. For the others P(match) is 0
             (our choice): their scores stay above 0 and in the order of their similarity.
         pairs_at_once
             As for `match`.
@@ -430,20 +419,20 @@ class LangCellModel(LangCellPreTrainedModel):
         Raises
         ------
         ValueError
-            If there are no texts, a class has none, or a setting is out of bounds.
+            If there are no texts, a class has no text, or a setting is out of bounds.
         """
         texts = self._texts(text_input_ids, text_attention_mask)
         classes = _check_classes(text_class_ids, len(texts.inverse), texts.inverse.device)
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha}: the weight of similarity is from 0 to 1")
+            raise ValueError(f"alpha={alpha}: the weight of similarity has to be between 0 and 1")
         if shortlist is not None and shortlist < 1:
-            raise ValueError(f"shortlist={shortlist}: at least one class has to be matched")
+            raise ValueError(f"shortlist={shortlist}: it has to be at least 1 class")
         pairs = pairs_at_once or self._pairs_by_default(input_ids)
         if text_features is None:
             text_features = self.get_text_features(text_input_ids, text_attention_mask, pairs)
         elif len(text_features) != len(texts.inverse):
             raise ValueError(f"{len(text_features):,} text_features for {len(texts.inverse):,} texts")
-        _say_duplicates(texts, classes)
+        _warn_of_duplicates(texts, classes)
         cells = self.cell_model(input_ids, attention_mask)
         logits = cells.pooler_output @ text_features.to(cells.pooler_output).T / self.config.tau
         logits = _mean_by_class(logits, classes)
@@ -474,7 +463,7 @@ class LangCellModel(LangCellPreTrainedModel):
 
     def _texts(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> DistinctTexts:
         if input_ids is None or len(input_ids) == 0:
-            raise ValueError("no candidates: pass the texts of at least one class as text_input_ids")
+            raise ValueError("no texts: pass those of at least one class as text_input_ids")
         key_mask = self.text_model.key_mask(input_ids, attention_mask)
         empty = ~key_mask.any(dim=1)
         if bool(empty.any()):
@@ -491,7 +480,7 @@ class LangCellModel(LangCellPreTrainedModel):
         wanted: torch.Tensor | None,
         pairs_at_once: int,
     ) -> torch.Tensor:
-        """Return P(match) of cells with distinct texts; 0 where it is not wanted."""
+        """Return P(match) of cells with distinct texts; 0 for pairs that are not wanted."""
         model, head = self.text_model, self.matching_head
         order = texts.key_mask.sum(dim=1).argsort(stable=True)
         if wanted is not None:
@@ -520,8 +509,8 @@ class LangCellModel(LangCellPreTrainedModel):
 
 
 def _in_float32(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    """Apply a layer in float32: in bfloat16 classes that are close would come out the same."""
-    if not works_alone(layer):  # an adapter is on it, or its weights are kept elsewhere
+    """Apply a layer in float32: in bfloat16 similar classes would get the same score."""
+    if not works_alone(layer):  # it has an adapter, or its weights are offloaded
         return layer(states).float()
     return nn.functional.linear(states.float(), layer.weight.float(), layer.bias.float())
 
@@ -534,18 +523,17 @@ def _check_classes(given: torch.Tensor | None, number: int, device: torch.device
         raise ValueError(f"text_class_ids has shape {tuple(classes.shape)} for {number:,} texts")
     counts = torch.bincount(classes) if bool((classes >= 0).all()) else classes.new_zeros(1)
     if not bool((counts > 0).all()):
-        raise ValueError("text_class_ids: classes are counted from 0, and each has at least one text")
+        raise ValueError("text_class_ids: classes have to be counted from 0, each with at least one text")
     return classes
 
 
-def _say_duplicates(texts: DistinctTexts, classes: torch.Tensor) -> None:
-    """Say that classes share their text, where they do."""
+def _warn_of_duplicates(texts: DistinctTexts, classes: torch.Tensor) -> None:
+    """Warn of classes that share a text."""
     distinct, number = len(texts.input_ids), len(texts.inverse)
     pairs = torch.stack([texts.inverse, classes], dim=1).unique(dim=0)
     if len(pairs) > distinct:
         logger.warning_once(
-            f"{number:,} texts, but {distinct:,} distinct ones: classes that share a text are asked once, get the "
-            "same score, and cannot be told apart."
+            f"{number:,} texts, but only {distinct:,} different ones: classes with the same text get the same score."
         )
 
 
@@ -557,7 +545,7 @@ def _mean_by_class(values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def _shortlisted(logits: torch.Tensor, shortlist: int | None) -> torch.Tensor | None:
-    """Return which classes are to be matched, None where all are; shape (cells, classes)."""
+    """Return which classes to match, shape (cells, classes); None for all."""
     if shortlist is None or shortlist >= logits.shape[1]:
         return None
     top = logits.topk(shortlist, dim=1).indices
@@ -570,14 +558,7 @@ def _shortlisted(logits: torch.Tensor, shortlist: int | None) -> torch.Tensor | 
 class LangCellGeneHead(nn.Module):
     """BERT's prediction head: linear, activation, layer norm, products with the embeddings of tokens, and a bias.
 
-    Parameters
-    ----------
-    config
-        The configuration of the cell encoder.
-
-    Notes
-    -----
-    The paper does not say which head masked gene modelling has; this one is our choice.
+    The paper does not describe the head of masked gene modelling; this one is our choice.
     """
 
     def __init__(self, config: LangCellCellConfig):
@@ -599,20 +580,20 @@ class LangCellGeneHead(nn.Module):
         embeddings
             Embeddings of all tokens, shape (vocabulary, hidden size).
         labels
-            Ids of the tokens looked for, shape (positions,).
+            Ids of the masked tokens, shape (positions,).
         with_logits
-            Whether to give the scores; without them they are never kept in memory.
+            Whether to return the scores; otherwise they are never kept in memory.
 
         Returns
         -------
         logits
-            Shape (positions, vocabulary), float32, where wanted.
+            Shape (positions, vocabulary), float32, or None.
         terms
-            Of the loss, where labels are given.
+            Of the loss, or None without labels.
         """
-        states = self.transform(states)
+        states = self.norm(self.activation(self.dense(states)))
         with torch.autocast(states.device.type, enabled=False):
-            # The bias is one more dimension, of which every state holds 1.
+            # The bias is one more dimension, in which every state is 1.
             states = nn.functional.pad(states.float(), (0, 1), value=1.0)
             genes = torch.cat([embeddings, self.bias[:, None]], dim=1).float()
             if not with_logits:
@@ -620,12 +601,8 @@ class LangCellGeneHead(nn.Module):
             logits = states @ genes.T
         return logits, None if labels is None else cross_entropy_terms(logits, labels)
 
-    def transform(self, states: torch.Tensor) -> torch.Tensor:
-        """Transform hidden states to what is compared with embeddings, shape (positions, hidden size)."""
-        return self.norm(self.activation(self.dense(states)))
-
     def resize(self, number: int) -> None:
-        """Fit the bias to a number of tokens; that of new ones is 0."""
+        """Resize the bias to a number of tokens; that of new tokens is 0."""
         kept = self.bias[:number]
         grown = nn.functional.pad(kept.detach(), (0, number - len(kept)))
         self.bias = nn.Parameter(grown, requires_grad=self.bias.requires_grad)
@@ -634,23 +611,22 @@ class LangCellGeneHead(nn.Module):
 class LangCellForPreTraining(LangCellModel):
     """LangCell with its objectives: masked genes, cell-cell, cell-text, cell-text matching.
 
-    In stage 1 (`set_stage`) the cell encoder learns alone, by the first two; in stage 2 all four are summed.
+    In stage 1 (`set_stage`) only the cell encoder learns, by the first two; in stage 2 the loss is the sum of all.
 
     Parameters
     ----------
     config
-        The configuration; weights of objectives switch them off.
+        The configuration; an objective of weight 0 is off.
 
     Notes
     -----
     As published: the four objectives, their sum, two stages, hard negatives in proportion to similarity. Our choices,
-    as the pretraining code was not released: weights 1, the head of masked genes, no momentum queue, both passes see
-    the cell as it is given (with masked genes masked), masked genes are predicted in the first.
+    as the pretraining code was not released: weights of 1, the head of masked genes, no momentum queue, the same input
+    (with masked genes) for both passes, masked genes predicted from the first pass.
 
-    While the model trains with dropout, every cell goes through the encoder twice, in one batch. A pair of a cell and
-    a text is matched by the process that holds the cell, so that hidden states stay where they are. Where gradients
-    are computed on several processes, losses are those of all processes' cells (`config.gather_cells`);
-    `cell_losses.join_losses` says how they scale.
+    During training with dropout, every cell goes through the encoder twice, in one batch. Each process matches the
+    pairs of its own cells, so hidden states are not gathered. When several processes compute gradients, losses are
+    those of all processes' cells (`config.gather_cells`); see `cell_losses.join_losses` for their scale.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^classifier\."]
@@ -669,7 +645,7 @@ class LangCellForPreTraining(LangCellModel):
             init.zeros_(module.bias)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Add tokens of cells, as for the other models, and their biases in the head of masked genes."""
+        """Add tokens of cells after the last one, and their biases in the head of masked genes."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.gene_head.resize(embeddings.num_embeddings)
         return embeddings
@@ -680,15 +656,15 @@ class LangCellForPreTraining(LangCellModel):
         Parameters
         ----------
         stage
-            1, the cell encoder alone; 2, all objectives. Going from 1 to 2 lets all of the text encoder learn.
+            1, only the cell encoder learns; 2, all objectives. Changing from 1 to 2 lets the whole text encoder learn.
 
         Raises
         ------
         ValueError
-            If there is no such stage.
+            If the stage is neither 1 nor 2.
         """
         if stage not in (1, 2):
-            raise ValueError(f"stage {stage}: it is 1 (the cell encoder alone) or 2 (all objectives)")
+            raise ValueError(f"stage {stage}: it has to be 1 (the cell encoder only) or 2 (all objectives)")
         self.config.stage = stage
         self.text_model.requires_grad_(stage == 2)
         self.matching_head.requires_grad_(stage == 2)
@@ -706,30 +682,30 @@ class LangCellForPreTraining(LangCellModel):
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
-        """Compute the objectives that there are inputs for.
+        """Compute the objectives whose inputs are given.
 
         Parameters
         ----------
         input_ids, attention_mask
             Cells, as for `LangCellCellModel`, masked genes replaced.
         text_input_ids, text_attention_mask
-            Text of each cell, shape (cells, tokens); not read in stage 1.
+            Text of each cell, shape (cells, tokens); not used in stage 1.
         labels
             Ids of masked genes, -100 elsewhere; of the shape of `input_ids`.
         text_ids
             Number of each cell's text, the same for the same text on all processes, -100 for cells without one; shape
             (cells,). By default texts of the same tokens are the same, and a cell whose text is all padding has none.
         return_logits
-            Whether to give the scores at masked positions (those with a label; those of ``<mask>`` where there are no
-            labels). By default in evaluation and not in training.
+            Whether to return the scores at masked positions (positions with a label; without labels, those of
+            ``<mask>``). By default in evaluation only.
         num_items_in_batch
-            Labels of the whole step that are not -100 (cells, where there are no labels), over accumulated batches
-            and processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
+            Labels of the whole step that are not -100 (cells, if there are no labels), over accumulated batches and
+            processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
 
         Raises
         ------
         ValueError
-            As the encoders do; if there are not as many texts as cells.
+            As for the encoders; if the numbers of texts and cells differ.
         """
         config = self.config
         if labels is not None:
@@ -771,7 +747,7 @@ class LangCellForPreTraining(LangCellModel):
     def _encode_cells(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
-        """Encode cells, twice in one batch where dropout differs; give the first pass and the second's embeddings."""
+        """Encode cells, twice in one batch if there is dropout; return the first pass and the second's embeddings."""
         cell = self.config.cell_config
         noise = cell.hidden_dropout_prob or cell.attention_probs_dropout_prob
         if not (self.training and noise and self.config.cell_cell_weight):
@@ -793,7 +769,7 @@ class LangCellForPreTraining(LangCellModel):
         return self.gene_head(states[masked], embeddings, None if labels is None else labels[masked], with_logits)
 
     def _nothing_of(self, cells: BaseModelOutputWithPooling) -> list[torch.Tensor]:
-        """Return zeros that depend on the weights of projection and gene head, used or not."""
+        """Return zeros that depend on the weights of projection and gene head, also if these are not used."""
         nothing = cells.last_hidden_state[:0, 0]
         logits, _ = self.gene_head(nothing, self.cell_model.word_table(nothing), None, True)
         return [cells.pooler_output[:0].sum(), logits.sum()]
@@ -840,7 +816,7 @@ class LangCellForPreTraining(LangCellModel):
             drawn = (pairs.matches == 0).sum()
             logits = self._match_pairs(cells.last_hidden_state, key_mask, tokens, pairs)
             parts["matching_loss"] = matching_loss(logits, pairs.matches)
-            _say_shared_text(all_ids)
+            _warn_of_shared_text(all_ids)
         return texts, drawn, parts
 
     def _encode_distinct(self, input_ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
@@ -853,7 +829,7 @@ class LangCellForPreTraining(LangCellModel):
     ) -> torch.Tensor:
         """Return the matching head's output for pairs of own cells with all processes' texts, shape (pairs, 2).
 
-        Without pairs one is made up and dropped, so that all weights stay part of the graph.
+        Without pairs, an artificial one is computed and dropped, so that all weights stay part of the graph.
         """
         if not len(pairs.cells):
             zero = pairs.cells.new_zeros(1)
@@ -869,13 +845,13 @@ def _alone(rows: torch.Tensor, numbers: torch.Tensor) -> GatheredCells:
 
 
 @torch.compiler.disable
-def _say_shared_text(text_ids: torch.Tensor) -> None:
-    """Say that there are no hard negatives, where all cells share one text."""
+def _warn_of_shared_text(text_ids: torch.Tensor) -> None:
+    """Warn if all cells share one text: there are no hard negatives."""
     known = text_ids[text_ids != IGNORED]
     if len(known) and bool((known == known[0]).all()):
         logger.warning_once(
             f"All {len(known):,} cells of a batch share one text: there are no hard negatives, and matching learns "
-            "from true pairs alone. Draw batches over several texts."
+            "from true pairs only. Draw batches over several texts."
         )
 
 
@@ -894,22 +870,23 @@ class LangCellClassificationHead(nn.Module):
         return self.out_proj(self.dropout(torch.tanh(self.dense(states))))
 
 
-class LangCellForSequenceClassification(LangCellPreTrainedModel):
+class LangCellForSequenceClassification(ClassifiesCells, LangCellPreTrainedModel):
     """LangCell-CE: classifies cells, or predicts a value, by the cell encoder with BERT's classification head.
 
     Parameters
     ----------
     config
         The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
-        label, it predicts a value; with ``"multi_label_classification"`` each class by itself. The text encoder is
+        label, it predicts a value; with ``"multi_label_classification"`` each class separately. The text encoder is
         not part of the model.
 
     Notes
     -----
-    As published: linear and tanh on the hidden state of ``<cls>`` (of the mean over genes with ``pooling="mean"``, our
-    choice), dropout, linear. In older folders the first of these layers has the name ``pooler``; they load as well.
+    As published: linear and tanh on the hidden state of ``<cls>`` (on the mean over genes with ``pooling="mean"``, our
+    choice), dropout, linear. Older folders, in which the first of these layers has the name ``pooler``, still load.
     """
 
+    encoder_name = "cell_model"
     _supports_flash_attn = True
     # Former names of the head's weights; PEFT reads this, too.
     _checkpoint_conversion_mapping = {
@@ -933,89 +910,24 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load a model or an adapter, whichever names its head has.
-
-        Parameters
-        ----------
-        pretrained_model_name_or_path, *model_args, **kwargs
-            As for other models.
-        """
+        """Load a model or an adapter, also with the former names of the head's weights."""
         kwargs["key_mapping"] = cls._checkpoint_conversion_mapping | (kwargs.get("key_mapping") or {})
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """Put an adapter on the model, whichever names its head has.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            As for other models.
-        """
+        """Load an adapter onto the model, also with the former names of the head's weights."""
         if kwargs.get("load_config") is None:
             names = self._checkpoint_conversion_mapping.items()
             kwargs.setdefault("weight_mapping", [WeightRenaming(former, now) for former, now in names])
         return super().load_adapter(*args, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of genes."""
-        return self.cell_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of genes."""
-        self.cell_model.set_input_embeddings(value)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        loss_weights: torch.Tensor | None = None,
-        num_items_in_batch: Any = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """Classify cells, or predict their value.
-
-        Parameters
-        ----------
-        input_ids, attention_mask
-            As for `LangCellCellModel`.
-        labels
-            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
-            multi-label problem, shape (cells, classes). Bool of this shape is a set of classes for each cell, one of
-            which is the right one: the loss is -log of their summed probability.
-        loss_weights
-            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
-        num_items_in_batch
-            As for `LangCellForPreTraining`.
-
-        Returns
-        -------
-        SequenceClassifierOutput
-            ``loss``, where there are labels, and ``logits`` of shape (cells, classes), or the value in its unit, shape
-            (cells, 1).
-
-        Raises
-        ------
-        ValueError
-            If a label is no class.
-        """
-        loss_weights = former_name(kwargs, "label_weights", loss_weights)
-        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
-            check_labels("labels", labels, self.num_labels, "classes")
-        outputs = self.cell_model(input_ids, attention_mask, **kwargs)
-        logits = in_units(self.config, self.classifier(outputs.pooler_output))
-        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
-        return SequenceClassifierOutput(
-            loss=_joined(self, terms, labels, num_items_in_batch),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def _scores(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the scores of classes, shape (cells, classes); the head has its own dropout."""
+        return self.classifier(states)
 
 
-class LangCellForTokenClassification(LangCellPreTrainedModel):
-    """Classifies genes in their cells by a linear layer on the cell encoder's hidden states.
+class LangCellForTokenClassification(ClassifiesGenes, LangCellPreTrainedModel):
+    """Classifies the genes of cells by a linear layer on the cell encoder's hidden states.
 
     Parameters
     ----------
@@ -1023,6 +935,7 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         The configuration; ``num_labels`` or ``id2label`` give the classes. The text encoder is not part of the model.
     """
 
+    encoder_name = "cell_model"
     _supports_flash_attn = True
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
@@ -1041,73 +954,6 @@ class LangCellForTokenClassification(LangCellPreTrainedModel):
         self.dropout = Dropout(cell.hidden_dropout_prob)
         self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of genes."""
-        return self.cell_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of genes."""
-        self.cell_model.set_input_embeddings(value)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        loss_weights: torch.Tensor | None = None,
-        num_items_in_batch: Any = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        """Classify genes.
-
-        Parameters
-        ----------
-        input_ids, attention_mask
-            As for `LangCellCellModel`.
-        labels
-            Class of each token, -100 for those to leave out, of the shape of `input_ids`; for other kinds of problem
-            as `label_losses.label_terms` takes them.
-        loss_weights
-            Weight of each token in the loss of classes, shape (cells, tokens); also taken by the name
-            ``label_weights``.
-        num_items_in_batch
-            As for `LangCellForPreTraining`.
-
-        Returns
-        -------
-        TokenClassifierOutput
-            ``loss``, where there are labels: the mean over labelled tokens; and ``logits`` of shape (cells, tokens,
-            classes).
-
-        Raises
-        ------
-        ValueError
-            If a label is no class.
-        """
-        loss_weights = former_name(kwargs, "label_weights", loss_weights)
-        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
-            check_labels("labels", labels, self.num_labels, "classes")
-        outputs = self.cell_model(input_ids, attention_mask, **kwargs)
-        logits = in_units(self.config, self.classifier(self.dropout(outputs.last_hidden_state)))
-        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
-        return TokenClassifierOutput(
-            loss=_joined(self, terms, labels, num_items_in_batch),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-def _joined(
-    model: LangCellPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
-) -> torch.Tensor | None:
-    """Return the loss of a head, of all processes' cells as the objectives of pretraining are."""
-    if terms is None:
-        return None
-    joined = model.config.gather_cells and torch.is_grad_enabled()
-    return join_losses({"loss": terms}, count_items(labels, terms.count), num_items_in_batch, joined)["loss"]
 
 
 LangCellModel.register_for_auto_class("AutoModel")

@@ -1,6 +1,5 @@
 """LangCell's text encoder: a BERT whose layers can also attend to cells (Zhao et al. 2024, arXiv 2405.06708)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -20,13 +19,13 @@ from .adapter_folders import AdapterFolders
 from .cell_losses import full_precision
 from .configuration_langcell import LangCellConfig, LangCellTextConfig
 from .cpu_layers import Dropout
+from .input_checks import check_ids, is_readable
 from .model_tasks import Predicts
-from .modeling_sccello import ScCelloEmbeddings, eager_attention_forward, refuse_to_cut
+from .modeling_sccello import ScCelloAttention, ScCelloEmbeddings, refuse_to_cut
 from .packed_texts import CellKeys, PackedTexts, pack_texts
 
 
-# Tokens that go through a feed-forward block at once on the CPU where there are no gradients.
-TOKENS_AT_ONCE = 512
+TOKENS_AT_ONCE = 512  # in a feed-forward block, on the CPU without gradients
 
 
 @dataclass
@@ -39,7 +38,7 @@ class LangCellTextModelOutput(ModelOutput):
         Hidden states, shape (texts, tokens, hidden size).
     pooler_output
         Text embedding in text mode: the projection of ``[CLS]``, normalised, float32, shape (texts, projection size).
-        None in multimodal mode, where ``[CLS]`` is read by the matching head.
+        None in multimodal mode, in which the matching head reads ``[CLS]``.
     hidden_states
         Hidden states before the first and after every layer, on request.
     attentions, cross_attentions
@@ -56,12 +55,12 @@ class LangCellTextModelOutput(ModelOutput):
 
 @full_precision
 def normalized(states: torch.Tensor) -> torch.Tensor:
-    """Normalise states, shape (..., size), in float32 where they are of lower precision."""
+    """Normalise states, shape (..., size), in float32 or higher precision."""
     return nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
 
 
 class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
-    """Base of the LangCell models: initialisation as BERT's, and what the library has to know."""
+    """Base of the LangCell models: initialisation as in BERT, and settings that transformers reads."""
 
     config: LangCellConfig
     config_class = LangCellConfig
@@ -83,84 +82,33 @@ class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embeddings of genes; those of tokens in a text encoder."""
+        return self.cell_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace these embeddings."""
+        self.cell_model.set_input_embeddings(value)
+
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Add tokens of cells after the last, or take such tokens away again; the model's own keep their ids.
+        """Add tokens of cells after the last one, or remove added tokens; the model's own tokens keep their ids.
 
-        Tokens of texts are added by ``text_model.resize_token_embeddings``.
-
-        Parameters
-        ----------
-        new_num_tokens, *args, **kwargs
-            As for other models.
+        Add tokens of texts by ``text_model.resize_token_embeddings``.
 
         Raises
         ------
         NotImplementedError
-            If tokens of the model would be cut off.
+            If tokens of the model would be removed.
         """
         if getattr(self.config, "cls_token_id", None) is not None:
             refuse_to_cut(self.config, new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 
-class LangCellTextAttention(nn.Module):
-    """Multi-head attention of text tokens, onto their text or onto a cell.
+class LangCellTextAttention(ScCelloAttention):
+    """Multi-head attention from text tokens to their text or to a cell."""
 
-    Parameters
-    ----------
-    config
-        The configuration of the text encoder.
-    key_value_size
-        Size of the hidden states that keys and values project from.
-    """
-
-    def __init__(self, config: LangCellTextConfig, key_value_size: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(key_value_size, config.hidden_size)
-        self.v_proj = nn.Linear(key_value_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Shape (rows, tokens, hidden size) to (rows, heads, tokens, size of a head)."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of hidden states, shape (rows, heads, tokens, size of a head) each."""
-        return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend by the configured implementation.
-
-        Parameters
-        ----------
-        query, key, value
-            Shape (rows, heads, tokens, size of a head).
-
-        Returns
-        -------
-        context
-            Shape (rows, queries, hidden size).
-        weights
-            Shape (rows, heads, queries, keys), None where the implementation gives none.
-        """
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        context, weights = attention_interface(
-            self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs
-        )
-        return context.flatten(2), weights
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         mask: Any = None,
@@ -173,16 +121,16 @@ class LangCellTextAttention(nn.Module):
         return self.o_proj(context), weights
 
     def forward_packed(self, hidden_states: torch.Tensor, texts: PackedTexts, first_only: bool) -> torch.Tensor:
-        """Attend from packed tokens to their text, one run of equal lengths after the other.
+        """Attend from packed tokens to their text, in runs of texts of equal length.
 
         Parameters
         ----------
         hidden_states
             Shape (cells, tokens of all texts, hidden size).
         texts
-            What stands where.
+            The texts of these tokens.
         first_only
-            Whether only the first token of every text asks; the result then has shape (cells, texts, hidden size).
+            Whether only the first token of every text attends; the result has shape (cells, texts, hidden size) then.
         """
         asking = hidden_states[:, texts.starts] if first_only else hidden_states
         query, key, value = self.q_proj(asking), self.k_proj(hidden_states), self.v_proj(hidden_states)
@@ -201,19 +149,14 @@ class LangCellTextAttention(nn.Module):
         return self.o_proj(torch.cat(pieces, dim=1))
 
     def _rows(self, states: torch.Tensor, length: int) -> torch.Tensor:
-        """Shape (cells, texts * length, hidden size) to (cells * texts, heads, length, size of a head)."""
+        """Reshape (cells, texts * length, hidden size) to (cells * texts, heads, length, size of a head)."""
         return self.split_heads(states.reshape(-1, length, states.shape[-1]))
 
 
 class LangCellTextLayer(GradientCheckpointingLayer):
-    """Self-attention, cross attention onto cells where there are some, feed-forward block.
+    """Self-attention, cross attention to cells if there are some, feed-forward block.
 
     Each has dropout, residual and layer norm after it, as in BERT.
-
-    Parameters
-    ----------
-    config
-        The configuration of the text encoder.
     """
 
     def __init__(self, config: LangCellTextConfig):
@@ -249,7 +192,7 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         return self.norm_feed_forward(hidden_states + self.dropout(processed))
 
     def feed_forward_in_parts(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the feed-forward block; on the CPU without gradients to some tokens at a time, for its wide states."""
+        """Apply the feed-forward block; on the CPU without gradients in parts, as its states are wide."""
         if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
             return self.feed_forward(hidden_states)
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -272,9 +215,9 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         Parameters
         ----------
         attention_mask, cell_mask
-            Masks of text and cell, as the implementation of attention takes them.
+            Masks of text and cell, as the attention implementation takes them.
         cell_states
-            Hidden states of cells, shape (cells, tokens, size); the block of cross attention is off without them.
+            Hidden states of cells, shape (cells, tokens, size); without them the block of cross attention is off.
         cell_rows
             Cell of each text, shape (texts,); by default text i reads cell i.
         """
@@ -304,6 +247,9 @@ class LangCellTextModel(LangCellPreTrainedModel):
     config_class = LangCellTextConfig
     prediction = "pooler_output"
     base_model_prefix = "text_model"
+    _input_embed_layer = "word_embeddings"
+    get_input_embeddings = PreTrainedModel.get_input_embeddings
+    set_input_embeddings = PreTrainedModel.set_input_embeddings
     _keys_to_ignore_on_load_unexpected = [r"^cell_model\.", r"^matching_head\.", r"^gene_head\."]
     _can_record_outputs = {
         "hidden_states": LangCellTextLayer,
@@ -319,40 +265,28 @@ class LangCellTextModel(LangCellPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of tokens."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of tokens."""
-        self.embeddings.word_embeddings = value
-
     def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Return where there is a token, shape (texts, tokens), once the texts have been looked at.
+        """Check texts and return where there is a token, shape (texts, tokens).
 
         Raises
         ------
         ValueError
-            If a text is longer than the model's positions, begins with padding, or holds an id beyond the vocabulary.
+            If a text is longer than the model's positions, begins with padding, or has an id outside the vocabulary.
         """
         config, tokens = self.config, input_ids.shape[1]
         if tokens > config.max_position_embeddings:
             raise ValueError(
-                f"texts of {tokens:,} tokens, but this model has positions for {config.max_position_embeddings:,}: "
-                f"tokenize with truncation=True, max_length={config.max_position_embeddings}"
+                f"input_ids has texts of {tokens:,} tokens, but this model has positions for "
+                f"{config.max_position_embeddings:,}: tokenize with truncation=True, "
+                f"max_length={config.max_position_embeddings}"
             )
         mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
-            return mask
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"the texts hold the id {low if low < 0 else high:,}, but this model's text encoder has "
-                f"vocab_size={config.vocab_size:,}: do tokenizer and model belong together?"
-            )
-        padded = mask.any(dim=1) & ~mask[:, 0]
-        if padded.any():
-            raise ValueError(f"text {int(padded.nonzero()[0])} is padded on the left: it has to begin with [CLS]")
+        what = f"vocab_size={config.vocab_size:,} in its text encoder"
+        check_ids("input_ids of texts", input_ids, config.vocab_size, what)
+        if is_readable(input_ids):
+            padded = mask.any(dim=1) & ~mask[:, 0]
+            if padded.any():
+                raise ValueError(f"text {int(padded.nonzero()[0])} is padded on the left: it has to begin with [CLS]")
         return mask
 
     @merge_with_config_defaults
@@ -372,16 +306,16 @@ class LangCellTextModel(LangCellPreTrainedModel):
         Parameters
         ----------
         input_ids, attention_mask
-            Tokens, ``[CLS]`` first, and 1 where there is one; shape (texts, tokens).
+            Tokens, ``[CLS]`` first, and 1 for tokens, 0 for padding; shape (texts, tokens).
         cell_hidden_states
             Hidden states of the cell encoder, shape (cells, tokens, size): multimodal mode.
         cell_attention_mask
-            1 where there is a token of the cell, shape (cells, tokens).
+            1 for tokens of the cell, 0 for padding, shape (cells, tokens).
         cell_rows
             Cell of each text, shape (texts,); by default text i reads cell i. A cell's keys and values are computed
-            once however many texts read it.
+            once for all texts that read it.
         token_type_ids
-            What BERT's tokenizers give; all 0, as there are no token types.
+            As BERT's tokenizers return them; all 0, as there are no token types.
 
         Raises
         ------
@@ -390,15 +324,15 @@ class LangCellTextModel(LangCellPreTrainedModel):
         """
         key_mask = self.key_mask(input_ids, attention_mask)
         if token_type_ids is not None and input_ids.device.type == "cpu" and token_type_ids.any():
-            raise ValueError("token_type_ids holds a second type: LangCell's text encoder knows one text at a time")
+            raise ValueError("token_type_ids contains a second type: LangCell's text encoder takes single texts")
         states = self.embeddings(input_ids)
         mask = self._mask(states, states, key_mask)
         cell_mask = None
         if cell_hidden_states is not None:
             if cell_rows is None and len(cell_hidden_states) != len(input_ids):
                 raise ValueError(
-                    f"{len(input_ids):,} texts and {len(cell_hidden_states):,} cells: pass cell_rows, the cell that "
-                    "each text reads"
+                    f"{len(input_ids):,} texts and {len(cell_hidden_states):,} cells: pass cell_rows, the cell of "
+                    "each text"
                 )
             cell_mask = self._cell_mask(states, cell_hidden_states, cell_attention_mask, cell_rows)
         for layer in self.layers:
@@ -407,7 +341,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         return LangCellTextModelOutput(last_hidden_state=states, pooler_output=pooled)
 
     def _mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None) -> Any:
-        """Return the mask of keys; one row of it, as it is the same for all queries."""
+        """Return one row of the mask of keys: it is the same for all queries."""
         if key_mask is None:
             return None
         attendable = key_mask | ~key_mask.any(dim=1, keepdim=True)
@@ -425,12 +359,12 @@ class LangCellTextModel(LangCellPreTrainedModel):
     # ---------------------------------------------------------------- many texts, without padding
 
     def read_texts(self, texts: PackedTexts) -> torch.Tensor:
-        """Return packed texts after the first layer's self-attention, which no cell has a part in.
+        """Return packed texts after the first layer's self-attention, which does not depend on cells.
 
         Returns
         -------
         torch.Tensor
-            Shape (1, tokens of all texts, hidden size); of first tokens alone, where there is one layer only.
+            Shape (1, tokens of all texts, hidden size); of first tokens only if there is a single layer.
         """
         states = self.embeddings(texts.tokens[None], texts.positions[None])
         return self.layers[0].read_text(states, texts, first_only=len(self.layers) == 1)
@@ -438,37 +372,27 @@ class LangCellTextModel(LangCellPreTrainedModel):
     def select_texts(
         self, texts: PackedTexts, states: torch.Tensor, rows: list[int]
     ) -> tuple[PackedTexts, torch.Tensor]:
-        """Return some of packed texts, and of what `read_texts` gave for them.
-
-        Parameters
-        ----------
-        texts, states
-            Packed texts, and their states.
-        rows
-            Numbers of texts, ascending.
-        """
+        """Select some packed texts, by ascending number, and their states from `read_texts`."""
         if len(rows) == len(texts.lengths):
             return texts, states
         some, places = texts.select(rows)
         return some, states[:, rows if len(self.layers) == 1 else places]
 
     def finish(self, states: torch.Tensor, texts: PackedTexts, cells: CellKeys | None = None) -> torch.Tensor:
-        """Take texts from there through all layers, reading cells where there are some.
+        """Compute the remaining layers for packed texts; each text reads each of the cells, if there are some.
 
         Parameters
         ----------
-        states
-            What `read_texts` gives.
-        texts
-            What stands where.
+        states, texts
+            Result of `read_texts`, and its texts.
         cells
-            Cells to be read, each by all texts.
+            Cells to read.
 
         Returns
         -------
         torch.Tensor
-            Last hidden states of first tokens, shape (cells or 1, texts, hidden size). The last layer is computed for
-            them alone.
+            Last hidden states of first tokens, shape (cells or 1, texts, hidden size). The last layer computes these
+            tokens only.
         """
         last, mask = len(self.layers) - 1, None
         if cells is not None:
@@ -483,7 +407,7 @@ class LangCellTextModel(LangCellPreTrainedModel):
         return states
 
     def encode_texts(self, input_ids: torch.Tensor, key_mask: torch.Tensor, texts_at_once: int) -> torch.Tensor:
-        """Return text embeddings, shape (texts, projection size), computed without padding in parts."""
+        """Return text embeddings, shape (texts, projection size), computed in parts without padding."""
         order = key_mask.sum(dim=1).argsort(stable=True)
         parts = [pack_texts(input_ids, key_mask, rows) for rows in order.split(texts_at_once)]
         firsts = torch.cat([self.finish(self.read_texts(part), part)[0] for part in parts])

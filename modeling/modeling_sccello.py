@@ -10,12 +10,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
@@ -23,6 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_folders import AdapterFolders
+from .cell_classifiers import ClassifiesCells, ClassifiesGenes
 from .cell_losses import (
     IGNORED,
     GatheredCells,
@@ -33,6 +29,7 @@ from .cell_losses import (
     every_weight_counts,
     gather_cells,
     join_losses,
+    joined_loss,
     masked_gene_loss,
     regularization_loss,
     relational_alignment_loss,
@@ -40,15 +37,14 @@ from .cell_losses import (
 )
 from .configuration_sccello import ScCelloConfig
 from .cpu_layers import Dropout
-from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
-from .model_tasks import Predicts, former_name
-from .plain_layers import embedding_rows
+from .input_checks import check_ids, check_labels, check_range, is_readable
+from .model_tasks import Predicts
+from .plain_layers import eager_attention_forward, embedding_rows
 
 
 logger = logging.get_logger(__name__)
 
-# Level of similarity where no ontology is installed.
-NO_LEVEL = -1
+NO_LEVEL = -1  # level of similarity before an ontology is set
 
 
 @dataclass
@@ -58,23 +54,23 @@ class ScCelloForPreTrainingOutput(ModelOutput):
     Parameters
     ----------
     loss
-        Sum of the losses below, each times its weight in the configuration, where any could be computed.
+        Sum of the losses below, each times its weight in the configuration; None if none was computed.
     masked_gene_loss
-        Cross entropy of masked genes against the vocabulary; 0 where no position is masked.
+        Cross entropy of masked genes against the vocabulary; 0 if no position is masked.
     relational_alignment_loss
-        Alignment of the cells of a batch with the ontology's similarities of their types; 0 where there are no two
-        types.
+        Alignment of the cells of a batch with the ontology's similarities of their types; 0 if all cells have one
+        type.
     coherence_loss
         Cross entropy of cells against prototypes.
     regularization_loss
         Mean squared error of projected prototypes and cells.
     logits
-        Scores of all tokens at masked positions, shape (masked positions, vocabulary); in training on request.
+        Scores of all tokens at masked positions, shape (masked positions, vocabulary); on request during training.
     cell_representation
-        Output of the cell head on the cell embedding (published: the hidden state of ``<cls>``), normalised, over the
-        root of tau; shape (cells, hidden size).
+        Output of the cell head for the cell embedding (published: the hidden state of ``<cls>``), normalised and
+        divided by the square root of tau; shape (cells, hidden size).
     last_hidden_state
-        Hidden states, shape (cells, tokens, hidden size); in training on request.
+        Hidden states, shape (cells, tokens, hidden size); on request during training.
     hidden_states
         Hidden states before the first and after every layer, on request.
     attentions
@@ -93,25 +89,6 @@ class ScCelloForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with explicit weights; the mask is added to the logits."""
-    logits = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        logits = logits + attention_mask
-    weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
 class ScCelloEmbeddings(nn.Module):
     """Gene and rank embeddings, layer norm, dropout."""
 
@@ -123,7 +100,7 @@ class ScCelloEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed tokens, shape (cells, tokens); a token's position is its place where no positions are given."""
+        """Embed tokens, shape (cells, tokens); without `position_ids`, positions count from 0 in each row."""
         if position_ids is None:
             positions = embedding_rows(self.position_embeddings, input_ids.shape[1], input_ids.device)
         else:
@@ -132,19 +109,62 @@ class ScCelloEmbeddings(nn.Module):
 
 
 class ScCelloAttention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head attention.
 
-    def __init__(self, config: ScCelloConfig):
+    Parameters
+    ----------
+    config
+        Sizes, heads and dropout.
+    key_value_size
+        Size of the hidden states that keys and values project from; by default ``hidden_size``.
+    """
+
+    def __init__(self, config: Any, key_value_size: int | None = None):
         super().__init__()
+        key_value_size = key_value_size or config.hidden_size
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(key_value_size, config.hidden_size)
+        self.v_proj = nn.Linear(key_value_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """Reshape (rows, tokens, hidden size) to (rows, heads, tokens, size of a head)."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of hidden states, each of shape (rows, heads, tokens, size of a head)."""
+        return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend by the configured implementation.
+
+        Parameters
+        ----------
+        query, key, value
+            Shape (rows, heads, tokens, size of a head).
+
+        Returns
+        -------
+        context
+            Shape (rows, queries, hidden size).
+        weights
+            Shape (rows, heads, queries, keys); None if the implementation returns none.
+        """
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        context, weights = attention_interface(
+            self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return context.flatten(2), weights
 
     def forward(
         self,
@@ -157,29 +177,9 @@ class ScCelloAttention(nn.Module):
 
         Both are of shape (cells, tokens, hidden size).
         """
-        query_states = hidden_states if query_states is None else query_states
-        query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, states in (
-                (self.q_proj, query_states),
-                (self.k_proj, hidden_states),
-                (self.v_proj, hidden_states),
-            )
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        context, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(context.flatten(2)), weights
+        query = self.split_heads(self.q_proj(hidden_states if query_states is None else query_states))
+        context, weights = self.attend(query, *self.key_value(hidden_states), attention_mask, **kwargs)
+        return self.o_proj(context), weights
 
 
 class ScCelloLayer(GradientCheckpointingLayer):
@@ -212,7 +212,7 @@ class ScCelloLayer(GradientCheckpointingLayer):
 
 
 class ScCelloHead(nn.Module):
-    """Linear, layer norm, activation, linear: hidden states to what is compared with prototypes or with genes."""
+    """Linear, layer norm, activation, linear: the output is compared with prototypes or with genes."""
 
     def __init__(self, config: ScCelloConfig):
         super().__init__()
@@ -227,7 +227,7 @@ class ScCelloHead(nn.Module):
 
 
 class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
-    """Base of the scCello models: initialisation as BERT's, and what the library has to know."""
+    """Base of the scCello models: initialisation as in BERT, and settings that transformers reads."""
 
     config: ScCelloConfig
     config_class = ScCelloConfig
@@ -239,7 +239,7 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Parts that one class has and another does not: nothing to warn of when it loads the other's folder.
+    # Parts that only some of the classes have: no warning when one class loads the folder of another.
     _keys_to_ignore_on_load_unexpected = [
         r"^(gene_head|cell_head|prototypes|affine_projection|classifier)\.",
         r"^(similarity_levels|ancestor_mask)$",
@@ -263,28 +263,23 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
             super()._init_weights(module)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Add tokens after the last, or take such tokens away again; the model's own tokens keep their ids.
-
-        Parameters
-        ----------
-        new_num_tokens, *args, **kwargs
-            As for other models.
+        """Add tokens after the last one, or remove added tokens; the model's own tokens keep their ids.
 
         Raises
         ------
         NotImplementedError
-            If tokens of the model would be cut off.
+            If tokens of the model would be removed.
         """
         refuse_to_cut(self.config, new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 
 def refuse_to_cut(config: Any, new_num_tokens: int | None) -> None:
-    """Refuse to cut off a model's own tokens, of which ``<cls>`` is the last."""
+    """Refuse to remove a model's own tokens; the last of them is ``<cls>``."""
     if new_num_tokens is not None and new_num_tokens <= config.cls_token_id:
         raise NotImplementedError(
-            f"resize_token_embeddings({new_num_tokens:,}) would cut off genes and <cls>, whose id is "
-            f"{config.cls_token_id:,}: tokens can only be added after it"
+            f"resize_token_embeddings({new_num_tokens:,}) would remove <cls> (id {config.cls_token_id:,}) and perhaps "
+            "genes: tokens can only be added after it"
         )
 
 
@@ -298,10 +293,11 @@ class ScCelloModel(ScCelloPreTrainedModel):
 
     Notes
     -----
-    A cell without any token that takes part gets finite numbers without meaning.
+    The embedding of a cell that is all padding is finite, but means nothing.
     """
 
     prediction = "pooler_output"
+    _input_embed_layer = "word_embeddings"
 
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
@@ -309,14 +305,6 @@ class ScCelloModel(ScCelloPreTrainedModel):
         self.layers = nn.ModuleList(ScCelloLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embeddings of genes."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of genes."""
-        self.embeddings.word_embeddings = value
 
     def word_table(self, states: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of all tokens, shape (vocabulary, hidden size), on the device of hidden states."""
@@ -327,53 +315,45 @@ class ScCelloModel(ScCelloPreTrainedModel):
     ) -> None:
         config, tokens = self.config, input_ids.shape[1]
         if tokens == 0:
-            raise ValueError("cells without tokens: every cell begins with <cls>")
+            raise ValueError("input_ids has no tokens: every cell begins with <cls>")
         if tokens > config.max_position_embeddings and position_ids is None:
             raise ValueError(
-                f"cells of {tokens:,} tokens, but this model has positions for {config.max_position_embeddings:,}, "
-                f"<cls> included: tokenize with max_length={config.max_position_embeddings}"
+                f"input_ids has cells of {tokens:,} tokens, but this model has positions for "
+                f"{config.max_position_embeddings:,}, <cls> included: tokenize with "
+                f"max_length={config.max_position_embeddings}"
             )
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
+        check_ids("input_ids", input_ids, config.vocab_size, f"vocab_size={config.vocab_size:,}")
+        if not is_readable(input_ids):
             return
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"input_ids holds the id {low if low < 0 else high:,}, but this model has "
-                f"vocab_size={config.vocab_size:,}: do tokenizer and model belong together?"
-            )
         if position_ids is not None:
             self._check_positions(input_ids, attention_mask, position_ids)
         firsts = input_ids[:, 0] if position_ids is None else input_ids[position_ids.expand_as(input_ids) == 0]
         if not ((firsts == config.cls_token_id) | (firsts == config.pad_token_id)).all():
             logger.warning_once(
-                f"Some cells do not begin with <cls> (id {config.cls_token_id:,}), whose hidden state is the cell's "
-                "embedding: make the tokenizer with add_cls_token=True."
+                f"Some cells do not begin with <cls> (id {config.cls_token_id:,}), and its hidden state is the cell's "
+                "embedding: create the tokenizer with add_cls_token=True."
             )
 
     def _check_positions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor
     ) -> None:
-        low, high = int(position_ids.min()), int(position_ids.max())
-        if low < 0 or high >= self.config.max_position_embeddings:
-            raise ValueError(
-                f"position_ids holds {low if low < 0 else high:,}, but this model has positions for "
-                f"{self.config.max_position_embeddings:,} tokens of a cell, counted from 0"
-            )
+        number = self.config.max_position_embeddings
+        check_range("position_ids", position_ids, number, f"positions for {number:,} tokens of a cell, from 0")
         if self._packed_cells(input_ids, attention_mask, position_ids) is not None:
             return
         tokens = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         several = ((position_ids.expand_as(input_ids) == 0) & tokens).sum(dim=1) > 1
         if several.any():
             raise ValueError(
-                f"position_ids begins anew at 0 within row {int(several.nonzero()[0])}, but packed cells stand in one "
-                f"row, without attention_mask; here are {len(input_ids):,} rows, "
+                f"position_ids starts again at 0 within row {int(several.nonzero()[0])}, but packed cells have to be "
+                f"in a single row without attention_mask: got {len(input_ids):,} rows "
                 f"{'without' if attention_mask is None else 'with'} attention_mask"
             )
 
     def _packed_cells(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Return the number of each token's cell, shape (1, tokens), where a row holds several cells."""
+        """Return the number of each token's cell, shape (1, tokens), if the row contains packed cells, else None."""
         if position_ids is None or len(input_ids) != 1 or attention_mask is not None:
             return None
         return (position_ids == 0).cumsum(dim=1) - 1
@@ -381,10 +361,10 @@ class ScCelloModel(ScCelloPreTrainedModel):
     def _attention(
         self, states: torch.Tensor, key_mask: torch.Tensor, packed: torch.Tensor | None
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the mask of the implementation of attention, and further arguments that it takes."""
+        """Return the mask that the attention implementation takes, and its further arguments."""
         implementation = self.config._attn_implementation
         if packed is None:
-            # A mask of keys alone is the same for all queries: one row of it is enough where masks are tensors.
+            # The mask of keys is the same for all queries: one row is enough if masks are tensors.
             queries = states[:, :1] if implementation in ("eager", "sdpa") else states
             mask = create_bidirectional_mask(self.config, queries, key_mask, encoder_hidden_states=states)
             return mask, {}
@@ -424,7 +404,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
     def _finish(
         self, states: torch.Tensor, mask: torch.Tensor | None, last_places: Sequence[torch.Tensor], **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Compute the last layer at some places."""
+        """Compute the last layer for some tokens only."""
         parts = states.chunk(len(last_places))
         masks = [None] * len(parts) if mask is None else mask.chunk(len(parts))
         finished = [
@@ -435,9 +415,9 @@ class ScCelloModel(ScCelloPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=finished[0], pooler_output=pooled)
 
     def can_choose_places(self, packed: bool) -> bool:
-        """Whether the last layer can compute some tokens alone: `last_places` of `forward`.
+        """Whether the last layer can compute some tokens only (`last_places` of `forward`).
 
-        Then the cell embedding has to be one of these tokens, and attention has to take fewer queries than keys.
+        The cell embedding has to be one of these tokens, and attention has to accept fewer queries than keys.
         """
         return not packed and self.config.pooling == "cls" and self.config._attn_implementation in ("eager", "sdpa")
 
@@ -456,32 +436,32 @@ class ScCelloModel(ScCelloPreTrainedModel):
         Parameters
         ----------
         input_ids
-            ``<cls>`` and genes by rank, shape (cells, tokens); or packed without padding, one cell after the other,
-            shape (1, tokens of all cells), with `position_ids`.
+            ``<cls>`` and genes by rank, shape (cells, tokens); or packed cells without padding in a single row, shape
+            (1, tokens of all cells), with `position_ids`.
         attention_mask
-            1 where there is a token, 0 for padding, shape (cells, tokens); by default where `input_ids` is not
-            padding. Not with packed cells.
+            1 for tokens, 0 for padding, shape (cells, tokens); by default computed from the id of padding. Not for
+            packed cells.
         position_ids
-            Rank of each token, shape (cells, tokens); by default its place. In one row of packed cells it begins
-            anew at 0 with every cell: a cell's tokens then attend to that cell alone. FlashAttention and
-            FlexAttention do no work between cells; the others mask it, and gain nothing by packing.
+            Rank of each token, shape (cells, tokens); by default counted from 0 in each row. In a row of packed cells
+            it starts again at 0 with every cell, and tokens attend to their own cell only. FlashAttention and
+            FlexAttention skip the work between cells; other implementations mask it and gain nothing by packing.
         last_places
-            Places of the tokens that the last layer computes, for as many equal parts of the batch one after the
-            other as there are tensors, each of shape (cells of the part, places); the first place is that of
-            ``<cls>``. The last hidden states are those at the places of the first part. See `can_choose_places`.
+            Places of the tokens that the last layer computes, the first of them that of ``<cls>``. One tensor of shape
+            (cells of the part, places) for each of several equal parts of the batch; the last hidden states are those
+            of the first part. See `can_choose_places`.
 
         Returns
         -------
         BaseModelOutputWithPooling
             ``last_hidden_state`` of shape (cells, tokens, hidden size), or (1, tokens of all cells, hidden size);
             ``pooler_output``, the cell embedding, of shape (cells, hidden size): the hidden state of ``<cls>``, or
-            the mean over genes (of ``<cls>`` where a cell has none).
+            the mean over genes (that of ``<cls>`` for a cell without genes).
 
         Raises
         ------
         ValueError
-            If a cell is longer than the model's positions, an id is beyond its vocabulary, a position is negative, or
-            packed cells stand in several rows or come with an `attention_mask`.
+            If a cell is longer than the model's positions, an id is not in its vocabulary, a position is negative, or
+            packed cells are in several rows or come with an `attention_mask`.
         """
         self._check_input(input_ids, attention_mask, position_ids)
         packed = self._packed_cells(input_ids, attention_mask, position_ids)
@@ -508,7 +488,7 @@ def count_cells(
     position_ids: torch.Tensor | None,
     pad_token_id: int | None,
 ) -> torch.Tensor:
-    """Count the cells of a batch, rows that are all padding left out, shape ()."""
+    """Count the cells of a batch without rows that are all padding, shape ()."""
     if position_ids is not None and attention_mask is None and len(input_ids) == 1:
         return (position_ids == 0).sum()
     mask = input_ids != pad_token_id if attention_mask is None else attention_mask.bool()
@@ -516,7 +496,7 @@ def count_cells(
 
 
 class ScCelloGeneHead(ScCelloHead):
-    """The head of masked gene prediction: it transforms hidden states and the embeddings of all tokens alike."""
+    """Head of masked gene prediction: it transforms hidden states and the embeddings of all tokens in the same way."""
 
     def compare(
         self,
@@ -535,16 +515,16 @@ class ScCelloGeneHead(ScCelloHead):
         embeddings
             Embeddings of all tokens, shape (vocabulary, hidden size).
         labels
-            Ids of the tokens looked for, -100 where none; shape (...,).
+            Ids of the masked tokens, -100 elsewhere; shape (...,).
         with_logits
-            Whether to give the scores; without them they are never kept in memory.
+            Whether to return the scores; otherwise they are never kept in memory.
 
         Returns
         -------
         logits
-            Shape (..., vocabulary), where wanted.
+            Shape (..., vocabulary), or None.
         terms
-            Of the loss, where labels are given.
+            Of the loss, or None without labels.
         """
         genes = scale_representations(self(embeddings), tau)
         if with_logits:
@@ -558,32 +538,22 @@ class ScCelloGeneHead(ScCelloHead):
         return None, masked_gene_loss(scale_representations(self(states[kept]), tau), genes, labels[kept])
 
 
-def check_labels(name: str, labels: torch.Tensor, number: int, what: str, hint: str = "") -> None:
-    """Refuse labels that are neither below `number` nor -100; on the CPU, where looking costs nothing."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
-        return
-    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= number))].unique().tolist()
-    if wrong:
-        listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-        raise ValueError(f"{name} holds {listed}, but this model has {number:,} {what}, counted from 0{hint}")
-
-
 class ScCelloForPreTraining(ScCelloPreTrainedModel):
     """scCello with its three objectives: masked genes, coherence of cell types (and its regulariser), alignment.
 
-    Prototypes of cell types are learned; the ontology's similarity levels and ancestors of these types are buffers,
-    kept in checkpoints. They are installed by `set_ontology`, or with more types by `add_cell_types`.
+    Prototypes of cell types are learned. Similarity levels and ancestors of these types, from the ontology, are
+    buffers that checkpoints contain; `set_ontology` sets them, `add_cell_types` extends them.
 
     Parameters
     ----------
     config
-        The configuration; `cell_types` names the types, the weights of objectives switch them off.
+        The configuration; `cell_types` names the types, and an objective of weight 0 is off.
 
     Notes
     -----
-    While the model trains with dropout, every cell goes through the encoder twice, in one batch; the second pass
-    gives the noised representations of the relational alignment. Where gradients are computed on several processes,
-    losses are those of all processes' cells (`config.gather_cells`); `cell_losses.join_losses` says how they scale.
+    During training with dropout, every cell goes through the encoder twice, in one batch; the second pass gives the
+    noised representations of the relational alignment. When several processes compute gradients, losses are those of
+    all processes' cells (`config.gather_cells`); see `cell_losses.join_losses` for their scale.
     """
 
     prediction = "cell_representation"
@@ -605,7 +575,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
 
     @property
     def num_cell_types(self) -> int:
-        """Prototypes."""
+        """Number of prototypes."""
         return self.config.num_cell_types or 0
 
     # ---------------------------------------------------------------- the ontology
@@ -613,23 +583,22 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def set_ontology(
         self, similarity_levels: Any, ancestor_mask: Any, cell_types: Sequence[str | None] | None = None
     ) -> None:
-        """Install the ontology's tables for the model's cell types.
+        """Set the ontology's tables for the model's cell types.
 
         Parameters
         ----------
         similarity_levels
-            Whole numbers from 0 on, higher where types are more similar, shape (cell types, cell types), in the order
-            of the prototypes.
+            Whole numbers from 0, higher for more similar types, shape (cell types, cell types), in the order of the
+            prototypes.
         ancestor_mask
-            True where the second type is an ancestor of the first, or is the first; of the same shape.
+            True where the second type is an ancestor of the first, or equal to it; of the same shape.
         cell_types
-            Cell Ontology ids of the prototypes, where the configuration does not name them yet.
+            Cell Ontology ids of the prototypes, if the configuration does not name them yet.
 
         Raises
         ------
         ValueError
-            If a table is not of the model's number of types, has a negative level or a type that is not its own
-            ancestor.
+            If a table has another size than the prototypes, a negative level, or a type that is not its own ancestor.
         """
         number = self.num_cell_types
         levels, ancestors = _check_tables(similarity_levels, ancestor_mask, number)
@@ -644,20 +613,20 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def add_cell_types(self, cell_types: Sequence[str | None], similarity_levels: Any, ancestor_mask: Any) -> None:
         """Extend prototypes and tables by cell types.
 
-        A new prototype starts as the mean of those of the known types that are most similar to it (our choice), or
-        as at the start of training where there are none. Make optimizers after this.
+        A new prototype starts as the mean of the prototypes of the most similar known types (our choice), or at random
+        if there are none. Create optimizers after this call.
 
         Parameters
         ----------
         cell_types
             Cell Ontology ids of the new types.
         similarity_levels, ancestor_mask
-            As for `set_ontology`, of all types: those that the model has, then the new ones.
+            As for `set_ontology`, for all types: those of the model, then the new ones.
 
         Raises
         ------
         ValueError
-            If a type is known already or stands twice, or a table is not of the number of all types.
+            If a type is already known or given twice, or a table has another size than all types.
         """
         config, added = self.config, list(cell_types)
         names = [name for name in [*(config.cell_types or ()), *added] if name is not None]
@@ -694,13 +663,13 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         if torch.compiler.is_compiling() or not self.config.relational_alignment_weight or not number:
             return
         table = self.similarity_levels
-        # Tensors of `torch.inference_mode` count no versions: they are looked at every time.
+        # Tensors of `torch.inference_mode` have no version counter: check them every time.
         version = None if table.is_inference() else (table.data_ptr(), table._version)
         if version is None or version != self._checked_ontology:
             if (table == NO_LEVEL).any():
                 raise ValueError(
-                    "the relational alignment needs the similarity of cell types, and this model holds none: install "
-                    "it once by model.set_ontology(similarity_levels, ancestor_mask), or switch the objective off by "
+                    "the relational alignment needs the similarity of cell types, which this model does not have: "
+                    "call model.set_ontology(similarity_levels, ancestor_mask) once, or switch the objective off by "
                     "config.relational_alignment_weight = 0"
                 )
             self._checked_ontology = version
@@ -714,7 +683,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def _cell_terms(
         self, cells: torch.Tensor, noised: torch.Tensor | None, cell_type_ids: torch.Tensor | None, joined: bool
     ) -> dict[str, LossTerms]:
-        """Return the terms of the objectives on cells that are switched on."""
+        """Return the terms of the cell-type objectives that are on."""
         config = self.config
         parts: dict[str, LossTerms] = {}
         if cell_type_ids is None or not config.num_cell_types:
@@ -738,7 +707,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def _gene_terms(
         self, states: torch.Tensor, labels: torch.Tensor | None, with_logits: bool
     ) -> tuple[torch.Tensor | None, LossTerms | None]:
-        """Return scores at masked positions, where wanted, and the terms of masked gene prediction."""
+        """Return scores at masked positions, if wanted, and the terms of masked gene prediction."""
         if not self.config.masked_gene_weight:
             return None, None
         return self.gene_head.compare(states, self.sccello.word_table(states), labels, self.config.tau, with_logits)
@@ -755,7 +724,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         num_items_in_batch: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScCelloForPreTrainingOutput:
-        """Compute the objectives that there are labels for.
+        """Compute the objectives whose labels are given.
 
         Parameters
         ----------
@@ -765,19 +734,19 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             Ids of masked genes, -100 elsewhere; of the shape of `input_ids`.
         cell_type_ids
             Row of each cell's type in `config.cell_types` (see `ScCelloConfig.cell_type_ids`), shape (cells,); cells
-            of -100 train masked gene prediction alone.
+            of -100 train masked gene prediction only.
         return_states
-            Whether to give hidden states, and the scores at masked positions (those with a label; those of ``<mask>``
-            where there are no labels). By default in evaluation and not in training, where their memory and most of
-            the last layer's work are saved.
+            Whether to return hidden states, and the scores at masked positions (positions with a label; without
+            labels, those of ``<mask>``). By default in evaluation only: training saves their memory and most of the
+            last layer's work.
         num_items_in_batch
-            Labels of the whole step that are not -100 (cells, where there are no labels), over accumulated batches
-            and processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
+            Labels of the whole step that are not -100 (cells, if there are no labels), over accumulated batches and
+            processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
 
         Raises
         ------
         ValueError
-            As `ScCelloModel` does; if a cell type is beyond the model's, or the model has no ontology's tables.
+            As for `ScCelloModel`; if a cell type is not in the model, or the ontology's tables are not set.
         """
         if labels is not None:
             check_labels("labels", labels, self.config.vocab_size, "tokens")
@@ -813,7 +782,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         )
 
     def _nothing_of(self, cells: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
-        """Return zeros that depend on the weights of all objectives, whichever are computed."""
+        """Return zeros that depend on the weights of all objectives, also of those that are not computed."""
         prototypes = self.prototypes(torch.empty(0, dtype=torch.long, device=cells.device))
         projected = self.affine_projection(prototypes)
         return [nothing.sum() for nothing in (cells[:0], projected, self.gene_head(states[:0]))]
@@ -828,10 +797,10 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         complete: bool,
         **kwargs: Any,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
-        """Encode cells, once, or twice in one batch, and take the hidden states at masked positions.
+        """Encode cells, once or twice in one batch, and take the hidden states at masked positions.
 
-        Cell embeddings are then those of both passes, one after the other; everything else is of the first pass.
-        Where the output need not be complete, the last layer computes what the objectives look at, and no more.
+        Cell embeddings are those of all passes, one after the other; the rest of the output is of the first pass. If
+        the output need not be complete, the last layer computes only what the objectives use.
         """
         packed = self.sccello._packed_cells(input_ids, attention_mask, position_ids) is not None
         given = [input_ids, attention_mask, position_ids]
@@ -858,14 +827,9 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
 
 @torch.compiler.disable
 def _masked_places(masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return place 0 and then the masked places of every cell in their order, filled up by others.
+    """Return place 0 and the masked places of every cell, padded by others, and which of them are masked.
 
-    Returns
-    -------
-    places
-        Shape (cells, 1 + most masked places of a cell).
-    filled
-        Where the places after the first are masked ones, shape (cells, most masked places of a cell).
+    Shapes (cells, 1 + most masked places of a cell), (cells, most masked places of a cell).
     """
     most = int(masked.sum(dim=1).max()) if len(masked) else 0
     places = masked.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -873,7 +837,7 @@ def _masked_places(masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class ScCelloForMaskedLM(ScCelloPreTrainedModel):
-    """Predicts masked genes: scCello with the first of its objectives alone.
+    """Predicts masked genes: scCello with the first of its objectives only.
 
     Parameters
     ----------
@@ -907,14 +871,14 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
         labels
             Ids of masked genes, -100 elsewhere; of the shape of `input_ids`.
         return_logits
-            Whether to give scores, by default unless the model trains with labels.
+            Whether to return scores; by default unless the model trains with labels.
         num_items_in_batch
             As for `ScCelloForPreTraining`.
 
         Returns
         -------
         MaskedLMOutput
-            ``loss``, where there are labels, and ``logits`` of shape (cells, tokens, vocabulary): cosines over tau.
+            ``loss``, if there are labels, and ``logits`` of shape (cells, tokens, vocabulary): cosines divided by tau.
         """
         if labels is not None:
             check_labels("labels", labels, self.config.vocab_size, "tokens")
@@ -927,22 +891,17 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
             with_logits=(not self.training or labels is None) if return_logits is None else return_logits,
         )
         return MaskedLMOutput(
-            loss=_joined(self, terms, labels, num_items_in_batch),
+            loss=joined_loss(terms, labels, num_items_in_batch, self.config.gather_cells),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
 
-class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
-    """Classifies cells, or predicts a value of theirs, by a linear layer on their embeddings.
+class _ScCelloClassifier(ScCelloPreTrainedModel):
+    """Encoder, dropout and a linear layer."""
 
-    Parameters
-    ----------
-    config
-        The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
-        label, it predicts a value; with ``"multi_label_classification"`` each class by itself.
-    """
+    encoder_name = "sccello"
 
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
@@ -952,59 +911,20 @@ class ScCelloForSequenceClassification(ScCelloPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        loss_weights: torch.Tensor | None = None,
-        num_items_in_batch: Any = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """Classify cells, or predict their value.
 
-        Parameters
-        ----------
-        input_ids, attention_mask, position_ids
-            As for `ScCelloModel`.
-        labels
-            Classes, -100 left out, or values in their unit, NaN left out, shape (cells,); 0 or 1 for each class of a
-            multi-label problem, shape (cells, classes). Bool of this shape is a set of classes for each cell, one of
-            which is the right one: the loss is -log of their summed probability.
-        loss_weights
-            Weight of each cell in the loss of classes, shape (cells,); also taken by the name ``label_weights``.
-        num_items_in_batch
-            As for `ScCelloForPreTraining`.
+class ScCelloForSequenceClassification(ClassifiesCells, _ScCelloClassifier):
+    """Classifies cells, or predicts a value of each, by a linear layer on their embeddings.
 
-        Returns
-        -------
-        SequenceClassifierOutput
-            ``loss``, where there are labels, and ``logits`` of shape (cells, classes), or the value in its unit, shape
-            (cells, 1).
-
-        Raises
-        ------
-        ValueError
-            If a label is no class.
-        """
-        loss_weights = former_name(kwargs, "label_weights", loss_weights)
-        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
-            check_labels("labels", labels, self.num_labels, "classes")
-        outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
-        logits = in_units(self.config, self.classifier(self.dropout(outputs.pooler_output)))
-        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
-        return SequenceClassifierOutput(
-            loss=_joined(self, terms, labels, num_items_in_batch),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    Parameters
+    ----------
+    config
+        The configuration; ``num_labels`` or ``id2label`` give the classes. With ``problem_type="regression"``, or one
+        label, it predicts a value; with ``"multi_label_classification"`` each class separately.
+    """
 
 
-class ScCelloForTokenClassification(ScCelloPreTrainedModel):
-    """Classifies genes in their cells by a linear layer on their hidden states.
+class ScCelloForTokenClassification(ClassifiesGenes, _ScCelloClassifier):
+    """Classifies the genes of cells by a linear layer on their hidden states.
 
     Parameters
     ----------
@@ -1012,85 +932,17 @@ class ScCelloForTokenClassification(ScCelloPreTrainedModel):
         The configuration; ``num_labels`` or ``id2label`` give the classes.
     """
 
-    def __init__(self, config: ScCelloConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.sccello = ScCelloModel(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        loss_weights: torch.Tensor | None = None,
-        num_items_in_batch: Any = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        """Classify genes.
-
-        Parameters
-        ----------
-        input_ids, attention_mask, position_ids
-            As for `ScCelloModel`.
-        labels
-            Class of each token, -100 for those to leave out, of the shape of `input_ids`; for other kinds of problem
-            as `label_losses.label_terms` takes them.
-        loss_weights
-            Weight of each token in the loss of classes, shape (cells, tokens); also taken by the name
-            ``label_weights``.
-        num_items_in_batch
-            As for `ScCelloForPreTraining`.
-
-        Returns
-        -------
-        TokenClassifierOutput
-            ``loss``, where there are labels: the mean over labelled tokens; and ``logits`` of shape (cells, tokens,
-            classes).
-
-        Raises
-        ------
-        ValueError
-            If a label is no class.
-        """
-        loss_weights = former_name(kwargs, "label_weights", loss_weights)
-        if labels is not None and problem_of(self.config, labels) == ONE_CLASS:
-            check_labels("labels", labels, self.num_labels, "classes")
-        outputs = self.sccello(input_ids, attention_mask, position_ids, **kwargs)
-        logits = in_units(self.config, self.classifier(self.dropout(outputs.last_hidden_state)))
-        terms = None if labels is None else label_terms(self.config, logits, labels, loss_weights)
-        return TokenClassifierOutput(
-            loss=_joined(self, terms, labels, num_items_in_batch),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-def _joined(
-    model: ScCelloPreTrainedModel, terms: LossTerms | None, labels: torch.Tensor | None, num_items_in_batch: Any
-) -> torch.Tensor | None:
-    """Return the loss of a head, of all processes' cells as the objectives of pretraining are."""
-    if terms is None:
-        return None
-    joined = model.config.gather_cells and torch.is_grad_enabled()
-    return join_losses({"loss": terms}, count_items(labels, terms.count), num_items_in_batch, joined)["loss"]
-
 
 def _check_tables(similarity_levels: Any, ancestor_mask: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ontology's tables as tensors, once their sizes and values have been looked at."""
+    """Check sizes and values of the ontology's tables, and return them as tensors."""
     levels, ancestors = torch.as_tensor(similarity_levels).to(torch.int32), torch.as_tensor(ancestor_mask).bool()
     for name, table in (("similarity_levels", levels), ("ancestor_mask", ancestors)):
         if table.shape != (number, number):
             raise ValueError(f"{name} has shape {tuple(table.shape)} for {number:,} cell types in all")
     if (levels < 0).any():
-        raise ValueError("similarity_levels holds a negative level: levels are whole numbers from 0 on")
+        raise ValueError("similarity_levels contains a negative level: levels are whole numbers from 0")
     if not ancestors.diagonal().all():
-        raise ValueError("ancestor_mask is False on its diagonal: every type counts as an ancestor of itself")
+        raise ValueError("ancestor_mask is False on its diagonal: every type has to be an ancestor of itself")
     return levels, ancestors
 
 

@@ -286,7 +286,7 @@ def test_bad_batches(langcell_config):
     texts = {n: v[:2] for n, v in batch.items() if n.startswith("text")}
     with pytest.raises(ValueError, match="2 texts for 6 cells"):
         model(**(batch | texts))
-    with pytest.raises(ValueError, match="labels holds 99"):
+    with pytest.raises(ValueError, match="labels contains 99"):
         model(**(batch | {"labels": torch.full_like(batch["labels"], 99)}))
 
 

@@ -274,7 +274,7 @@ def test_ids_beyond_the_vocabulary_name_both_numbers(model):
         ids = batch["input_ids"].clone()
         ids[0, 0] = wrong
         with pytest.raises(
-            ValueError, match=rf"input_ids holds the id {wrong}, but this model has 40 genes .vocab_size=42"
+            ValueError, match=rf"input_ids contains {wrong}, but this model has 40 genes .vocab_size=42"
         ):
             model(**(batch | {"input_ids": ids}))
 
@@ -284,7 +284,7 @@ def test_queries_beyond_the_vocabulary(exceiver_config):
         model = model_class(exceiver_config(num_labels=3))
         batch = make_batch(model)
         batch["query_ids"][1, 2] = 41
-        with pytest.raises(ValueError, match="query_ids holds the id 41"):
+        with pytest.raises(ValueError, match="query_ids contains 41"):
             model(**batch)
 
 
@@ -294,22 +294,22 @@ def test_bias_without_background_values_says_how_to_set_them(exceiver_config):
         with pytest.raises(ValueError, match="set_background_values"):
             model(**make_batch(model))
         model(**make_batch(model), background_values=torch.zeros(40))
-        with pytest.raises(ValueError, match=r"shape \(39,\), the model has 40 genes"):
+        with pytest.raises(ValueError, match=r"shape \(39,\), but the model has 40 genes"):
             model(**make_batch(model), background_values=torch.zeros(39))
-    with pytest.raises(ValueError, match=r"shape \(3,\) for a model of 40 genes"):
+    with pytest.raises(ValueError, match=r"shape \(3,\), but the model has 40 genes"):
         ExceiverModel(exceiver_config()).set_background_values(np.zeros(3))
 
 
 def test_calls_that_miss_something(exceiver_config):
     masked = ExceiverForMaskedExpression(exceiver_config())
     batch = make_batch(masked)
-    with pytest.raises(ValueError, match="which genes to predict"):
+    with pytest.raises(ValueError, match="no genes to predict"):
         masked(batch["input_ids"], batch["expression_values"])
     classifier = ExceiverForSequenceClassification(exceiver_config(num_labels=3))
     batch = make_batch(classifier)
-    with pytest.raises(ValueError, match="expression_labels need query_ids"):
+    with pytest.raises(ValueError, match="expression_targets need query_ids"):
         classifier(**(batch | {"query_ids": None}))
-    with pytest.raises(ValueError, match="label 3 is none of the model's 3 classes"):
+    with pytest.raises(ValueError, match="labels contains 3, but this model has 3 classes"):
         classifier(**(batch | {"labels": torch.tensor([0, 3, 1])}))
 
 

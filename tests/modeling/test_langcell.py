@@ -123,7 +123,7 @@ def test_text_mode_passes_the_blocks_of_cross_attention_by(langcell_config):
             layer.cross_attn.v_proj.weight.add_(1.0)
     assert torch.equal(model(**texts).last_hidden_state, before.last_hidden_state)
     assert not torch.allclose(model(**batch).last_hidden_state, reading.last_hidden_state)
-    with pytest.raises(ValueError, match="one text at a time"):
+    with pytest.raises(ValueError, match="takes single texts"):
         model(**texts, token_type_ids=torch.ones_like(texts["input_ids"]))
     with pytest.raises(ValueError, match="pass cell_rows"):
         model(**texts, cell_hidden_states=batch["cell_hidden_states"][:2])
@@ -301,7 +301,7 @@ def test_duplicate_candidates_get_the_same_score(both, caplog, monkeypatch):
         batch[name] = batch[name][[0, 1, 2, 0]]
     given = both.annotate(**batch)
     assert torch.equal(given.scores[:, 0], given.scores[:, 3])
-    assert "4 texts, but 3 distinct" in said[0]
+    assert "4 texts, but only 3 different" in said[0]
     said.clear()
     both.annotate(**batch, text_class_ids=torch.tensor([0, 1, 2, 0]))
     assert not said
@@ -315,7 +315,7 @@ def test_bad_candidates(both):
     cells = {n: batch[n] for n in ("input_ids", "attention_mask")}
     for none in ({}, {"text_input_ids": torch.zeros(0, 4, dtype=torch.long)}):
         for method in (both.match, both.annotate):
-            with pytest.raises(ValueError, match="no candidates"):
+            with pytest.raises(ValueError, match="no texts"):
                 method(**cells, **none)
     empty = batch["text_attention_mask"].clone()
     empty[1] = 0
@@ -325,7 +325,7 @@ def test_bad_candidates(both):
         both.annotate(**(batch | {"text_input_ids": batch["text_input_ids"] + 40}))
     with pytest.raises(ValueError, match="positions for 32"):
         both.get_text_features(torch.full((1, 40), 7))
-    for classes, said in (([0, 2, 2], "each has at least one"), ([0, 1], "shape"), ([0, -1, 1], "counted from 0")):
+    for classes, said in (([0, 2, 2], "each with at least one"), ([0, 1], "shape"), ([0, -1, 1], "counted from 0")):
         with pytest.raises(ValueError, match=said):
             both.annotate(**batch, text_class_ids=torch.tensor(classes))
     with pytest.raises(ValueError, match="shortlist=0"):

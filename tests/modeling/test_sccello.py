@@ -61,8 +61,10 @@ def test_packed_cells_in_several_rows_or_with_a_mask_are_refused(sccello_config)
     cells = torch.tensor([[41, 5, 6, 41, 7, 8, 9]])
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     assert len(model(cells, position_ids=positions).pooler_output) == 2
-    for rows, mask, said in ((1, torch.ones_like(cells), "1 rows, with"), (2, None, "2 rows, without")):
-        message = f"anew at 0 within row 0, but packed cells stand in one row, without attention_mask; here are {said}"
+    for rows, mask, said in ((1, torch.ones_like(cells), "1 rows with"), (2, None, "2 rows without")):
+        message = (
+            f"again at 0 within row 0, but packed cells have to be in a single row without attention_mask: got {said}"
+        )
         with pytest.raises(ValueError, match=message):
             model(cells.expand(rows, -1), mask, positions)
     padded = torch.tensor([[41, 5, 6, 0, 0], [41, 7, 8, 9, 5]])
@@ -274,7 +276,9 @@ def test_add_cell_types(sccello_config, tmp_path):
     levels[5, :5] = torch.tensor([1, 4, 1, 4, 2])
     levels[6, :5] = torch.tensor([1, 1, 6, 1, 1])
     unknown = batch | {"cell_type_ids": torch.tensor([0, 5, 6, 1])}
-    with pytest.raises(ValueError, match=r"cell_type_ids holds 5, 6, but this model has 5 cell types.*add_cell_types"):
+    with pytest.raises(
+        ValueError, match=r"cell_type_ids contains 5, 6, but this model has 5 cell types.*add_cell_types"
+    ):
         model(**unknown)
     with pytest.raises(ValueError, match=r"1 of 2 cell types are not among the 5.*CL:0000099.*add_cell_types"):
         model.config.cell_type_ids(["CL:0000001", "CL:0000099"])
@@ -322,7 +326,7 @@ def test_ontology_tables_are_asked_for_and_looked_at(sccello_config):
     for levels, ancestors, message in (
         (LEVELS[:4], ANCESTORS, r"similarity_levels has shape \(4, 5\) for 5 cell types"),
         (LEVELS - 2, ANCESTORS, "negative level"),
-        (LEVELS, ~ANCESTORS, "ancestor of itself"),
+        (LEVELS, ~ANCESTORS, "an ancestor of itself"),
     ):
         with pytest.raises(ValueError, match=message):
             model.set_ontology(levels, ancestors)
@@ -352,19 +356,19 @@ def test_cells_that_do_not_fit(model):
     for wrong in (42, 99, -1):
         ids = batch["input_ids"].clone()
         ids[0, 3] = wrong
-        with pytest.raises(ValueError, match=rf"input_ids holds the id {wrong}, but this model has vocab_size=42"):
+        with pytest.raises(ValueError, match=rf"input_ids contains {wrong}, but this model has vocab_size=42"):
             model(**(batch | {"input_ids": ids}))
     longer = {n: torch.nn.functional.pad(v, (0, 9), value=2) if v.ndim == 2 else v for n, v in batch.items()}
     with pytest.raises(ValueError, match=r"33 tokens, but this model has positions for 32.*max_length=32"):
         model(**longer)
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="has no tokens"):
         model(torch.empty(2, 0, dtype=torch.long))
-    with pytest.raises(ValueError, match="position_ids holds 32"):
+    with pytest.raises(ValueError, match="position_ids contains 32"):
         model(torch.full((1, 33), 5), position_ids=torch.arange(33)[None])
-    with pytest.raises(ValueError, match="position_ids holds -1"):
+    with pytest.raises(ValueError, match="position_ids contains -1"):
         model(torch.full((1, 3), 5), position_ids=torch.arange(3)[None] - 1)
     if "labels" in batch:
-        with pytest.raises(ValueError, match="labels holds 77, but this model has"):
+        with pytest.raises(ValueError, match="labels contains 77, but this model has"):
             model(**(batch | {"labels": batch["labels"].masked_fill(batch["labels"] >= 0, 77)}))
 
 
