@@ -1,4 +1,4 @@
-"""Pictures after results: what goes wrong while drawing is a warning, with the command that draws again."""
+"""Pictures of written results: an error of drawing is a warning, with the command that draws again."""
 
 import logging
 import shlex
@@ -13,16 +13,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def drawing(what: str | Path, again: Sequence[Any]) -> Iterator[None]:
-    """Turn errors of drawing into a warning: the result is written already.
-
-    Parameters
-    ----------
-    again
-        Words of the command that draws it again.
-    """
+    """Turn errors of drawing into a warning that names the command to draw again, in words `again`."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001  # the result is whole: no error of a drawing library takes it back
+    except Exception as error:  # noqa: BLE001  # the result is written: an error of drawing is not an error of the work
         cause = (str(error).strip() or type(error).__name__).split("\n")[0]
         _log.warning(
             "%s was not drawn (%s). The result is written; to draw again: %s",
@@ -42,7 +36,7 @@ def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
     if plot.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"{plot}: pictures are written as .png, .svg, .pdf")
     if n_cells is not None and n_cells < 4:
-        raise ValueError(f"{n_cells:,} cells are too few for a UMAP: it takes four or more")
+        raise ValueError(f"{n_cells:,} cells are too few for a UMAP: it needs at least four")
 
 
 __all__ = ["check_picture", "drawing"]

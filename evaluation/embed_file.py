@@ -1,4 +1,4 @@
-"""A file of cells to a file of embeddings, and a picture of them."""
+"""Embedding of the cells of a file, written to a file with an optional picture."""
 
 import os
 from pathlib import Path
@@ -46,25 +46,27 @@ def embed_file(
         ``.h5ad`` (embedding in X, metadata in obs, UMAP in obsm if drawn), ``.parquet`` (``cell_id`` and
         ``embedding``) or ``.npy``.
     plot
-        Where to draw a UMAP.
+        File of a UMAP.
     color
-        Column of obs to colour by; by default ``cell_type`` where the file has it.
+        Column of obs to colour by; by default ``cell_type``, if the file has it.
     loaded
-        What embeds cells and its tokenizer, where they are loaded already.
+        Encoder and tokenizer, if they are loaded already.
     overwrite
-        Replace `output` and `plot` where they exist; never an input.
+        Replace outputs that exist; inputs are never replaced.
     layer, **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
     Returns
     -------
     str
-        What was read, matched and written.
+        Summary of the cells, the matched genes and the written files.
 
     Raises
     ------
     OutputError
-        If an output is an input, or exists and is not to be replaced.
+        If an output is an input, or exists without `overwrite`.
+    ValueError
+        If a file ending is unsupported, a column does not exist, or there are too few cells for a UMAP.
     """
     if output.suffix not in ENDINGS:
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
@@ -76,9 +78,9 @@ def embed_file(
     with read_cells(cells, layer=layer) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")
         if color is not None and color not in opened.obs.names:
-            raise ValueError(f"no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
+            raise ValueError(f"{cells}: no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
         check_picture(plot, len(opened))
-        table = opened.table() if output.suffix == ".h5ad" else None  # what cannot be written is known before the work
+        table = opened.table() if output.suffix == ".h5ad" else None  # a damaged table is refused before the work
         embedding = embed_cells(network, tokenizer, opened, report=report, **options)
         _write(opened, table, embedding, None, output)
         lines = [
@@ -95,15 +97,10 @@ def embed_file(
 
 
 def _draw(
-    cells: Cells,
-    table: pd.DataFrame | None,
-    embedding: np.ndarray,
-    column: str | None,
-    output: Path,
-    plot: Path,
+    cells: Cells, table: pd.DataFrame | None, embedding: np.ndarray, column: str | None, output: Path, plot: Path
 ) -> None:
-    """Lay the cells out, put the layout beside the embedding, and draw it."""
-    from cellglot.evaluation import plots  # and matplotlib, where a picture is wanted
+    """Compute a UMAP, add it to the written embedding, and draw it."""
+    from cellglot.evaluation import plots  # imports matplotlib
 
     coordinates = plots.umap_coordinates(embedding)
     if output.suffix == ".h5ad":
@@ -114,7 +111,7 @@ def _draw(
 
 
 def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load what embeds cells, with all its weights, and its tokenizer."""
+    """Load the encoder of cells, with all its weights, and its tokenizer."""
     if is_adapter(model):
         return cell_encoder(load_with_adapter(model)), load_tokenizer(read_adapter(model).base)
     tokenizer, config = load_tokenizer(model), load_configuration(model)

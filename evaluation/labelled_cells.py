@@ -1,4 +1,4 @@
-"""Cells to evaluate on: counts, labels, batches, donors, and a checksum of all of it."""
+"""Cells for an evaluation: counts, labels, batches, donors, and a checksum."""
 
 import hashlib
 import logging
@@ -25,18 +25,18 @@ GROUPS = ("donor_id", "dataset_id")
 
 @dataclass
 class LabelledCells:
-    """Opened cells with what they are scored by.
+    """Opened cells with labels, batches and groups.
 
     Parameters
     ----------
     checksum
         SHA-256 of the file, or of the counts of an AnnData.
     label_column, batch_column, group_column
-        Columns of obs that labels, batches and donors (or data sets) were read from, None where there is none.
+        Columns of obs of labels, batches and donors (or data sets), or None.
     labels, batches, groups
-        One a cell, None where it is missing; shape (cells,). None where there is no column.
+        One value per cell, None if missing; shape (cells,). None without a column.
     options
-        ``gene_column``, ``min_coverage``, as the tokenizers take them.
+        ``gene_column``, ``min_coverage`` as for the tokenizers.
     """
 
     cells: Cells
@@ -51,7 +51,6 @@ class LabelledCells:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.cells)
 
     @property
@@ -62,11 +61,11 @@ class LabelledCells:
         return np.array([label is not None for label in self.labels])
 
     def classes(self) -> list[str]:
-        """Return the different labels, sorted."""
+        """Return the distinct labels, sorted."""
         return [] if self.labels is None else sorted({label for label in self.labels if label is not None})
 
     def subset(self, numbers: Iterable[int] | np.ndarray) -> AnnData:
-        """Read the counts of some cells, in their order, as an AnnData; the others are streamed past."""
+        """Read the counts of some cells, in the given order, as an AnnData, without loading the others."""
         wanted = np.asarray(numbers)
         order = np.argsort(wanted, kind="stable")
         parts, first = [], 0
@@ -78,7 +77,7 @@ class LabelledCells:
         return AnnData(matrix[np.argsort(order, kind="stable")], var=self.cells.var)
 
     def facts(self) -> dict[str, Any]:
-        """Return what they are as plain types, for JSON."""
+        """Return a description as plain types, for JSON."""
         counts = Counter(label for label in self.labels if label is not None) if self.labels is not None else {}
         return {
             "source": self.source,
@@ -110,16 +109,16 @@ def open_labelled_cells(
     Parameters
     ----------
     source
-        File of any format that `cellglot.tokenization.read_cells` takes, or an AnnData.
+        File in a format of `cellglot.tokenization.read_cells`, or an AnnData.
     labels
-        Column of cell types; by default the one that is carried as ``cell_type``, where there is one. Missing ones
-        are None, as `cellglot.tokenization.reading.labels` reads them.
+        Column of cell types; by default the column that is read as ``cell_type``, if there is one. Missing labels are
+        None, as `cellglot.tokenization.reading.labels` reads them.
     batches
-        Column of batches; none by default.
+        Column of batches.
     donors
         Column of donors or data sets that are not split; by default that of ``donor_id``, else of ``dataset_id``.
     **options
-        ``gene_column``, ``min_coverage`` as the tokenizers take them.
+        ``gene_column``, ``min_coverage`` as for the tokenizers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Writes columns and matrices beside the cells of a file, without reading its counts into memory."""
+"""Writing of cells with added columns and matrices, without loading the counts into memory."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from cellglot.tokenization.reading.obs import as_text
 from cellglot.tokenization.reading.storable_table import storable_column, storable_frame, write_column
 
 
-KEY = "cellglot"  # which the names of columns and matrices begin with
+KEY = "cellglot"  # prefix of the names of columns and matrices
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -32,21 +32,19 @@ def write_annotated(
     obsm: Mapping[str, np.ndarray] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the cells of a file with what was found about them.
+    """Write the cells of a file with results about them; the output replaces an earlier one only when complete.
 
-    An ``.h5ad`` is copied whole, with all that it holds. Of other formats raw counts, genes and metadata are written,
+    An ``.h5ad`` is copied with all its contents. From other formats, raw counts, genes and metadata are written,
     counts chunk by chunk.
 
     Parameters
     ----------
     cells
-        The file, opened; None for an ``.h5ad`` of embeddings.
-    output
-        ``.h5ad``; it is written beside and moved there when it is complete.
+        The opened file; None for an ``.h5ad`` of embeddings.
     obs
-        Column -> one value a cell; columns of these names are replaced.
+        Column -> one value per cell; columns of these names are replaced.
     obsm
-        Matrices, one row a cell.
+        Matrices with one row per cell.
 
     Raises
     ------
@@ -72,15 +70,7 @@ def add_results(
     obsm: Mapping[str, np.ndarray] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write to an AnnData what `write_annotated` writes to a file.
-
-    Parameters
-    ----------
-    adata
-        The cells, in the order of the results.
-    obs, obsm, uns
-        As for `write_annotated`.
-    """
+    """Add to an AnnData, in the order of the results, what `write_annotated` adds to a file."""
     for name, values in obs.items():
         adata.obs[name] = values
     adata.obsm.update(obsm or {})
@@ -88,7 +78,7 @@ def add_results(
 
 
 def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
-    """Put further matrices, one row a cell, into a file that `write_annotated` wrote; whole or not at all."""
+    """Add matrices with one row per cell to a file of `write_annotated`, atomically."""
     with atomic(os.path.realpath(output)) as temporary:
         shutil.copyfile(output, temporary)
         with h5py.File(temporary, "r+") as file:
@@ -97,20 +87,20 @@ def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
 
 
 def check_ending(output: Path) -> None:
-    """Refuse a name that is not that of an ``.h5ad``."""
+    """Refuse a file name that does not end in ``.h5ad``."""
     if output.suffix != ".h5ad":
         raise ValueError(f"{output}: annotated cells are written as .h5ad")
 
 
 def check_cells(cells: Cells) -> None:
-    """Read what `write_annotated` will write beside the counts of cells, so that long work does not end with an error.
+    """Read the table of cells that `write_annotated` will write, to find damage before long work.
 
     Raises
     ------
     CellFileError
         If the table of cells is damaged.
     """
-    if cells.format != "h5ad":  # whose table is not written anew
+    if cells.format != "h5ad":  # an h5ad is copied, its table is not written again
         cells.table(every=True)
 
 
@@ -128,8 +118,11 @@ def write_counts(cells: Cells, path: Path) -> None:
 
 
 def _add(file: h5py.File, obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
-    if isinstance(file["obs"], h5py.Dataset):  # of AnnData before 0.7: one array of records
-        _rewrite_records(file)
+    if isinstance(file["obs"], h5py.Dataset):  # AnnData before 0.7 stored one array of records
+        beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
+        frame, _ = storable_frame(compound_frame(file["obs"], beside))
+        del file["obs"]
+        write_elem(file, "obs", frame)
     _add_columns(file["obs"], obs)
     for group, added in (("obsm", obsm), ("uns", uns)):
         if group not in file:
@@ -138,16 +131,8 @@ def _add(file: h5py.File, obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: 
             write_elem(file[group], name, value)
 
 
-def _rewrite_records(file: h5py.File) -> None:
-    """Write a table of cells that is an array of records as AnnData does today."""
-    beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
-    frame, _ = storable_frame(compound_frame(file["obs"], beside))
-    del file["obs"]
-    write_elem(file, "obs", frame)
-
-
 def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
-    """Write columns beside those of a stored table, whose bytes stay as they are."""
+    """Add columns to a stored table without changing the bytes of the others."""
     names = [as_text(name) for name in table.attrs.get("column-order", ())]
     for name, values in columns.items():
         if name in table:
@@ -158,19 +143,13 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
 
 
 def check_table(path: str | Path) -> None:
-    """Refuse a name for a table whose ending is unknown, before any work."""
+    """Refuse a file name of a table with an unsupported ending."""
     if Path(path).suffix not in TABLES:
         raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
 
 
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table, whole or not at all; the ending chooses: ``.csv``, ``.tsv`` or ``.parquet``.
-
-    Raises
-    ------
-    ValueError
-        If the ending is none of these.
-    """
+    """Write a table atomically as ``.csv``, ``.tsv`` or ``.parquet``, by the ending of the file name."""
     check_table(path)
     ending = Path(path).suffix
     with atomic(path) as temporary:

@@ -1,9 +1,8 @@
-"""A LangCell model with its processor, and texts that are encoded once for all cells."""
+"""Loading of LangCell models with their processors, and encoding of texts."""
 
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from transformers import AutoModel
 
 import cellglot
-from cellglot.evaluation.embedding import default_device
+from cellglot.evaluation.embedding import evaluated_on
 from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_configuration, load_model, load_processor
 from cellglot.modeling.model_files import check_loaded
@@ -23,14 +22,14 @@ from cellglot.tokenization.processing_langcell import DEFAULT_TEXT_LENGTH, LangC
 logger = logging.getLogger(__name__)
 
 OTHER_MODELS = (
-    "it embeds and classifies cells, but knows no texts. Zero-shot annotation and search by texts take a LangCell "
-    "model; for this one there is cellglot finetune"
+    "it embeds and classifies cells, but does not read texts. Zero-shot annotation and search by texts need a "
+    "LangCell model; to annotate with this one, train a classifier with cellglot finetune"
 )
 
 
 @dataclass
 class EncodedTexts:
-    """Texts, tokenized and embedded.
+    """Tokenized and embedded texts.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ class EncodedTexts:
     features
         Text embeddings, shape (texts, size).
     cut
-        Texts that had more tokens than the text encoder takes.
+        Number of texts that were truncated to the text encoder's maximum length.
     """
 
     input_ids: torch.Tensor
@@ -57,50 +56,49 @@ def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[An
     Parameters
     ----------
     dtype
-        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as they are stored.
+        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as stored.
+
+    Raises
+    ------
+    ValueError
+        If the model does not read texts, or parts of it are missing.
     """
     cellglot.register_auto_classes()
     kind = load_configuration(name).model_type
     if not knows_texts(kind):
-        raise ValueError(f"{name} is a model of type {kind!r}: {OTHER_MODELS}")
+        raise ValueError(f"{name} is of type {kind!r}: {OTHER_MODELS}")
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model, info = load_model(AutoModel, name, check=False, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if all(f"text_model.{key}" in missing for key, _ in model.text_model.named_parameters()):
         raise ValueError(
-            f"{name} holds no weights for {len(missing):,} parts of LangCellModel, such as {missing[0]}: it was saved "
-            "from the cell encoder or a classifier alone"
+            f"{name} has no weights for {len(missing):,} parts of LangCellModel, such as {missing[0]}: it was saved "
+            "from the cell encoder or a classifier only; save the whole LangCellModel"
         )
     check_loaded(name, model, info)
     processor = load_processor(name)
     if not hasattr(processor, "text_tokenizer"):
-        raise ValueError(f"{name} holds no text tokenizer: save a LangCellProcessor beside the model")
+        raise ValueError(f"{name} has no text tokenizer: save a LangCellProcessor in the folder of the model")
     check_cell_text_model(model)
     return model.eval(), processor
 
 
 def check_cell_text_model(model: Any) -> None:
-    """Refuse models that know no texts; say it where texts were not trained."""
+    """Refuse models that do not read texts; warn if texts were not trained."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not knows_texts(kind) or not hasattr(model, "annotate"):
-        raise ValueError(f"{type(model).__name__} is a model of type {kind!r}: {OTHER_MODELS}")
+        raise ValueError(f"{type(model).__name__} is of type {kind!r}: {OTHER_MODELS}")
     if model.config.stage == 1:
-        logger.warning("The model is of pretraining's stage 1, cells alone: what it says of texts is noise.")
+        logger.warning("The model is of pretraining stage 1, trained on cells only: its scores of texts are noise.")
 
 
 def as_processor(processor: Any, model: Any) -> LangCellProcessor:
-    """Return a LangCellProcessor.
-
-    Parameters
-    ----------
-    processor
-        A LangCellProcessor, or (tokenizer of cells, tokenizer of texts).
-    """
+    """Return a LangCellProcessor, made if necessary from (tokenizer of cells, tokenizer of texts)."""
     if isinstance(processor, tuple | list) and len(processor) == 2:
         processor = LangCellProcessor(*processor)
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "text_tokenizer")):
         raise TypeError(
-            f"{type(processor).__name__} is no processor of cells and texts: pass a LangCellProcessor, or (tokenizer "
+            f"{type(processor).__name__} does not process cells and texts: pass a LangCellProcessor, or (tokenizer "
             "of cells, tokenizer of texts)"
         )
     for what, tokenizer, size in (
@@ -109,19 +107,19 @@ def as_processor(processor: Any, model: Any) -> LangCellProcessor:
     ):
         if len(tokenizer) > size:
             raise ValueError(
-                f"the tokenizer of {what} has {len(tokenizer):,} ids, but the model's vocab_size is {size:,}: they do "
-                "not belong together"
+                f"the tokenizer of {what} has {len(tokenizer):,} ids, but the model's vocab_size is {size:,}: use the "
+                "model's own processor"
             )
     return processor
 
 
 def encode_texts(model: Any, processor: LangCellProcessor, texts: Sequence[Sequence[str]]) -> EncodedTexts:
-    """Tokenize and embed texts on the model's device; longer ones than the text encoder takes are cut and counted.
+    """Tokenize and embed the texts of each class on the model's device; too long ones are truncated and counted.
 
     Raises
     ------
     ValueError
-        If there are none or one is empty.
+        If there are no texts or one is empty.
     """
     flat = [text for of_class in texts for text in of_class]
     device = next(model.parameters()).device
@@ -153,11 +151,11 @@ def embed_texts(
     model
         A LangCellModel.
     processor
-        As for `as_processor`.
+        Its LangCellProcessor, or (tokenizer of cells, tokenizer of texts).
     texts
-        A text, or several.
+        One text, or several.
     device
-        Where to compute; by default CUDA, MPS or the CPU, whichever is there.
+        By default CUDA, MPS or the CPU, in this order.
 
     Returns
     -------
@@ -167,7 +165,7 @@ def embed_texts(
     Raises
     ------
     ValueError
-        If there are none, one is empty, or the model knows no texts.
+        If there are no texts, one is empty, or the model does not read texts.
     """
     check_cell_text_model(model)
     given = [texts] if isinstance(texts, str) else list(texts)
@@ -175,20 +173,8 @@ def embed_texts(
         return encode_texts(model, as_processor(processor, model), [[t] for t in given]).features.float().cpu().numpy()
 
 
-@contextmanager
-def evaluated_on(model: Any, device: str | torch.device | None) -> Any:
-    """Take a model to a device and out of training for a while; gives the device."""
-    device = torch.device(device) if device is not None else default_device()
-    training, home = model.training, next(model.parameters()).device
-    model.to(device).eval()
-    try:
-        yield device
-    finally:
-        model.to(home).train(training)
-
-
 def fingerprint(model: Any) -> str:
-    """Return a short checksum of the weights that make cell and text embeddings comparable: both projections."""
+    """Return a short checksum of the projections into the common space of cells and texts."""
     digest = hashlib.sha256()
     for part in (model.cell_model.projection, model.text_model.projection):
         for _, values in sorted(part.state_dict().items()):
@@ -202,7 +188,6 @@ __all__ = [
     "check_cell_text_model",
     "embed_texts",
     "encode_texts",
-    "evaluated_on",
     "fingerprint",
     "load_cell_text_model",
 ]

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import cellglot
-from cellglot.evaluation.annotation.by_texts import COLOURED
 from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.output import KEY
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
@@ -103,9 +102,7 @@ class ClassifiedCells:
         """
         from cellglot.evaluation import plots  # imports matplotlib
 
-        common = {name for name, _ in Counter(self.predicted).most_common(COLOURED)}
-        shown = [name if name is None or name in common else "other types" for name in self.predicted]
-        return plots.embedding_plot(coordinates, shown, title, missing="no prediction")
+        return plots.embedding_plot(coordinates, plots.frequent(self.predicted), title, missing="no prediction")
 
     def summary(self) -> str:
         """Summarise the matched genes and the predictions."""

@@ -19,14 +19,13 @@ from cellglot.evaluation.annotation.scores import (
     fit_temperature,
     neighbor_graph,
 )
-from cellglot.evaluation.embedding import batches
+from cellglot.evaluation.embedding import evaluated_on
 from cellglot.evaluation.output import KEY, add_results
 from cellglot.evaluation.text_model import (
     EncodedTexts,
     as_processor,
     check_cell_text_model,
     encode_texts,
-    evaluated_on,
     fingerprint,
 )
 from cellglot.progress import progress_bars
@@ -40,9 +39,6 @@ from cellglot.tokenization.reading.labels import read_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-COLOURED = 19
 
 
 @dataclass
@@ -206,8 +202,7 @@ class CellAnnotation:
 
         coordinates = plots.umap_coordinates(self.embedding) if coordinates is None else coordinates
         labels = [name or "no prediction" for name in self.predicted]
-        common = {name for name, _ in Counter(labels).most_common(COLOURED)}
-        return plots.embedding_plot(coordinates, [n if n in common else "other types" for n in labels], title)
+        return plots.embedding_plot(coordinates, plots.frequent(labels), title)
 
     def summary(self) -> str:
         """Summarise the candidates, the matched genes and the predictions."""
@@ -336,7 +331,7 @@ def annotate_cells(
         with evaluated_on(model, device) as place, torch.inference_mode():
             texts = encode_texts(model, processor, candidates.texts)
             asked = {"alpha": alpha, "shortlist": shortlist, "pairs_at_once": pairs_at_once}
-            stream = batches(processor.tokenizer, counts, batch_size, report, **options)
+            stream = processor.tokenizer.batches(counts, batch_size, report, **options)
             _annotate(model, processor.tokenizer, stream, texts, asked, raw, place, progress)
             weights = fingerprint(model)
         settings = {

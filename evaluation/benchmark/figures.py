@@ -1,6 +1,5 @@
-"""Pictures of an evaluation: bars with intervals, embeddings laid out."""
+"""Pictures of an evaluation: bars with intervals, UMAPs of embeddings."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,18 @@ from cellglot.evaluation.benchmark.results import Table, metrics_of
 from cellglot.evaluation.scores.bootstrap import Score
 
 
-# What is drawn of each task; of the others accuracy.
+# The metric that is drawn for each task; accuracy for the others.
 MAIN_METRICS = {"clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc"}
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
 MOST_CELLS = 20_000
-COLOURED = 19
 
 
 def scores_plot(results: Table, columns: Sequence[str], baselines: Sequence[str], title: str) -> Figure:
-    """Draw the main metric of every task: a panel each, a bar for each model, with its interval.
-
-    Parameters
-    ----------
-    results
-        Task -> model -> result.
-    baselines
-        Those that are drawn grey.
-    """
+    """Draw the main metric of every task: one panel per task, one bar with its interval per model, baselines grey."""
     panels = []
     for task, by_model in results.items():
         metric = MAIN_METRICS.get(task, "accuracy")
-        scores = {name: by_model[name].metrics[metric] for name in columns if _has(by_model, name, metric)}
+        scores = {n: by_model[n].metrics[metric] for n in columns if n in by_model and metric in by_model[n].metrics}
         if scores:
             heading = next((h for m, h in metrics_of(task, by_model) if m == metric), f"{task}, {metric}")
             panels.append((heading, scores))
@@ -51,7 +41,7 @@ def scores_plot(results: Table, columns: Sequence[str], baselines: Sequence[str]
 
 
 def _panel(axes: Any, heading: str, scores: dict[str, Score], baselines: Sequence[str], most: int) -> None:
-    """Draw a bar for each score, as thick as if there were the most that a panel has."""
+    """Draw a bar for each score; bars are equally thick in all panels, which have `most` bars at most."""
     names = list(scores)[::-1]
     values = np.array([scores[n].value for n in names])
     ends = np.array([_ends(scores[n]) for n in names]).clip(min=0)
@@ -63,40 +53,30 @@ def _panel(axes: Any, heading: str, scores: dict[str, Score], baselines: Sequenc
     axes.set_ylim(len(names) - most - 0.5, len(names) - 0.5)
     axes.set_xlim(min(0, float((values - ends[:, 0]).min()) * 1.05), 1.12)
     axes.set_title(heading, fontsize=9.5, color=plots.INK, loc="left")
-    axes.tick_params(colors=plots.INK, labelsize=8.5)
-    axes.grid(axis="x", color=plots.GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plots.style(axes, grid="x", labelsize=8.5)
 
 
 def _ends(score: Score) -> tuple[float, float]:
-    """Return how far the ends of an interval lie from the score."""
+    """Return the distances of the interval's ends from the score."""
     if score.low is None or score.high is None:
         return 0.0, 0.0
     return score.value - score.low, score.high - score.value
 
 
-def _has(by_model: dict, name: str, metric: str) -> bool:
-    return name in by_model and metric in by_model[name].metrics
-
-
 def draw_umap(
     embedding: np.ndarray, colours: dict[str, np.ndarray], name: str, folder: Path, seed: int = 0
 ) -> list[str]:
-    """Draw the UMAP of a model's cells once for each way of colouring them; at most 20,000 cells, drawn at random.
+    """Draw a UMAP of at most 20,000 randomly chosen cells, once for each colouring, as ``umap_NAME_BY.png``.
 
     Parameters
     ----------
     colours
-        What they are coloured by (``"cell type"``) -> one label a cell, None where it is missing.
-    folder
-        Where to write ``umap_NAME_BY.png``.
+        Name of the colouring (``"cell type"``) -> one label per cell, None if missing.
 
     Returns
     -------
     list of str
-        Names of the files; none where fewer than four cells have an embedding.
+        Names of the files; empty if fewer than four cells have an embedding.
     """
     shown = np.flatnonzero(np.isfinite(embedding).all(axis=1))
     if len(shown) > MOST_CELLS:
@@ -105,9 +85,7 @@ def draw_umap(
         return []
     coordinates, written = plots.umap_coordinates(embedding[shown], seed), []
     for by, values in colours.items():
-        common = {label for label, _ in Counter(v for v in values[shown] if v is not None).most_common(COLOURED)}
-        labels = [None if v is None else v if v in common else "others" for v in values[shown]]
-        figure = plots.embedding_plot(coordinates, labels, f"{name}: cells by {by}")
+        figure = plots.embedding_plot(coordinates, plots.frequent(values[shown], "others"), f"{name}: cells by {by}")
         path = folder / umap_file(name, by)
         plots.save_figure(figure, str(path))
         written.append(path.name)
@@ -115,7 +93,7 @@ def draw_umap(
 
 
 def umap_file(name: str, by: str) -> str:
-    """Return the name of the picture of a model's cells, coloured by something."""
+    """Return the file name of a model's UMAP with one colouring."""
     return "umap_" + "_".join("".join(c if c.isalnum() else "_" for c in text) for text in (name, by)) + ".png"
 
 

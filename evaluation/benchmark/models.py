@@ -1,4 +1,4 @@
-"""A model to evaluate, whatever it is: pretrained, fine-tuned, or a base model with an adapter."""
+"""Models to evaluate: pretrained, fine-tuned, or a base model with an adapter."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from transformers import (
 )
 
 import cellglot
-from cellglot.evaluation.embedding import run_batches
+from cellglot.evaluation.embedding import evaluated_on, run_model
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.marker_table import MarkerGenes, marker_tokens
-from cellglot.evaluation.text_model import evaluated_on, load_cell_text_model
+from cellglot.evaluation.text_model import load_cell_text_model
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
 from cellglot.modeling.families import FAMILIES
@@ -29,26 +29,26 @@ from cellglot.tokenization.gene_report import GeneReport
 
 @dataclass
 class EvaluatedModel:
-    """A loaded model with what the tasks ask of it.
+    """A loaded model for the tasks of an evaluation.
 
     Parameters
     ----------
     name
         In tables and plots.
     network
-        The model, of any head, or with an adapter.
+        The model, with any head or an adapter.
     classes
-        Names of the classes of cells that it predicts, in the order of its logits; none where it is no classifier.
+        Names of the predicted classes of cells, in the order of the logits; empty if it is not a classifier.
     class_types
-        Class -> Cell Ontology id, where they are known.
+        Class -> Cell Ontology id, if known.
     processor
         Of cells and texts, for models that annotate by texts.
     facts
-        Where it comes from, its revision, the checksum of its weights, its size.
+        Source, revision, checksum of the weights, size.
     device
-        Where to compute; by default the best there is.
+        By default CUDA, MPS or the CPU, in this order.
     genes
-        Genes matched and lost by the last call.
+        Genes matched and lost in the last call.
     """
 
     name: str
@@ -63,35 +63,23 @@ class EvaluatedModel:
     genes: GeneReport | None = None
 
     def embed(self, data: LabelledCells, progress: bool = True) -> np.ndarray:
-        """Embed all cells, shape (cells, size); NaN where a cell expresses no known gene."""
+        """Embed all cells, shape (cells, size); NaN for cells without a known gene."""
         encoder = self.network if self.processor is not None else cell_encoder(self.network)
         return self._run(encoder, data.cells, "pooler_output", data.options, progress)
 
     def logits(self, cells: AnnData, progress: bool = True, **options: Any) -> np.ndarray:
-        """Score the classes of cells, shape (cells, classes); NaN where a cell expresses no known gene."""
+        """Return the logits of cells, shape (cells, classes); NaN for cells without a known gene."""
         return self._run(self.network, cells, "logits", options, progress)
 
     def _run(self, network: Any, cells: Any, output: str, options: dict[str, Any], progress: bool) -> np.ndarray:
-        def compute(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {output: network(**batch)[output]}
-
         self.genes = GeneReport()
-        return run_batches(
-            network,
-            self.tokenizer,
-            cells,
-            compute,
-            batch_size=self.batch_size,
-            device=self.device,
-            progress=progress,
-            report=self.genes,
-            **options,
-        )[output]
+        options = options | {"batch_size": self.batch_size, "device": self.device, "report": self.genes}
+        return run_model(network, self.tokenizer, cells, output, progress=progress, **options)
 
     def gene_scores(
         self, cells: AnnData, markers: MarkerGenes, labels: list[str], advance: Any, **options: Any
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Score the genes of cells by how far hiding each of them moves its cell.
+        """Score each gene of a cell by how far the cell embedding moves if the gene is masked.
 
         Parameters
         ----------
@@ -103,7 +91,8 @@ class EvaluatedModel:
         Returns
         -------
         scores, is_marker
-            For each cell, of its genes that the model knows, shape (genes,); none of a cell with fewer than two.
+            For each cell, one value per gene that the model knows, shape (genes,); empty for cells with fewer than
+            two such genes.
         """
         tokens = marker_tokens(markers, self.tokenizer.vocabulary)
         encoded = self.tokenizer(cells, **options)
@@ -132,19 +121,16 @@ def load_evaluated_model(
     Parameters
     ----------
     source
-        Folder or repository of a pretrained model, of a classifier, or of an adapter (then with its tokenizer, or
-        that of its base model).
+        Folder or repository of a pretrained model, a classifier, or an adapter.
     name
         For tables; by default the last part of `source`.
-    batch_size, device
-        As for `EvaluatedModel`.
 
     Raises
     ------
     ValueError
-        If a folder holds no model, or one of another type.
+        If the folder does not contain a model, or one of another family.
     OSError
-        If a part of it is missing.
+        If a file is missing.
     """
     cellglot.register_auto_classes()
     source, label = str(source), name or Path(str(source).rstrip("/")).name
@@ -199,17 +185,17 @@ def _plain(network: Any) -> Any:
 
 
 def check_source(source: str | Path) -> None:
-    """Refuse what cannot be a model, before anything is loaded."""
+    """Refuse a source that cannot be a model, before anything is loaded."""
     source = str(source)
     if Path(source).is_dir():
         if not Path(source, "config.json").exists() and not is_adapter(source):
-            raise ValueError(f"{source} holds no config.json: it is no folder of a model")
+            raise ValueError(f"{source} does not contain config.json: pass the folder of a model")
     elif source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"{source} is no folder, and no repository of the Hub (owner/name)")
+        raise ValueError(f"{source} is neither a folder nor a repository of the Hub (owner/name)")
 
 
 def weights_checksum(network: Any) -> str:
-    """Return the SHA-256 of all weights and buffers that a checkpoint of the model holds."""
+    """Return the SHA-256 of the model's state dict."""
     digest = hashlib.sha256()
     for name, values in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())

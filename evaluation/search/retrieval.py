@@ -115,7 +115,7 @@ def find_cells(
     Raises
     ------
     ValueError
-        If the model knows no texts; as `nearest` and `embed_texts` do.
+        If the model does not read texts; as `nearest` and `embed_texts` do.
     """
     embedding = cell_embedding(model, processor, cells, **options)
     return nearest(embed_texts(model, processor, texts, device=options.get("device")), embedding, k)

@@ -103,7 +103,7 @@ ERRORS = {
     "no classes": (["base"], "base is not a classifier: fine-tune it (cellglot finetune), pass an adapter"),
     "no adapter": (["base", "--adapter", "classifier"], "classifier holds no adapter_config.json"),
     "another base": (["langcell", "--adapter", "adapter"], "adapter was trained on"),
-    "candidates for an encoder": (["base", "--candidates", "B cell"], "but knows no texts"),
+    "candidates for an encoder": (["base", "--candidates", "B cell"], "but does not read texts"),
 }
 
 

@@ -246,13 +246,13 @@ ERRORS = {
     ),
     "another model": (
         ["annotate", "sccello", "few.h5ad", "-o", "new.h5ad", "--candidates", "B cell"],
-        "sccello is a model of type 'sccello': it embeds and classifies cells, but knows no texts",
+        "sccello is of type 'sccello': it embeds and classifies cells, but does not read texts",
     ),
     "no model": (
         ["annotate", "nowhere", "few.h5ad", "-o", "new.h5ad", "--candidates", "B cell"],
         "nowhere is not a folder",
     ),
-    "query of another model": (["query", "sccello", "few.h5ad", "B cell"], "knows no texts"),
+    "query of another model": (["query", "sccello", "few.h5ad", "B cell"], "does not read texts"),
     "empty query": (["query", "langcell", "few.h5ad", " "], "the text to search for is empty"),
     "top": (["query", "langcell", "few.h5ad", "B cell", "--top", "0"], "top=0"),
     "other embeddings": (["query", "langcell", "other.npy", "B cell"], "that are not of this model"),

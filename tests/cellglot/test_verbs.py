@@ -238,7 +238,7 @@ WRONG = {
         ValueError,
         "predicts its own classes: candidates, smooth are for",
     ),
-    "no texts": (lambda cells, file, m: cellglot.query(cells, "a", m), ValueError, "knows no texts"),
+    "no texts": (lambda cells, file, m: cellglot.query(cells, "a", m), ValueError, "does not read texts"),
     "dtype": (lambda cells, file, m: cellglot.load_model(m, dtype="int8"), ValueError, "'int8': it is float32"),
 }
 

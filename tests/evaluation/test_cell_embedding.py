@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from cellglot.evaluation.embedding import batches, default_device, embed_cells, run_model
+from cellglot.evaluation.embedding import default_device, embed_cells, run_model
 from cellglot.modeling import ExceiverForSequenceClassification, ExceiverModel
 from cellglot.tokenization import ExceiverTokenizer, GeneCoverageError, read_cells
 from cellglot.tokenization.gene_report import GeneReport
@@ -51,7 +51,7 @@ def test_cells_come_from_files_and_matrices_too(model, tokenizer, blood, blood_f
 
 def test_batches_hold_every_cell_once_with_little_padding(tokenizer, blood):
     seen, padding, report = [], 0, GeneReport()
-    for numbers, batch in batches(tokenizer, blood, 8, report):
+    for numbers, batch in tokenizer.batches(blood, 8, report):
         assert len(numbers) == len(batch["input_ids"]) <= 8
         seen += numbers.tolist()
         padding += int((batch["attention_mask"] == 0).sum())

@@ -311,10 +311,12 @@ def test_what_is_refused(loaded, few, ontology, model_folders):
             annotate_cells(model, processor, few, candidates, ontology=ontology, **options, **QUIET)
     with pytest.raises(ValueError, match="needs an ontology"):
         annotate_cells(model, processor, few, NAMES, back_off_below=0.5, **QUIET)
-    with pytest.raises(TypeError, match="is no processor of cells and texts"):
+    with pytest.raises(TypeError, match="does not process cells and texts"):
         annotate_cells(model, processor.tokenizer, few, NAMES, **QUIET)
     exceiver = ExceiverModel.from_pretrained(model_folders["model"])
-    with pytest.raises(ValueError, match="of type 'exceiver': it embeds and classifies cells, but knows no texts"):
+    with pytest.raises(
+        ValueError, match="of type 'exceiver': it embeds and classifies cells, but does not read texts"
+    ):
         annotate_cells(exceiver, processor, few, NAMES, **QUIET)
     with pytest.raises(ValueError, match="of type 'exceiver'"):
         load_cell_text_model(model_folders["model"])
@@ -326,7 +328,7 @@ def test_folders_without_texts_are_refused(loaded, tmp_path):
     model, processor = loaded
     LangCellForSequenceClassification(model.config).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds no weights for .* parts of LangCellModel"):
+    with pytest.raises(ValueError, match="has no weights for .* parts of LangCellModel"):
         load_cell_text_model(tmp_path)
 
 

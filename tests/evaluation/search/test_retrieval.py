@@ -111,5 +111,5 @@ def test_cells_to_texts_and_back(loaded, blood, model_folders):
     with pytest.raises(ValueError, match="no candidates"):
         embed_texts(model, processor, [], device="cpu")
     exceiver = ExceiverModel.from_pretrained(model_folders["model"])
-    with pytest.raises(ValueError, match="knows no texts"):
+    with pytest.raises(ValueError, match="does not read texts"):
         find_cells(exceiver, processor, few, TEXTS, **QUIET)
