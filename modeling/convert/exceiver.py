@@ -1,7 +1,5 @@
 """Released Exceiver checkpoints -> models of this package."""
 
-import pathlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,12 @@ from typing import Any
 import torch
 
 from cellglot.modeling.configuration_exceiver import ExceiverConfig
-from cellglot.modeling.model_files import ModelFileError, check_sizes
+from cellglot.modeling.convert.release import CheckpointError, check_shapes, check_weights, read_weights, write_model
+from cellglot.modeling.model_files import ModelFileError
 from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression, ExceiverForSequenceClassification
-from cellglot.outputs import OutputFolder, write_text
 
 
-# A template layer of the released code that its forward pass never uses.
+# A layer of the released code that its forward pass never uses.
 UNUSED_PREFIX = "process_self_attn.encoder_layer."
 
 # Released name -> name of the configuration.
@@ -23,52 +21,35 @@ SIZES = {
     "num_layers": "num_hidden_layers", "dim_feedforward": "intermediate_size", "classify_dim": "num_labels",
 }  # fmt: skip
 
-# What torch.load and damaged archives raise.
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
-
-
-class CheckpointError(ValueError):
-    """A released checkpoint is damaged, or not what it should be."""
-
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read hyper-parameters and weights of a released ``.ckpt`` without running anything that it holds.
-
-    Parameters
-    ----------
-    path
-        The checkpoint. Tensors, plain containers and POSIX paths are admitted, and nothing else.
+    """Read hyper-parameters and weights of a released ``.ckpt`` without running anything in it.
 
     Returns
     -------
     hyperparameters
         As released: ``seq_len``, ``seq_dim``, ``query_len``, ``query_dim``, ``num_layers``, ...
+    weights
+        By their released names.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or is not a checkpoint of Exceiver.
     """
-    if not Path(path).exists():
-        raise CheckpointError(f"{path} does not exist")
+    checkpoint = read_weights(Path(path))
     try:
-        with torch.serialization.safe_globals([pathlib.PosixPath]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         hyperparameters, weights = dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a released Exceiver checkpoint: it has no hyper_parameters and state_dict"
+        ) from error
+    try:
         sizes = {ours: hyperparameters[theirs] for theirs, ours in SIZES.items() if theirs in hyperparameters}
-        check_sizes(Path(path), sizes, {name: tuple(weight.shape) for name, weight in weights.items()})
-        return hyperparameters, weights
+        check_shapes(Path(path), sizes, weights)
     except ModelFileError as error:
         raise CheckpointError(str(error)) from error
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"{path} is no released Exceiver checkpoint that can be read safely: it is damaged, cut short, or asks "
-            "for more than tensors and numbers to be loaded"
-        ) from error
+    return hyperparameters, weights
 
 
 def convert(
@@ -76,8 +57,8 @@ def convert(
 ) -> ExceiverForMaskedExpression | ExceiverForSequenceClassification:
     """Build the model of a released checkpoint.
 
-    The rows of the gene embedding cannot be tied to genes: neither their order nor the scalers were published. The
-    configuration says so (``gene_order_known=False``), and ``unexpressed_genes`` is ``"bias"``, as the weights
+    It is unknown which row of the gene embedding is which gene: neither their order nor the scalers were published.
+    The configuration says so (``gene_order_known=False``), and ``unexpressed_genes`` is ``"bias"``, as the weights
     were trained.
 
     Parameters
@@ -90,13 +71,13 @@ def convert(
     Returns
     -------
     ExceiverForSequenceClassification or ExceiverForMaskedExpression
-        The first where ``classify_dim`` is given. The class query of the second, which the release does not have, is
+        The first if ``classify_dim`` is given. The class query of the second, which the release does not have, is
         zero.
 
     Raises
     ------
     CheckpointError
-        If a weight is missing, unknown or of another shape than the hyper-parameters say.
+        If a weight is missing or unknown, or has another shape than the hyper-parameters say.
     """
     given = dict(hyperparameters)
     missing = [k for k in ("seq_len", "seq_dim", "query_len", "query_dim", "num_layers", "nhead") if k not in given]
@@ -122,21 +103,14 @@ def convert(
     model = model_class(config)
     converted = _convert_weights({n: w for n, w in state_dict.items() if not n.startswith(UNUSED_PREFIX)}, config)
     expected = {n: w for n, w in model.state_dict().items() if n != "exceiver.background_values"}
-    _check(converted, expected)
+    check_weights(converted, expected)
     model.load_state_dict(converted, strict=False)
     return model.eval()
 
 
 def save_converted(model: ExceiverForMaskedExpression | ExceiverForSequenceClassification, output: str | Path) -> None:
-    """Write a converted model, with a card that says what is not known about its genes.
-
-    The tokenizer, which says the same, is written by the caller: this package does not import tokenizers.
-    """
-    with OutputFolder(output, "convert") as folder:
-        folder.clear()
-        model.save_pretrained(output)
-        write_text(Path(output, "README.md"), _CARD)
-        folder.finish()
+    """Write a converted model, with a card that says what is unknown about its genes; without a tokenizer."""
+    write_model(model, output, _CARD)
 
 
 _CARD = """\
@@ -200,7 +174,7 @@ def _convert_layer(weights: dict[str, torch.Tensor], prefix: str, part: str, wei
 
 
 def _convert_attention(weights: dict[str, torch.Tensor], prefix: str, part: str, weight: torch.Tensor) -> None:
-    """Split packed projections; where dimensions differ, weights come apart but biases come packed."""
+    """Split packed projections; if sizes differ, weights are released separately but biases packed."""
     if part in ("in_proj_weight", "in_proj_bias"):
         kind = part.removeprefix("in_proj_")
         for projection, piece in zip("qkv", weight.chunk(3), strict=True):
@@ -209,20 +183,6 @@ def _convert_attention(weights: dict[str, torch.Tensor], prefix: str, part: str,
         weights[f"{prefix}{part[0]}_proj.weight"] = weight
     else:
         weights[prefix + part.replace("out_proj", "o_proj")] = weight
-
-
-def _check(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    missing, unknown = sorted(set(expected) - set(converted)), sorted(set(converted) - set(expected))
-    if missing or unknown:
-        raise CheckpointError(
-            f"the weights do not fit the hyper-parameters: missing {missing[:5] or 'none'}, unknown "
-            f"{unknown[:5] or 'none'}"
-        )
-    for name, weight in converted.items():
-        if weight.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(weight.shape)}, the hyper-parameters say {tuple(expected[name].shape)}"
-            )
 
 
 __all__ = ["CheckpointError", "convert", "read_checkpoint", "save_converted"]

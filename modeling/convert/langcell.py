@@ -1,33 +1,33 @@
 """Released LangCell checkpoints, and plain text encoders, -> models of this package."""
 
-import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from cellglot.modeling.configuration_langcell import ROBERTA_LIKE, LangCellConfig, LangCellTextConfig
-from cellglot.modeling.convert.exceiver import CheckpointError
+from cellglot.modeling.convert.release import (
+    BERT_FIELDS,
+    BERT_LAYERS,
+    CheckpointError,
+    check_weights,
+    read_folder,
+    read_weights,
+    rename_weights,
+    weight_file,
+    write_model,
+)
 from cellglot.modeling.loading import load_configuration, load_model
-from cellglot.modeling.model_files import check_sizes, read_configuration
 from cellglot.modeling.modeling_langcell import LangCellForPreTraining, LangCellModel
-from cellglot.outputs import OutputFolder, write_text
 
-
-logger = logging.getLogger(__name__)
 
 # Parts of the release: two Hugging Face folders, and three files of one linear layer each.
 TOWERS = ("cell_bert", "text_bert")
 LAYERS = {"cell_proj": "cell_model.projection.", "text_proj": "text_model.projection.", "ctm_head": "matching_head."}
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-# What a BERT has and LangCell's encoders do not: they are read at [CLS], without a pooler, and predict no words.
+# Parts of a BERT that LangCell's encoders do not have: no pooler (embeddings are read at [CLS]), no head for words.
 UNUSED = ("pooler.", "embeddings.position_ids", "cls.", "lm_head.", "discriminator_predictions.", "qa_outputs.")
 
 _EMBEDDINGS = {
@@ -38,40 +38,17 @@ _EMBEDDINGS = {
 
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
-_LAYER_NAMES = {
-    "attention.self.query.": "self_attn.q_proj.",
-    "attention.self.key.": "self_attn.k_proj.",
-    "attention.self.value.": "self_attn.v_proj.",
-    "attention.output.dense.": "self_attn.o_proj.",
-    "attention.output.LayerNorm.": "norm_attention.",
+_LAYERS = BERT_LAYERS | {
     "crossattention.self.query.": "cross_attn.q_proj.",
     "crossattention.self.key.": "cross_attn.k_proj.",
     "crossattention.self.value.": "cross_attn.v_proj.",
     "crossattention.output.dense.": "cross_attn.o_proj.",
     "crossattention.output.LayerNorm.": "norm_cross_attention.",
-    "intermediate.dense.": "fc1.",
-    "output.dense.": "fc2.",
-    "output.LayerNorm.": "norm_feed_forward.",
 }
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "layer_norm_eps",
-    "initializer_range",
-    "pad_token_id",
-)
 
 
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    """Read the five parts of a release without running anything that they hold.
+    """Read the five parts of a release without running anything in them.
 
     Parameters
     ----------
@@ -88,25 +65,16 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
     """
     folder, config, parts = Path(folder), {}, {}
     for part in TOWERS:
-        config[part.removesuffix("_bert")] = _read_json(folder / part / "config.json")
-        path = next((folder / part / name for name in WEIGHT_FILES if (folder / part / name).exists()), None)
-        if path is None:
-            raise CheckpointError(f"{folder / part} has neither {' nor '.join(WEIGHT_FILES)}")
-        parts[part] = _read_weights(path)
-        shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in parts[part].items()}
-        try:
-            check_sizes(folder / part / "config.json", config[part.removesuffix("_bert")], shapes)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from error
+        config[part.removesuffix("_bert")], parts[part] = read_folder(folder / part)
     for part in LAYERS:
-        parts[part] = _read_weights(folder / f"{part}.bin")
+        parts[part] = read_weights(folder / f"{part}.bin")
     return config, parts
 
 
 def convert(config: Mapping[str, Any], parts: Mapping[str, Mapping[str, torch.Tensor]]) -> LangCellModel:
     """Build the model of a release.
 
-    The first row of token types is added to the position embeddings; poolers, which nothing reads, are dropped.
+    The first row of token types is added to the position embeddings; poolers, which are not used, are dropped.
 
     Parameters
     ----------
@@ -129,26 +97,26 @@ def convert(config: Mapping[str, Any], parts: Mapping[str, Mapping[str, torch.Te
     size = len(parts["cell_proj"]["weight"])
     try:
         built = LangCellConfig(
-            cell_config={n: config["cell"][n] for n in _SIZES if config["cell"].get(n) is not None},
-            text_config={n: config["text"][n] for n in _SIZES if config["text"].get(n) is not None},
+            cell_config={n: config["cell"][n] for n in BERT_FIELDS if config["cell"].get(n) is not None},
+            text_config={n: config["text"][n] for n in BERT_FIELDS if config["text"].get(n) is not None},
             projection_dim=size,
             tau=config.get("temperature", 0.05),
         )
     except (ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"the release's configurations are none of LangCell's: {error}") from error
+        raise CheckpointError(f"the release's configurations are not LangCell's: {error}") from error
     model = LangCellModel(built)
     converted: dict[str, torch.Tensor] = {}
     for part, prefix in zip(TOWERS, ("cell_model.", "text_model."), strict=True):
         converted |= {prefix + name: weight for name, weight in convert_bert(parts[part]).items()}
     for part, prefix in LAYERS.items():
         converted |= {prefix + name: weight for name, weight in parts[part].items()}
-    _check(converted, model.state_dict())
+    check_weights(converted, model.state_dict())
     model.load_state_dict(converted)
     return model.eval()
 
 
 def convert_bert(released: Mapping[str, torch.Tensor], first_position: int = 0) -> dict[str, torch.Tensor]:
-    """Rename the weights of a BERT, its token type 0 folded into the position embeddings.
+    """Rename the weights of a BERT, and add its token type 0 to the position embeddings.
 
     Parameters
     ----------
@@ -157,24 +125,13 @@ def convert_bert(released: Mapping[str, torch.Tensor], first_position: int = 0) 
     first_position
         Rows of position embeddings that no token uses: RoBERTa begins at ``pad_token_id + 1``.
     """
-    weights: dict[str, torch.Tensor] = {}
-    unknown = []
     plain = {_without_model(name): weight for name, weight in released.items()}
-    for name, weight in plain.items():
-        if name == TOKEN_TYPES or name.startswith(UNUSED):
-            continue
-        renamed = _rename(name)
-        if renamed is None:
-            unknown.append(name)
-        else:
-            weights[renamed] = weight
+    weights = rename_weights(plain, _EMBEDDINGS, ("encoder.layer.", "layers."), _LAYERS, (*UNUSED, TOKEN_TYPES))
     positions = "embeddings.position_embeddings.weight"
     if positions in weights:
         weights[positions] = weights[positions][first_position:].clone()
         if TOKEN_TYPES in plain:
             weights[positions] += plain[TOKEN_TYPES][0]
-    if unknown:
-        logger.warning("%d weights are left out: %s", len(unknown), ", ".join(sorted(unknown)[:10]))
     return weights
 
 
@@ -184,18 +141,18 @@ def from_text_checkpoint(
     model_class: type[LangCellModel] = LangCellForPreTraining,
     **options: Any,
 ) -> LangCellModel:
-    """Make a LangCell whose text encoder is a plain one: its text mode gives that encoder's hidden states.
+    """Create a LangCell with a plain text encoder: its text mode returns that encoder's hidden states.
 
-    The blocks of cross attention and the projection, which no plain encoder has, start as the configuration says (our
-    choice: normal, standard deviation ``initializer_range``).
+    The blocks of cross attention and the projection, which a plain encoder does not have, start at random (our choice:
+    normal, standard deviation ``initializer_range``).
 
     Parameters
     ----------
     text_checkpoint
         Folder or repository of an encoder whose network is BERT's (BERT, RoBERTa, ELECTRA).
     cell_checkpoint
-        Folder or repository of a LangCell, whose cell encoder to take, for instance that of stage 1. By default it
-        starts anew.
+        Folder or repository of a LangCell, for instance of stage 1, whose cell encoder to use. By default the cell
+        encoder starts at random.
     **options
         Fields of `LangCellConfig`.
 
@@ -217,7 +174,9 @@ def from_text_checkpoint(
     first = theirs.pad_token_id + 1 if theirs.model_type in ROBERTA_LIKE else 0
     weights = convert_bert(_weights_of(text_checkpoint), first)
     expected = model.text_model.state_dict()
-    _check(weights, {n: w for n, w in expected.items() if not n.startswith("projection.") and "cross_att" not in n})
+    check_weights(
+        weights, {n: w for n, w in expected.items() if not n.startswith("projection.") and "cross_att" not in n}
+    )
     model.text_model.load_state_dict(weights, strict=False)
     if cell is not None:
         model.cell_model.load_state_dict(cell.state_dict())
@@ -225,15 +184,8 @@ def from_text_checkpoint(
 
 
 def save_converted(model: LangCellModel, output: str | Path) -> None:
-    """Write a converted model, with a card that says what is known about it.
-
-    Tokenizers are written by the caller: this package does not import them.
-    """
-    with OutputFolder(output, "convert") as folder:
-        folder.clear()
-        model.save_pretrained(output)
-        write_text(Path(output, "README.md"), _CARD)
-        folder.finish()
+    """Write a converted model and its card; without tokenizers."""
+    write_model(model, output, _CARD)
 
 
 _CARD = """\
@@ -251,66 +203,18 @@ The authors state no terms of use for their weights: ask them before you pass th
 """
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: a release has cell_bert/ and text_bert/ with config.json")
-    try:
-        return read_configuration(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing: a release has {', '.join([*TOWERS, *(f'{n}.bin' for n in LAYERS)])}"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read safely: {error}") from error
-
-
 def _weights_of(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of a folder or repository."""
     from transformers import AutoModel
 
-    folder = Path(checkpoint)
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    return _read_weights(path) if path is not None else load_model(AutoModel, checkpoint, new=("pooler",)).state_dict()
+    path = weight_file(Path(checkpoint))
+    return read_weights(path) if path is not None else load_model(AutoModel, checkpoint, new=("pooler",)).state_dict()
 
 
 def _without_model(name: str) -> str:
     first, _, rest = name.partition(".")
     name = rest if first in ("bert", "roberta", "electra") else name
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _rename(name: str) -> str | None:
-    names, prefix, part = _EMBEDDINGS, "", name
-    if name.startswith("encoder.layer."):
-        number, part = name.removeprefix("encoder.layer.").split(".", 1)
-        names, prefix = _LAYER_NAMES, f"layers.{number}."
-    for released, ours in names.items():
-        if part.startswith(released):
-            return prefix + ours + part.removeprefix(released)
-    return None
-
-
-def _check(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    missing, unknown = sorted(set(expected) - set(converted)), sorted(set(converted) - set(expected))
-    if missing or unknown:
-        raise CheckpointError(
-            f"the weights do not fit the configuration: missing {missing[:5] or 'none'}, unknown "
-            f"{unknown[:5] or 'none'}"
-        )
-    for name, weight in converted.items():
-        if weight.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(weight.shape)}, the configuration says {tuple(expected[name].shape)}"
-            )
 
 
 __all__ = ["CheckpointError", "convert", "convert_bert", "from_text_checkpoint", "read_checkpoint", "save_converted"]

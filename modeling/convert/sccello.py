@@ -1,31 +1,30 @@
 """Released scCello checkpoints -> models of this package."""
 
-import json
-import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from cellglot.modeling.configuration_sccello import ScCelloConfig
-from cellglot.modeling.convert.exceiver import CheckpointError
-from cellglot.modeling.model_files import check_sizes
+from cellglot.modeling.convert.release import (
+    BERT_FIELDS,
+    BERT_LAYERS,
+    CheckpointError,
+    check_weights,
+    read_folder,
+    rename_weights,
+    write_model,
+)
 from cellglot.modeling.modeling_sccello import ScCelloForPreTraining
-from cellglot.outputs import OutputFolder, write_text
 
-
-logger = logging.getLogger(__name__)
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # Embeddings of one row that the released code adds at every position.
-LEGACY_EMBEDDINGS = ("tf_class", "tf_superclass", "expbin")
+LEGACY_EMBEDDINGS = tuple(
+    f"bert.embeddings.{name}_embeddings.weight" for name in ("tf_class", "tf_superclass", "expbin")
+)
 
-# Layers that the released code never uses, and copies of what stands elsewhere.
+# Layers that the released code never uses, and copies of other weights.
 UNUSED = (
     "binary_ce_loss_transform_cell.",
     "binary_ce_loss_transform_cellprot.",
@@ -50,69 +49,18 @@ _NAMES = {
     "learned_centroid.": "prototypes.",
 }
 
-_LAYER_NAMES = {
-    "attention.self.query.": "self_attn.q_proj.",
-    "attention.self.key.": "self_attn.k_proj.",
-    "attention.self.value.": "self_attn.v_proj.",
-    "attention.output.dense.": "self_attn.o_proj.",
-    "attention.output.LayerNorm.": "norm_attention.",
-    "intermediate.dense.": "fc1.",
-    "output.dense.": "fc2.",
-    "output.LayerNorm.": "norm_feed_forward.",
-}
-
 _TABLES = {"ctgraph_sim": "similarity_levels", "cell_type_ancestor_mask": "ancestor_mask"}
-
-_CONFIGURATION = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "layer_norm_eps",
-    "initializer_range",
-    "tau",
-    "pad_token_id",
-)
-
-
-# What torch.load and damaged archives raise.
-UNREADABLE = (RuntimeError, EOFError, ValueError, TypeError, AttributeError)
 
 
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read configuration and weights of a released folder without running anything that it holds.
+    """Read configuration and weights of a released folder without running anything in it.
 
     Parameters
     ----------
     folder
         With ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} is no released scCello checkpoint: it has no config.json")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it holds no mapping")
-    except (RecursionError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if path is None:
-        raise CheckpointError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}")
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = dict(torch.load(path, map_location="cpu", weights_only=True))
-        check_sizes(folder / "config.json", config, {name: tuple(weight.shape) for name, weight in weights.items()})
-        return config, weights
-    except (SafetensorError, pickle.UnpicklingError, *UNREADABLE) as error:
-        raise CheckpointError(f"{path} cannot be read safely: {error}") from error
+    return read_folder(Path(folder))
 
 
 def convert(
@@ -122,8 +70,8 @@ def convert(
 ) -> ScCelloForPreTraining:
     """Build the model of a released checkpoint.
 
-    The three embeddings of one row are added to the position embeddings, unused layers are dropped. Prototypes are
-    cut to the cell types that there are: the released table has 600 rows, of which 398 are used.
+    The three embeddings of one row are added to the position embeddings, and unused layers are dropped. Only the
+    prototypes of cell types are kept: 398 of the 600 rows of the released table.
 
     Parameters
     ----------
@@ -132,20 +80,20 @@ def convert(
     state_dict
         Weights by their released names; unknown ones are ignored, with a warning that names them.
     cell_types
-        Cell Ontology id -> row of the prototypes. The release keeps it beside the code; without it prototypes have no
-        names (`config.cell_types` holds None).
+        Cell Ontology id -> row of the prototypes. It is released with the code; without it prototypes have no names
+        (None in `config.cell_types`).
 
     Raises
     ------
     CheckpointError
-        If a weight is missing or of another shape than the configuration says, or a named row does not exist.
+        If a weight is missing or has another shape than the configuration says, or a named row does not exist.
     """
-    given = {name: config[name] for name in _CONFIGURATION if config.get(name) is not None}
+    given = {name: config[name] for name in (*BERT_FIELDS, "tau") if config.get(name) is not None}
     missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given]
     if missing:
         raise CheckpointError(f"the configuration lacks {', '.join(missing)}")
     if "learned_centroid.weight" not in state_dict:
-        raise CheckpointError("the checkpoint lacks learned_centroid.weight: is it one of scCello's pretraining?")
+        raise CheckpointError("the checkpoint lacks learned_centroid.weight: is it a pretrained scCello?")
     number = _number_of_types(config, state_dict, cell_types)
     names = _names_of_rows(cell_types, number)
     model = ScCelloForPreTraining(ScCelloConfig(**given, num_cell_types=number, cell_types=names))
@@ -154,30 +102,23 @@ def convert(
     expected = model.state_dict()
     for name in _TABLES.values():
         converted[name] = converted[name].to(expected[name].dtype) if name in converted else expected[name]
-    _check(converted, expected)
+    check_weights(converted, expected)
     model.load_state_dict(converted)
     return model.eval()
 
 
 def save_converted(model: ScCelloForPreTraining, output: str | Path) -> None:
-    """Write a converted model, with a card that says what is not known about it.
-
-    The tokenizer is written by the caller: this package does not import tokenizers.
-    """
+    """Write a converted model, with a card that says which prototypes have names; without a tokenizer."""
     named = sum(name is not None for name in model.config.cell_types or ())
     if named == model.config.num_cell_types:
         types = "`config.cell_types` names the Cell Ontology ids of all prototypes."
     else:
         types = (
-            f"**{named:,} of its {model.config.num_cell_types:,} prototypes are named.** Which prototype belongs to "
-            "which Cell Ontology id stands in a dictionary beside the released code, not in the checkpoint; "
-            "`config.cell_types` holds null where it was not given."
+            f"**{named:,} of its {model.config.num_cell_types:,} prototypes are named.** The Cell Ontology ids of "
+            "prototypes are in a dictionary that is released with the code, not in the checkpoint; unknown ones are "
+            "null in `config.cell_types`."
         )
-    with OutputFolder(output, "convert") as folder:
-        folder.clear()
-        model.save_pretrained(output)
-        write_text(Path(output, "README.md"), _CARD.format(types=types))
-        folder.finish()
+    write_model(model, output, _CARD.format(types=types))
 
 
 _CARD = """\
@@ -199,7 +140,7 @@ The authors state no terms of use for their weights: ask them before you pass th
 def _number_of_types(
     config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], cell_types: Mapping[str, int] | None
 ) -> int:
-    """Return the number of cell types: what the configuration, the tables, the names or the prototypes say."""
+    """Return the number of cell types, by the configuration, the tables, the names or the prototypes."""
     if config.get("num_cell_types") is not None:
         return int(config["num_cell_types"])
     for name in _TABLES:
@@ -222,51 +163,13 @@ def _names_of_rows(cell_types: Mapping[str, int] | None, number: int) -> list[st
 
 
 def _convert_weights(released: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = {}
-    unknown = []
-    legacy = [f"bert.embeddings.{name}_embeddings.weight" for name in LEGACY_EMBEDDINGS]
-    for name, weight in released.items():
-        if name in legacy or name.startswith(UNUSED):
-            continue
-        converted = _TABLES.get(name) or _rename(name)
-        if converted is None:
-            unknown.append(name)
-        else:
-            weights[converted] = weight
+    layers = ("bert.encoder.layer.", "sccello.layers.")
+    weights = rename_weights(released, _NAMES | _TABLES, layers, BERT_LAYERS, (*UNUSED, *LEGACY_EMBEDDINGS))
     positions = "sccello.embeddings.position_embeddings.weight"
     if positions in weights:
-        weights[positions] = weights[positions] + sum(released[name] for name in legacy if name in released)
-    if unknown:
-        logger.warning(
-            "%d weights are none of scCello's and are left out: %s", len(unknown), ", ".join(sorted(unknown)[:10])
-        )
+        legacy = [released[name] for name in LEGACY_EMBEDDINGS if name in released]
+        weights[positions] = weights[positions] + sum(legacy)
     return weights
-
-
-def _rename(name: str) -> str | None:
-    if name.startswith("bert.encoder.layer."):
-        number, part = name.removeprefix("bert.encoder.layer.").split(".", 1)
-        names, prefix = _LAYER_NAMES, f"sccello.layers.{number}."
-    else:
-        names, prefix, part = _NAMES, "", name
-    for released, ours in names.items():
-        if part.startswith(released):
-            return prefix + ours + part.removeprefix(released)
-    return None
-
-
-def _check(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    missing, unknown = sorted(set(expected) - set(converted)), sorted(set(converted) - set(expected))
-    if missing or unknown:
-        raise CheckpointError(
-            f"the weights do not fit the configuration: missing {missing[:5] or 'none'}, unknown "
-            f"{unknown[:5] or 'none'}"
-        )
-    for name, weight in converted.items():
-        if weight.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(weight.shape)}, the configuration says {tuple(expected[name].shape)}"
-            )
 
 
 __all__ = ["CheckpointError", "convert", "read_checkpoint", "save_converted"]

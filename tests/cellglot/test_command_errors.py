@@ -63,7 +63,7 @@ def test_what_is_wrong_is_named(cellglot_command, files, monkeypatch, command, m
 def test_a_damaged_checkpoint_is_named(cellglot_command, files, tmp_path):
     done = cellglot_command("convert", "exceiver", files / "text.h5ad", "-o", tmp_path / "new")
     assert done.status == 2
-    assert done.err.startswith(f"error: {files / 'text.h5ad'} is no released Exceiver checkpoint")
+    assert done.err.startswith(f"error: {files / 'text.h5ad'} cannot be read safely")
     assert not (tmp_path / "new").exists()
 
 

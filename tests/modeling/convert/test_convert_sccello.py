@@ -186,7 +186,7 @@ def test_folders_that_are_none(released, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read safely"):
         read_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{cut")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="config.json is not readable JSON"):
         read_checkpoint(tmp_path)
 
 
