@@ -1,4 +1,4 @@
-"""Text files, plain or gzipped, whose lines are bounded: a line without an end is refused before it fills memory."""
+"""Read text files, plain or gzipped, and refuse a line that is too long before it fills memory."""
 
 import gzip
 import io
@@ -15,12 +15,9 @@ _FEW_LINES = 1 << 16
 
 
 class BoundedText(io.RawIOBase):
-    """Bytes of a text file, read forward; lines of twice `LONGEST_LINE` and more are refused, most above it, too.
+    """Bytes of a text file, unpacked if its name ends in ``.gz``.
 
-    Parameters
-    ----------
-    path
-        The file; unpacked while it is read where its name ends in ``.gz``.
+    Refuses all lines of at least twice `LONGEST_LINE`, and most that are longer than `LONGEST_LINE`.
     """
 
     def __init__(self, path: Path):
@@ -47,7 +44,7 @@ class BoundedText(io.RawIOBase):
 
     @staticmethod
     def _longest_within(content: bytes) -> int:
-        """Find a line of twice the bound between two ends of lines; looks for an end in every `LONGEST_LINE` bytes."""
+        """Find a line of twice the bound between two line ends, by a search in each `LONGEST_LINE` bytes."""
         for start in range(0, len(content) - LONGEST_LINE, LONGEST_LINE):
             if content.find(b"\n", start, start + LONGEST_LINE) < 0:
                 return LONGEST_LINE + 1
@@ -60,44 +57,25 @@ class BoundedText(io.RawIOBase):
 
 
 def open_bounded(path: Path) -> io.BufferedReader:
-    """Open a text file, plain or gzipped, as bytes in lines of at most `LONGEST_LINE`."""
+    """Open a text file, plain or gzipped, as a `BoundedText`."""
     return io.BufferedReader(BoundedText(path), _BLOCK)
 
 
 def bounded_lines(path: Path, encoding: str = "utf-8") -> Generator[str, None, None]:
-    """Yield the lines of a text file without their ends, each no longer than `LONGEST_LINE`.
-
-    Parameters
-    ----------
-    path
-        The file, plain or gzipped.
-
-    Raises
-    ------
-    CellFileError
-        If a line is too long.
-    """
+    """Yield the lines of a `BoundedText` without their ends."""
     with io.TextIOWrapper(open_bounded(path), encoding) as text:
         for line in text:
             yield line.rstrip("\r\n")
 
 
 def read_names(path: Path, most: int) -> list[str]:
-    """Read the lines of a list of cells or genes, blank ones left out.
-
-    Parameters
-    ----------
-    path
-        The file, plain or gzipped.
-    most
-        Cells or genes of the matrix, whichever are more.
-    """
+    """Read the lines of a list of cells or genes without blank ones; `most` is the larger side of the matrix."""
     names = []
     for number, line in enumerate(bounded_lines(path)):
         if number > most + _FEW_LINES:
             raise CellFileError(
-                f"{path} has more than {number:,} lines, but the matrix has no more than {most:,} cells and genes: "
-                "they do not belong together"
+                f"{path} has more than {number:,} lines, but the matrix has at most {most:,} cells or genes: "
+                "the files do not belong together"
             )
         if line.strip():
             names.append(line)

@@ -1,4 +1,4 @@
-"""Cells from files: finds the raw counts, says where, and streams them in bounded memory."""
+"""Read cells from files: find the raw counts, say where they are, and stream them in bounded memory."""
 
 import logging
 import os
@@ -37,18 +37,16 @@ class Cells:
     name
         Name of the file without its ending, or ``"AnnData"``.
     opened
-        What was opened.
+        The opened file.
     counts
-        The matrix that holds the counts.
+        Raw counts, their genes, and where they were found.
     rename
-        Column of the file -> name under which it is carried.
+        Column of the file -> its name in the metadata.
 
     Attributes
     ----------
-    counts : CountMatrix
-        Counts, genes and where they were found.
     metadata_columns : dict
-        Name under which a column is carried -> its name in the file.
+        Name of a column in the metadata -> its name in the file.
     notes : list of str
         What was converted, left out or recovered.
     """
@@ -68,14 +66,13 @@ class Cells:
             self.notes.append(counts.note)
         if counts.recover:
             self.notes.append(
-                f"{counts.location} holds log1p of scaled counts: raw counts are computed back exactly, each cell's "
-                "smallest value taken for one count"
+                f"{counts.location} contains log1p of scaled counts: raw counts are computed back exactly, with each "
+                "cell's smallest value as one count"
             )
         self._tables: dict[bool, pd.DataFrame] = {}
         self._close = opened.close
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return self.counts.n_cells
 
     def __str__(self) -> str:
@@ -107,20 +104,20 @@ class Cells:
         return pd.DataFrame(dict(self.counts.columns or {}), index=pd.Index([str(g) for g in self.counts.index]))
 
     def names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read names of cells, shape (stop - start,)."""
+        """Read names of cells, object, shape (stop - start,)."""
         return self.obs.index(start, self.n_cells if stop is None else stop)
 
     def metadata(
         self, start: int = 0, stop: int | None = None, only: Sequence[str] | None = None, names: bool = True
     ) -> pd.DataFrame:
-        """Read metadata of cells `start` to `stop` under the schema's names.
+        """Read metadata of cells `start` to `stop`, by default of all, under the schema's names.
 
         Parameters
         ----------
         start, stop
-            The cells; by default all.
+            Numbers of the first cell and of the cell after the last.
         only
-            Columns to read, of those that there are; by default all.
+            Columns to read; those that the file lacks are left out. By default all.
         names
             Read the names of the cells, too; without them the index has numbers.
         """
@@ -134,15 +131,15 @@ class Cells:
         return pd.DataFrame(columns, index=index)
 
     def table(self, every: bool = False) -> pd.DataFrame:
-        """Read the metadata of all cells with their types, in a form that files of AnnData and Parquet hold.
+        """Read the metadata of all cells with types that AnnData and Parquet can store.
 
-        What these do not hold (dates, mixed objects, ...) becomes text; a column that is not read is left out. Both
-        are said in `notes`.
+        Other types (dates, mixed objects, ...) become text, and a column that cannot be read is left out; `notes`
+        says so.
 
         Parameters
         ----------
         every
-            All columns of obs; by default those that are carried. Those have the schema's names, others their own.
+            Read all columns of obs. By default only columns of the schema and renamed ones, under these names.
         """
         if every in self._tables:
             return self._tables[every]
@@ -155,7 +152,7 @@ class Cells:
             if self.obs.is_read(have):
                 read[name] = self.obs.series(have).set_axis(range(self.n_cells))
             else:
-                self._say(f"column {have!r} of obs is stored in a way that is not read: it is left out")
+                self._say(f"column {have!r} of obs is stored in an unsupported way: it is left out")
         frame = pd.DataFrame(read, index=range(self.n_cells)).set_axis(pd.Index(self.names(), dtype=object))
         frame, notes = storable_frame(frame)
         for note in notes:
@@ -168,14 +165,14 @@ class Cells:
             self.notes.append(note)
 
     def duplicate_names(self) -> int:
-        """Count cells whose name an earlier cell has; holds 8 bytes a cell."""
+        """Count cells whose name an earlier cell has; needs 8 bytes a cell."""
         hashes = np.concatenate(
             [
                 pd.util.hash_array(self.names(start, min(start + NAMES_AT_ONCE, self.n_cells)), categorize=False)
                 for start in range(0, self.n_cells, NAMES_AT_ONCE)
             ]
         )
-        hashes.sort()  # several times as fast as to look for unique ones by a table
+        hashes.sort()  # several times as fast as a hash table
         return int(np.count_nonzero(hashes[1:] == hashes[:-1]))
 
     def chunks(self, max_cells: int = 1 << 14, max_values: int = 1 << 22) -> Iterator["csr_matrix"]:
@@ -184,14 +181,14 @@ class Cells:
         Parameters
         ----------
         max_cells, max_values
-            Bounds of a chunk, in cells and in stored counts.
+            Largest chunk, in cells and in stored counts.
 
         Raises
         ------
         NotCountsError
-            If a cell's values are no counts.
+            If a cell's values are not counts.
         CellFileError
-            If the file breaks off.
+            If the file is cut short.
         """
         from scipy.sparse import csr_matrix
 
@@ -207,7 +204,7 @@ class Cells:
         return AnnData(vstack(list(self.chunks()), format="csr"), obs=self.table(), var=self.var)
 
     def summary(self) -> str:
-        """Say what was found, and where."""
+        """Describe what was found, and where, in lines of text."""
         lines = [
             f"{self.name}: {self.n_cells:,} cells x {self.n_genes:,} genes ({self.format}), "
             f"raw counts in {self.counts.described_location}",
@@ -219,7 +216,7 @@ class Cells:
             lines.append(f"metadata: {', '.join(carried)}")
         duplicates = self.duplicate_names()
         if duplicates:
-            lines.append(f"{duplicates:,} cells share their name with an earlier cell; all are kept")
+            lines.append(f"{duplicates:,} cells have the name of an earlier cell; all are kept")
         return "\n".join(lines + self.notes)
 
 
@@ -237,25 +234,25 @@ def read_cells(
     source
         ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, or an AnnData.
     layer
-        ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at. By default X is taken where it holds
-        counts (raw.X where that holds more), then the usual layers, then places from which counts can be
-        recovered, then places with nothing but zeros.
+        ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at. By default X if it contains counts (or
+        raw.X, if that contains more), then the usual layers, then places from which counts can be
+        recovered, then places that contain only zeros.
     rename
-        Column of obs -> name under which to carry it, e.g. ``{"bulk_labels": "cell_type"}``.
+        Column of obs -> its name in the metadata, e.g. ``{"bulk_labels": "cell_type"}``.
     folder
         Where to keep a matrix that has to be converted to rows; a temporary folder by default.
 
     Returns
     -------
     Cells
-        Opened, nothing but heads and samples read.
+        Only heads and samples have been read.
 
     Raises
     ------
     CellFileError
-        If the file is missing, damaged, cut short or of no known format.
+        If the file is missing, damaged, cut short or in an unknown format.
     NotCountsError
-        If no place holds raw counts, or values from which counts are computed back exactly.
+        If no place contains raw counts, or values from which counts can be computed back exactly.
     ValueError
         If the file has no cells or no genes.
     TypeError
@@ -297,7 +294,7 @@ def read_cells(
 
 
 def _places_now(source: "AnnData", opened: CellFile) -> dict[str, Any]:
-    """Return the matrices of a backed AnnData as it is now: genes and layers may differ from those in the file."""
+    """Return the current matrices of a backed AnnData: genes and layers may differ from those in the file."""
 
     def of_table(var: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
         return [str(name) for name in var.index], {str(c): var[c].astype(object).to_numpy() for c in var.columns}
@@ -315,7 +312,7 @@ def _places_now(source: "AnnData", opened: CellFile) -> dict[str, Any]:
 
 
 class _LazyNames(Sequence):
-    """Names of cells, read when a message needs one."""
+    """Names of cells, which are read when a message needs one."""
 
     def __init__(self, opened: CellFile):
         self.opened = opened

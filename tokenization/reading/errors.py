@@ -1,4 +1,4 @@
-"""The border where files of cells are read: whatever a library raises there becomes one error that names the file."""
+"""Turn the errors that libraries raise for a damaged file into one error that names the file."""
 
 import functools
 import os
@@ -13,32 +13,31 @@ from cellglot.tokenization.count_audit import NotCountsError
 from cellglot.tokenization.reading.refusals import why_not_opened
 
 
-# What reading a damaged file raises: HDF5, the codecs of zarr, gzip and pandas each in their own way.
+# Errors that HDF5, the codecs of zarr, gzip and pandas raise for a damaged file.
 READ_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, zlib.error)
 
-_OURS = (AssertionError, NameError, ImportError)  # mistakes in the program, which no file causes
+_OURS = (AssertionError, NameError, ImportError)  # errors in the program, not in a file
 _LONGEST_CAUSE = 300
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class CellFileError(ValueError):
-    """A file of cells is missing, damaged, cut short or of no known format."""
+    """A file of cells is missing, damaged, cut short or in an unknown format."""
 
 
 @contextmanager
 def reading(source: str | os.PathLike, where: str = "") -> Iterator[None]:
-    """Turn errors of libraries while a file of cells is read into `CellFileError`; messages begin with the file.
+    """Turn errors of libraries that read a file of cells into `CellFileError`; messages begin with the file.
 
-    Failures of the machine (a full disk, too many open files) and mistakes in the program pass unchanged. The cause
-    stays attached to the error.
+    Failures of the machine (a full disk, too many open files) and errors in the program pass unchanged.
 
     Parameters
     ----------
     source
-        The file or folder; empty where it is not known.
+        The file or folder; empty if it is not known.
     where
-        Where in it, for the message, e.g. ``"after 100 entries"``.
+        The place in it, for the message, e.g. ``"after 100 entries"``.
 
     Raises
     ------
@@ -66,9 +65,9 @@ def reading(source: str | os.PathLike, where: str = "") -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """Describe an error in one line, with its type where its text alone says little."""
+    """Describe an error in one line, with its type if its text alone says little."""
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     line = " ".join(text.split())
     if len(line) > _LONGEST_CAUSE:
@@ -78,7 +77,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def names_the_file(method: Method) -> Method:
-    """Make a method raise errors that name the file, the attribute `source` of its object."""
+    """Make the errors of a method name the file: the attribute `source` of its object."""
 
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:

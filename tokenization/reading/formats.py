@@ -1,4 +1,4 @@
-"""Files of cells: which format is it, and where in it are matrices, genes and metadata."""
+"""Find out the format of a file of cells, and where its matrices, genes and metadata are."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,10 +31,10 @@ from cellglot.tokenization.reading.zarr_arrays import checked_arrays
 from cellglot.tokenization.reading.zarr_chunks import absent_chunks, expected_chunks
 
 
-# Attributes of loom that name cells and genes, in lower case, the most believed first.
+# Attributes of loom that name cells and genes, in lower case; the first that is found is taken.
 NAMES_OF_CELLS = ("cellid", "obs_names", "cell_id", "barcode", "cell_names", "barcodes")
-MOST_LAYERS = 1_000
 NAMES_OF_GENES = ("gene", "var_names", "gene_symbols", "accession", *NAME_COLUMNS, *ID_COLUMNS)
+MOST_LAYERS = 1_000
 
 Place = tuple[Any, list[str], Mapping[str, Any]]
 
@@ -47,10 +47,8 @@ class CellFile:
     ----------
     places
         Name of each matrix -> (matrix of cells x genes, names of the genes, columns of the gene table).
-    obs
-        Metadata of the cells.
     notes
-        What was left out or will be converted, in sentences.
+        Sentences about what was left out or will be converted.
     """
 
     format: str
@@ -61,14 +59,9 @@ class CellFile:
 
 
 def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
-    """Open a file or folder of cells of any known format.
+    """Open ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder with ``matrix.mtx`` (plain or gzipped), or ``.loom``.
 
-    Parameters
-    ----------
-    path
-        ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder with ``matrix.mtx`` (plain or gzipped), or ``.loom``.
-    folder
-        Where to keep what has to be converted; a temporary folder by default.
+    Matrices that have to be converted are kept in `folder`, by default in a temporary one.
     """
     if not path.exists():
         raise CellFileError(why_missing(path))
@@ -138,13 +131,13 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     def add(name: str, element: Any, genes: pd.DataFrame) -> None:
         matrix = _anndata_matrix(element, None if folder is None else folder / name.replace("/", "-"))
         if matrix.shape[1] != len(genes):
-            raise CellFileError(f"{name} has {matrix.shape[1]:,} columns, but {len(genes):,} genes are named")
+            raise CellFileError(f"{name} has {matrix.shape[1]:,} columns, but there are {len(genes):,} genes")
         if not isinstance(matrix, StoredRows | StoredDense):
             notes.append(f"{name} is stored by columns (CSC): it is converted to rows on disk before it is read")
         if not hasattr(element, "keys") and (absent := absent_chunks(element)):
             notes.append(
-                f"{name} lacks {absent:,} of its {expected_chunks(element):,} chunks, which are read as zeros: their "
-                "writer left out chunks of nothing but zeros, or the copy is incomplete"
+                f"{name} lacks {absent:,} of its {expected_chunks(element):,} chunks, which are read as zeros: the "
+                "writer left out chunks that contain only zeros, or the copy is incomplete"
             )
         columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
         places[name] = (matrix, [str(g) for g in genes.index], columns)
@@ -162,12 +155,13 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
         raise CellFileError(why_no_matrix(group.get("mod", ())))
     n_cells = next(iter(places.values()))[0].shape[0]
     obs = cell_table(group["obs"], n_cells, beside, notes)
-    _check_places(places, n_cells)
+    for name, (matrix, *_) in places.items():  # or counts would take names and labels of other cells
+        if matrix.shape[0] != n_cells:
+            raise CellFileError(f"{name} has {matrix.shape[0]:,} cells, but obs has {n_cells:,}")
     return CellFile(format_name, places, obs, notes)
 
 
 def _layers(group: Any) -> Mapping[str, Any]:
-    """Return the layers of AnnData or loom."""
     layers = group["layers"] if _holds(group, "layers") else {}
     if not hasattr(layers, "keys"):
         raise CellFileError("layers is an array, not a group of layers")
@@ -176,17 +170,9 @@ def _layers(group: Any) -> Mapping[str, Any]:
     return layers
 
 
-def _check_places(places: Mapping[str, Place], n_cells: int) -> None:
-    """Check that every place has the cells of obs: counts must not take the names and labels of other cells."""
-    for name, (matrix, *_) in places.items():
-        if matrix.shape[0] != n_cells:
-            raise CellFileError(f"{name} has {matrix.shape[0]:,} cells, but obs has {n_cells:,}")
-
-
 def _holds(group: Any, name: str) -> bool:
-    """Tell whether a group holds something by that name; AnnData writes "null" in place of an X or raw of None."""
-    encoding = group[name].attrs.get("encoding-type", "") if name in group else "null"
-    return (encoding.decode() if isinstance(encoding, bytes) else encoding) != "null"
+    """Tell whether a group has such a member; AnnData writes an X or raw of None as "null"."""
+    return name in group and as_text(group[name].attrs.get("encoding-type", "")) != "null"
 
 
 def _anndata_matrix(element: Any, folder: Path | None) -> Any:
@@ -195,9 +181,9 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     missing = [name for name in ("data", "indices", "indptr") if name not in element]
     if missing:
         raise CellFileError(f"the sparse matrix {element.name} lacks {', '.join(missing)}")
-    n_cells, n_genes = _matrix_shape(element)
-    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "csr"))
-    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+    shape = np.asarray(element.attrs.get("shape", element.attrs.get("h5sparse_shape")))
+    n_cells, n_genes = _two_sizes(shape, f"the sparse matrix {element.name}")
+    encoding = as_text(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "csr")))
     if not encoding.startswith(("csr", "csc")):
         raise CellFileError(f"the matrix {element.name} is stored as {encoding!r}, not as csr_matrix or csc_matrix")
     arrays = element["data"], element["indices"], element["indptr"]
@@ -213,15 +199,9 @@ def _anndata_matrix(element: Any, folder: Path | None) -> Any:
     return StoredRows(*arrays, shape=(n_cells, n_genes))
 
 
-def _matrix_shape(element: Any) -> tuple[int, int]:
-    """Return the shape that a sparse matrix says it has."""
-    shape = np.asarray(element.attrs.get("shape", element.attrs.get("h5sparse_shape")))
-    return _two_sizes(shape, f"the sparse matrix {element.name}")
-
-
 def _two_sizes(shape: np.ndarray, name: str) -> tuple[int, int]:
     if shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape < 0).any():
-        raise CellFileError(f"{name} lacks its shape: it says {str(shape)[:60]}, not two sizes")
+        raise CellFileError(f"{name} lacks its shape: found {str(shape)[:60]}, not two sizes")
     return int(shape[0]), int(shape[1])
 
 
@@ -233,7 +213,7 @@ def _gene_table(element: Any, beside: Any, name: str, notes: list[str]) -> pd.Da
     if (names := element.get(index)) is None:
         raise CellFileError(f"{name} has no names of genes: {index!r} is not there")
     if not hasattr(names, "keys") and np.dtype(names.dtype).kind in "biufcmM":
-        raise CellFileError(f"the index of {name} holds {names.dtype}, not names of genes")
+        raise CellFileError(f"the index of {name} contains {names.dtype}, not names of genes")
     table = StoredTable(element, None)
     columns = {column: table.column(column, 0, len(table)) for column in table.names if table.is_read(column)}
     return pd.DataFrame(columns, index=pd.Index(table.index(0, len(table)), dtype=object))
@@ -249,12 +229,12 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
     beside
         ``uns``, where AnnData before 0.7 keeps categories.
     notes
-        Receives what is read although chunks of it are missing.
+        Notes about missing chunks are appended to it.
 
     Raises
     ------
     CellFileError
-        If a column is not of this length, or it is no table.
+        If it is not a table, or a column has another length.
     """
     if not hasattr(element, "keys"):
         frame = compound_frame(element, beside)
@@ -267,18 +247,13 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
 
 
 def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
-    """Read a table stored as one array of records.
+    """Read a table stored as one array of records, whose first field contains the names.
 
-    Parameters
-    ----------
-    table
-        Data set of HDF5 or zarr; its first field holds the names.
-    beside
-        Group ``uns``, which holds ``{column}_categories`` for columns of numbers that stand for categories.
+    `beside` is the group ``uns``: its member ``{column}_categories`` lists the categories of a column of codes.
     """
     records = table[...]
     if records.dtype.names is None or records.ndim != 1:
-        raise CellFileError(f"{table.name} is no table but an array of {records.dtype}, shape {records.shape}")
+        raise CellFileError(f"{table.name} is not a table but an array of {records.dtype}, shape {records.shape}")
     index, *names = (name for name in records.dtype.names if records[name].ndim == 1)
     columns = {name: plain_values(records[name]) for name in names}
     for name, codes in columns.items():
@@ -313,7 +288,7 @@ def _open_10x(group: Hdf5Group) -> CellFile:
 
 def _open_10x_by_genome(file: Hdf5Group, genomes: list[str]) -> CellFile:
     if len(genomes) > 1:
-        raise CellFileError(f"several genomes: {', '.join(genomes)}; write the cells of one to a file of its own")
+        raise CellFileError(f"several genomes: {', '.join(genomes)}; write the cells of one to a separate file")
     group = file[genomes[0]]
     table = {"gene_ids": _strings(group["genes"]), "gene_symbols": _strings(group["gene_names"])}
     return _from_10x(group, table, "10x h5 (version 2)")
@@ -333,7 +308,7 @@ def _from_10x(group: Hdf5Group, table: dict[str, list[str]], format_name: str) -
 
 def _open_market(path: Path, folder: Path | None) -> CellFile:
     plain = path.name.removesuffix(".gz")
-    stem = plain.removesuffix("matrix.mtx") if plain.endswith("matrix.mtx") else ""  # as of UniqueAndMult-EM.mtx
+    stem = plain.removesuffix("matrix.mtx") if plain.endswith("matrix.mtx") else ""  # e.g. UniqueAndMult-EM.mtx
     features = _beside(path, [f"{stem}{name}{end}" for name in ("features", "genes") for end in (".tsv", ".tsv.gz")])
     barcodes = _beside(path, [f"{stem}barcodes{end}" for end in (".tsv", ".tsv.gz")])
     most = max(read_market_head(path).shape)
@@ -356,7 +331,7 @@ def _beside(path: Path, names: list[str]) -> Path:
     for name in names:
         if (path.parent / name).exists():
             return path.parent / name
-    raise CellFileError(f"{path} has none of {', '.join(names)} beside it")
+    raise CellFileError(f"none of {', '.join(names)} is in the folder of {path}")
 
 
 # -------------------------------------------------------------------- loom
@@ -381,8 +356,8 @@ def _open_loom(file: Hdf5Group) -> CellFile:
     names_of_genes = _first_of(NAMES_OF_GENES, genes)
     if names_of_genes is None:
         raise CellFileError(
-            f"no names of genes among the row attributes {', '.join(genes) or '(none)'}: symbols belong in Gene, "
-            "Ensembl ids in Accession"
+            f"found no names of genes among the row attributes {', '.join(genes) or '(none)'}: write symbols to Gene, "
+            "or Ensembl ids to Accession"
         )
     index = genes[names_of_genes]
     places: dict[str, Place] = {"X": (matrix, index, columns)}

@@ -1,4 +1,4 @@
-"""Groups of HDF5 and zarr of which only what is named is visited, and nothing that lies outside of the file."""
+"""Groups of HDF5 and zarr: only members that are named are visited, and nothing outside of the file is read."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,13 +23,7 @@ LARGEST_CHUNK = 1 << 28
 
 
 class FileGroup(Mapping[str, Any]):
-    """A group in a file of cells.
-
-    Parameters
-    ----------
-    group
-        Of h5py or zarr.
-    """
+    """A group in a file of cells, of h5py or zarr."""
 
     def __init__(self, group: Any):
         self._group = group
@@ -52,7 +46,7 @@ class Hdf5Group(FileGroup):
     Parameters
     ----------
     root
-        The file's outermost group; by default `group` is.
+        The file's outermost group; by default `group`.
     """
 
     def __init__(self, group: h5py.Group, root: "Hdf5Group | None" = None):
@@ -67,7 +61,6 @@ class Hdf5Group(FileGroup):
         yield from self._group
 
     def __len__(self) -> int:
-        """Return the number of members."""
         return len(self._group)
 
     def __getitem__(self, name: Any) -> Any:
@@ -78,8 +71,8 @@ class Hdf5Group(FileGroup):
         KeyError
             If there is none.
         CellFileError
-            If a link leads nowhere, or if it lies outside of the file, declares more than the file can hold, or
-            cannot be decompressed.
+            If a link is broken, or the data are outside of the file, larger than the file allows, or compressed by
+            an unknown filter.
         """
         if isinstance(name, h5py.Reference):
             return self._checked(self._group[name])
@@ -108,7 +101,7 @@ class Hdf5Group(FileGroup):
         if isinstance(link, h5py.SoftLink):
             links_left[0] -= 1
             if links_left[0] < 0:
-                raise CellFileError(f"{where} is a link that leads to itself")
+                raise CellFileError(f"{where} is a link to itself")
             try:
                 return (self._root if link.path.startswith("/") else self)._walk(link.path, links_left)
             except KeyError as error:
@@ -125,13 +118,7 @@ class Hdf5Group(FileGroup):
 
 
 def check_dataset(dataset: h5py.Dataset, file_size: int) -> None:
-    """Refuse a data set whose bytes are elsewhere, that declares more than the file can hold, or is compressed oddly.
-
-    Parameters
-    ----------
-    file_size
-        Of its file, in bytes.
-    """
+    """Refuse a data set in other files, of an unknown filter, or too large for a file of `file_size` bytes."""
     settings = dataset.id.get_create_plist()
     if settings.get_external_count():
         outside = settings.get_external(0)[0].decode("utf-8", "replace")
@@ -155,7 +142,7 @@ def check_dataset(dataset: h5py.Dataset, file_size: int) -> None:
 
 
 def _check_size(dataset: h5py.Dataset, declared: int, settings: Any, layout: int, file_size: int) -> None:
-    """Hold the declared size of a data set, and of its chunks, against what is stored."""
+    """Compare the declared size of a data set, and of its chunks, with what is stored."""
     width = declared // dataset.size
     chunk = 0
     if layout == h5py.h5d.CHUNKED:
@@ -174,19 +161,13 @@ def _check_size(dataset: h5py.Dataset, declared: int, settings: Any, layout: int
         possible = stored
     if declared > possible:
         raise CellFileError(
-            f"{dataset.name} declares {declared:,} bytes (shape {dataset.shape}), of which the file holds {stored:,}: "
+            f"{dataset.name} declares {declared:,} bytes (shape {dataset.shape}), but the file contains {stored:,}: "
             "it is damaged, or was never written"
         )
 
 
 class ZarrGroup(FileGroup):
-    """A group of zarr whose arrays are held against what the store has of them.
-
-    Parameters
-    ----------
-    group
-        Opened on an `InsideStore`.
-    """
+    """A group of zarr, opened on an `InsideStore`; the sizes of its arrays are compared with what is stored."""
 
     def __iter__(self) -> Iterator[str]:
         store = self._group.store
@@ -195,19 +176,10 @@ class ZarrGroup(FileGroup):
         yield from self._group
 
     def __len__(self) -> int:
-        """Return the number of members."""
         return sum(1 for _ in self)
 
     def __getitem__(self, name: Any) -> Any:
-        """Return a member: a group like this one, or an array of zarr that was checked.
-
-        Raises
-        ------
-        KeyError
-            If there is none.
-        CellFileError
-            If it declares more than the store can hold.
-        """
+        """Return a member: a group like this one, or an array of zarr that was checked."""
         item = self._group[name]
         if isinstance(item, zarr.Group):
             return ZarrGroup(item)
@@ -216,7 +188,7 @@ class ZarrGroup(FileGroup):
 
 
 def open_zarr(path: Path) -> ZarrGroup:
-    """Open a zarr store for reading; keys that lead out of its folder are refused when they are read."""
+    """Open a zarr store for reading; keys outside of its folder are refused when they are read."""
     return ZarrGroup(zarr.open_group(InsideStore(path), mode="r"))
 
 

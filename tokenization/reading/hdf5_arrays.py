@@ -1,4 +1,4 @@
-"""HDF5 arrays: one-dimensional ones read two to four times as fast as by HDF5, and the filters of hdf5plugin."""
+"""Read one-dimensional HDF5 arrays two to four times as fast as HDF5 does, and load the filters of hdf5plugin."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,24 +9,18 @@ import numpy as np
 
 
 class DeflatedArray:
-    """A compressed array in HDF5 that is inflated by libdeflate, without the lock that HDF5 holds meanwhile.
-
-    Parameters
-    ----------
-    dataset
-        One-dimensional, in chunks, compressed by gzip, shuffled before or not: what `fits` says.
-    """
+    """A compressed array in HDF5, of the kind that `fits` describes, inflated by libdeflate without HDF5's lock."""
 
     def __init__(self, dataset: h5py.Dataset):
         self.dataset = dataset
         self.shape, self.dtype = dataset.shape, dataset.dtype
         self.length = int(dataset.chunks[0])
         self.shuffled = bool(dataset.shuffle)
-        self._last: tuple[int, np.ndarray] | None = None  # the next range often begins in the chunk where one ends
+        self._last: tuple[int, np.ndarray] | None = None  # the next range often begins in the last chunk
 
     @staticmethod
     def fits(array: Any) -> bool:
-        """Whether an array is one that can be read this way: numbers, gzip, perhaps shuffled, no other filter."""
+        """Whether an array can be read this way: one dimension of numbers, gzip, maybe shuffled, no other filter."""
         if not isinstance(array, h5py.Dataset) or array.chunks is None or len(array.shape) != 1:
             return False
         if array.compression != "gzip" or array.dtype.kind not in "iuf" or array.external or array.is_virtual:
@@ -48,17 +42,11 @@ class DeflatedArray:
             result[at : at + len(part)] = part
             at += len(part)
         if at != len(result):
-            raise OSError(f"{self.dataset.name} gives {at:,} of the {len(result):,} values from {start:,} on")
+            raise OSError(f"{self.dataset.name} has only {at:,} of the {len(result):,} values from {start:,} on")
         return result
 
     def parts(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Read numbers `start` to `stop`, chunk by chunk.
-
-        Raises
-        ------
-        OSError
-            If a chunk cannot be inflated.
-        """
+        """Yield values `start` to `stop`, chunk by chunk."""
         for chunk in range(start // self.length, -(-stop // self.length) if stop > start else 0):
             first, last = chunk * self.length, self._last
             values = last[1] if last is not None and last[0] == first else self._chunk(first)
@@ -67,7 +55,7 @@ class DeflatedArray:
             yield values[max(start - first, 0) : stop - first]
 
     def _chunk(self, first: int) -> np.ndarray:
-        """Read the chunk that begins at a number; HDF5 itself reads those not there or stored without a filter."""
+        """Read the chunk that begins at value `first`; HDF5 reads missing chunks and those stored without a filter."""
         try:
             skipped, stored = self.dataset.id.read_direct_chunk((first,))
         except (OSError, RuntimeError):
@@ -88,12 +76,12 @@ class DeflatedArray:
 
 
 def fast_array(array: Any) -> Any:
-    """Return an array that reads the same values faster, where there is one; else the array itself."""
+    """Return a `DeflatedArray` of an array if it fits; else the array itself."""
     return DeflatedArray(array) if DeflatedArray.fits(array) else array
 
 
 def parts(array: Any, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Read numbers `start` to `stop` of any array: of a `DeflatedArray` chunk by chunk, of others at once."""
+    """Yield values `start` to `stop` of any array: of a `DeflatedArray` chunk by chunk, of others at once."""
     if isinstance(array, DeflatedArray):
         yield from array.parts(start, stop)
     elif stop > start:
@@ -101,7 +89,7 @@ def parts(array: Any, start: int, stop: int) -> Iterator[np.ndarray]:
 
 
 def missing_filter(dataset: h5py.Dataset, settings: Any) -> str | None:
-    """Load the filters of a data set; return a sentence where one is not known, with its creation property list."""
+    """Load the filters in the creation properties of a data set; return a message if one is unknown."""
     codes = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
     if all(map(h5py.h5z.filter_avail, codes)):
         return None

@@ -1,4 +1,4 @@
-"""How large a compressed chunk becomes, told from its head or found by inflating it in steps, before it is decoded."""
+"""Find out how large a compressed chunk becomes before it is decoded: from its head, or by inflating it in steps."""
 
 import bz2
 import lzma
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 STEP = 1 << 20
-_STRONGEST = 1 << 15  # times that these codecs inflate, but for bzip2, which has no such bound
+_STRONGEST = 1 << 15  # factor by which these codecs inflate at most, except bzip2, which has no bound
 _BLOSC_HEAD, _BLOSC_VERSIONS = 16, (1, 2)
 _BZIP2 = b"BZh"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -24,15 +24,7 @@ _INFLATERS: dict[bytes, Callable[[], Any]] = {
 
 
 def inflates_beyond(chunk: np.ndarray, most: int) -> bool:
-    """Tell whether a chunk compressed by blosc, zstd, gzip, zlib, bzip2 or xz becomes larger than so many bytes.
-
-    Parameters
-    ----------
-    chunk
-        The compressed bytes, uint8.
-    most
-        Bytes that it may have.
-    """
+    """Whether a chunk (uint8) of blosc, zstd, gzip, zlib, bzip2 or xz inflates to more than `most` bytes."""
     head = chunk[:_BLOSC_HEAD].tobytes()
     if len(head) == _BLOSC_HEAD and head[0] in _BLOSC_VERSIONS and _number(head, 12, 4) == len(chunk):
         return _number(head, 4, 4) > most
@@ -50,7 +42,7 @@ def _number(head: bytes, start: int, n: int) -> int:
 
 
 def _zstd_size(head: bytes) -> int | None:
-    """Read the size of the content from the head of a frame; None where it does not say (RFC 8878, 3.1.1.1)."""
+    """Read the size of the content from the head of a frame; None if it is not stored (RFC 8878, 3.1.1.1)."""
     flags = head[4] if len(head) > 4 else 0
     single = bool(flags & 0x20)
     start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
@@ -66,13 +58,12 @@ def _zstd_inflates_beyond(chunk: np.ndarray, most: int) -> bool:
         with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(chunk)), "zstd") as stream:
             while seen <= most and (part := stream.read(STEP)):
                 seen += len(part)
-    except OSError:  # damaged: said where it is decoded
+    except OSError:  # damaged: reported when it is decoded
         return False
     return seen > most
 
 
 def _steps_beyond(inflater: Any, content: bytes, most: int) -> bool:
-    """Inflate in steps, only as far as it takes to know."""
     seen = 0
     try:
         while not inflater.eof and seen <= most:

@@ -1,4 +1,4 @@
-"""The one reader of labels: what is missing, what is one label in two spellings, and what was changed on the way."""
+"""Read labels of cells: find missing ones, clean spellings, and report what was changed."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 
-# What files write where a cell has no label, compared without case and without blanks at the ends.
+# Texts that mean a missing label, compared without case and without blanks at the ends.
 MISSING_LABELS = frozenset(
     (
         "", "nan", "na", "n/a", "n.a.", "<na>", "#n/a", "nat", "none", "null", "missing", "-", "--", "?", ".",
@@ -18,7 +18,7 @@ MISSING_LABELS = frozenset(
     )
 )  # fmt: skip
 
-# Of these, what pandas and NumPy make of missing values that are turned to text: never somebody's word.
+# Of these, the texts that pandas and NumPy write for missing values; nobody writes them as a label.
 MISSING_TEXTS = ("", "nan", "NaN", "None", "<NA>", "NaT")
 
 _LISTED = 5
@@ -31,11 +31,11 @@ class Labels:
     Parameters
     ----------
     texts
-        Label of each cell, None where it has none; object, shape (cells,).
+        Label of each cell, None if it has none; object, shape (cells,).
     missing
-        Text that was taken for a missing label -> cells. Missing values of pandas are not in it.
+        Text that counts as a missing label -> number of cells. Missing values of pandas are not in it.
     cleaned
-        Cells whose label had blanks at its ends.
+        Number of cells whose label had blanks at its ends.
     """
 
     texts: np.ndarray
@@ -43,33 +43,22 @@ class Labels:
     cleaned: int = 0
 
     def note(self, name: str = "labels") -> str:
-        """Say what was taken for missing and what was cleaned; empty where nothing was.
-
-        Parameters
-        ----------
-        name
-            Of the column, for the sentence.
-        """
+        """Describe missing and cleaned labels of the column `name`; empty if there are none."""
         parts = []
         if self.missing:
             listed = ", ".join(f"{text!r} ({n:,})" for text, n in self.missing.most_common(_LISTED))
             more = f" and {len(self.missing) - _LISTED:,} more texts" if len(self.missing) > _LISTED else ""
             parts.append(f"{self.missing.total():,} cells have {listed}{more}, which counts as no label")
         if self.cleaned:
-            parts.append(f"{self.cleaned:,} labels had blanks at their ends, which are left out")
+            parts.append(f"{self.cleaned:,} labels had blanks at their ends, which were removed")
         return f"{name}: {'; '.join(parts)}" if parts else ""
 
 
 def label_text(value: Any) -> str | None:
-    """Return a label as text; None where it is missing.
+    """Return a label (text, bytes, number, date or another value of a table) as text; None if it is missing.
 
-    Blanks at the ends are left out. Whole numbers are written without a fraction, whatever their type: 1 and 1.0 are
+    Blanks at the ends are removed. Whole numbers of any type are written without a fraction: 1 and 1.0 are
     ``"1"``. Missing are None, NaN, NaT, ``pandas.NA`` and the texts in `MISSING_LABELS`, compared without case.
-
-    Parameters
-    ----------
-    value
-        Text, bytes, number, date or what else a table holds.
     """
     text = value_text(value)
     if text is None:
@@ -79,13 +68,7 @@ def label_text(value: Any) -> str | None:
 
 
 def value_text(value: Any) -> str | None:
-    """Return a value of a table as text, as it is but for whole floats (1.0 is ``"1"``); None where pandas misses it.
-
-    Parameters
-    ----------
-    value
-        Text, bytes, number, date or what else a table holds.
-    """
+    """Return a value of a table as text, whole floats without a fraction; None if pandas counts it as missing."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bytes):
@@ -109,11 +92,11 @@ def value_text(value: Any) -> str | None:
 
 
 def carried_texts(values: Iterable[Any]) -> np.ndarray:
-    """Return a column of text as token Parquet carries it, object, shape (cells,).
+    """Return a column of text as it is written to token Parquet, object, shape (cells,).
 
-    Blanks at the ends are left out, and texts that pandas makes of missing values (`MISSING_TEXTS`) are None. What
-    people write where they have no label (``unknown``) stays: it is a word of the CELLxGENE schema, and `label_text`
-    takes it for missing where it is read as a label.
+    Blanks at the ends are removed, and texts that pandas writes for missing values (`MISSING_TEXTS`) become None.
+    Other texts for a missing label (``unknown``) stay, because the CELLxGENE schema uses them; `label_text` finds
+    them.
     """
     codes, different = _different(values)
     texts = [None if text is None else text.strip() for text in map(value_text, different)]
@@ -121,18 +104,7 @@ def carried_texts(values: Iterable[Any]) -> np.ndarray:
 
 
 def read_labels(values: Iterable[Any]) -> Labels:
-    """Read the labels of cells, each different one once.
-
-    Parameters
-    ----------
-    values
-        A column of obs: an array, a series, a list.
-
-    Returns
-    -------
-    Labels
-        Texts, with what was taken for missing and what was cleaned.
-    """
+    """Read the labels of cells from a column of obs: an array, a series or a list."""
     codes, different = _different(values)
     texts = np.array([*(label_text(v) for v in different), None], dtype=object)
     counts = np.bincount(codes[codes >= 0], minlength=len(different)).tolist()
@@ -162,9 +134,9 @@ def _different(values: Iterable[Any]) -> tuple[np.ndarray, list[Any]]:
     kinds = set(map(type, array)) if array.dtype == object else set()
     try:
         if len(kinds & {bool, np.bool_}) < len(kinds - {type(None)}) and kinds & {bool, np.bool_}:
-            raise TypeError("True and 1 are the same to a table of hashes")
+            raise TypeError("True and 1 have the same hash")
         codes, different = pd.factorize(array)
-    except TypeError:  # or something in it cannot be hashed
+    except TypeError:  # or a value cannot be hashed
         codes, different = pd.factorize(_objects([value_text(v) for v in array]))
     return codes, list(different)
 

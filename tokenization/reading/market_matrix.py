@@ -1,4 +1,4 @@
-"""Matrix Market files of counts, genes x cells: checked against their head, and converted to rows of cells."""
+"""Read Matrix Market files of counts, genes x cells: check them against their head, and convert them to rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from cellglot.tokenization.reading.matrices import CONVERTED_VALUES, ConvertedRo
 NUMBERS = ("integer", "real", "pattern", "unsigned-integer")
 MOST_COMMENTS = 100_000
 _SHORTEST_ENTRY = 4  # bytes: "1 1" and the end of the line
-_STRONGEST_COMPRESSION = 1_100  # that deflate reaches
+_STRONGEST_COMPRESSION = 1_100  # of deflate
 
 
 @dataclass(frozen=True)
 class MarketHead:
-    """What a Matrix Market file says of itself.
+    """The head of a Matrix Market file.
 
     Parameters
     ----------
     lines
-        Lines before the first entry.
+        Number of lines before the first entry.
     fields
-        Of an entry: row and column, and the value unless the kind of numbers is "pattern".
+        Number of fields of an entry: 3, or 2 (no value) for "pattern".
     """
 
     shape: tuple[int, int]
@@ -38,14 +38,14 @@ class MarketHead:
 
 
 def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = None) -> ConvertedRows:
-    """Return a Matrix Market file of genes x cells, plain or gzipped, as rows of cells.
+    """Open a Matrix Market file of genes x cells, plain or gzipped, as rows of cells.
 
     Parameters
     ----------
     shape
-        (cells, genes) by the barcodes and features beside it.
+        (cells, genes), counted in the files of barcodes and features.
     folder
-        As in `ConvertedRows`.
+        See `ConvertedRows`.
     """
     head = read_market_head(path)
     if head.shape not in (shape[::-1], shape):
@@ -65,7 +65,9 @@ def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = Non
                 raise CellFileError(f"{path} has an entry outside its {shape[1]:,} genes x {shape[0]:,} cells")
             yield cells, genes, values
         if seen != head.entries:
-            raise CellFileError(f"{path} has {seen:,} entries where its head says {head.entries:,}: cut short?")
+            raise CellFileError(
+                f"{path} has {seen:,} entries, but its head declares {head.entries:,}: it may be cut short"
+            )
 
     def sample(genes: np.ndarray | None = None) -> np.ndarray:
         for rows, columns, values in chunks(10_000):
@@ -80,7 +82,7 @@ def market_to_rows(path: Path, shape: tuple[int, int], folder: Path | None = Non
 def _chunk_reader(
     path: Path, head: MarketHead
 ) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Return what reads entries, so many at once, as rows and columns from 0, and values."""
+    """Return a function that yields chunks of entries: rows and columns (from 0), and values."""
     names = ["row", "column", "value"][: head.fields]
     options: dict[str, Any] = {
         "sep": r"\s+", "header": None, "names": names, "dtype": {"row": np.int64, "column": np.int64},
@@ -112,7 +114,7 @@ def _values(chunk: pd.DataFrame, path: Path, seen: int) -> np.ndarray:
         return np.ones(len(chunk), dtype=np.int8)
     values = chunk["value"].to_numpy()
     if values.dtype.kind not in "iuf":
-        raise CellFileError(f"{path} has values that are no numbers after {seen:,} entries")
+        raise CellFileError(f"{path} has values that are not numbers after {seen:,} entries")
     if values.dtype.kind == "f" and np.isnan(values).any():
         raise CellFileError(f"{path} has entries without a value after {seen:,} entries")
     return values
@@ -125,15 +127,15 @@ def read_market_head(path: Path) -> MarketHead:
         first = next(lines, "")
         words = first.lower().split()
         if words[:3] != ["%%matrixmarket", "matrix", "coordinate"] or words[4:] != ["general"]:
-            raise CellFileError(f"{path} is no general coordinate Matrix Market file: it begins {first[:60]!r}")
+            raise CellFileError(f"{path} is not a general coordinate Matrix Market file: it begins {first[:60]!r}")
         if words[3] not in NUMBERS:
-            raise CellFileError(f"{path} holds {words[3]} numbers; read are {', '.join(NUMBERS[:3])}")
+            raise CellFileError(f"{path} contains {words[3]} numbers; supported are {', '.join(NUMBERS[:3])}")
         line, n_lines = _size_line(path, lines)
         head = _parsed(path, line, n_lines, 2 if words[3] == "pattern" else 3)
         entry = next((line for line in lines if line.strip()), None)
         if entry is not None and len(entry.split()) != head.fields:
             raise CellFileError(
-                f"{path} has a first entry of {len(entry.split()):,} fields, not {head.fields}: {entry[:60]!r}"
+                f"{path}: the first entry has {len(entry.split()):,} fields, not {head.fields}: {entry[:60]!r}"
             )
         lines.close()
         return head
@@ -153,13 +155,13 @@ def _parsed(path: Path, line: str, n_lines: int, fields: int) -> MarketHead:
         rows, columns, entries = (int(n) for n in line.split())
     except ValueError as error:
         raise CellFileError(
-            f"{path} has no readable Matrix Market head: {line[:60]!r} for rows, columns, entries"
+            f"{path} has no readable Matrix Market head: found {line[:60]!r}, not rows, columns and entries"
         ) from error
     if min(rows, columns, entries) < 0:
         raise CellFileError(f"{path} declares {rows:,} x {columns:,} with {entries:,} entries: it is damaged")
     size = path.stat().st_size * (_STRONGEST_COMPRESSION if path.name.endswith(".gz") else 1)
     if entries * _SHORTEST_ENTRY > size + 1:
-        raise CellFileError(f"{path} declares {entries:,} entries, more than its bytes can hold: cut short?")
+        raise CellFileError(f"{path} declares {entries:,} entries, too many for its size: it may be cut short")
     return MarketHead((rows, columns), entries, n_lines, fields)
 
 

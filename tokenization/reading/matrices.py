@@ -1,4 +1,4 @@
-"""Matrices on disk, read by ranges of cells: rows, columns (converted to rows first), dense, loom."""
+"""Read matrices on disk by ranges of cells: by rows, by columns (converted to rows first), dense, loom."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,33 +17,19 @@ CONVERTED_VALUES = 1 << 23  # values converted at once
 
 
 def check_vector(array: Any, name: str, kinds: str) -> int:
-    """Check that a stored array has one dimension and numbers of some kinds; return its length.
-
-    Parameters
-    ----------
-    array
-        Anything with shape and dtype.
-    kinds
-        NumPy's letters, e.g. ``"iu"``.
-    """
+    """Check that an array has one dimension and one of the kinds of numbers (NumPy's letters); return its length."""
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
     if shape is None or dtype is None:
         raise CellFileError(f"{name} is a group, not an array")
     if len(shape) != 1:
         raise CellFileError(f"{name} has shape {tuple(shape)}, not one dimension")
     if np.dtype(dtype).kind not in kinds:
-        raise CellFileError(f"{name} holds {dtype}, not {'integers' if kinds == 'iu' else 'numbers'}")
+        raise CellFileError(f"{name} contains {dtype}, not {'integers' if kinds == 'iu' else 'numbers'}")
     return int(shape[0])
 
 
 class Offsets:
-    """Where the cells (or genes) of a sparse matrix begin among its values; every range is checked as it is read.
-
-    Raises
-    ------
-    CellFileError
-        If it is not a vector of integers from 0 to `n_values`.
-    """
+    """Where the cells (or genes) of a sparse matrix begin among its values; every range that is read is checked."""
 
     source = ""
 
@@ -52,17 +38,14 @@ class Offsets:
         n = check_vector(array, "indptr", "iu")
         self.shape = (n,)
         if n == 0:
-            raise CellFileError("indptr is empty: it has one entry more than there are cells")
+            raise CellFileError("indptr is empty: it must have one entry more than there are cells")
         first, last = int(array[0]), int(array[n - 1])
         if first != 0:
             raise CellFileError(f"indptr begins at {first:,}, not at 0: the matrix is damaged")
         if last != n_values:
-            raise CellFileError(
-                f"indptr ends at {last:,}, but there are {n_values:,} values: they do not belong together"
-            )
+            raise CellFileError(f"indptr ends at {last:,}, but there are {n_values:,} values: the matrix is damaged")
 
     def __len__(self) -> int:
-        """Return the number of offsets."""
         return self.shape[0]
 
     @names_the_file
@@ -73,21 +56,15 @@ class Offsets:
         bounds = np.asarray(self.array[place]).astype(np.int64)
         if (bounds[1:] < bounds[:-1]).any():
             raise CellFileError(
-                f"indptr falls between entries {place.start or 0:,} and {place.stop or len(self):,}: it is damaged"
+                f"indptr decreases between entries {place.start or 0:,} and {place.stop or len(self):,}: it is damaged"
             )
         if len(bounds) and not (bounds[0] >= 0 and bounds[-1] <= self.n_values):
-            raise CellFileError(f"indptr leads outside of the {self.n_values:,} values: it is damaged")
+            raise CellFileError(f"indptr has entries outside of the {self.n_values:,} values: it is damaged")
         return bounds
 
 
 class StoredRows:
-    """Compressed sparse rows in HDF5, zarr or memory-mapped arrays.
-
-    Parameters
-    ----------
-    data, indices, indptr
-        The three arrays; anything that can be sliced.
-    """
+    """Compressed sparse rows in HDF5, zarr or memory-mapped arrays, or others that can be sliced."""
 
     def __init__(self, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]):
         self.data, self.indices = data, indices
@@ -97,7 +74,7 @@ class StoredRows:
         if n_offsets != self.shape[0] + 1:
             raise CellFileError(f"indptr has {n_offsets:,} entries, not one more than the {self.shape[0]:,} cells")
         if n_values != n_indices:
-            raise CellFileError(f"{n_values:,} values and {n_indices:,} indices do not belong together")
+            raise CellFileError(f"there are {n_values:,} values, but {n_indices:,} indices: the matrix is damaged")
         self.indptr = Offsets(indptr, n_values)
 
     @property
@@ -110,13 +87,7 @@ class StoredRows:
         self.indptr.source = path
 
     def offsets(self, start: int, stop: int) -> tuple[int, int, np.ndarray]:
-        """Read where the values of some cells begin and end, and where among them each cell begins.
-
-        Raises
-        ------
-        CellFileError
-            If offsets fall or lie outside of the values.
-        """
+        """Read where the values of some cells begin and end, and where among them each cell begins."""
         bounds = self.indptr[start : stop + 1]
         return int(bounds[0]), int(bounds[-1]), bounds - bounds[0]
 
@@ -127,18 +98,18 @@ class StoredRows:
         data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
         if not len(data) == len(indices) == high - low:
             raise CellFileError(
-                f"cells {start:,} to {stop:,} have {len(data):,} of {high - low:,} values: it is cut short"
+                f"cells {start:,} to {stop:,} have {len(data):,} of {high - low:,} values: the file is cut short"
             )
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < self.shape[1]):
             raise CellFileError(
-                f"cells {start:,} to {stop:,} have gene indices up to {int(indices.max()):,} (the least "
-                f"is {int(indices.min()):,}), but the matrix has {self.shape[1]:,} columns"
+                f"cells {start:,} to {stop:,} have gene indices from {int(indices.min()):,} to "
+                f"{int(indices.max()):,}, but the matrix has {self.shape[1]:,} columns: it is damaged"
             )
         return canonical(CountRows(data, indices, indptr))
 
 
 def canonical(rows: CountRows) -> CountRows:
-    """Sum values that stand twice for the same cell and gene; columns in ascending order are known to be fine."""
+    """Sum values that are stored for the same cell and gene; where columns ascend, there are none."""
     rising = rows.indices[1:] > rows.indices[:-1]
     starts = rows.indptr[1:-1]
     rising[starts[(starts > 0) & (starts < len(rows.indices))] - 1] = True
@@ -153,13 +124,7 @@ def canonical(rows: CountRows) -> CountRows:
 
 
 class StoredDense:
-    """A dense matrix on disk, cells in rows or (loom) in columns.
-
-    Parameters
-    ----------
-    dataset
-        Two-dimensional HDF5 or zarr array.
-    """
+    """A dense matrix in HDF5 or zarr; its cells are rows, or columns if it is transposed (loom)."""
 
     source = ""
 
@@ -170,7 +135,7 @@ class StoredDense:
             found = "a group" if shape is None and hasattr(dataset, "keys") else f"an array of shape {shape}"
             raise CellFileError(f"{dataset.name} is {found}, not a matrix")
         if np.dtype(dtype).kind not in "biuf":
-            raise CellFileError(f"{dataset.name} holds {dtype}, not numbers")
+            raise CellFileError(f"{dataset.name} contains {dtype}, not numbers")
         self.shape = tuple(int(n) for n in (shape[::-1] if transposed else shape))
 
     @names_the_file
@@ -182,16 +147,16 @@ class StoredDense:
 
 
 class ConvertedRows:
-    """A matrix that is stored by columns or as a list of entries; converted to rows on disk when first read.
+    """A matrix that is stored by columns or as a list of entries; it is converted to rows on disk when first read.
 
-    The conversion reads the entries twice and holds `CONVERTED_VALUES` of them at a time.
+    The conversion reads the entries twice, `CONVERTED_VALUES` of them at a time.
 
     Parameters
     ----------
     entries
-        Called twice; gives (cell, gene, value) arrays of bounded length, genes in ascending order within each cell.
+        Yields arrays (cell, gene, value) of bounded length, with ascending genes within each cell; called twice.
     sample
-        Gives some values, of the genes flagged if an array of flags is passed.
+        Returns some values; of flagged genes only, if an array of flags is passed.
     folder
         Where to keep the converted matrix; a temporary folder by default.
     """
@@ -209,18 +174,15 @@ class ConvertedRows:
         self._temporary: tempfile.TemporaryDirectory | None = None
         self._rows: StoredRows | None = None
 
-    @property
-    def rows(self) -> StoredRows:
-        """The converted matrix."""
-        return self._converted()
-
     @names_the_file
     def sample_values(self, genes: np.ndarray | None = None) -> np.ndarray:
-        """Read some values, of the genes flagged if an array of flags is passed."""
-        return self.sample() if genes is None else self.sample(genes)
+        """Read some values; of flagged genes only, if an array of flags is passed."""
+        return self.sample(genes)
 
+    @property
     @names_the_file
-    def _converted(self) -> StoredRows:
+    def rows(self) -> StoredRows:
+        """The converted matrix."""
         if self._rows is None:
             folder = self.folder
             if folder is None:
@@ -271,7 +233,7 @@ class ConvertedRows:
             filled[sorted_cells[first]] += counts
         data.flush()
         indices.flush()
-        # Written last, under its own name only when whole: the mark of a finished conversion.
+        # Written last: where this file exists, the conversion is complete.
         with atomic(folder / "indptr.npy") as temporary:
             np.save(temporary, indptr)
 
@@ -279,13 +241,13 @@ class ConvertedRows:
 def columns_to_rows(
     data: Any, indices: Any, indptr: Any, shape: tuple[int, int], folder: Path | None = None
 ) -> ConvertedRows:
-    """Return compressed sparse columns (cells x genes) as rows."""
+    """Convert compressed sparse columns (cells x genes) to rows."""
     n_values, n_indices = check_vector(data, "data", "biuf"), check_vector(indices, "indices", "iu")
     n_offsets = check_vector(indptr, "indptr", "iu")
     if n_offsets != shape[1] + 1 or n_values != n_indices:
         raise CellFileError(
-            f"a matrix by columns of shape {tuple(shape)} with {n_values:,} values, {n_indices:,} indices and "
-            f"{n_offsets:,} offsets does not hold together"
+            f"a matrix by columns of shape {tuple(shape)} has {n_values:,} values, {n_indices:,} indices and "
+            f"{n_offsets:,} offsets: it is damaged"
         )
     bounds = Offsets(indptr, n_values)[:]
 
@@ -298,13 +260,15 @@ def columns_to_rows(
             cells = np.asarray(indices[low:high]).astype(np.int64)
             if len(cells) and not (cells.min() >= 0 and cells.max() < shape[0]):
                 raise CellFileError(
-                    f"cell indices from {cells.min():,} up to {cells.max():,} in a matrix of {shape[0]:,} cells: it "
-                    "is damaged"
+                    f"cell indices go from {cells.min():,} to {cells.max():,}, but the matrix has {shape[0]:,} cells: "
+                    "it is damaged"
                 )
             genes = np.repeat(np.arange(gene, stop), np.diff(bounds[gene : stop + 1]))
             values = np.asarray(data[low:high])
             if not len(cells) == len(genes) == len(values):
-                raise CellFileError(f"genes {gene:,} to {stop:,} have {len(values):,} of {high - low:,} values")
+                raise CellFileError(
+                    f"genes {gene:,} to {stop:,} have {len(values):,} of {high - low:,} values: the file is cut short"
+                )
             yield cells, genes, values
             gene = stop
 

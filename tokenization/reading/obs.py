@@ -57,9 +57,7 @@ class CellTable(Protocol):
     names: list[str]
     source: str  # the file, for messages
 
-    def __len__(self) -> int:
-        """Return the number of cells."""
-        ...
+    def __len__(self) -> int: ...
 
     def index(self, start: int, stop: int) -> np.ndarray:
         """Read names of cells as strings, shape (stop - start,)."""
@@ -70,7 +68,7 @@ class CellTable(Protocol):
         ...
 
     def is_read(self, name: str) -> bool:
-        """Whether a column is stored in a way that is read."""
+        """Whether a column is stored in a supported way."""
         ...
 
     def series(self, name: str) -> pd.Series:
@@ -79,15 +77,9 @@ class CellTable(Protocol):
 
 
 class FrameTable:
-    """A data frame in memory.
+    """A data frame in memory, with a row for each cell."""
 
-    Parameters
-    ----------
-    frame
-        One row a cell.
-    """
-
-    source = ""  # of the table, where it is a file
+    source = ""  # the file, if there is one
 
     def __init__(self, frame: pd.DataFrame):
         self.frame = frame
@@ -95,7 +87,6 @@ class FrameTable:
         self._positions = {str(c): i for i, c in enumerate(frame.columns)}
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.frame)
 
     def index(self, start: int, stop: int) -> np.ndarray:
@@ -107,7 +98,7 @@ class FrameTable:
         return plain_column(self.frame.iloc[start:stop, self._positions[name]])
 
     def is_read(self, name: str) -> bool:
-        """Whether a column is stored in a way that is read: all are."""
+        """Whether there is such a column: all are supported."""
         return name in self._positions
 
     def series(self, name: str) -> pd.Series:
@@ -115,18 +106,18 @@ class FrameTable:
         return self.frame.iloc[:, self._positions[name]]
 
 
-_PARTS = ({"codes", "categories"}, {"values", "mask"})  # of columns that are groups
+COLUMN_PARTS = (("codes", "categories"), ("values", "mask"))  # of columns that are groups
 
 
 class StoredTable:
-    """A data frame in HDF5 or zarr, as AnnData writes it since version 0.7; only the rows asked for are read.
+    """A data frame in HDF5 or zarr, as AnnData writes it since version 0.7; only the rows that are needed are read.
 
     Parameters
     ----------
     group
-        The group ``obs``.
+        The group ``obs`` or ``var``; without names in it, the names are numbers.
     n_cells
-        Cells of the matrix; names are numbers where the group has none. None for as many as there are names.
+        Number of rows; None for the number of names.
     """
 
     source = ""
@@ -141,16 +132,15 @@ class StoredTable:
         self.n_cells = next(iter(reversed(self.lengths().values())), 0) if n_cells is None else n_cells
 
     def is_read(self, name: str) -> bool:
-        """Whether a column is stored in a way that is read."""
+        """Whether a column is stored in a supported way."""
         element = self.group[name]
-        return not hasattr(element, "keys") or any(parts <= set(element) for parts in _PARTS)
+        return not hasattr(element, "keys") or any(set(parts) <= set(element) for parts in COLUMN_PARTS)
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return self.n_cells
 
     def lengths(self) -> dict[str, int]:
-        """Return the number of values of each column and of the names (as ``"names"``), nothing being read."""
+        """Return the number of values of each column and of the names (as ``"names"``) without reading them."""
         stored = {name: self.group[name] for name in self.names}
         if self._index_name in self.group:
             stored["names"] = self.group[self._index_name]
@@ -172,18 +162,12 @@ class StoredTable:
         values = stored_values(self.group[name], start, stop)
         if values is None:
             stored = sorted(self.group[name])
-            raise ValueError(f"column {name!r} is stored in a way that is not read: it has {', '.join(stored)}")
+            raise ValueError(f"column {name!r} is stored in an unsupported way: it has {', '.join(stored)}")
         return values
 
     @names_the_file
     def series(self, name: str) -> pd.Series:
-        """Read a whole column with its type.
-
-        Raises
-        ------
-        ValueError
-            If the column is stored in a way that is not read.
-        """
+        """Read a whole column with its type."""
         codes, categories = self._coded(name)
         if codes is None:
             nullable = _nullable(self.group[name])
@@ -199,20 +183,19 @@ class StoredTable:
         return pd.Series(pd.Categorical.from_codes(np.asarray(codes[:]).astype(np.int64), values, ordered=ordered))
 
     def _coded(self, name: str) -> tuple[Any, Any]:
-        """Return codes and categories of a column as they are stored, None and None where it has no categories."""
+        """Return the stored codes and categories of a column; None and None if it has no categories."""
         element = self.group[name]
         if hasattr(element, "keys"):
-            return (
-                (element["codes"], element["categories"]) if {"codes", "categories"} <= set(element) else (None, None)
-            )
-        categories = element.attrs.get("categories")  # AnnData 0.7 keeps them beside, by reference
+            coded = {"codes", "categories"} <= set(element)
+            return (element["codes"], element["categories"]) if coded else (None, None)
+        categories = element.attrs.get("categories")  # AnnData 0.7 keeps them elsewhere, by reference
         return (None, None) if categories is None else (element, self.group[categories])
 
     def _decode(self, name: str, codes: np.ndarray, categories: Any) -> np.ndarray:
         if name not in self._categories:
             values = stored_values(categories, 0, _lengths(categories)[0])
             if values is None:
-                raise ValueError(f"the categories of column {name!r} are stored in a way that is not read")
+                raise ValueError(f"the categories of column {name!r} are stored in an unsupported way")
             self._categories[name] = np.append(values.astype(object), [None])
         known, codes = self._categories[name], np.asarray(codes)
         if len(codes) and not (codes.min() >= -1 and codes.max() < len(known) - 1):
@@ -224,7 +207,7 @@ class StoredTable:
 
 
 def _lengths(element: Any) -> list[int]:
-    """Return the length of a stored column; of its parts, where it has several, the shortest."""
+    """Return the length of a stored column, or of the shortest of its parts."""
     parts = (
         [element[p] for p in ("codes", "values", "mask") if p in element] if hasattr(element, "keys") else [element]
     )
@@ -232,18 +215,9 @@ def _lengths(element: Any) -> list[int]:
 
 
 def stored_values(element: Any, start: int, stop: int) -> np.ndarray | None:
-    """Read a part of a stored array with or without a mask; None where it is stored in another way.
+    """Read a part of a stored array by `plain_values`, shape (stop - start,); None if it is stored in another way.
 
-    Parameters
-    ----------
-    element
-        Array of HDF5 or zarr, or the group of a nullable one: ``values`` and ``mask``, which is true for what is
-        missing.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        As of `plain_values`; objects with None for what is missing where there is a mask, shape (stop - start,).
+    A nullable array is a group of ``values`` and ``mask``, which is true for missing values: these become None.
     """
     if not hasattr(element, "keys"):
         return plain_values(element[start:stop])
@@ -255,7 +229,7 @@ def stored_values(element: Any, start: int, stop: int) -> np.ndarray | None:
 
 
 def _nullable(element: Any) -> Any:
-    """Return stored whole numbers or booleans with a mask as pandas' nullable arrays; None for anything else."""
+    """Read whole numbers or booleans with a mask as a nullable array of pandas; None for anything else."""
     if not hasattr(element, "keys") or not {"values", "mask"} <= set(element):
         return None
     if np.dtype(element["values"].dtype).kind not in "iub":
@@ -265,9 +239,9 @@ def _nullable(element: Any) -> Any:
 
 
 def plain_column(values: pd.Series) -> np.ndarray:
-    """Return a column of a data frame as numbers, or as objects with None for what is missing.
+    """Return a column of a data frame as numbers, or as objects with None for missing values.
 
-    Dates and durations become text, and so do bytes.
+    Dates, durations and bytes become text.
     """
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
         return values.to_numpy()
@@ -278,25 +252,17 @@ def plain_column(values: pd.Series) -> np.ndarray:
 
 
 def plain_values(values: np.ndarray) -> np.ndarray:
-    """Return numbers as they are, texts of any kind as an object array of strings, dates and durations as text."""
+    """Return numbers unchanged, and texts of any kind, dates and durations as an object array of strings."""
     if values.dtype.kind in "Mm":
         return _texts(values.astype("M8[ns]" if values.dtype.kind == "M" else "m8[ns]"))
     return _strings(values) if values.dtype.kind in "OSUTV" else values
 
 
 def with_type(values: np.ndarray) -> Any:
-    """Return values of `plain_values` the type that they have without what is missing.
+    """Return objects with None for missing values (cells,) in the type of the values that are not missing.
 
-    Parameters
-    ----------
-    values
-        Numbers, or objects with None for what is missing, shape (cells,).
-
-    Returns
-    -------
-    numpy.ndarray or pandas array
-        Whole numbers and booleans with missing values as pandas' nullable types, other numbers with NaN; else as
-        given.
+    Whole numbers and booleans become nullable types of pandas, other numbers float64 with NaN; anything else is
+    returned unchanged.
     """
     if values.dtype != object:
         return values
@@ -309,11 +275,11 @@ def with_type(values: np.ndarray) -> Any:
         if kind in ("floating", "mixed-integer-float"):
             return values.astype(np.float64)
     except (OverflowError, TypeError, ValueError):
-        pass  # whole numbers that 64 bits do not hold
+        pass  # whole numbers of more than 64 bits
     return values
 
 
-# Kinds of values, as pandas names them, that are carried as they are.
+# Kinds of values, as pandas names them, that are kept unchanged.
 PLAIN_KINDS = ("string", "empty", "boolean", "integer", "floating", "mixed-integer-float")
 
 
@@ -340,19 +306,17 @@ def _strings(values: Any) -> np.ndarray:
 
 
 def as_text(value: Any) -> str:
-    """Return a text of HDF5 or zarr, of whatever type, as a string."""
+    """Return a text of HDF5 or zarr, of any type, as a string."""
     return str(_strings([value])[0])
 
 
 def schema_names(columns: Sequence[str], rename: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Find the columns that carry the schema's metadata.
+    """Find the columns of the schema, under their own or a usual name.
 
     Parameters
     ----------
-    columns
-        Names of the file's columns.
     rename
-        The file's name -> the schema's name, in place of what would be found.
+        The file's name -> the schema's name; these are not searched for.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Tables in a form that AnnData, Parquet and text files hold, whatever types their columns have."""
+"""Convert tables with columns of any type to a form that AnnData, Parquet and text files can store."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,28 +13,23 @@ from cellglot.tokenization.reading.labels import value_text
 from cellglot.tokenization.reading.obs import with_type
 
 
-# Kinds of objects, as pandas names them, of which AnnData makes texts.
+# Kinds of objects, as pandas names them, that AnnData writes as texts.
 _TEXT = ("string", "empty")
 _TYPED = ("integer", "boolean", "floating", "mixed-integer-float")
 
 
 def storable_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return a table whose every column can be written, as it is or as text.
+    """Convert each column of a table so that it can be written.
 
     Numbers, booleans, categories and pandas' nullable types keep their type. Texts with missing values become
-    categories, dates and durations text, mixed objects the text of each.
-
-    Parameters
-    ----------
-    frame
-        One row a cell.
+    categories; dates, durations and mixed objects become text.
 
     Returns
     -------
     frame : pandas.DataFrame
-        Of the same cells and columns; names are texts, each of them once.
+        The same rows and columns; names of columns are texts and unique.
     notes : list of str
-        Which columns became text, and which were given another name.
+        Which columns became text, and which were renamed.
     """
     columns: dict[str, Any] = {}
     notes: list[str] = []
@@ -44,33 +39,27 @@ def storable_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             notes.append(f"column {given!r} of the table is written as {name!r}")
         columns[name], became = storable_column(frame.iloc[:, position])
         if became:
-            notes.append(f"column {name!r} of the table holds {became}: it is written as text")
+            notes.append(f"column {name!r} of the table contains {became}: it is written as text")
     index = pd.Index(["NA" if v is None else v for v in map(value_text, frame.index)], dtype=object)
     if not _is_written(index.to_numpy()):
         index = pd.Index([_escaped(v) for v in index], dtype=object)
-        notes.append("names hold signs that HDF5 does not hold: these are spelled out")
+        notes.append("names contain characters that HDF5 cannot store: these are written as escapes")
     if frame.index.name is not None and str(frame.index.name) not in columns:
         index.name = str(frame.index.name)
-    return pd.DataFrame({name: _without_index(c) for name, c in columns.items()}).set_axis(index) if columns else (
-        pd.DataFrame(index=index)
-    ), notes  # fmt: skip
+    if not columns:
+        return pd.DataFrame(index=index), notes
+    return pd.DataFrame({name: _without_index(c) for name, c in columns.items()}).set_axis(index), notes
 
 
 def storable_column(values: pd.Series) -> tuple[Any, str]:
-    """Return a column in a form that can be written.
-
-    Returns
-    -------
-    became_text : str
-        What it held, where that became text; empty where it keeps its type.
-    """
+    """Convert a column so that it can be written; if it became text, return also what it contained, else ``""``."""
     column, became = _converted(values)
     if not _is_written(column):
         if not became:
             became = f"values of type {values.dtype} that AnnData does not write"
         column = _as_text(values)
         if not _is_written(column):
-            column, became = _as_text(values, _escaped), "text with signs that HDF5 does not hold"
+            column, became = _as_text(values, _escaped), "text with characters that HDF5 cannot store"
     return column, became
 
 
@@ -95,24 +84,24 @@ def _converted(values: pd.Series) -> tuple[Any, str]:
 
 
 def _categories(values: pd.Series) -> tuple[Any, str]:
-    """Keep categories of texts, numbers and booleans; those of anything else become text."""
+    """Keep categories of texts, numbers and booleans; convert others to text."""
     categories, became = _converted(pd.Series(values.cat.categories))
     if not isinstance(categories, np.ndarray):
         categories = pd.Index(categories).astype(object).to_numpy()
     if became and len(set(categories)) < len(categories):
-        return _as_text(values), became  # two of them have the same text
+        return _as_text(values), became  # two categories have the same text
     codes = np.asarray(values.cat.codes)
     return pd.Categorical.from_codes(codes, _without_index(categories), ordered=values.cat.ordered), became
 
 
 def _escaped(value: Any) -> str | None:
-    """Return a text whose signs all can be written: those that cannot are spelled out, as in Python."""
+    """Return a text in which characters that cannot be written are escaped as in Python."""
     text = value_text(value)
     return None if text is None else text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def _as_text(values: pd.Series, text_of: Callable[[Any], str | None] = value_text) -> Any:
-    """Return texts: categories where some are missing, since AnnData before 0.11 reads no other texts with gaps."""
+    """Return texts, as categories if some are missing: AnnData before 0.11 cannot read others with missing values."""
     texts = np.empty(len(values), dtype=object)
     missing = pd.isna(values).to_numpy()
     texts[:] = [None if gone else text_of(v) for v, gone in zip(values.astype(object), missing, strict=True)]
@@ -120,28 +109,20 @@ def _as_text(values: pd.Series, text_of: Callable[[Any], str | None] = value_tex
 
 
 def _is_written(column: Any) -> bool:
-    """Try to write a column, to memory: its categories where it has some, else its values."""
+    """Try to write a column to memory: its categories if it has some, else its values."""
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         return True
     sample = pd.Categorical(column.categories, ordered=column.ordered) if hasattr(column, "categories") else column
     with h5py.File("table", "w", driver="core", backing_store=False) as file:
         try:
             write_column(file, "column", sample)
-        except Exception:  # noqa: BLE001  # whatever AnnData, h5py and pandas raise for what they do not write
+        except Exception:  # noqa: BLE001  # AnnData, h5py and pandas raise many types for what they do not write
             return False
     return True
 
 
 def write_column(group: Any, name: str, column: Any) -> None:
-    """Write a column into the group of a table, quietly.
-
-    Parameters
-    ----------
-    group
-        Group of HDF5 or zarr.
-    column
-        From `storable_column`.
-    """
+    """Write a column from `storable_column` to a group of HDF5 or zarr, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write_elem(group, name, column)
@@ -152,7 +133,7 @@ def _without_index(column: Any) -> Any:
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """Return a name that AnnData writes (no slashes, not the one of its index) and that is free."""
+    """Return a name that AnnData can write (no slashes, not ``_index``) and that is not taken."""
     name = name.replace("/", "_")
     name = "index_" if name == "_index" else name
     free, number = name, 1

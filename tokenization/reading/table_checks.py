@@ -1,4 +1,4 @@
-"""Stored tables of cells and genes, checked before a value of them is used: shapes, types, lengths, lost chunks."""
+"""Check stored tables of cells and genes before use: shapes, types, lengths, missing chunks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 import zarr
 
 from cellglot.tokenization.reading.errors import CellFileError
+from cellglot.tokenization.reading.obs import COLUMN_PARTS, as_text
 from cellglot.tokenization.reading.zarr_chunks import absent_chunks
 
 
 MOST_COLUMNS = 10_000
-_PARTS = (("codes", "categories"), ("values", "mask"))
 
 
 def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells") -> list[str]:
@@ -22,25 +22,25 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
     group
         The group ``obs`` or ``var``.
     n
-        Rows that there have to be; by default as many as names.
+        Number of rows; by default the number of names.
 
     Returns
     -------
     list of str
-        What is read although chunks of it are missing.
+        Notes about missing chunks that do not prevent reading.
     """
-    encoding = _text(group.attrs.get("encoding-type", "dataframe"))
+    encoding = as_text(group.attrs.get("encoding-type", "dataframe"))
     if encoding != "dataframe":
         raise CellFileError(f"{name} is stored as {encoding!r}, not as a table")
     if "encoding-type" not in group.attrs and "_index" not in group.attrs and "column-order" not in group.attrs:
-        raise CellFileError(f"{name} does not say which of its columns holds names: its attributes are missing")
-    index = _text(group.attrs.get("_index", "_index"))
+        raise CellFileError(f"{name} does not say which of its columns contains names: its attributes are missing")
+    index = as_text(group.attrs.get("_index", "_index"))
     columns = column_names(group, name)
     notes: list[str] = []
     if index in group:
         n_names = _check_column(group[index], f"{name}['names']", notes, names=True)
         if n_names is None:
-            raise CellFileError(f"the names of {name} are stored in a way that is not read")
+            raise CellFileError(f"the names of {name} are stored in an unsupported way")
         n = n_names if n is None else n
         check_length(f"{name}['names']", n_names, n, rows)
     for column in columns:
@@ -50,7 +50,7 @@ def check_table(group: Any, name: str, n: int | None = None, rows: str = "cells"
             raise CellFileError(f"{name} lists a column {column!r} that is not there: it is damaged")
         label = f"{name}[{column!r}]"
         length = _check_column(group[column], label, notes)
-        if length is None:  # left to what reads it
+        if length is None:  # unsupported: said if it is read
             continue
         n = length if n is None else n
         check_length(label, length, n, rows)
@@ -69,7 +69,7 @@ def column_names(group: Any, name: str) -> list[str]:
         )
     if values.size > MOST_COLUMNS:
         raise CellFileError(f"{name} has {values.size:,} columns, more than {MOST_COLUMNS:,}: it is damaged")
-    return [_text(value) for value in values.ravel()]
+    return [as_text(value) for value in values.ravel()]
 
 
 def check_length(name: str, length: int, n: int, rows: str = "cells") -> None:
@@ -79,7 +79,7 @@ def check_length(name: str, length: int, n: int, rows: str = "cells") -> None:
 
 
 def _check_column(element: Any, label: str, notes: list[str], names: bool = False) -> int | None:
-    """Check a stored column and return its length; None where it is stored in a way that is not read."""
+    """Check a stored column and return its length; None if it is stored in an unsupported way."""
     parts = dict(_parts(element, label))
     if not parts:
         return None
@@ -100,10 +100,7 @@ def _parts(element: Any, label: str) -> Iterator[tuple[str, Any]]:
     if not hasattr(element, "keys"):
         yield "values", _vector(element, label)
         return
-    held = next((parts for parts in _PARTS if all(part in element for part in parts)), None)
-    if held is None:
-        return
-    for part in held:
+    for part in next((parts for parts in COLUMN_PARTS if all(part in element for part in parts)), ()):
         inner = element[part]
         if part == "categories" and hasattr(inner, "keys"):
             for nested in ("values", "mask"):
@@ -123,14 +120,14 @@ def _vector(array: Any, label: str) -> Any:
 
 
 def _check_chunks(parts: dict[str, Any], label: str, notes: list[str], names: bool) -> None:
-    """Refuse lost chunks of zarr that hold names or categories; say which other ones are read as what they may be.
+    """Refuse missing chunks of names or categories in zarr; note how others are read.
 
-    Writers leave out chunks of nothing but zeros or empty texts: that a text stands there once is possible.
+    Writers leave out chunks that contain only zeros or empty texts, so a single category may be an empty text.
     """
     n_categories = int(parts["categories"].shape[0]) if "categories" in parts else 2
     for part, array in parts.items():
         absent = absent_chunks(array)
-        if not absent or part == "mask":  # where nothing is missing, zarr writes no chunk of a mask
+        if not absent or part == "mask":  # zarr writes no chunk of a mask without missing values
             continue
         lost = f"{label} lacks {absent:,} of its chunks of {part}"
         is_text = not isinstance(array, zarr.Array) or np.dtype(array.dtype).kind not in "biufM"
@@ -138,18 +135,14 @@ def _check_chunks(parts: dict[str, Any], label: str, notes: list[str], names: bo
             raise CellFileError(f"{lost}: the copy is incomplete, copy the store again")
         if part == "codes" and n_categories > 1:
             notes.append(
-                f"{lost}, which are read as the first category: their writer left out chunks of nothing else, or the "
+                f"{lost}, which are read as the first category: the writer left out chunks of only that, or the "
                 "copy is incomplete"
             )
         elif part == "values" and is_text:
             notes.append(
-                f"{lost}, which are read as empty texts: their writer left out chunks of nothing else, or the copy is "
+                f"{lost}, which are read as empty texts: the writer left out chunks of only those, or the copy is "
                 "incomplete"
             )
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 __all__ = ["MOST_COLUMNS", "check_length", "check_table", "column_names"]

@@ -1,4 +1,4 @@
-"""Sparse matrices in zarr: a chunk that is not there reads as zeros, so zeros are told from an incomplete copy."""
+"""Sparse matrices in zarr: tell chunks that were left out as zeros from those missing in an incomplete copy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from cellglot.tokenization.reading.zarr_chunks import absent_chunks, expected_ch
 
 
 class CheckedArray:
-    """A one-dimensional zarr array, looked over for absent chunks before its first value is read.
+    """A one-dimensional zarr array whose chunks are counted before its first value is read.
 
     Parameters
     ----------
     check
-        Called once, where chunks are absent; raises where they cannot have held zeros.
+        Called once if chunks are missing; raises if these cannot be zeros.
     """
 
     def __init__(self, array: zarr.Array, check: Callable[[], None]):
@@ -24,13 +24,6 @@ class CheckedArray:
         self._check: Callable[[], None] | None = check
 
     def __getitem__(self, place: int | slice) -> Any:
-        """Read a number or a range.
-
-        Raises
-        ------
-        CellFileError
-            If a chunk is missing.
-        """
         if self._check is not None:
             if absent_chunks(self.array):
                 self._check()
@@ -41,13 +34,9 @@ class CheckedArray:
 def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
     """Return data, indices and indptr of a sparse matrix in zarr so that a missing chunk is not read as zeros.
 
-    Writers may leave out chunks of nothing but zeros. Stored counts are not zeros; indices are zeros only where each
-    row has the first column alone; offsets are zeros only where the matrix begins with empty rows.
-
-    Parameters
-    ----------
-    group
-        The zarr group of a matrix compressed by rows (or, with rows and columns changing places, by columns).
+    Writers may leave out chunks that contain only zeros. Stored counts are not zeros; indices are zeros only if each
+    row has a value in the first column alone; offsets are zeros only if the matrix begins with empty rows. The
+    matrix is compressed by rows, or by columns: then read "column" for "row" here.
     """
     data, indices, indptr = group["data"], group["indices"], group["indptr"]
 
@@ -65,7 +54,7 @@ def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
     def check_indptr() -> None:
         offsets = np.asarray(indptr[:]).astype(np.int64)
         if (np.diff(offsets) < 0).any() or offsets[-1] != data.shape[0]:
-            raise _missing(indptr, "its offsets would fall to 0")
+            raise _missing(indptr, "its offsets would decrease to 0")
         first = int(offsets[np.argmax(offsets > 0)])  # values of the first row that has any
         if first > n_minor or len(np.unique(indices[:first])) < first:
             raise _missing(indptr, f"{first:,} values would belong to one row or column, some to one place")
@@ -76,8 +65,8 @@ def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
 def _missing(array: zarr.Array, why: str) -> CellFileError:
     n = absent_chunks(array)
     return CellFileError(
-        f"{array.name.lstrip('/')}: {n:,} of {expected_chunks(array):,} chunks {'is' if n == 1 else 'are'} missing, "
-        f"and all zeros they cannot be ({why}): the copy is incomplete, copy the store again"
+        f"{array.name.lstrip('/')}: {n:,} of {expected_chunks(array):,} chunks {'is' if n == 1 else 'are'} missing "
+        f"and cannot be zeros ({why}): the copy is incomplete, copy the store again"
     )
 
 

@@ -1,4 +1,4 @@
-"""Chunks of zarr on disk: which are there, whether they can hold what is declared, and that they lie in the store."""
+"""Check chunks of zarr on disk: that they exist, are inside the store, and are as large as declared."""
 
 import math
 import os
@@ -18,24 +18,20 @@ from cellglot.tokenization.reading.inflation import inflates_beyond
 LARGEST_METADATA = 1 << 25  # bytes of JSON
 UNSUSPICIOUS_BYTES = 1 << 24
 STRONGEST_COMPRESSION = 1_100  # that deflate reaches
-MOST_ABSENT = 1_000  # times as many chunks as are there
-LONGEST_TEXTS = 1 << 10  # bytes, on average over a chunk, up to a chunk of
-LARGEST_CHUNK_OF_TEXTS = 1 << 28  # bytes, unless it has so many texts of
+MOST_ABSENT = 1_000  # declared chunks for each one that exists
+LONGEST_TEXTS = 1 << 10  # bytes, on average over a chunk
+LARGEST_CHUNK_OF_TEXTS = 1 << 28  # bytes, or `USUAL_TEXT` for each text
 USUAL_TEXT = 1 << 6  # bytes
-WIDEST_STORED = 8  # times: filters may store a number in a wider type
+WIDEST_STORED = 8  # filters may store a number in a type that is wider by this factor
 
 _CHUNK = re.compile(r"\d+(\.\d+)*")
 
 
 class InsideStore(LocalStore):
-    """A folder of zarr, for reading: a key that leads out of the folder, or to no regular file, is refused.
+    """A folder of zarr, read only: a key outside of the folder, or that is not a regular file, is refused.
 
-    Links into the blobs of the Hub's cache are followed where the store itself is in that cache.
-
-    Parameters
-    ----------
-    read_only
-        Always; here for zarr's own calls.
+    Links into the blobs of the Hub's cache are followed if the store itself is in that cache. zarr passes
+    `read_only`, which makes no difference.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = True):
@@ -46,7 +42,7 @@ class InsideStore(LocalStore):
         self._arrays: dict[str, tuple[int, int]] = {}
 
     def declare(self, array: zarr.Array) -> None:
-        """Remember how large the chunks of an array may become, and how many chunks a shard of it has."""
+        """Record how large the chunks of an array may become, and how many chunks its shards have."""
         n = math.prod(array.chunks)
         most = WIDEST_STORED * n * array.dtype.itemsize
         if array.dtype.kind not in "biufcmM":
@@ -56,12 +52,12 @@ class InsideStore(LocalStore):
         self._arrays[array.path] = (most, in_shard)
 
     def get_sync(self, key: str, **options: Any) -> Any:
-        """Read a key, None where there is none."""
+        """Read a key; None if it does not exist."""
         self._refuse_outside(key)
         return self._bounded(key, super().get_sync(key, **options))
 
     async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
-        """Read a key, None where there is none."""
+        """Read a key; None if it does not exist."""
         self._refuse_outside(key)
         return self._bounded(key, await super().get(key, *arguments, **options))
 
@@ -93,7 +89,7 @@ class InsideStore(LocalStore):
     def _refuse_outside(self, key: str) -> None:
         path = os.path.realpath(f"{self.root}/{key}")
         if not path.startswith(self._within):
-            raise CellFileError(f"{key} leads out of the store, to {path}, which is not read: copy the data into it")
+            raise CellFileError(f"{key} is outside of the store, at {path}, which is not read: copy the data into it")
         try:
             found = os.stat(path)
         except OSError:
@@ -104,7 +100,7 @@ class InsideStore(LocalStore):
             raise CellFileError(f"{key} has {found.st_size:,} bytes, too many for metadata of zarr")
 
     def count(self, folder: str, most: int) -> int:
-        """Count what a folder holds, up to one more than `most`."""
+        """Count the members of a folder, up to one more than `most`."""
         n = 0
         with os.scandir(self.root / folder) as entries:
             for _ in entries:
@@ -115,7 +111,7 @@ class InsideStore(LocalStore):
 
 
 def _inner_chunks(stored: np.ndarray, n: int) -> list[np.ndarray]:
-    """Return the chunks of a whole shard, by the index at its end; what is no shard as it is."""
+    """Return a stored chunk and, if it is a whole shard, the chunks in it by the index at its end."""
     index = stored[-(16 * n + 4) : -4]
     if n == 1 or len(index) != 16 * n:
         return [stored]
@@ -125,12 +121,12 @@ def _inner_chunks(stored: np.ndarray, n: int) -> list[np.ndarray]:
 
 
 def expected_chunks(array: zarr.Array) -> int:
-    """Return the number of chunks (of shards, where there are) that an array has when all are stored."""
+    """Return the number of chunks, or of shards, of an array that is completely stored."""
     return math.prod(-(-n // length) for n, length in zip(array.shape, array.shards or array.chunks, strict=True))
 
 
 def present_chunks(array: zarr.Array) -> int:
-    """Count the chunks (shards) of an array that are in its folder; nothing is read."""
+    """Count the chunks (shards) of an array in its folder, without reading them."""
     store = array.store
     if not isinstance(store, LocalStore):
         return min(expected_chunks(array), array.nchunks_initialized)
@@ -155,15 +151,12 @@ def _count_chunks(folder: Path | str, levels: int) -> int:
 
 
 def absent_chunks(array: Any) -> int:
-    """Count chunks that are not in the store: their writer left them out as all zeros, or a copy lost them.
-
-    Arrays of HDF5 lack none.
-    """
+    """Count missing chunks: the writer left them out because they are zeros, or a copy lost them. HDF5 has none."""
     return max(expected_chunks(array) - present_chunks(array), 0) if isinstance(array, zarr.Array) else 0
 
 
 def check_chunks(array: zarr.Array) -> None:
-    """Refuse an array that declares far more than its chunks can hold."""
+    """Refuse an array that declares far more than its chunks can contain."""
     if isinstance(array.store, InsideStore):
         array.store.declare(array)
     width = max(int(getattr(array.dtype, "itemsize", 8)), 1)
@@ -175,23 +168,23 @@ def check_chunks(array: zarr.Array) -> None:
     if declared > MOST_ABSENT * max(present, 1) * chunk and declared > UNSUSPICIOUS_BYTES:
         raise CellFileError(
             f"{array.name.lstrip('/')} declares {declared:,} bytes (shape {array.shape}) in "
-            f"{expected_chunks(array):,} chunks, of which {present:,} are there: the copy is incomplete, or the array "
+            f"{expected_chunks(array):,} chunks, of which {present:,} are stored: the copy is incomplete, or it "
             "is damaged"
         )
     if chunk > UNSUSPICIOUS_BYTES and chunk > STRONGEST_COMPRESSION * _stored_bytes(array):
         raise CellFileError(
-            f"{array.name.lstrip('/')} declares chunks of {chunk:,} bytes, which its files cannot hold: it is damaged"
+            f"{array.name.lstrip('/')} declares chunks of {chunk:,} bytes, but its files are too small: it is damaged"
         )
 
 
 def _stored_bytes(array: zarr.Array) -> int:
-    """Add up the sizes of an array's files."""
-    folders = [array.store.root / array.path] if isinstance(array.store, LocalStore) else []
-    total = 0
-    for folder in folders:
-        for parent, _, names in os.walk(folder):
-            total += sum(os.path.getsize(os.path.join(parent, name)) for name in names)
-    return total
+    if not isinstance(array.store, LocalStore):
+        return 0
+    return sum(
+        os.path.getsize(os.path.join(parent, name))
+        for parent, _, names in os.walk(array.store.root / array.path)
+        for name in names
+    )
 
 
 __all__ = ["InsideStore", "absent_chunks", "check_chunks", "expected_chunks", "present_chunks"]

@@ -214,7 +214,7 @@ def test_a_table_that_is_none(cells, tmp_path):
     with h5py.File(tmp_path / "a.h5ad", "r+") as file:
         del file["obs"]
         file["obs"] = np.arange(120)
-    with pytest.raises(CellFileError, match="a.h5ad: /obs is no table but an array of int64"):
+    with pytest.raises(CellFileError, match="a.h5ad: /obs is not a table but an array of int64"):
         read_cells(tmp_path / "a.h5ad")
 
 
@@ -278,7 +278,7 @@ def test_duplicate_cells_are_counted_and_kept(cells, tmp_path):
     with read_cells(tmp_path / "a.h5ad") as opened:
         assert len(opened) == 60
         assert opened.duplicate_names() == 10
-        assert "10 cells share their name with an earlier cell; all are kept" in opened.summary()
+        assert "10 cells have the name of an earlier cell; all are kept" in opened.summary()
 
 
 def test_values_that_stand_twice_are_summed(tmp_path, cells):
@@ -404,7 +404,7 @@ def test_empty_matrices(tmp_path, shape):
         ("a.h5ad.gz", b"\x1f\x8b\x08rest", "is gzipped: unpack it first"),
         ("a.zarr.zip", b"PK\x03\x04rest", "is a zip archive: unpack it first"),
         ("a.RDS", b"\x1f\x8b\x08rest", "is an object of R: write it as .h5ad there"),
-        ("a.h5ad", b"\x00\x01\x02\xff" * 30, "is no HDF5 file"),
+        ("a.h5ad", b"\x00\x01\x02\xff" * 30, "is not an HDF5 file"),
     ],
 )
 def test_files_that_are_no_hdf5(tmp_path, name, content, message):
@@ -478,7 +478,7 @@ def test_compression_of_hdf5plugin_is_read(cells, tmp_path, filter_name):
 def test_hdf5_of_something_else(tmp_path):
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file["model_weights"] = np.ones(3)
-    with pytest.raises(CellFileError, match="no AnnData file; it holds 'model_weights'"):
+    with pytest.raises(CellFileError, match="not an AnnData file. Found: 'model_weights'"):
         read_cells(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file.create_group("assays/RNA/counts")
@@ -490,7 +490,7 @@ def test_mudata_is_named(cells, tmp_path):
     with h5py.File(tmp_path / "a.h5mu", "w") as file:
         for name, element in {"obs": cells.obs, "var": cells.var, "mod/rna": cells, "mod/prot": cells}.items():
             ad.io.write_elem(file, name, element)
-    with pytest.raises(CellFileError, match=r"this is MuData of prot, rna: write .* by mudata.read\(...\)\['rna'\]"):
+    with pytest.raises(CellFileError, match=r"this is MuData of prot, rna: write .* with mudata.read\(...\)\['rna'\]"):
         read_cells(tmp_path / "a.h5mu")
 
 
@@ -505,9 +505,9 @@ def damage(path, name, change):
     ("name", "change", "message"),
     [
         ("X/indptr", lambda v: v[:-3], "indptr has 118 entries"),
-        ("X/data", lambda v: v[:-5], "do not belong together"),
-        ("X/indices", lambda v: v + 700, "gene indices up to"),
-        ("X/indptr", lambda v: np.r_[v[:50], v[50] - 4000, v[51:]], "indptr falls"),
+        ("X/data", lambda v: v[:-5], "values, but .* indices: the matrix is damaged"),
+        ("X/indices", lambda v: v + 700, "gene indices from"),
+        ("X/indptr", lambda v: np.r_[v[:50], v[50] - 4000, v[51:]], "indptr decreases"),
     ],
 )
 def test_corrupt_matrices(cells, tmp_path, name, change, message):
@@ -539,7 +539,7 @@ def chunk_files(folder):
     [
         ("data", "stored counts are not 0"),
         ("indices", "more than once in a row"),
-        ("indptr", "fall|to one row or column"),
+        ("indptr", "decrease|to one row or column"),
     ],
 )
 def test_a_missing_chunk_of_zarr_is_no_zeros(cells, tmp_path, layout, number, name, why):
@@ -578,13 +578,13 @@ def test_absent_chunks_of_a_dense_matrix_are_said(cells, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "barcodes.tsv").unlink(), "none of barcodes.tsv, barcodes.tsv.gz beside it"),
-        (lambda f: (f / "matrix.mtx").unlink(), "neither zarr nor a 10x folder.*it holds barcodes.tsv"),
+        (lambda f: (f / "barcodes.tsv").unlink(), "none of barcodes.tsv, barcodes.tsv.gz is in the folder of"),
+        (lambda f: (f / "matrix.mtx").unlink(), "neither zarr nor a 10x folder.*found barcodes.tsv"),
         (lambda f: (f / "barcodes.tsv").write_text("A\nB\n"), "but there are 765 features and 2 barcodes"),
-        (lambda f: (f / "matrix.mtx").write_text("%%MatrixMarket nonsense\n"), "no general coordinate Matrix Market"),
+        (lambda f: (f / "matrix.mtx").write_text("%%MatrixMarket nonsense\n"), "not a general coordinate"),
         (
             lambda f: (f / "matrix.mtx").write_text("".join((f / "matrix.mtx").read_text().splitlines(True)[:-9])),
-            "entries where its head says",
+            "entries, but its head declares",
         ),
         (
             lambda f: (f / "matrix.mtx").write_text((f / "matrix.mtx").read_text() + "9999 1 3\n"),
@@ -653,7 +653,7 @@ def test_damaged_gzip_in_a_10x_folder_is_named(cells, tmp_path, name, damage_by)
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("1 x 3", "cannot be read after 0 entries"), ("1 1 many", "no numbers"), ("1 1.5 2", "cannot be read after")],
+    [("1 x 3", "cannot be read after 0 entries"), ("1 1 many", "not numbers"), ("1 1.5 2", "cannot be read after")],
 )
 def test_entries_that_are_no_numbers(cells, tmp_path, line, message):
     write("mtx", cells, tmp_path / "folder")
@@ -695,11 +695,11 @@ def test_loom_without_names_of_genes(cells, tmp_path):
     with h5py.File(tmp_path / "a.loom", "r+") as file:
         del file["row_attrs/Gene"], file["row_attrs/Accession"]
         file["row_attrs/length"] = np.ones(cells.n_vars)
-    with pytest.raises(CellFileError, match="no names of genes among the row attributes length"):
+    with pytest.raises(CellFileError, match="found no names of genes among the row attributes length"):
         read_cells(tmp_path / "a.loom")
     with h5py.File(tmp_path / "a.loom", "r+") as file:
         del file["row_attrs"]
-    with pytest.raises(CellFileError, match="it holds 'col_attrs', 'layers', 'matrix'"):
+    with pytest.raises(CellFileError, match="Found: 'col_attrs', 'layers', 'matrix'"):
         read_cells(tmp_path / "a.loom")
 
 
@@ -711,7 +711,7 @@ def test_a_matrix_of_another_name(cells, tmp_path):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(CellFileError, match="it holds nothing$"):
+    with pytest.raises(CellFileError, match="found nothing$"):
         read_cells(tmp_path)
 
 

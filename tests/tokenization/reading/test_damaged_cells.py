@@ -188,7 +188,7 @@ def test_links_in_a_circle(h5ad):
     with h5py.File(h5ad, "r+") as file:
         del file["X"]
         file["X"], file["other"] = h5py.SoftLink("/other"), h5py.SoftLink("/X")
-    with pytest.raises(CellFileError, match="leads to itself"):
+    with pytest.raises(CellFileError, match="is a link to itself"):
         read_cells(h5ad)
 
 
@@ -269,7 +269,7 @@ def test_zarr_does_not_lead_out_of_its_folder(cells, tmp_path):
     (path / "obs" / "tissue").rename(tmp_path / "tissue")
     (path / "obs" / "tissue").symlink_to(tmp_path / "tissue")
     with (
-        pytest.raises(CellFileError, match=r"a\.zarr: obs/tissue.* leads out of the store"),
+        pytest.raises(CellFileError, match=r"a\.zarr: obs/tissue.* is outside of the store"),
         read_cells(path) as opened,
     ):
         opened.metadata()
@@ -285,13 +285,13 @@ def words(kind):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (words("complex"), "holds complex numbers"),
-        (words("pattern"), "a first entry of 3 fields, not 2"),
-        (lambda lines: [*lines[:3], lines[3] + " 7", *lines[4:]], "a first entry of 4 fields, not 3"),
+        (words("complex"), "contains complex numbers"),
+        (words("pattern"), "the first entry has 3 fields, not 2"),
+        (lambda lines: [*lines[:3], lines[3] + " 7", *lines[4:]], "the first entry has 4 fields, not 3"),
         (lambda lines: [*lines[:8], lines[8] + " 7", *lines[9:]], "cannot be read"),
         (lambda lines: [*lines[:8], "2 2", *lines[9:]], "entries without a value"),
         (lambda lines: [*lines[:8], "0 2 1", *lines[9:]], "an entry outside"),
-        (lambda lines: [*lines[:2], f"{N_GENES} {N_CELLS} {10**10}", *lines[3:]], "more than its bytes can hold"),
+        (lambda lines: [*lines[:2], f"{N_GENES} {N_CELLS} {10**10}", *lines[3:]], "too many for its size"),
         (lambda lines: [*lines[:8], "%" * 200_000, *lines[8:]], "a line of more than 65,536 bytes"),
         (lambda lines: ["%" * 70_000, *lines], "a line of more than 65,536 bytes"),
     ],
@@ -420,5 +420,5 @@ def test_lists_of_names_far_longer_than_the_matrix_are_not_read_to_their_end(cel
     write_market(tmp_path / "folder", cells)
     with open(tmp_path / "folder" / "barcodes.tsv", "a") as file:
         file.write("a\n" * 70_000)
-    with pytest.raises(CellFileError, match=r"barcodes\.tsv has more than .* the matrix has no more than 40"):
+    with pytest.raises(CellFileError, match=r"barcodes\.tsv has more than .* the matrix has at most 40"):
         read_cells(tmp_path / "folder")

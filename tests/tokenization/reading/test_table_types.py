@@ -184,6 +184,6 @@ def test_a_locked_file_is_not_called_damaged(tmp_path):
 
 def test_other_reasons_for_which_a_file_is_not_opened(tmp_path):
     path = tmp_path / "a.h5ad"
-    assert "may not be read" in why_not_opened(path, PermissionError("no"))
+    assert "is not readable for this user" in why_not_opened(path, PermissionError("no"))
     assert "h5clear" in why_not_opened(path, OSError("file is already open for write (may use <h5clear file>)"))
     assert "damaged" in why_not_opened(path, OSError("truncated file"))
