@@ -36,7 +36,7 @@ ERRORS = {
     ),
     "no cells to tune": ("finetune folder -o new", "pass cells by --cells, or their tokens by --corpus"),
     "unknown configuration": ("pretrain --config none.yaml --corpus folder -o new", "no configuration none.yaml"),
-    "no corpus": ("pretrain --config exceiver_tiny.yaml --corpus folder -o new", "folder holds no corpus"),
+    "no corpus": ("pretrain --config exceiver_tiny.yaml --corpus folder -o new", "folder contains no corpus"),
     "unknown system": (
         "convert word2vec none.ckpt -o new",
         "'word2vec': it is one of exceiver, sccello, langcell",

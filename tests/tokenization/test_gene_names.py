@@ -136,7 +136,7 @@ def test_numbers_are_refused_and_passed_over(names, tmp_path):
     with pytest.raises(CellFileError, match=r"bad\.h5ad: .*numbers \('.?0'.*--gene-column.*label \(e\.g\. 'HLA-A'\)"):
         tokenize(paths, tmp_path / "tokens")
     corpus = tokenize(paths, tmp_path / "tokens", skip_broken=True)
-    assert list(corpus.manifest["broken"]) == ["bad"] and "passed over bad" in corpus.summary()
+    assert list(corpus.manifest["broken"]) == ["bad"] and "skipped bad" in corpus.summary()
     named = tokenize(paths[1:], tmp_path / "named", gene_column="label")
     assert sorted(named.tokenizer().vocabulary.genes) == sorted(SYMBOLS)
 
@@ -156,7 +156,7 @@ def test_the_report_says_what_became_of_names(tmp_path):
 def test_a_column_of_ids_that_is_not_looked_at_is_named(tmp_path):
     paths = write(tmp_path, one=cells(SYMBOLS, accession_of=IDS, feature_types=["NA"] * 30))
     summary = tokenize(paths, tmp_path / "tokens").summary()
-    assert f"the column 'accession_of' of var holds Ensembl ids (e.g. '{IDS[0]}')" in summary
+    assert f"the column 'accession_of' of var contains Ensembl ids (e.g. '{IDS[0]}')" in summary
     assert "30 of them without an Ensembl id" in summary and "feature_types says 'NA' (30)" in summary
     named = tokenize(paths, tmp_path / "named", gene_column="accession_of")
     assert named.manifest["vocabulary"] == {"genes": 30, "without_id": 0, "examples": [], "warnings": []}
@@ -194,7 +194,7 @@ def test_a_file_without_genes_of_the_vocabulary_is_named_and_passed_over(vocabul
         + ["--vocabulary", str(tmp_path / "vocabulary")],
     )
     assert result.exit_code == 0, result.output
-    assert "passed over odd:" in result.output and "passed over odder:" in result.output
+    assert "skipped odd:" in result.output and "skipped odder:" in result.output
 
 
 def test_a_column_that_a_file_lacks_is_said_before_work_begins(tmp_path):

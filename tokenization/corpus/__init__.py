@@ -1,4 +1,4 @@
-"""From files of cells to token Parquet: the plan, the passes, the shards, the manifest."""
+"""Turn files of cells into token Parquet: the plan, the passes, the shards, the manifest."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether a corpus is the one that was written: its manifest, every shard by its content, its vocabulary."""
+"""Check that a corpus is unchanged: its manifest, the content of every shard, its vocabulary."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from cellglot.tokenization.corpus.plan import SPLITS, Plan, fingerprint, fingerp
 logger = logging.getLogger(__name__)
 
 MOST_MANIFEST_BYTES = 256 << 20
-AGAIN = "run cellglot tokenize again with --overwrite (overwrite=True), it begins anew"
+AGAIN = "run cellglot tokenize again with --overwrite (overwrite=True)"
 
 _OF_A_CORPUS: dict[str, type] = {
     "shards": list, "files": list, "tokenizer": str, "vocab_size": int, "split": dict, "plan": dict, "broken": dict,
@@ -34,11 +34,11 @@ _OF_A_REPORT: dict[str, type] = {
 
 
 class CorpusError(ValueError):
-    """A corpus folder is unfinished, damaged, or holds something else."""
+    """A corpus folder is unfinished, damaged, or contains something else."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest, and check that it says what a corpus needs."""
+    """Read a manifest, and check the entries that a corpus needs."""
     try:
         manifest = read_json(path, most_bytes=MOST_MANIFEST_BYTES)
         _check_manifest(path, manifest)
@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if "shards" not in manifest:
-        raise InputError(f"{path} is not the manifest of a corpus: it names no shards")
+        raise InputError(f"{path} is not the manifest of a corpus: it lists no shards")
     _check_kinds(path, "the corpus", manifest, _OF_A_CORPUS)
     _check_kinds(path, "the split", manifest["split"], _OF_A_SPLIT)
     for file in manifest["files"]:
@@ -61,13 +61,13 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
         if shard["split"] not in SPLITS:
             raise InputError(f"{path} is damaged: it has a split {shard['split']!r:.60}")
         if shard["file"] in named:
-            raise InputError(f"{path} is damaged: it names {shard['file']} twice")
+            raise InputError(f"{path} is damaged: it lists {shard['file']} twice")
         named.add(shard["file"])
         path_inside(path.parent, shard["file"], path)
 
 
 def _check_kinds(path: Path, what: str, content: Any, kinds: Mapping[str, type]) -> None:
-    """Check the types of values; numbers are not negative, and a whole one is also a float."""
+    """Check the types of values; numbers are not negative, and integers are also floats."""
     for name, kind in kinds.items():
         value = content.get(name) if isinstance(content, dict) else None
         fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
@@ -84,14 +84,14 @@ def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise CorpusError(f"{path} is missing: {AGAIN}")
         if path.stat().st_size != shard["bytes"]:
             raise CorpusError(
-                f"{path} has {path.stat().st_size:,} bytes where the manifest says {shard['bytes']:,}: it was cut "
+                f"{path} has {path.stat().st_size:,} bytes, but the manifest says {shard['bytes']:,}: it was cut "
                 f"short or changed; {AGAIN}"
             )
     _check_contents(folder, [shard for shard in shards if "digest" in shard])
     without = sum("digest" not in shard for shard in shards)
     if without:
         logger.info(
-            "%s: %d shards of an earlier version have no digest in the manifest: damage inside them is not noticed",
+            "%s: %d shards of an earlier version have no digest in the manifest: damage inside them is not found",
             folder, without,
         )  # fmt: skip
     for shard in shards:
@@ -102,7 +102,7 @@ def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
         except (InputError, OSError) as error:
             raise CorpusError(f"{path} is not a readable Parquet file ({error}): {AGAIN}") from error
         if rows != shard["cells"]:
-            raise CorpusError(f"{path} has {rows:,} cells where the manifest says {shard['cells']:,}: {AGAIN}")
+            raise CorpusError(f"{path} has {rows:,} cells, but the manifest says {shard['cells']:,}: {AGAIN}")
 
 
 def _check_contents(folder: Path, shards: list[dict[str, Any]]) -> None:
@@ -110,13 +110,13 @@ def _check_contents(folder: Path, shards: list[dict[str, Any]]) -> None:
     for shard, digest in zip(shards, found, strict=True):
         if digest != shard["digest"]:
             raise CorpusError(
-                f"{folder / shard['file']} has another content than the manifest says ({digest} instead of "
+                f"the content of {folder / shard['file']} does not match the manifest ({digest} instead of "
                 f"{shard['digest']!r:.60}): it is damaged or was changed; {AGAIN}"
             )
 
 
 def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
-    """Whether a shard of an earlier run has the size and content that its record says."""
+    """Whether size and content of a shard of an earlier run match its record."""
     path = folder / shard["file"]
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
         return False
@@ -124,13 +124,7 @@ def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
 
 
 def vocabulary_digest(vocabulary: Any) -> str:
-    """Return a digest of a vocabulary's tokens, names and statistics, the same however its files are written.
-
-    Parameters
-    ----------
-    vocabulary
-        A `GeneVocabulary`.
-    """
+    """Return a digest of a `GeneVocabulary`'s tokens, names and statistics, which does not depend on its files."""
     names = [vocabulary.token_ids, vocabulary.symbols, vocabulary.aliases]
     digest = hashlib.blake2b(json.dumps(names, sort_keys=True).encode(), digest_size=16)
     for values in (vocabulary.medians, vocabulary.means, vocabulary.stds):
@@ -139,13 +133,7 @@ def vocabulary_digest(vocabulary: Any) -> str:
 
 
 def same_plan(earlier: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether an earlier plan is this one; those of earlier versions know files by their size and ends alone.
-
-    Parameters
-    ----------
-    earlier
-        From `Plan.to_dict`, as it was written.
-    """
+    """Whether an earlier `Plan.to_dict` equals this plan; early versions hashed only size and ends of files."""
     now = plan.to_dict()
     if earlier == now:
         return True
@@ -159,30 +147,21 @@ def same_plan(earlier: Mapping[str, Any], plan: Plan) -> bool:
 
 
 class SourceMarks:
-    """Notices files of cells that change between planning and the end.
-
-    Parameters
-    ----------
-    plan
-        Names the files and their digests.
-    """
+    """Detects files of a plan that change before the corpus is finished."""
 
     def __init__(self, plan: Plan):
         self._files = [(file, _marks(Path(file.path))) for file in plan.files]
 
     def check(self) -> None:
-        """Compare the files with what they were."""
+        """Raise an error if a file is missing or has changed."""
         for file, marks in self._files:
             path = Path(file.path)
             try:
                 same = _marks(path) == marks or fingerprint(path) == file.fingerprint
             except OSError as error:
-                raise CorpusError(f"{path} is gone before the corpus was finished: {error}") from error
+                raise CorpusError(f"{path} disappeared before the corpus was finished: {error}") from error
             if not same:
-                raise CorpusError(
-                    f"{path} changed while it was read: its tokens would be of two contents. Run again with "
-                    "--overwrite (overwrite=True)"
-                )
+                raise CorpusError(f"{path} changed while it was read: {AGAIN}")
 
 
 def _marks(path: Path) -> dict[str, FileMark]:

@@ -1,4 +1,4 @@
-"""Reading ahead, writing behind and working side by side: the order of results stays what it was."""
+"""Read ahead, write behind, and work in several processes, with results in order."""
 
 import functools
 import multiprocessing
@@ -16,7 +16,7 @@ _END: Any = object()
 
 
 def ahead(items: Iterable[Item], most: int = 1) -> Generator[Item, None, None]:
-    """Yield items in order, making at most so many of the next ones in a thread while the caller works on this one."""
+    """Yield items in order; a thread makes up to `most` of the next ones while the caller works."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(next, iterator, _END) for _ in range(most))
@@ -26,9 +26,9 @@ def ahead(items: Iterable[Item], most: int = 1) -> Generator[Item, None, None]:
 
 
 class Behind:
-    """Does calls one after the other in a thread; at most so many wait or run while the caller goes on.
+    """Runs calls one after the other in a thread; with `most` calls unfinished, the caller waits.
 
-    The error of a call is raised by all that come after it, and by its own result.
+    The error of a call is raised by its result and by all later calls.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,7 +36,7 @@ class Behind:
         self._calls: deque[Future] = deque(maxlen=most)
 
     def __call__(self, function: Callable[..., Item], *arguments: Any) -> "Future[Item]":
-        """Do a call as soon as those before are done; its result can be waited for."""
+        """Run a call after those before it; return the future of its result."""
         if len(self._calls) == self._calls.maxlen:
             self._calls[0].result()
         last = self._calls[-1] if self._calls else None
@@ -50,17 +50,17 @@ class Behind:
         return self._calls[-1]
 
     def wait(self) -> None:
-        """Wait until nothing runs."""
+        """Wait until all calls are finished."""
         if self._calls:
             self._calls[-1].exception()
 
     def close(self) -> None:
-        """End the thread as soon as nothing runs."""
+        """End the thread when all calls are finished."""
         self._thread.shutdown(wait=True)
 
 
 def one_later(started: Iterable["Future[Item]"]) -> Iterator[Item]:
-    """Yield results in order, each when the next piece of work has been started."""
+    """Yield results in order, each after the next piece of work has been started."""
     last: Future | None = None
     for future in started:
         if last is not None:
@@ -71,15 +71,7 @@ def one_later(started: Iterable["Future[Item]"]) -> Iterator[Item]:
 
 
 class Helpers:
-    """Processes that work beside this one: each has one piece of work at a time, and so has this process.
-
-    Parameters
-    ----------
-    pool
-        The processes; they may still be starting, this process does not wait for them.
-    number
-        How many they are.
-    """
+    """A pool of `number` processes that share pieces of work with this one; it does not wait for them to start."""
 
     def __init__(self, pool: Executor, number: int):
         self._pool, self._number = pool, number
@@ -90,27 +82,27 @@ class Helpers:
         there: Callable[[Any], tuple[Any, ...]],
         pieces: Sequence[Any],
     ) -> Iterator[Any]:
-        """Do pieces of work and give their results in order.
+        """Do pieces of work and yield their results in order.
 
         Parameters
         ----------
         here
             Does a piece in this process.
         there
-            Piece -> function and arguments with which another process does it.
+            Piece -> function and arguments for another process.
         """
         results: dict[int, Future] = {number: Future() for number in range(len(pieces))}
-        numbers, lock, left_alone = iter(range(len(pieces))), threading.Lock(), threading.Event()
+        numbers, lock, stopped = iter(range(len(pieces))), threading.Lock(), threading.Event()
 
         def take() -> int | None:
             with lock:
-                return None if left_alone.is_set() else next(numbers, None)
+                return None if stopped.is_set() else next(numbers, None)
 
         def hand_out(_: Any = None) -> None:
             if (number := take()) is not None:
                 try:
                     task = self._pool.submit(*there(pieces[number]))
-                except RuntimeError as error:  # the processes are gone
+                except RuntimeError as error:  # the processes have ended
                     results[number].set_exception(error)
                     return
                 task.add_done_callback(functools.partial(_pass_on, result=results[number]))
@@ -124,14 +116,14 @@ class Helpers:
                 if not results[given].done() and (number := take()) is not None:
                     results[number].set_result(here(pieces[number]))
                     continue
-                yield results.pop(given).result()  # kept no longer: there may be many, and large ones
+                yield results.pop(given).result()  # and free its memory
                 given += 1
         finally:
-            left_alone.set()
+            stopped.set()
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however that one ended."""
+    """End this process when the process that started it ends, also if that one is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

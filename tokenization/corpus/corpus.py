@@ -1,4 +1,4 @@
-"""A folder of token Parquet: its manifest, its shards by split, its tokenizer."""
+"""A folder of token Parquet with its manifest, shards and tokenizer."""
 
 import os
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Corpus:
     Parameters
     ----------
     folder
-        The folder.
+        Folder with ``manifest.json``, ``data/`` and ``tokenizer/``.
     manifest
-        What it holds: tokenizer, splits and shards, files with their gene reports.
+        Its tokenizer, splits and shards, and its files with their gene reports.
     """
 
     folder: Path
@@ -34,20 +34,20 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "Corpus":
-        """Open a finished corpus and check that its shards are whole.
+        """Open a finished corpus and check its shards.
 
         Raises
         ------
         CorpusError
-            If the folder is no corpus, unfinished, or a shard is missing or cut short; names the shard.
+            If the folder is not a corpus or not finished, or a shard is missing or cut short; names the shard.
         """
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.exists():
             unfinished = (folder / WORK).exists()
             raise CorpusError(
-                f"{folder} holds {'an unfinished corpus' if unfinished else 'no corpus'} (no {MANIFEST}): "
-                f"run cellglot tokenize {'again with the same arguments, it goes on' if unfinished else 'first'}"
+                f"{folder} contains {'an unfinished corpus' if unfinished else 'no corpus'} (no {MANIFEST}): "
+                f"run cellglot tokenize {'again with the same arguments to resume it' if unfinished else 'first'}"
             )
         corpus = cls(folder, read_manifest(path))
         corpus.check()
@@ -59,7 +59,7 @@ class Corpus:
         Raises
         ------
         CorpusError
-            If a shard is missing, unreadable, or has other bytes or cells than the manifest says; names the shard.
+            If a shard is missing, unreadable, or does not match the manifest; names the shard.
         """
         check_shards(self.folder, self.manifest)
 
@@ -82,26 +82,26 @@ class Corpus:
         Raises
         ------
         CorpusError
-            If it is damaged, or has another vocabulary than the manifest says.
+            If it is damaged, or its vocabulary does not match the manifest.
         """
         classes = {c.__name__: c for c in tokenizers().values()}
         named = self.manifest["tokenizer"]
         if named not in classes:
             raise CorpusError(
-                f"{self.folder / MANIFEST} names the tokenizer {named!r:.60}: there are {', '.join(classes)}"
+                f"{self.folder / MANIFEST} names an unknown tokenizer {named!r:.60}; known are {', '.join(classes)}"
             )
         with reading(self.tokenizer_folder, AGAIN):
             tokenizer = classes[named].from_pretrained(self.tokenizer_folder)
         recorded = self.manifest.get("vocabulary_digest")
         if recorded is not None and vocabulary_digest(tokenizer.vocabulary) != recorded:
             raise CorpusError(
-                f"{self.tokenizer_folder} has another vocabulary or other statistics than the manifest says: it is "
-                f"damaged or was changed; {AGAIN}"
+                f"vocabulary or statistics of {self.tokenizer_folder} do not match the manifest: it is damaged or was "
+                f"changed; {AGAIN}"
             )
         return tokenizer
 
     def summary(self) -> str:
-        """Say what the corpus holds and what was left out.
+        """Describe what the corpus contains and what was left out.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class Corpus:
                 + (f", {file['duplicate_names']:,} duplicate cell names" if file["duplicate_names"] else "")
             )
             lines += [f"{file['name']}: {note}" for note in file.get("notes", ()) if note.startswith("labels in ")]
-        lines += [f"passed over {name}: {reason}" for name, reason in m["broken"].items()]
+        lines += [f"skipped {name}: {reason}" for name, reason in m["broken"].items()]
         return lines
 
 

@@ -1,4 +1,4 @@
-"""Counts that the first pass over a corpus keeps for the second one, in the smallest types that hold them."""
+"""Keep counts of the first pass over a corpus for the second one, in the smallest types that fit them."""
 
 import os
 import shutil
@@ -15,18 +15,12 @@ from cellglot.tokenization.reading.matrices import StoredRows, canonical
 
 
 MOST_BYTES = 2 << 30
-_FREE_FOR_OTHERS = 4  # times as much as is kept stays free
-_LOOKS = 32  # into the folder, at least, before a process fills what is left of it: so many may share it
+_FREE_FOR_OTHERS = 4  # at most a quarter of the free disk space is used
+_LOOKS = 32  # a process may fill this fraction of the space that is left before it looks again
 
 
 class KeptCounts:
-    """A folder of chunks of counts; of what would not fit, nothing is kept, and it has to be read from its file again.
-
-    Parameters
-    ----------
-    folder
-        Where the chunks lie; several processes may share it.
-    """
+    """A folder of chunks of counts, shared by several processes; chunks that do not fit are not kept."""
 
     def __init__(self, folder: str | os.PathLike, most_bytes: int = MOST_BYTES):
         self.folder, self.most_bytes = Path(folder), most_bytes
@@ -46,11 +40,11 @@ class KeptCounts:
                     np.save(file, array)
                 file.write(_digest(arrays))
             temporary.replace(path)
-        except OSError:  # a full disk: the work continues without
+        except OSError:  # a full disk: chunks are read from their file again
             temporary.unlink(missing_ok=True)
 
     def _fits(self, n_bytes: int) -> bool:
-        """Whether there is room; the folder is looked at now and then only: that takes the longer the fuller it is."""
+        """Whether there is room; the size of the folder is measured rarely, because that takes time."""
         if n_bytes > self._granted and not self._full:
             kept = sum(entry.stat().st_size for entry in os.scandir(self.folder))
             free = shutil.disk_usage(self.folder).free
@@ -60,7 +54,7 @@ class KeptCounts:
         return not self._full
 
     def load(self, name: str) -> CountRows | None:
-        """Return a chunk that was kept, None where it was not, or not whole."""
+        """Return a chunk; None if it was not kept, or is damaged."""
         try:
             with open(self.folder / f"{name}.npy", "rb") as file:
                 data, indices, indptr = (np.load(file, allow_pickle=False) for _ in range(3))
@@ -77,15 +71,15 @@ def _digest(arrays: tuple[np.ndarray, ...]) -> bytes:
     return state.digest()
 
 
-_COUNTS, _COLUMNS = ("<f4", "<f8", "<i4", "<i8"), ("<i4", "<i8")  # as files have them; loops are compiled for these
+_COUNTS, _COLUMNS = ("<f4", "<f8", "<i4", "<i8"), ("<i4", "<i8")  # types for which loops are compiled
 _MOST_COLUMNS = 1 << 16
 
 
 def small_rows(counts: CountMatrix, start: int, stop: int) -> CountRows:
-    """Do as `CountMatrix.rows` does, and give counts and columns in the smallest unsigned integers that hold them.
+    """Read rows as `CountMatrix.rows` does, with counts and columns in the smallest unsigned integers that fit.
 
-    Usual matrices are checked and copied by a compiled loop, part by part as they are inflated; where that finds
-    larger counts or bad values, and of all other matrices, the rows are read by `CountMatrix.rows`, with its errors.
+    Usual matrices are checked and copied by a compiled loop while they are inflated. Other matrices, and rows with
+    larger counts or invalid values, are read by `CountMatrix.rows`, with its errors.
     """
     matrix, rows = counts.matrix, None
     stored = matrix.matrix if isinstance(matrix, GenesOnly) else matrix
@@ -98,7 +92,7 @@ def small_rows(counts: CountMatrix, start: int, stop: int) -> CountRows:
 
 
 def in_smallest_types(rows: CountRows) -> CountRows:
-    """Return checked counts and their columns in the smallest unsigned integers that hold them."""
+    """Return checked counts and their columns in the smallest unsigned integers that fit."""
     return CountRows(_smallest(rows.data), _smallest(rows.indices), rows.indptr)
 
 
@@ -107,7 +101,7 @@ def _smallest(numbers: np.ndarray) -> np.ndarray:
 
 
 def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
-    """Read rows of whole numbers up to 65,535 in columns that there are; None where they hold anything else."""
+    """Read rows of whole numbers up to 65,535 in existing columns; None if there is anything else."""
     from cellglot.tokenization.kernels.narrowing import narrow_columns, narrow_counts  # Numba, slow to load
 
     if matrix.shape[1] > _MOST_COLUMNS:
@@ -128,13 +122,13 @@ def _narrowed(matrix: StoredRows, start: int, stop: int) -> CountRows | None:
         if found < 0:
             return None
         falls, at, last = falls + found, at + len(part), int(part[-1])
-    if not n_counts == at == high - low:  # else the rest is what memory held before
+    if not n_counts == at == high - low:  # the rest was not filled
         raise CellFileError(
-            f"cells {start:,} to {stop:,} have {min(n_counts, at):,} of {high - low:,} values: cut short"
+            f"cells {start:,} to {stop:,} have {min(n_counts, at):,} of {high - low:,} values: the file is cut short"
         )
-    first = indptr[1:-1][np.diff(indptr[:-1]) > 0]  # of each cell that has counts, but for the first such cell
+    first = indptr[1:-1][np.diff(indptr[:-1]) > 0]  # of each cell with counts, except the first one
     first = first[first < len(columns)]
-    if falls != np.count_nonzero(columns[first] <= columns[first - 1]):  # a gene stands twice, or they are mixed
+    if falls != np.count_nonzero(columns[first] <= columns[first - 1]):  # a gene occurs twice, or genes are unsorted
         return in_smallest_types(canonical(CountRows(data.astype(np.int64), columns.astype(np.int32), indptr)))
     return CountRows(data.astype(np.uint8) if largest <= np.iinfo(np.uint8).max else data, _smallest(columns), indptr)
 

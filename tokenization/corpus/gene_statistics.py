@@ -1,8 +1,8 @@
-"""Per-gene statistics of a corpus in one pass: medians by a mergeable histogram, means and variances in parallel.
+"""Per-gene statistics of a corpus in one pass: medians, means and variances that can be merged.
 
-The quantile sketch is a histogram whose buckets are the leading bits of a float32: relative resolution is fixed,
-memory is fixed, merging is addition. It gives the same medians to the last bit whatever the order and number of
-processes, which sketches that sample (KLL) or cluster (t-digest) do not.
+Medians come from a histogram whose buckets are the leading bits of a float32: its relative resolution and its memory
+are fixed, and merging is addition. Unlike sketches that sample (KLL) or cluster (t-digest), it computes the same
+medians to the last bit for any order of cells and number of processes.
 """
 
 from pathlib import Path
@@ -22,22 +22,22 @@ _CELLS_FOR_SHIFT = 64
 class CorpusStatistics:
     """Statistics of genes over cells, added chunk by chunk and merged.
 
-    Medians are those of non-zero counts scaled to 10,000 of all the cell's counts; means and standard deviations are
-    those of log1p of counts scaled to 10,000 of the cell's counts on these genes, zeros included.
+    Medians are of non-zero counts, scaled to a total of 10,000 over all genes of a cell. Means and standard
+    deviations are of log1p of counts, scaled to a total of 10,000 over these genes, including zeros.
 
     Parameters
     ----------
     histogram
-        That of other statistics, which takes the values of these; it is then none of their `state`.
+        Histogram of other statistics, to which values are added; `state` then leaves it out.
 
     Attributes
     ----------
     detected : numpy.ndarray
-        Cells in which each gene has counts, shape (genes,).
+        Number of cells with counts of each gene, shape (genes,).
     mean, squares : numpy.ndarray
         Mean, and sum of squared deviations from it, of each gene, shape (genes,).
     histogram : numpy.ndarray
-        Cells by octave, bucket of the octave and gene, shape (octaves, buckets, genes).
+        Number of cells by octave, bucket of the octave and gene, shape (octaves, buckets, genes).
     """
 
     def __init__(self, n_genes: int, histogram: np.ndarray | None = None):
@@ -48,7 +48,7 @@ class CorpusStatistics:
         self.mean = np.zeros(n_genes)
         self.squares = np.zeros(n_genes)
         self.own_histogram = histogram is None
-        shape = (_OCTAVES, 1 << self.bits, n_genes)  # memory of octaves without values is never touched
+        shape = (_OCTAVES, 1 << self.bits, n_genes)  # octaves without values take no memory
         self.histogram = np.zeros(shape, np.uint32) if histogram is None else histogram
 
     def update(
@@ -64,14 +64,14 @@ class CorpusStatistics:
         Parameters
         ----------
         counts, columns
-            Counts and their columns, no gene twice in a cell, shape (values,).
+            Counts and their columns, each gene once in a cell, shape (values,).
         indptr
             Where each cell begins, shape (cells + 1,).
         genes
-            Gene (0 to n_genes - 1) of each column, below 0 for none of these: such counts belong to the cell's total
-            alone. By default columns are genes.
+            Gene (0 to n_genes - 1) of each column; below 0, counts only add to the cell's total. By default columns
+            are genes.
         wanted
-            Cells to add, shape (cells,); by default all.
+            Flags of the cells to add, shape (cells,); by default all.
         """
         from cellglot.tokenization.kernels.gene_statistics import add_cells
         from cellglot.tokenization.kernels.jit import loop_arrays  # Numba, which takes its time to load
@@ -96,7 +96,7 @@ class CorpusStatistics:
     def _mean_of_first_cells(
         self, counts: np.ndarray, columns: np.ndarray, genes: np.ndarray, indptr: np.ndarray
     ) -> np.ndarray:
-        """Return about the mean of the first cells: distances from it are summed up without loss of precision."""
+        """Return an approximate mean, so that sums of distances from it are precise."""
         indptr = indptr[: _CELLS_FOR_SHIFT + 1]
         lengths, values = np.diff(indptr), slice(0, indptr[-1])
         scale = TARGET_SUM / np.maximum(row_sums(counts[values], indptr), 1.0)
@@ -123,7 +123,7 @@ class CorpusStatistics:
         self.histogram.reshape(-1)[state["keys"]] += state["counts"]
 
     def clear(self) -> None:
-        """Forget all cells."""
+        """Remove all cells."""
         self.n_cells = 0
         for array in (self.detected, self.mean, self.squares, *([self.histogram] if self.own_histogram else [])):
             array[...] = 0
@@ -131,7 +131,7 @@ class CorpusStatistics:
     def state(self) -> dict[str, np.ndarray]:
         """Return everything as arrays, the histogram sparse."""
         flat = self.histogram.reshape(-1)
-        # by truth values: several times as fast
+        # on booleans it is several times as fast
         keys = np.flatnonzero(flat != 0) if self.own_histogram else np.empty(0, dtype=np.intp)
         return {
             "n_cells": np.array(self.n_cells),
@@ -143,7 +143,7 @@ class CorpusStatistics:
         }
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, layout=np.array(self.histogram.shape), **self.state())
 
@@ -154,7 +154,7 @@ class CorpusStatistics:
         with np.load(path, allow_pickle=False) as state:
             if "layout" not in state or tuple(state["layout"]) != statistics.histogram.shape:
                 raise ValueError(
-                    f"{path} was written by another version of cellglot: begin anew, with --overwrite (overwrite=True)"
+                    f"{path} was written by another version of cellglot: start again with --overwrite (overwrite=True)"
                 )
             statistics.merge(dict(state))
         return statistics
@@ -165,10 +165,10 @@ class CorpusStatistics:
         return np.sqrt(self.squares / max(self.n_cells, 1))
 
     def medians(self) -> np.ndarray:
-        """Median of each gene's non-zero scaled counts, NaN where it has none, shape (genes,).
+        """Return the median of each gene's non-zero scaled counts, NaN without any, shape (genes,).
 
-        Within a bucket values are taken as evenly spread; the error is below half a bucket (0.8% with up to 35,000
-        genes, less with fewer). The median of an even number is the mean of the two in the middle.
+        Values are assumed to be spread evenly within a bucket; the error is below half a bucket (0.8% with up to
+        35,000 genes, less with fewer). The median of an even number of values is the mean of the middle two.
         """
         medians = np.full(self.n_genes, np.nan)
         genes = np.flatnonzero(self.detected)
@@ -181,7 +181,7 @@ class CorpusStatistics:
     def _value_of_rank(
         self, genes: np.ndarray, rank: np.ndarray, in_octaves: np.ndarray, ends: np.ndarray
     ) -> np.ndarray:
-        """Return the value at a rank (from 0) of some genes, from their counts of values by octave."""
+        """Return the value at a rank (from 0) of some genes, given their numbers of values by octave."""
         values, of_gene = np.empty(len(genes)), np.arange(len(genes))
         octaves = (ends <= rank).sum(axis=0)
         rank = rank - (ends - in_octaves)[octaves, of_gene]
@@ -205,7 +205,7 @@ class CorpusStatistics:
 
 
 def _resolution(n_genes: int) -> int:
-    """Buckets in each octave, as a power of two: as many as fit into the memory set aside."""
+    """Return the binary logarithm of the number of buckets in each octave that fit into `_MOST_BYTES`."""
     fitting = _MOST_BYTES // (4 * _OCTAVES * max(n_genes, 1))
     return int(np.clip(fitting.bit_length() - 1, 5, 12))
 

@@ -1,4 +1,4 @@
-"""What the names of genes in a corpus are worth: numbers are refused, files that share not genes are named."""
+"""Check the names of genes in a corpus: refuse numbers, and warn about files that share few genes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -9,16 +9,15 @@ from cellglot.tokenization.gene_names import bare_id, described_columns, listed_
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary, is_usual, name_sources
 
 
-MOST_NUMBERS = 0.1  # share of genes that numbers may name: they are left out
-FEWEST_SHARED = 0.05  # share of a file's genes below which it shares almost none with the others
-
-SAMPLED = 50  # values of a column that tell what it holds
+MOST_NUMBERS = 0.1  # share of genes that may be named by numbers; these are left out
+FEWEST_SHARED = 0.05  # share of a file's genes that others must have, or it is warned about
+SAMPLED = 50  # values of a column in which Ensembl ids are searched
 
 GeneTable = tuple[list[str], dict[str, Any]]
 
 
 def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str], dict[str, Any] | None]:
-    """Return the index and the columns of a planned file's gene table in which genes are looked up."""
+    """Return the index and the columns of a file's gene table in which genes are looked up."""
     index, columns = table
     if gene_column is None:
         return index, columns
@@ -26,12 +25,9 @@ def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str],
 
 
 def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], Mapping[str, Any] | None], str | None]:
-    """Return a check that says why names cannot become genes of a new vocabulary: they are numbers.
+    """Return a check that explains why names cannot be genes of a new vocabulary: they are numbers.
 
-    Parameters
-    ----------
-    accepted
-        Names that a table gives to genes; they are none of the numbers.
+    `accepted` are names in a gene table, which may be numbers.
     """
 
     def check(index: Sequence[str], columns: Mapping[str, Any] | None) -> str | None:
@@ -48,8 +44,8 @@ def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], M
         listed, examples = described_columns(columns), listed_names([str(n) for n in names[numbers]])
         way_out = f": there are {listed}" if listed else ", or write the names into the file"
         return (
-            f"its genes are named by numbers ({examples}), which name other genes in other files. Name the column of "
-            f"var that holds Ensembl ids or symbols by --gene-column (gene_column=...){way_out}. Gene numbers of NCBI "
+            f"its genes are named by numbers ({examples}), which mean other genes in other files. Name the column of "
+            f"var with Ensembl ids or symbols by --gene-column (gene_column=...){way_out}. Gene numbers of NCBI "
             "have to be translated to Ensembl ids first"
         )
 
@@ -57,7 +53,7 @@ def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], M
 
 
 def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Say of a vocabulary that was made from files which genes have no id, and which files share not genes.
+    """Describe a vocabulary made from files: genes without an id, and warnings about files that share few genes.
 
     Parameters
     ----------
@@ -67,7 +63,7 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
     Returns
     -------
     dict
-        ``genes``, ``without_id`` (numbers of genes), ``examples`` (some of these), ``warnings``.
+        ``genes``, ``without_id`` (numbers of genes), ``examples`` (of genes without an id), ``warnings``.
     """
     nameless = [gene for gene in vocabulary.genes if bare_id(gene) is None]
     files = np.zeros(vocabulary.vocab_size, dtype=np.int64)
@@ -91,7 +87,7 @@ def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, n
 
 
 def unused_ids(name: str, index: Sequence[str], columns: Mapping[str, Any]) -> list[str]:
-    """Say which column of a file's gene table holds Ensembl ids that are not looked at, where no other one does."""
+    """Warn about a column of Ensembl ids that is not used, if no other column has such ids."""
     holding = {}
     for column, values in {"": index, **columns}.items():
         some = [str(v).strip() for v in list(values[:SAMPLED])]
@@ -102,13 +98,13 @@ def unused_ids(name: str, index: Sequence[str], columns: Mapping[str, Any]) -> l
         return []
     column, example = next(iter(holding.items()))
     return [
-        f"{name}: the column {column!r} of var holds Ensembl ids (e.g. {example!r}) and is not looked at: name it by "
+        f"{name}: the column {column!r} of var contains Ensembl ids (e.g. {example!r}) but is not used: name it by "
         "--gene-column (gene_column=...)"
     ]
 
 
 def described_vocabulary(notes: Mapping[str, Any]) -> list[str]:
-    """Return lines that say what `vocabulary_notes` found."""
+    """Return the result of `vocabulary_notes` as lines of text."""
     line = f"vocabulary of these files: {notes['genes']:,} genes"
     if notes["without_id"]:
         line += f", {notes['without_id']:,} of them without an Ensembl id ({listed_names(notes['examples'])})"
@@ -116,7 +112,7 @@ def described_vocabulary(notes: Mapping[str, Any]) -> list[str]:
 
 
 def described_names(report: Mapping[str, Any], own_vocabulary: bool) -> str:
-    """Say what of a file's genes is in the vocabulary; nothing where all are, as the vocabulary was made from them."""
+    """Describe which of a file's genes are in the vocabulary; shorter if the vocabulary was made from them."""
     text = f"{report['matched']:,} of {report['genes']:,} genes, {report['coverage']:.1%} of counts"
     if own_vocabulary and report["coverage"] > 0.9995:
         text = f"{report['genes']:,} genes"

@@ -1,4 +1,4 @@
-"""What to do with the files of a corpus: which are readable, which cells are held out, who does what."""
+"""Plan a corpus: which files are readable, which cells are held out, and the units of work."""
 
 import hashlib
 import json
@@ -25,22 +25,12 @@ from cellglot.tokenization.reading.obs import SCHEMA_COLUMNS
 SPLITS = ("train", "validation", "test")
 UNIT_CELLS = 1 << 14
 UNIT_VALUES = 1 << 25
-CELLS_AT_ONCE = 1 << 16  # whose metadata are read while planning
+CELLS_AT_ONCE = 1 << 16  # for reading metadata
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How the files of a corpus are read.
-
-    Parameters
-    ----------
-    layer, gene_column
-        As for `read_cells` and the tokenizers.
-    rename
-        Column of obs -> name under which it is carried.
-    obs_columns
-        Further columns of obs to carry, under their own names.
-    """
+    """How the files of a corpus are read: see `tokenize_corpus`."""
 
     layer: str | None = None
     gene_column: str | None = None
@@ -57,17 +47,17 @@ class PlannedFile:
     name
         Name in the manifest, and ``dataset_id`` of cells that have none: the file's name without its ending.
     fingerprint
-        Digest of its content, see `fingerprint`: tells a file that changed since.
+        Digest of its content, see `fingerprint`.
     notes
         What was converted, left out or recovered.
     duplicate_names
-        Cells that share their name with an earlier cell of the file.
+        Number of cells with the name of an earlier cell of the file.
     metadata
-        Name under which a column of obs is carried -> its name in the file.
+        Name of a column in the metadata -> its name in obs.
     left_out
-        Type of features that are not genes -> how many were left out.
+        Type of features that are not genes -> number of features.
     feature_note
-        Types of features that say nothing, in a sentence.
+        A sentence about types of features that have no meaning.
     """
 
     path: str
@@ -90,11 +80,11 @@ class Split:
     Parameters
     ----------
     by
-        ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` where some cells lack a donor, or ``"cell"``.
+        ``"donor_id"``, ``"dataset_id"``, ``"donor_id, else dataset_id"`` if some cells lack a donor, or ``"cell"``.
     fractions
-        Of validation and test cells.
+        Shares of validation and test cells.
     held_out
-        Group -> ``"validation"`` or ``"test"``; all other groups are for training. Empty where cells are drawn.
+        Group -> ``"validation"`` or ``"test"``; all other groups are for training. Empty if `by` is ``"cell"``.
     """
 
     by: str
@@ -120,14 +110,10 @@ class Plan:
 
     Parameters
     ----------
-    arguments
-        As the caller gave them.
     broken
-        Name of a file that was passed over -> what is wrong with it.
+        Name of a skipped file -> what is wrong with it.
     units
-        (file, first cell, end): pieces of work.
-    split
-        Which cells are held out.
+        Pieces of work: (number of the file, first cell, end).
     columns
         Metadata column -> its type in Parquet.
     """
@@ -140,26 +126,21 @@ class Plan:
     columns: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain types, without the folders in which the files lie."""
+        """Return the plan as plain types, without the folders of the files."""
         plain = json.loads(json.dumps(asdict(self)))
         for file in plain["files"]:
             del file["path"]
         return plain
 
     def digest(self) -> str:
-        """Return a hash that is the same for the same plan."""
+        """Return a hash of the plan."""
         return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def fingerprint(path: Path) -> str:
     """Return the digest of a file's content, or of a folder's names and contents.
 
-    Barcodes and features beside a Matrix Market file are part of its content.
-
-    Parameters
-    ----------
-    path
-        A file that `read_cells` reads.
+    Barcodes and features in the folder of a Matrix Market file are part of its content.
     """
     digest = digest_of(path, progress=True)
     if path.is_dir() or not path.name.removesuffix(".gz").endswith(".mtx"):
@@ -170,13 +151,7 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprint_of_ends(path: Path) -> str:
-    """Hash size, beginning and end of a file, or names and sizes in a folder, as cellglot 0.1 did at first.
-
-    Parameters
-    ----------
-    path
-        A file that `read_cells` reads.
-    """
+    """Hash size, beginning and end of a file, or names and sizes in a folder, as early versions of cellglot did."""
     digest = hashlib.blake2b(digest_size=16)
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -192,7 +167,7 @@ def fingerprint_of_ends(path: Path) -> str:
 
 
 def open_planned(path: str | Path, options: FileOptions, folder: Path | None) -> Cells:
-    """Open a file with the options of the corpus, carrying the further columns asked for."""
+    """Open a file with the options of the corpus, including the columns of `FileOptions.obs_columns`."""
     cells = read_cells(path, layer=options.layer, rename=options.rename, folder=folder)
     for column in options.obs_columns:
         if column in cells.obs.names:
@@ -201,28 +176,22 @@ def open_planned(path: str | Path, options: FileOptions, folder: Path | None) ->
 
 
 def conversion_folder(work: Path, digest: str) -> Path:
-    """Return the folder in which a file's matrix is kept when it has to be converted to rows: one for each content.
-
-    Parameters
-    ----------
-    digest
-        The file's `fingerprint`.
-    """
+    """Return the folder for the converted matrix of a file with this `fingerprint`."""
     return work / "converted" / digest.rpartition(":")[2]
 
 
 @dataclass
 class Inspected:
-    """What planning needs of a file, so that it can be closed again.
+    """What planning needs of a file.
 
     Parameters
     ----------
     genes
         Index and columns of its gene table.
     ranges
-        Its pieces of work, as (first cell, end).
+        Its pieces of work: (first cell, end).
     group_sizes
-        Cells by donor, else by data set.
+        Number of cells by donor, else by data set.
     kinds
         Metadata column -> NumPy kind of its values.
     """
@@ -237,11 +206,9 @@ class Inspected:
 CheckNames = Callable[[Sequence[str], Mapping[str, Any] | None], str | None]
 
 
-def inspect_file(
-    path: Path, name: str, options: FileOptions, work: Path, check_names: CheckNames | None = None
-) -> Inspected:
+def inspect_file(path: Path, name: str, options: FileOptions, work: Path, check_names: CheckNames | None) -> Inspected:
     """Open a file, find its counts, and read what planning needs."""
-    digest = fingerprint(path) if _may_hold_cells(path) else ""  # what holds none is refused by opening it
+    digest = fingerprint(path) if _may_contain_cells(path) else ""  # others are refused when they are opened
     with open_planned(path, options, conversion_folder(work, digest)) as cells:
         file = PlannedFile(
             path=str(path),
@@ -268,13 +235,13 @@ def inspect_file(
 def _genes(
     path: Path, counts: CountMatrix, options: FileOptions, check_names: CheckNames | None
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return index and columns of a file's gene table; refuse it where its names cannot be used."""
+    """Return index and columns of a file's gene table; refuse names that cannot be used."""
     index, columns = list(counts.index), {str(c): v for c, v in (counts.columns or {}).items()}
     column = options.gene_column
     if column not in (None, "index"):
         if column not in columns:
-            listed = described_columns(columns) or "none with names"
-            raise ValueError(f"{path} has no column {column!r} in var, which was named for its genes; it has {listed}")
+            listed = described_columns(columns) or "no column of names"
+            raise ValueError(f"{path} has no column {column!r} in var (gene_column); it has {listed}")
         columns = {"only": columns[str(column)]}
     names, table = named_columns((index, columns), column)
     reason = None if check_names is None else check_names(names, table)
@@ -284,7 +251,7 @@ def _genes(
 
 
 def _label_notes(cells: Cells) -> list[str]:
-    """Say what the labels of cells hold that is read as no label, or without its blanks."""
+    """Describe labels of cells that count as missing, or that had blanks at their ends."""
     notes = []
     for name in ("cell_type", "cell_type_ontology_term_id"):
         if (have := cells.metadata_columns.get(name)) is not None:
@@ -292,34 +259,16 @@ def _label_notes(cells: Cells) -> list[str]:
     return [note for note in notes if note]
 
 
-def _may_hold_cells(path: Path) -> bool:
-    """Whether it is worth while to read all of a file or folder: of what is of another kind, none is read."""
+def _may_contain_cells(path: Path) -> bool:
+    """Whether a file or folder has a known format, so that all of it is read for its digest."""
     if path.is_dir():
         marks = (".zgroup", ".zattrs", "zarr.json", "*matrix.mtx*")
         return any(next(path.glob(mark), None) is not None for mark in marks)
     return path.is_file() and (h5py.is_hdf5(path) or ".mtx" in path.suffixes)
 
 
-def inspect_files(
-    paths: Sequence[Path],
-    names: Sequence[str],
-    options: FileOptions,
-    work: Path,
-    check_names: CheckNames | None = None,
-) -> tuple[list[Inspected], dict[str, str]]:
-    """Inspect every file; give the readable ones and what is wrong with the others."""
-    inspected, broken = [], {}
-    for path, name in zip(paths, names, strict=True):
-        try:
-            inspected.append(inspect_file(path, name, options, work, check_names))
-        except READ_ERRORS as error:
-            check_environment(error)
-            broken[name] = str(error)
-    return inspected, broken
-
-
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Return each file its name without ending; refuse files given twice, tell equal names apart by their folder."""
+    """Return the name of each file without its ending, with its folder if names are equal; refuse repeated files."""
     resolved = [p.resolve() for p in paths]
     twice = sorted({str(p) for p in resolved if resolved.count(p) > 1})
     if twice:
@@ -364,13 +313,8 @@ def _group_sizes(cells: Cells, name: str) -> dict[str, int]:
 def draw_split(sizes: Mapping[str, int], seed: int, fractions: Mapping[str, float]) -> Split:
     """Hold out whole donors, else whole data sets, else single cells.
 
-    Groups are taken in an order drawn by the seed until the fraction is reached; a group that would take more than
-    twice the fraction is passed over unless no smaller one is there.
-
-    Parameters
-    ----------
-    fractions
-        Of cells for validation and test.
+    Groups are taken in an order drawn by the seed until the fraction is reached. A group that would take more than
+    twice the fraction is skipped, unless all groups are that large.
     """
     if len(sizes) < 2:
         return Split("cell", seed, dict(fractions), {})
@@ -395,7 +339,7 @@ def draw_split(sizes: Mapping[str, int], seed: int, fractions: Mapping[str, floa
 
 
 def _uniform(names: np.ndarray, seed: int) -> np.ndarray:
-    """Draw a number in [0, 1) for each name, the same for the same name and seed, shape (names,)."""
+    """Return a number in [0, 1) for each name, which depends only on name and seed, shape (names,)."""
     key = f"{seed % 10**16:016d}"
     hashes = pd.util.hash_array(np.asarray(names, dtype=object), hash_key=key, categorize=False)
     return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
@@ -434,45 +378,38 @@ def make_plan(
     fractions: Mapping[str, float],
     broken: Mapping[str, str],
     skip_broken: bool,
-    check_names: CheckNames | None = None,
+    check_names: CheckNames | None,
 ) -> tuple[Plan, list[tuple[list[str], dict[str, Any]]]]:
-    """Inspect the files and decide everything that decides the result.
+    """Inspect the files; return the plan, and index and columns of the gene table of each file in it.
 
     Parameters
     ----------
-    options
-        How to read each of them.
     work
-        Folder for what is kept between runs.
+        Folder of the unfinished run.
     arguments
-        All else that decides the result, kept in the plan to be compared.
-    seed
-        Of the draw of held-out cells.
-    fractions
-        Of cells for validation and test.
+        Everything else that decides the result; an earlier run with other arguments is not resumed.
     broken
-        Files already found broken, by name.
-    skip_broken
-        Pass over broken files.
+        Files already found to be broken, by name.
     check_names
-        Called with index and columns of each gene table; says why a file's names cannot be used.
-
-    Returns
-    -------
-    list
-        Of each file of the plan, index and columns of its gene table.
+        Called with index and columns of each gene table; returns why a file's names cannot be used, or None.
     """
-    names = unique_names(paths)
-    readable = [(p, n) for p, n in zip(paths, names, strict=True) if n not in broken]
-    inspected, found = inspect_files([p for p, _ in readable], [n for _, n in readable], options, work, check_names)
-    broken = dict(broken) | found
+    names, broken = unique_names(paths), dict(broken)
+    inspected = []
+    for path, name in zip(paths, names, strict=True):
+        if name in broken:
+            continue
+        try:
+            inspected.append(inspect_file(path, name, options, work, check_names))
+        except READ_ERRORS as error:
+            check_environment(error)
+            broken[name] = str(error)
     if broken and len(paths) == 1:
         raise CellFileError(broken[names[0]])
     if broken and (not skip_broken or not inspected):
         listed = "\n".join(f"  {name}: {reason}" for name, reason in broken.items())
         raise CellFileError(
             f"{len(broken):,} of {len(paths):,} files cannot be used:\n{listed}"
-            + ("" if skip_broken else "\nPass over them with skip_broken=True (--skip-broken).")
+            + ("" if skip_broken else "\nSkip them with skip_broken=True (--skip-broken).")
         )
     missing = [c for c in options.obs_columns if not any(c in i.file.metadata for i in inspected)]
     if missing:

@@ -1,4 +1,4 @@
-"""Token shards: Parquet files of the cells of a unit, which get their names when they are whole."""
+"""Write token shards: Parquet files of the cells of a unit, which are renamed when they are complete."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from cellglot.tokenization.corpus.plan import SPLITS
 from cellglot.tokenization.gene_encoding import TokenRows
 
 
-ROW_GROUP_CELLS = 1 << 9  # at least, but for a shard's last ones
+ROW_GROUP_CELLS = 1 << 9  # at least, except at the end of a shard
 
 
 def record_batch(encoded: TokenRows, metadata: dict[str, pa.Array]) -> pa.RecordBatch:
@@ -36,10 +36,10 @@ def record_batch(encoded: TokenRows, metadata: dict[str, pa.Array]) -> pa.Record
 
 
 def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a shard; token ids and expression values are stored byte by byte, which compresses better and faster.
+    """Open a shard; token ids and expression values are stored by byte streams, which compress better and faster.
 
-    Readers of Parquet know that encoding for whole numbers since its format 2.11 (PyArrow 15, DuckDB 1.2). Expression
-    values hardly compress: LZ4 loses less time on them than zstd, and the ids beside them are a quarter of the bytes.
+    Readers of Parquet support that encoding for integers since format 2.11 (PyArrow 15, DuckDB 1.2). Expression
+    values hardly compress, so they and their ids use LZ4, which is faster than zstd.
     """
     lists = [name for name in ("input_ids", "expression_values") if name in schema.names]
     plain = [*lists, "length", "cell_id", "cell_index"]
@@ -60,14 +60,9 @@ def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class ShardWriter:
-    """Writes a unit's cells into one Parquet file a split; files get their names when all of them are whole.
+    """Writes the cells of a unit into a Parquet file for each split; files are renamed when all are complete.
 
-    Each split may be written by a thread of its own.
-
-    Parameters
-    ----------
-    unit
-        Number of the unit, for their names.
+    Splits may be written by different threads.
     """
 
     def __init__(self, folder: Path, unit: int):
@@ -98,7 +93,7 @@ class ShardWriter:
         self.waiting[split] = []
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what is left, and give the files their names; say what each holds."""
+        """Write the rest and rename the files; return a record of each."""
         written = []
         try:
             for split in SPLITS:
@@ -124,7 +119,7 @@ class ShardWriter:
         return written
 
     def discard(self) -> None:
-        """Delete files that are not whole."""
+        """Delete incomplete files."""
         for split, writer in self.writers.items():
             try:
                 writer.close()

@@ -1,4 +1,4 @@
-"""Files of cells -> statistics, vocabulary and token Parquet: in several processes, resumable, byte-identical."""
+"""Turn files of cells into statistics, a vocabulary and token Parquet, in several processes; resumable."""
 
 import hashlib
 import inspect
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,8 @@ from cellglot.tokenization.corpus.check import (
 from cellglot.tokenization.corpus.concurrency import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus.corpus import MANIFEST, WORK, Corpus
 from cellglot.tokenization.corpus.gene_statistics import CorpusStatistics
-from cellglot.tokenization.corpus.genes import (
-    named_columns,
-    refuse_numbers,
-    unused_ids,
-    vocabulary_notes,
-)
-from cellglot.tokenization.corpus.plan import (
-    CheckNames,
-    FileOptions,
-    Plan,
-    conversion_folder,
-    make_plan,
-    open_planned,
-)
+from cellglot.tokenization.corpus.genes import named_columns, refuse_numbers, unused_ids, vocabulary_notes
+from cellglot.tokenization.corpus.plan import FileOptions, Plan, conversion_folder, make_plan, open_planned
 from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, work_on
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
@@ -58,11 +47,11 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
-UNITS_FOR_A_HELPER = 8  # a process takes seconds to start: it has to be worth it
+UNITS_FOR_A_HELPER = 8  # a process takes seconds to start
 
 
 def default_processes() -> int:
-    """Return how many processes keep this machine busy: more than one for two processors get in each other's way."""
+    """Return half the number of processors: each process also has threads that read and write."""
     return max((os.cpu_count() or 1) // 2, 1)
 
 
@@ -89,8 +78,9 @@ def tokenize_corpus(
 ) -> Corpus:
     """Turn files of cells into token Parquet.
 
-    One pass over the training cells gives the statistics and with them the vocabulary; one pass over all cells writes
-    the shards. Killed and started again with the same arguments it goes on where it was, with the same bytes.
+    A first pass over the training cells computes the statistics and the vocabulary; a second pass over all cells
+    writes the shards. A run that was stopped resumes if it is started again with the same arguments, and writes the
+    same bytes.
 
     Parameters
     ----------
@@ -99,29 +89,29 @@ def tokenize_corpus(
     output
         Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
     tokenizer
-        ``"exceiver"`` or ``"rank-value"``, or a tokenizer, which is used as it is.
+        ``"exceiver"`` or ``"rank-value"``, or a tokenizer, which is used unchanged.
     tokenizer_options
         Options of the tokenizer's class.
     vocabulary
-        A vocabulary, or a folder that holds one (a tokenizer or a model), in place of one made from the files.
+        A vocabulary, or a folder with one (a tokenizer or a model). By default it is made from the files.
     gene_table
-        Table of Ensembl ids, symbols and aliases for files that have symbols alone.
+        Table of Ensembl ids, symbols and aliases for files that have only symbols.
     genes
-        Ids or names of the only genes to keep.
+        Ids or names of genes: all others are left out.
     layer, gene_column, rename
-        As for `read_cells` and the tokenizers, the same for all files.
+        See `read_cells` and the tokenizers; the same for all files.
     obs_columns
-        Columns of obs to carry beside those of the CELLxGENE schema.
+        Columns of obs to keep in addition to those of the CELLxGENE schema.
     validation_fraction, test_fraction
         Share of cells to hold out: whole donors, else whole data sets, else single cells.
     seed
-        Of the draw.
+        Seed of the draw of held-out cells.
     processes
-        At once; by default one for every two processors, as each of them also reads ahead and writes behind.
+        Number of processes; by default one for every two processors.
     skip_broken
-        Pass over files that cannot be read, or are not raw counts; they are named in the manifest.
+        Skip files that cannot be read or are not raw counts; the manifest lists them.
     overwrite
-        Begin anew: delete an earlier result or unfinished run, also one with the same arguments.
+        Delete an earlier result or unfinished run, also one with the same arguments.
     progress
         Show progress bars.
 
@@ -133,15 +123,15 @@ def tokenize_corpus(
     Raises
     ------
     CellFileError
-        If files are broken; names them all.
+        If files are broken; lists all of them.
     GeneCoverageError
         If the vocabulary covers too little of a file.
     CorpusError
-        If the folder holds another corpus or run.
+        If the folder contains another corpus or run.
     OSError
         If the folder cannot be written to.
     ValueError
-        If there are no files, a file is given twice, or an option cannot be.
+        If there are no files, a file is given twice, or an option is invalid.
     """
     paths, output = [Path(f) for f in files], Path(output)
     if not paths:
@@ -153,31 +143,29 @@ def tokenize_corpus(
     if tokenizer not in kinds:
         raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(kinds)}")
     if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
-        raise ValueError("validation_fraction and test_fraction are shares of the cells and leave some for training")
-    options = FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns))
+        raise ValueError("validation_fraction and test_fraction must be at least 0, and together below 1")
+    given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
+    loaded = None if vocabulary is None else _load_vocabulary(vocabulary)
     arguments = {
         "tokenizer": tokenizer,
-        "tokenizer_options": _options(ready)
-        if ready is not None
-        else _known(kinds[tokenizer], tokenizer_options or {}),
-        "vocabulary": None if vocabulary is None else _digest(_load_vocabulary(vocabulary).to_dict()),
+        "tokenizer_options": _known(kinds[tokenizer], tokenizer_options or {}) if ready is None else _options(ready),
+        "vocabulary": None if loaded is None else _digest(loaded.to_dict()),
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
         "cellglot": cellglot.__version__,
     }
-    given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
     run = _Run(
-        paths,
-        OutputFolder(output, "tokenize", given),
-        kinds[tokenizer],
-        options,
-        arguments,
+        paths=paths,
+        folder=OutputFolder(output, "tokenize", given),
+        tokenizer_class=kinds[tokenizer],
+        options=FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns)),
+        arguments=arguments,
         seed=seed,
         fractions={"validation": validation_fraction, "test": test_fraction},
         processes=processes or default_processes(),
         skip_broken=skip_broken,
-        progress=progress,
-        vocabulary=None if vocabulary is None else _load_vocabulary(vocabulary),
+        show=progress,
+        vocabulary=loaded,
         gene_table=None if gene_table is None else Path(gene_table),
         genes=genes,
     )
@@ -189,14 +177,14 @@ def tokenize_corpus(
             except BrokenFileError as error:
                 if not skip_broken:
                     raise CorpusError(
-                        f"{error}\nPass over it with skip_broken=True (--skip-broken); it changes what the others "
-                        "give."
+                        f"{error}\nSkip it with skip_broken=True (--skip-broken); this changes the result of the "
+                        "other files."
                     ) from error
-                run.pass_over(error)
+                run.skip(error)
 
 
 def _options(tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
-    """Return the options with which a tokenizer of the same vocabulary works the same way."""
+    """Return the options of a tokenizer, without its vocabulary."""
     files = tokenizer.vocab_files_names
     plain = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, str | int | float) and k not in files}
     left_out = ("name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only")
@@ -210,7 +198,7 @@ def _known(tokenizer_class: type[GeneExpressionTokenizer], options: Mapping[str,
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
-            f"{tokenizer_class.__name__} has no option {', '.join(unknown)}: there are {', '.join(sorted(known))}"
+            f"{tokenizer_class.__name__} has no option {', '.join(unknown)}; its options: {', '.join(sorted(known))}"
         )
     return dict(options)
 
@@ -227,31 +215,26 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+@dataclass
 class _Run:
-    """One run of `tokenize_corpus`: plans, goes on where an earlier one stopped, and finishes."""
+    """One run of `tokenize_corpus`: plans, resumes an earlier run, and finishes."""
 
-    def __init__(
-        self,
-        paths: list[Path],
-        folder: OutputFolder,
-        tokenizer_class: type[GeneExpressionTokenizer],
-        options: FileOptions,
-        arguments: dict[str, Any],
-        *,
-        seed: int,
-        fractions: dict[str, float],
-        processes: int,
-        skip_broken: bool,
-        progress: bool,
-        vocabulary: GeneVocabulary | None,
-        gene_table: Path | None,
-        genes: Sequence[str] | None,
-    ):
-        self.paths, self.folder, self.output, self.work = paths, folder, folder.path, folder.path / WORK
-        self.tokenizer_class, self.options, self.arguments = tokenizer_class, options, arguments
-        self.seed, self.fractions = seed, fractions
-        self.processes, self.skip_broken, self.show = processes, skip_broken, progress
-        self.vocabulary, self.gene_table, self.genes = vocabulary, gene_table, genes
+    paths: list[Path]
+    folder: OutputFolder
+    tokenizer_class: type[GeneExpressionTokenizer]
+    options: FileOptions
+    arguments: dict[str, Any]
+    seed: int
+    fractions: dict[str, float]
+    processes: int
+    skip_broken: bool
+    show: bool
+    vocabulary: GeneVocabulary | None
+    gene_table: Path | None
+    genes: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        self.output, self.work = self.folder.path, self.folder.path / WORK
         self.plan: Plan
         self.sources: SourceMarks
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
@@ -260,9 +243,9 @@ class _Run:
     # ---------------------------------------------------------------- planning
 
     def prepare(self, overwrite: bool) -> None:
-        """Plan, and compare with what the folder holds."""
+        """Plan, and compare with an earlier plan in the folder."""
         for name in self.folder.own:
-            if name.endswith(".tmp"):  # left by a killed run of an earlier version
+            if name.endswith(".tmp"):  # of a killed run of an earlier version
                 self.folder.remove(name)
         self.work.mkdir(parents=True, exist_ok=True)
         broken_file = self.work / "broken.json"
@@ -273,16 +256,20 @@ class _Run:
             if not overwrite:
                 changed = sorted(k for k in earlier if earlier[k] != self.plan.to_dict().get(k))
                 raise CorpusError(
-                    f"{self.output} holds a corpus or an unfinished run with other {', '.join(changed)}: choose "
+                    f"{self.output} contains a corpus or an unfinished run with other {', '.join(changed)}: choose "
                     "another folder, or overwrite=True (--overwrite)"
                 )
             if self.vocabulary is not None and not self.skip_broken:
-                self._check_coverage(self._tokenizer(self.vocabulary))  # a refused file leaves the earlier corpus
+                self._check_coverage(self._tokenizer(self.vocabulary))  # before the earlier corpus is deleted
             self._clear()
             self._make_plan({})
         write_json(self.work / "plan.json", self.plan.to_dict())
 
     def _make_plan(self, broken: Mapping[str, str]) -> None:
+        check_names = None
+        if self.vocabulary is None:  # their names become genes of a new one
+            table = GeneNames() if self.gene_table is None else read_gene_table(self.gene_table)
+            check_names = refuse_numbers(set(table.symbols.values()).union(*table.aliases.values()))
         self.plan, self.gene_tables = make_plan(
             self.paths,
             self.options,
@@ -292,33 +279,23 @@ class _Run:
             fractions=self.fractions,
             broken=broken,
             skip_broken=self.skip_broken,
-            check_names=self._check_names(),
+            check_names=check_names,
         )
         self.sources = SourceMarks(self.plan)
 
-    def _check_names(self) -> CheckNames | None:
-        """Return the check of names that become genes of a new vocabulary."""
-        if self.vocabulary is not None:
-            return None
-        table = GeneNames() if self.gene_table is None else read_gene_table(self.gene_table)
-        return refuse_numbers(set(table.symbols.values()).union(*table.aliases.values()))
-
     def _earlier_plan(self) -> dict[str, Any] | None:
-        for path, read in (
-            (self.work / "plan.json", lambda content: content),
-            (self.output / MANIFEST, lambda content: content["plan"]),
-        ):
+        for path in (self.work / "plan.json", self.output / MANIFEST):
             if path.exists():
-                return read(read_json(path, most_bytes=MOST_MANIFEST_BYTES))
+                content = read_json(path, most_bytes=MOST_MANIFEST_BYTES)
+                return content["plan"] if path.name == MANIFEST else content
         return None
 
     def _clear(self) -> None:
-        """Delete what a run wrote, and nothing else."""
         self.folder.clear()
         self.work.mkdir(parents=True, exist_ok=True)
 
-    def pass_over(self, error: BrokenFileError) -> None:
-        """Plan again without a file that broke while it was read, and repeat all that depends on it."""
+    def skip(self, error: BrokenFileError) -> None:
+        """Plan again without a file that turned out to be broken, and delete what depends on it."""
         broken = self.plan.broken | {error.name: error.reason} | error.more
         self._clear()
         write_json(self.work / "broken.json", broken)
@@ -328,7 +305,7 @@ class _Run:
     # ---------------------------------------------------------------- the passes
 
     def finish(self) -> Corpus:
-        """Do what is left to do."""
+        """Run the passes that are not finished."""
         if (self.output / MANIFEST).exists():
             self.folder.remove(WORK)
             corpus = Corpus.open(self.output)
@@ -347,16 +324,15 @@ class _Run:
         return Corpus(self.output, manifest)
 
     def _make_tokenizer(self, bars: Progress) -> None:
-        vocabulary = self.vocabulary
-        if vocabulary is None:
-            vocabulary = self._vocabulary_from_statistics(bars)
-        tokenizer = self._tokenizer(vocabulary)
+        tokenizer = self._tokenizer(
+            self._vocabulary_from_statistics(bars) if self.vocabulary is None else self.vocabulary
+        )
         unfinished = self.work / "tokenizer"
         tokenizer.save_pretrained(unfinished)
         finished = self.output / "tokenizer"
         finished.mkdir(exist_ok=True)
         for path in sorted(unfinished.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG_FILE):
-            path.replace(finished / path.name)  # the configuration last: with it the tokenizer is whole
+            path.replace(finished / path.name)  # the configuration last: with it the tokenizer is complete
 
     def _tokenizer(self, vocabulary: GeneVocabulary) -> GeneExpressionTokenizer:
         return self.tokenizer_class.from_vocabulary(vocabulary, **self.arguments["tokenizer_options"])
@@ -430,7 +406,7 @@ class _Run:
         return record if all(is_whole(self.output, shard) for shard in record["shards"]) else None
 
     def _check_coverage(self, tokenizer: GeneExpressionTokenizer) -> None:
-        """Refuse a file of which the vocabulary covers too little, by a sample of its cells, before the long pass."""
+        """Refuse a file if a given vocabulary covers too little of a sample of its cells, before the long pass."""
         if self.vocabulary is None:
             return
         refused: dict[str, str] = {}
@@ -452,7 +428,7 @@ class _Run:
         if refused and self.skip_broken:
             raise BrokenFileError(*next(iter(refused.items())), more=refused)
         if refused:
-            hint = "\nPass over them with skip_broken=True (--skip-broken)." if len(self.plan.files) > 1 else ""
+            hint = "\nSkip them with skip_broken=True (--skip-broken)." if len(self.plan.files) > 1 else ""
             raise GeneCoverageError("\n".join(refused.values()) + hint)
 
     def _job(self, vocabulary: Path, tokenizer_class: type[GeneExpressionTokenizer] | None) -> Job:
@@ -470,7 +446,7 @@ class _Run:
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
-        """Keep helping processes for both passes, where there is enough work; they start right away."""
+        """Start helper processes for both passes if there is enough work."""
         helpers = min(self.processes - 1, len(self.plan.units) // UNITS_FOR_A_HELPER)
         if helpers < 1:
             yield
@@ -491,9 +467,9 @@ class _Run:
         genes: GeneVocabulary | GeneExpressionTokenizer,
         histogram: CorpusStatistics | None = None,
     ) -> Iterator[Any]:
-        """Do pieces of work, several at once where there are processes, and give their results in order.
+        """Do pieces of work, in several processes if there are helpers, and yield their results in order.
 
-        Alone, this process counts into the histogram of all; with others it may be ahead of what is merged.
+        Without helpers, this process counts directly into `histogram`.
         """
         alone = self._helpers is None
         units = [arguments[0] for _, arguments in pieces] if alone else None
@@ -512,8 +488,7 @@ class _Run:
                 yield from self._helpers.map(here, lambda piece: (work_on, job, *piece), pieces)
         except BrokenProcessPool as error:
             raise CorpusError(
-                "a process was killed, perhaps for want of memory: run again with fewer processes; it goes on where "
-                "it was"
+                "a process was killed, perhaps because memory was full: run again with fewer processes, to resume"
             ) from error
         finally:
             worker.close()
@@ -557,7 +532,7 @@ class _Run:
         return tokenizer.vocabulary.resolve(*named_columns(self.gene_tables[number], self.options.gene_column))
 
     def _vocabulary_notes(self, tokenizer: GeneExpressionTokenizer) -> dict[str, Any]:
-        """Say which genes of a vocabulary made from these files have no id, and which files share none."""
+        """Describe a vocabulary made from these files, and warn about files that share few genes."""
         if self.vocabulary is not None:
             return {}
         tokens = {}
@@ -596,7 +571,7 @@ def _cells(units: Sequence[tuple[int, int, int]]) -> int:
 
 
 def _weighted_median(lengths: Mapping[int, int]) -> float:
-    """Median of lengths that occur so many times; 0 where there are none."""
+    """Return the median of lengths, given how often each occurs; 0 without any."""
     if not lengths:
         return 0.0
     values = np.array(sorted(lengths))

@@ -1,4 +1,4 @@
-"""The work on one piece of a corpus: statistics of its cells, or its token shards. Runs in any process."""
+"""Work on a unit of a corpus, in any process: compute the statistics of its cells, or write its token shards."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,9 +36,9 @@ from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError
 
 
 CHUNK_VALUES = 5 << 17
-METADATA_CELLS = 1 << 13  # whose metadata are read at once: small reads cost more than what they give
-CHUNKS_AHEAD = 3  # the time to read a chunk varies, and so does that to work on it
-WRITES_BEHIND = 2  # a chunk waits while one is written, so that the writing thread goes on at once
+METADATA_CELLS = 1 << 13  # whose metadata are read at once: small reads are slow
+CHUNKS_AHEAD = 3  # the times to read a chunk and to work on it vary
+WRITES_BEHIND = 2  # a chunk waits while another is written, so that the thread is never idle
 
 
 class BrokenFileError(Exception):
@@ -62,7 +62,7 @@ class BrokenFileError(Exception):
 
 @dataclass
 class Job:
-    """What every piece of work of a pass has in common.
+    """What all units of a pass have in common.
 
     Parameters
     ----------
@@ -83,24 +83,20 @@ class Job:
 
 
 class _Metadata:
-    """Metadata of some cells of a file that follow each other: their splits, and of each split what shards carry.
-
-    Parameters
-    ----------
-    splits
-        Split of each cell, shape (cells,).
-    carried
-        Column -> values of the cells.
-    """
+    """Metadata of a range of cells: the split of each cell (cells,), and for each split the columns of its shards."""
 
     def __init__(self, first: int, splits: np.ndarray, carried: dict[str, pa.Array]):
         self.first, self.stop, self.splits = first, first + len(splits), splits
         self._masks = {split: splits == split for split in SPLITS}
         self._before = {split: np.concatenate([[0], np.cumsum(mask)]) for split, mask in self._masks.items()}
-        self._carried = {split: _taken(carried, mask) for split, mask in self._masks.items() if mask.any()}
+        self._carried = {
+            split: {name: column.filter(pa.array(mask)) for name, column in carried.items()}
+            for split, mask in self._masks.items()
+            if mask.any()
+        }
 
     def of(self, split: str, start: int, stop: int) -> tuple[np.ndarray, dict[str, pa.Array]]:
-        """Return which of cells `start` to `stop` are of a split, and what those carry."""
+        """Return which of cells `start` to `stop` belong to a split, and the columns of these."""
         start, stop = start - self.first, stop - self.first
         low, high = (int(self._before[split][place]) for place in (start, stop))
         carried = {name: column.slice(low, high - low) for name, column in self._carried.get(split, {}).items()}
@@ -109,7 +105,7 @@ class _Metadata:
 
 @dataclass
 class _Cells:
-    """Some cells of a file, for statistics: counts, the file's genes, and which cells are counted."""
+    """Some cells of a file, for statistics: counts, the file's genes, and flags of the cells to count."""
 
     rows: CountRows
     columns: GeneColumns
@@ -118,24 +114,24 @@ class _Cells:
 
 @dataclass
 class _SplitCells:
-    """Some cells of a file, for tokens: the file's genes, and of each split counts and metadata."""
+    """Some cells of a file, for tokens: the file's genes, and counts and metadata of each split."""
 
     columns: GeneColumns
     splits: dict[str, tuple[CountRows, dict[str, pa.Array]]]
 
 
 class Worker:
-    """Does pieces of work of a job, keeping the last file open.
+    """Works on units of a job; keeps the last file open.
 
     Parameters
     ----------
     genes
-        The job's catalogue of genes or its tokenizer, where it is at hand.
+        The job's catalogue of genes or its tokenizer; by default it is loaded from the job's folder.
     histogram
-        Statistics whose histogram takes the values of all units in place; by default each unit gives its own.
+        Statistics whose histogram counts the values of all units; by default each unit returns its own histogram.
     units
-        All units that this worker will do, in order, where that is known: it then reads the next one's first cells
-        while it works on the last ones of the one before.
+        All units of this worker in order, if they are known: it then reads the first cells of a unit while it works
+        on the last ones of the unit before.
     """
 
     def __init__(
@@ -149,7 +145,7 @@ class Worker:
         self._prepare = self._to_count if job.tokenizer_class is None else self._to_encode
         self._stream = None if units is None else ahead(self._read_units(units), CHUNKS_AHEAD)
         self._behind, self._beside = Behind(WRITES_BEHIND), Behind(WRITES_BEHIND)
-        self._shards: deque[ShardWriter] = deque(maxlen=2)  # of the unit at hand and the one that is being finished
+        self._shards: deque[ShardWriter] = deque(maxlen=2)  # of the current unit and the one that is being finished
         self._kept = KeptCounts(Path(job.work) / "counts")
         self._number = -1
         self._cells: Cells | None = None
@@ -163,7 +159,7 @@ class Worker:
             self.tokenizer = ready or job.tokenizer_class.from_pretrained(job.vocabulary)
 
     def close(self) -> None:
-        """Stop reading, write what there is to write, delete what is not whole, and close the file that is open."""
+        """Stop reading, wait for writes, delete incomplete shards, and close the open file."""
         if self._stream is not None:
             self._stream.close()
         self._behind.close()
@@ -172,7 +168,7 @@ class Worker:
         self._close_file()
 
     def _discard(self) -> None:
-        """Delete shards that are not whole, once nothing is being written."""
+        """Wait for writes, and delete incomplete shards."""
         self._behind.wait()
         self._beside.wait()
         for shards in self._shards:
@@ -202,20 +198,20 @@ class Worker:
 
                 try:
                     self._columns = self.tokenizer.gene_columns(counts, self.job.options.gene_column)
-                except GeneCoverageError as error:  # a file held out, of which the training cells have no gene
+                except GeneCoverageError as error:  # a held-out file without any gene of the training cells
                     raise BrokenFileError(file.name, str(error)) from error
                 self._columns.compiled = compiled_encoding
             self._number = number
         return self._cells, self._columns
 
     def _chunks(self, unit: tuple[int, int, int]) -> Iterator[Any]:
-        """Read the cells of a unit in chunks, as the pass needs them, ahead of the work on them."""
+        """Read the cells of a unit in chunks, ahead of the work on them."""
         stream = ahead(self._read_units([unit]), CHUNKS_AHEAD) if self._stream is None else self._stream
         while (chunk := next(stream)) is not None:
             yield chunk
 
     def _read_units(self, units: Sequence[tuple[int, int, int]]) -> Iterator[Any]:
-        """Read units chunk by chunk, None after each of them; what goes wrong is laid to the file."""
+        """Yield units chunk by chunk, and None after each unit; errors name the file."""
         for number, start, stop in units:
             cells, columns = self._open(number)
             metadata: _Metadata | None = None
@@ -230,7 +226,7 @@ class Worker:
             yield None
 
     def _rows(self, number: int, start: int, stop: int) -> CountRows:
-        """Read the counts of some cells of the open file: the pass for statistics keeps them for that for tokens."""
+        """Read the counts of some cells of the open file; the first pass keeps them for the second one."""
         assert self._cells is not None
         name = f"{number:06d}-{start:012d}-{stop:012d}"
         rows = None if self.job.tokenizer_class is None else self._kept.load(name)
@@ -248,7 +244,7 @@ class Worker:
         return _SplitCells(columns, {s: (_only(rows, mask), own) for s, (mask, own) in splits.items() if mask.any()})
 
     def _metadata(self, number: int, start: int, stop: int) -> _Metadata:
-        """Read the metadata of some cells of the open file: for statistics, only what says in which split they are."""
+        """Read the metadata of some cells of the open file; for statistics, only their splits."""
         assert self._cells is not None
         counting, by_cell = self.job.tokenizer_class is None, self.job.split.by == "cell"
         if counting:
@@ -264,7 +260,7 @@ class Worker:
     def _carried(
         self, first: int, metadata: pd.DataFrame, datasets: np.ndarray, splits: np.ndarray
     ) -> dict[str, pa.Array]:
-        """Return the columns that shards carry."""
+        """Return the columns of the shards."""
         columns = {
             "cell_index": pa.array(np.arange(first, first + len(splits))),
             "split": pa.array(splits, pa.string()),
@@ -298,7 +294,7 @@ class Worker:
     # ---------------------------------------------------------------- tokens
 
     def tokens(self, unit: tuple[int, int, int], unit_number: int) -> dict[str, Any]:
-        """Write the token shards of a unit, and a record of what they hold."""
+        """Write the token shards of a unit and their record."""
         try:
             return self.start_tokens(unit, unit_number).result()
         except BaseException:
@@ -306,14 +302,14 @@ class Worker:
             raise
 
     def start_tokens(self, unit: tuple[int, int, int], unit_number: int) -> "Future[dict[str, Any]]":
-        """As `tokens`, but the last of it is still being written when this returns."""
+        """Do as `tokens`, but return while the last cells are still being written."""
         shards, writes = ShardWriter(Path(self.job.output) / "data", unit_number), list[Future]()
         self._shards.append(shards)
         record = self._encode(unit, shards, writes)
         return self._behind(self._finish, shards, writes, {"unit": unit_number, **record})
 
     def _encode(self, unit: tuple[int, int, int], shards: "ShardWriter", writes: list[Future]) -> dict[str, Any]:
-        """Encode a unit's cells; training cells and others are written by a thread each, as `writes` follows."""
+        """Encode a unit's cells; two threads write training cells and others, and `writes` collects their futures."""
         lengths: dict[str, np.ndarray] = {split: np.zeros(1, dtype=np.int64) for split in SPLITS}
         report: GeneReport | None = None
         for chunk in self._chunks(unit):
@@ -353,13 +349,8 @@ class Worker:
         return record
 
 
-def _taken(columns: dict[str, pa.Array], kept: np.ndarray) -> dict[str, pa.Array]:
-    """Keep the values of some cells."""
-    return {name: column.filter(pa.array(kept)) for name, column in columns.items()}
-
-
 def _only(rows: CountRows, kept: np.ndarray) -> CountRows:
-    """Keep some cells (at least one): runs of them are copied whole."""
+    """Keep some cells (at least one); runs of cells are copied at once."""
     if kept.all():
         return rows
     edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
@@ -392,7 +383,7 @@ _worker: Worker | None = None
 
 
 def work_on(job: Job, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Do a piece of work of a job, whose worker stays for its next pieces."""
+    """Work on a unit of a job; its worker is kept for the next one."""
     global _worker
     if _worker is None or _worker.job != job:
         _worker = Worker(job)

@@ -216,7 +216,7 @@ def test_the_least_coverage_is_an_option(blood, tmp_path):
     again = CliRunner().invoke(app, [*command, "--option", "min_coverage=0.9", "--overwrite"])
     assert isinstance(again.exception, GeneCoverageError)
     assert Corpus.open(tmp_path / "d").tokenizer().min_coverage == 0.001  # a refused run leaves the earlier corpus
-    with pytest.raises(ValueError, match="has no option nope: there are .*min_coverage"):
+    with pytest.raises(ValueError, match="has no option nope; its options: .*min_coverage"):
         tokenize_corpus([tmp_path / "other.h5ad"], tmp_path / "e", tokenizer_options={"nope": 3}, **QUIET)
 
 
@@ -329,7 +329,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monke
     )
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
     assert killed.returncode == -9
-    with pytest.raises(CorpusError, match="unfinished corpus.*it goes on"):
+    with pytest.raises(CorpusError, match="unfinished corpus.* to resume it"):
         Corpus.open(output)
     if method == "statistics":
         assert (output / ".work" / "statistics-000005.npz").exists()
@@ -444,11 +444,11 @@ def test_a_file_that_breaks_while_it_is_read(files, broken, corpus, tmp_path, me
     options = QUIET | ({"vocabulary": corpus.tokenizer_folder} if method == "tokens" else {})
     given = [files[2], files[1]]
     plain = tokenize_corpus(given, tmp_path / "plain", **options)
-    with pytest.raises(CorpusError, match="(?s)broken: .*Pass over it with skip_broken"):
+    with pytest.raises(CorpusError, match="(?s)broken: .*Skip it with skip_broken"):
         tokenize_corpus([*given, broken], tmp_path / "c", **options)
     skipped = tokenize_corpus([*given, broken], tmp_path / "d", skip_broken=True, **options)
     assert list(skipped.manifest["broken"]) == ["broken"]
-    assert "passed over broken" in skipped.summary()
+    assert "skipped broken" in skipped.summary()
     assert rows(skipped).equals(rows(plain))
     assert skipped.tokenizer().vocabulary == plain.tokenizer().vocabulary
 
@@ -479,7 +479,7 @@ def test_a_10x_folder_whose_gzip_is_cut_is_passed_over(files, blood, tmp_path, s
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert list(Corpus.open(tmp_path / "c").manifest["broken"]) == ["10x"]
-    assert "passed over 10x: " in result.output
+    assert "skipped 10x: " in result.output
     assert "matrix.mtx.gz" in result.output
 
 
@@ -516,7 +516,7 @@ def test_arguments_that_cannot_be(files, tmp_path, options, message):
     ("damage", "message"),
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-100]), "was cut short or changed"),
-        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "has another content than the manifest says"),
+        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "does not match the manifest"),
         (lambda p: p.unlink(), "is missing"),
     ],
 )
@@ -540,7 +540,7 @@ def test_a_damaged_shard_is_repaired_by_overwriting(blood_file, tmp_path, damage
 
 
 def test_no_corpus(tmp_path):
-    with pytest.raises(CorpusError, match="holds no corpus"):
+    with pytest.raises(CorpusError, match="contains no corpus"):
         Corpus.open(tmp_path)
 
 

@@ -182,5 +182,5 @@ def test_statistics_of_another_version_are_refused(cells, tmp_path):
     add(statistics, counts, totals)
     for name, other in (("without", {}), ("other", {"layout": np.array([40, 22 << 12])})):
         np.savez(tmp_path / f"{name}.npz", **other, **statistics.state())
-        with pytest.raises(ValueError, match=rf"{name}.npz was written by another version of cellglot: begin anew"):
+        with pytest.raises(ValueError, match=rf"{name}.npz was written by another version of cellglot: start again"):
             CorpusStatistics.load(tmp_path / f"{name}.npz", 40)

@@ -123,7 +123,7 @@ def test_a_damaged_shard_is_named(corpus, tmp_path, capsys, tiny_training):
     middle = len(whole) // 2
     for damaged, message in (
         (whole[:middle], "was cut short or changed"),
-        (whole[:-8] + b"\0" * 8, "has another content than the manifest says"),
+        (whole[:-8] + b"\0" * 8, "does not match the manifest"),
         (None, "is missing"),
     ):
         shard.unlink() if damaged is None else shard.write_bytes(damaged)
@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_named(corpus, tmp_path, capsys, tiny_training):
 
 def test_a_folder_without_corpus(tmp_path, tiny_training, pretrained):
     for folder in (tmp_path / "nothing", pretrained):
-        with pytest.raises(CorpusError, match="holds no corpus"):
+        with pytest.raises(CorpusError, match="contains no corpus"):
             pretrain(tiny_training(), folder, tmp_path / "model")
 
 
