@@ -54,8 +54,8 @@ def test_annotate(cellglot_command, cell_text_folder, cells, tmp_path):
         *CPU,
     )
     assert done.status == 0, done.err
-    assert "4 candidates (5 given)" in done.out and "1 duplicates are asked once" in done.out
-    assert "stand for themselves: my odd cell" in done.out and "765 of 765 genes" in done.out
+    assert "4 candidates (5 given)" in done.out and "1 duplicates are used once" in done.out
+    assert "are their own text: my odd cell" in done.out and "765 of 765 genes" in done.out
     assert all(str(path) in done.out for path in (output, table, plot))
     model, processor = load_cell_text_model(cell_text_folder)
     names = ["B cell", "CL:0000624", "CL:0001054", "my odd cell"]
@@ -215,12 +215,12 @@ ERRORS = {
     "empty candidate": ([*ASK, "--candidates", "B cell,,T cell"], "candidate 2 of 3 is empty"),
     "two sources": ([*ASK, "--candidates", "a", "--candidates-file", "c.json"], "not by both"),
     "broken file": ([*ASK, "--candidates-file", "c.json"], "c.json is not JSON"),
-    "no such branch": ([*ASK, "--ontology-branch", "leukozyte"], "'leukozyte' is no cell type here"),
+    "no such branch": ([*ASK, "--ontology-branch", "leukozyte"], "'leukozyte' is not a known cell type"),
     "no CL term": (
         [*ASK, "--ontology-branch", "leukocyte", "--candidates", "odd"],
-        "'odd' is no cell type here",
+        "'odd' is not a known cell type",
     ),
-    "leaves of nothing": ([*ASK, "--candidates", "B cell", "--leaves-only"], "choose types of a branch"),
+    "leaves of nothing": ([*ASK, "--candidates", "B cell", "--leaves-only"], "need a branch"),
     "unknown ontology": ([*ASK, "--candidates", "B cell", "--ontology", "no.obo"], "there is no such file"),
     "wrong template": ([*ASK, "--candidates", "B cell", "--template", "cell"], "has no field such as {name}"),
     "alpha": ([*ASK, "--candidates", "B cell", "--alpha", "3"], "alpha=3"),

@@ -1,4 +1,4 @@
-"""Candidates of zero-shot annotation: classes of cells with their texts, from labels or a branch of the ontology."""
+"""Candidates of zero-shot annotation: cell types with their texts, from labels or a branch of the ontology."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +19,20 @@ _LISTED = 10
 
 @dataclass
 class CandidateReport:
-    """What became of the candidates.
+    """How candidates became classes.
 
     Parameters
     ----------
+    given
+        Number of given candidates.
     from_branch
-        Classes that a branch of the ontology added.
+        Number of classes from a branch of the ontology.
     duplicates
-        (candidate, the class that it repeats).
+        (candidate, class that it repeats).
     own_text
-        Candidates that are no cell type of the ontology and stand for themselves.
+        Candidates that are not in the ontology: their text is the candidate itself.
     ambiguous
-        Those of them whose label stands for several cell types.
+        Those of them that are labels of several cell types.
     labels
         How labels were found in the ontology.
     """
@@ -43,16 +45,16 @@ class CandidateReport:
     labels: CellLabelReport | None = None
 
     def summary(self) -> str:
-        """Say how many classes are asked, what was repeated, and what the ontology does not know."""
+        """Describe the number of classes, repeated candidates, and those that are not in the ontology."""
         classes = self.given + self.from_branch - len(self.duplicates)
         origin = f"{self.given:,} given" + (f", {self.from_branch:,} of the branch" if self.from_branch else "")
         lines = [f"{classes:,} candidates ({origin})"]
         if self.duplicates:
             listed = [label if label == name else f"{label!r} is {name!r}" for label, name in self.duplicates]
-            lines.append(f"{len(self.duplicates):,} duplicates are asked once: {_listed(listed)}")
+            lines.append(f"{len(self.duplicates):,} duplicates are used once: {_listed(listed)}")
         if self.own_text:
             lines.append(
-                f"{len(self.own_text):,} candidates are no cell type of the ontology and stand for themselves: "
+                f"{len(self.own_text):,} candidates are not in the ontology and are their own text: "
                 f"{_listed(self.own_text)}" + (f"; ambiguous: {_listed(self.ambiguous)}" if self.ambiguous else "")
             )
         if self.labels is not None and (self.labels.not_exact or self.labels.replaced):
@@ -65,20 +67,20 @@ class CandidateReport:
 
 @dataclass
 class Candidates:
-    """Classes between which cells are annotated.
+    """Classes for annotation.
 
     Parameters
     ----------
     names
         Name of each class: the ontology's, or the candidate itself.
     cell_types
-        Id of each class, None where it is no cell type of the ontology.
+        Id of each class; None if it is not in the ontology.
     texts
         Texts of each class, one or more.
     report
-        What became of what was given.
+        How candidates became classes.
     ontology
-        Where the ids come from.
+        The ontology of the ids.
     """
 
     names: list[str]
@@ -88,11 +90,10 @@ class Candidates:
     ontology: CellOntology | None = None
 
     def __len__(self) -> int:
-        """Return the number of classes."""
         return len(self.names)
 
     def class_of(self, labels: Iterable[str | None]) -> dict[str, int]:
-        """Find the class of each different label, by name, id or synonym; labels without one are left out."""
+        """Find the class of each different label by name, id or synonym; labels without a class are left out."""
         by_name = {clean_label(n): i for i, n in enumerate(self.names)}
         by_type = {t: i for i, t in enumerate(self.cell_types) if t is not None}
         found = {}
@@ -119,42 +120,43 @@ def make_candidates(
     Parameters
     ----------
     candidates
-        Names, ids or synonyms of cell types; one that the ontology does not know is its own text. Or class -> text or
-        texts, which are taken as they are. Those that mean one class are that class once; its texts are collected.
+        Names, ids or synonyms of cell types; those that are not in the ontology are their own text. Or a mapping of
+        a class to its text or texts, which are used unchanged. Candidates of the same class are merged.
     ontology
         Where candidates are looked up; without it each is its own text.
     branch
-        Cell type whose descendants are candidates, itself not among them. Further `candidates` then have to be cell
-        types, too.
+        Cell type whose descendants, without itself, are candidates. All `candidates` then have to be cell types, too.
     leaves_only
-        Of the branch only types without subtypes in the ontology; with `among`, without subtypes among those.
+        Use only types of the branch without subtypes in the ontology, or with `among`, without subtypes in that.
     among
-        Labels of a corpus: of the branch only the types that they stand for.
+        Labels of a corpus: use only types of the branch that have such a label.
     template
-        For texts of cell types, as for `describe_cell_types`.
+        Template of texts of cell types, see `describe_cell_types`.
 
     Returns
     -------
     Candidates
-        Classes in the order given, those of the branch (by id) behind them.
+        Classes in the order given, followed by those of the branch, by id.
 
     Raises
     ------
     ValueError
-        If there are no candidates, one or its text is empty, a branch is asked without ontology, or it has no types.
+        If there are no candidates, a candidate or its text is empty, or a branch has no ontology or no types.
     CellOntologyError
-        If the branch, or with a branch a candidate, is no cell type.
+        If the branch, or with a branch a candidate, is not a cell type.
     TypeError
-        If `candidates` is one text.
+        If `candidates` is a text.
     """
     if isinstance(candidates, str):
         raise TypeError(f"candidates are given as the text {candidates!r}: pass a list of names")
     if branch is None and (leaves_only or among is not None):
-        raise ValueError("leaves_only and among choose types of a branch, and none is given")
+        raise ValueError("leaves_only and among need a branch")
     given = list(candidates or ())
     if not given and branch is None:
         raise ValueError("no candidates: name at least one cell type, or a branch of the ontology")
-    _check_labels(given)
+    for number, label in enumerate(given, 1):
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"candidate {number} of {len(given):,} is empty: {label!r}")
     made = Candidates([], [], [], CandidateReport(given=len(given)), ontology)
     types = _resolved(given, ontology, branch, made.report)
     own = candidates if isinstance(candidates, Mapping) else {}
@@ -169,18 +171,12 @@ def make_candidates(
     return made
 
 
-def _check_labels(given: Sequence[str]) -> None:
-    for number, label in enumerate(given, 1):
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"candidate {number} of {len(given):,} is empty: {label!r}")
-
-
 def _resolved(
     given: Sequence[str], ontology: CellOntology | None, branch: str | None, report: CandidateReport
 ) -> list[str | None]:
     if ontology is None:
         if branch is not None:
-            raise ValueError(f"the branch {branch!r} is one of an ontology, and none is given")
+            raise ValueError(f"the branch {branch!r} needs an ontology")
         return [None] * len(given)
     if not given:
         return []
@@ -191,13 +187,13 @@ def _resolved(
         if cell_type is None and branch is not None:
             if label in found.report.ambiguous:
                 choices = " or ".join(found.report.ambiguous[label])
-                raise CellOntologyError(f"candidate {label!r} stands for {choices}: pass the id that is meant")
+                raise CellOntologyError(f"candidate {label!r} is ambiguous, {choices}: pass an id")
             ontology.ids([label])
     return found.cell_types
 
 
 def _add(made: Candidates, label: str, cell_type: str | None, texts: list[str]) -> None:
-    """Add a class, or its further texts to the class that is already there."""
+    """Add a class, or add its texts to the same class."""
     key = cell_type or clean_label(label)
     known = [t or clean_label(n) for t, n in zip(made.cell_types, made.names, strict=True)]
     if key in known:
@@ -223,7 +219,7 @@ def _texts(
 def _given_texts(label: str, given: str | Sequence[str]) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise ValueError(f"candidate {label!r} has an empty text: {given!r}. Every class needs a description")
+        raise ValueError(f"candidate {label!r} has an empty text: {given!r}. Describe every class")
     return list(dict.fromkeys(texts))
 
 
@@ -242,20 +238,15 @@ def _branch_types(
         types -= {a for t in types for a in ontology.ancestors(t)}
     if not types:
         where = " among the labels given" if among is not None else ""
-        raise ValueError(f"no cell type lies below {ontology.term(root)}{where}: there are no candidates")
+        raise ValueError(f"{ontology.term(root)} has no descendants{where}: there are no candidates")
     return sorted(types)
 
 
 def split_candidates(text: str, ontology: CellOntology | None = None) -> list[str]:
-    """Split candidates at commas; a comma inside a cell type's name, or in double quotes, does not split it.
+    """Split candidates at commas, but not at commas in double quotes or in a label of the ontology.
 
-    Of adjacent pieces the longest run that the ontology knows is one candidate: ``"B cell, CD4-positive, alpha-beta T
-    cell"`` gives two.
-
-    Parameters
-    ----------
-    ontology
-        Where names are looked up.
+    Adjacent pieces are one candidate if together they are a label: ``"B cell, CD4-positive, alpha-beta T cell"``
+    has two candidates.
     """
     pieces, found, start = split_list(text), [], 0
     while start < len(pieces):
@@ -270,16 +261,16 @@ def split_candidates(text: str, ontology: CellOntology | None = None) -> list[st
 
 
 def read_candidates(path: str | Path) -> Labels:
-    """Read candidates from a file: ``.json`` with a list, or with class -> text or texts; else one a line."""
+    """Read candidates from a ``.json`` file with a list, or with class -> text or texts, or from lines of text."""
     if Path(path).suffix != ".json":
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     given = read_json(path, kind=None)
     if not isinstance(given, list | dict):
-        raise ValueError(f"{path} holds neither a list of candidates nor class -> text or texts")
+        raise ValueError(f"{path} must contain a list of candidates, or class -> text or texts")
     if isinstance(given, dict):
         for label, texts in given.items():
             if not isinstance(texts, str | list):
-                raise ValueError(f"{path}: the text of {label!r} is {texts!r}: a text or a list of texts is wanted")
+                raise ValueError(f"{path}: {label!r} has {texts!r}, not a text or a list of texts")
     return given
 
 

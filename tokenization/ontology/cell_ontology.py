@@ -1,4 +1,4 @@
-"""The Cell Ontology: labels to classes, ancestors, and how near cell types are to each other."""
+"""The Cell Ontology: classes of labels, ancestors, and the similarity of cell types."""
 
 import copy
 import difflib
@@ -29,20 +29,20 @@ BLOOD_FILE = Path(__file__).with_name("blood_lineage.json")
 
 @dataclass(frozen=True)
 class CellTypeTables:
-    """The geometry of some cell types, computed on the whole ontology: what scCello's objectives read.
+    """Similarities and ancestors of some cell types in the whole ontology, for scCello's objectives.
 
     Parameters
     ----------
     cell_types
         Ids, in the order of the rows and columns.
     names
-        Their names.
+        Names of these types.
     similarity
         Personalised PageRank, float64, shape (types, types).
     levels
         Levels of `similarity`, int64, shape (types, types).
     ancestor_mask
-        Whether the second type is an ancestor of the first or itself, bool, shape (types, types).
+        Whether the second type is the first or an ancestor of it, bool, shape (types, types).
     """
 
     cell_types: list[str]
@@ -53,29 +53,29 @@ class CellTypeTables:
 
 
 class CellOntology:
-    """Cell types tied by `is_a`.
+    """Cell types and their `is_a` hierarchy.
 
-    Wherever an id is wanted, ``CL:0000236``, ``CL_0000236`` and the IRI will do.
+    All methods accept an id as ``CL:0000236``, ``CL_0000236`` or an IRI.
 
     Parameters
     ----------
     terms
-        Classes, obsolete ones included.
+        Classes, including obsolete ones.
     release
         The ontology's version.
     checksum
         SHA-256 of the file.
     source
-        Where the ontology comes from.
+        Name of the file, for messages and metadata.
     added_synonyms
-        Label -> id, for labels that the ontology does not know.
+        Label -> id, for labels that are not in the ontology.
     left_out
-        `is_a` edges of the file that are not kept, by reason.
+        Number of `is_a` edges of the file that were left out, by reason.
 
     Raises
     ------
     CellOntologyError
-        If `is_a` runs in a circle or to a class that is not there, or an added synonym stands for no live class.
+        If `is_a` has a cycle or leads to an unknown class, or an added synonym names an unknown or obsolete class.
 
     Examples
     --------
@@ -118,25 +118,25 @@ class CellOntology:
         prefixes: Sequence[str] = ("CL",),
         cache_folder: str | os.PathLike | None = None,
     ) -> "CellOntology":
-        """Read an ontology from a file; what was read is kept by the file's checksum.
+        """Read an ontology from a file; the parsed ontology is cached by the file's checksum.
 
-        Cell types are the classes whose ids have one of the prefixes. They are tied by `is_a` alone; edges to classes
-        of other ontologies and to obsolete classes are left out and counted in `left_out`.
+        Cell types are the classes whose ids have one of the prefixes. Only `is_a` is read; edges to classes of other
+        ontologies and to obsolete classes are left out and counted in `left_out`.
 
         Parameters
         ----------
         path
             OBO, or OWL in RDF/XML, plain or gzip-compressed.
         prefixes
-            Prefixes of ids; name yours, too, where you add cell types of your own: ``("CL", "MYLAB")``.
+            Prefixes of ids of cell types. Add yours if the file has cell types of your own: ``("CL", "MYLAB")``.
         cache_folder
-            Where to keep what was read; None for the assets cache of huggingface_hub (``HF_ASSETS_CACHE``).
+            Folder of the cache; None for the assets cache of huggingface_hub (``HF_ASSETS_CACHE``).
 
         Raises
         ------
         CellOntologyError
-            If the file is cut off or no ontology, defines no such class, or `is_a` runs in a circle or to a class
-            with these prefixes that the file does not define.
+            If the file is cut short, is not an ontology, or defines no such class, or `is_a` has a cycle or leads to
+            an undefined class with these prefixes.
         """
         content = read_ontology_file(path, prefixes, cache_folder)
         if content.left_out.get("is_a an obsolete class"):
@@ -151,29 +151,29 @@ class CellOntology:
 
     @classmethod
     def from_release(cls, release: str, *, cache_folder: str | os.PathLike | None = None) -> "CellOntology":
-        """Fetch a release of the Cell Ontology from the OBO Foundry, the first time only.
+        """Read a release of the Cell Ontology; it is downloaded from the OBO Foundry the first time.
 
         Parameters
         ----------
         release
             Its date: ``"2024-04-05"``.
         cache_folder
-            Where to keep the file and what was read; None for the assets cache of huggingface_hub.
+            Folder for the file and its cache; None for the assets cache of huggingface_hub.
 
         Raises
         ------
         CellOntologyError
-            If it is not there yet and cannot be fetched; the message says what to do without a network.
+            If it cannot be downloaded; the message says what to do without a network.
         """
         return cls.from_file(fetch_release(release, cache_folder), cache_folder=cache_folder)
 
     @classmethod
     def blood(cls) -> "CellOntology":
-        """Return a small table of the blood lineage, which comes with the package.
+        """Return a small table of the blood lineage, which is part of the package.
 
-        Some 70 classes of the Cell Ontology, release 2024-04-05: the usual cell types of blood, fibroblast and
-        endothelial cell, and all their ancestors. Ids, names, `is_a` and exact synonyms are the ontology's.
-        Definitions are our own. Its similarities are those of this small graph, not of the whole ontology.
+        It has about 70 classes of the Cell Ontology, release 2024-04-05: the usual cell types of blood, fibroblast,
+        endothelial cell, and all ancestors of these. Ids, names, `is_a` and exact synonyms are the ontology's;
+        definitions are ours. Similarities are computed on this small graph and differ from those of the whole one.
         """
         content = json.loads(BLOOD_FILE.read_text(encoding="utf-8"))
         terms = [
@@ -194,17 +194,17 @@ class CellOntology:
         )
 
     def with_synonyms(self, synonyms: Mapping[str, str]) -> "CellOntology":
-        """Return the same ontology with further labels.
+        """Return a copy of the ontology with additional labels.
 
         Parameters
         ----------
         synonyms
-            Label -> id, before exact synonyms and behind ids and names; later ones replace earlier ones.
+            Label -> id, searched after ids and names and before exact synonyms; they replace earlier added ones.
 
         Raises
         ------
         CellOntologyError
-            If an id is not in the ontology, or obsolete, or two spellings of one label get two classes.
+            If an id is unknown or obsolete, or two spellings of a label have different classes.
         """
         other = copy.copy(self)
         other.added_synonyms = self.added_synonyms | self._checked(synonyms)
@@ -217,14 +217,13 @@ class CellOntology:
         for label, i in zip(synonyms, ids, strict=True):
             if checked.setdefault(clean_label(label), i) != i:
                 raise CellOntologyError(
-                    f"the label {label!r} is given two classes, {checked[clean_label(label)]} and {i}"
+                    f"the label {label!r} has two classes, {checked[clean_label(label)]} and {i}: keep one"
                 )
         return checked
 
-    # ---------------------------------------------------------------- what stands in it
+    # ---------------------------------------------------------------- classes
 
     def __len__(self) -> int:
-        """Return the number of live classes."""
         return len(self.cell_types)
 
     def __contains__(self, cell_type: object) -> bool:
@@ -248,13 +247,12 @@ class CellOntology:
         }
 
     def term(self, cell_type: str) -> CellTerm:
-        """Return a live class.
+        """Return a class.
 
         Raises
         ------
         CellOntologyError
-            If the id is unknown or obsolete; the message gives what comes close or replaces it. So do all methods that
-            take ids.
+            If the id is unknown or obsolete; the message suggests another. All methods that take ids raise it.
         """
         return self._terms[self.ids([cell_type])[0]]
 
@@ -263,15 +261,15 @@ class CellOntology:
         return self.term(cell_type).name
 
     def definition(self, cell_type: str) -> str:
-        """Return the text definition, empty where it has none."""
+        """Return the definition; empty if there is none."""
         return self.term(cell_type).definition
 
     def synonyms(self, cell_type: str, scope: str | None = None) -> list[str]:
-        """Return the ontology's synonyms, sorted: all, or those of a scope (``"EXACT"``); added ones are not here."""
+        """Return the ontology's synonyms, sorted: all, or those of a scope (``"EXACT"``); not the added ones."""
         return [s for s, own in self.term(cell_type).synonyms if scope is None or own == scope.upper()]
 
     def parents(self, cell_type: str) -> list[str]:
-        """Return the classes that it is tied to by `is_a`, sorted."""
+        """Return the parents by `is_a`, sorted."""
         return list(self.term(cell_type).parents)
 
     def ids(self, cell_types: Iterable[str]) -> list[str]:
@@ -280,22 +278,20 @@ class CellOntology:
         Raises
         ------
         CellOntologyError
-            If there are none, or one is unknown or obsolete.
+            If the list is empty, or an id is unknown or obsolete.
         TypeError
-            If `cell_types` is one text.
+            If `cell_types` is a text.
         """
         if isinstance(cell_types, str):
             raise TypeError(f"cell types are given as the text {cell_types!r}: pass a list of ids")
         given = list(cell_types)
         if not given:
-            raise CellOntologyError(
-                "no cell types are given; labels without a cell type are listed by resolve().report"
-            )
+            raise CellOntologyError("the list of cell types is empty; resolve().report lists labels without one")
         ids = [self._index.id_of(t) if isinstance(t, str) else None for t in given]
         unknown = sorted({repr(t): t for t, i in zip(given, ids, strict=True) if i not in self._row}.items())
         if unknown:
             more = f" (and {len(unknown) - 1:,} more)" if len(unknown) > 1 else ""
-            raise CellOntologyError(f"{unknown[0][0]} is no cell type here{more}: {self._advice(unknown[0][1])}")
+            raise CellOntologyError(f"{unknown[0][0]} is not a known cell type{more}: {self._advice(unknown[0][1])}")
         return [i for i in ids if i is not None]
 
     def _advice(self, given: Any) -> str:
@@ -307,33 +303,29 @@ class CellOntology:
         if finding.consider is not None:
             return f"it is obsolete without replacement; the ontology suggests {', '.join(finding.consider) or 'none'}"
         if finding.cell_type is not None:
-            return f"it is a label of {self._terms[finding.cell_type]}: pass ids, which resolve(labels) finds"
+            return f"it is a label of {self._terms[finding.cell_type]}: pass the id, which resolve(labels) finds"
         by_id = difflib.get_close_matches(given.upper().replace("_", ":"), self.cell_types, n=3, cutoff=0.8)
         names = {clean_label(self._terms[t].name): t for t in self.cell_types}
         by_name = [names[n] for n in difflib.get_close_matches(clean_label(given), names, n=3, cutoff=0.6)]
         close = ", ".join(str(self._terms[t]) for t in (by_id or by_name))
-        return (
-            f"close to it are {close}"
-            if close
-            else f"nothing among {len(self):,} cell types of {self.source} is close"
-        )
+        return f"similar are {close}" if close else f"none of {len(self):,} cell types of {self.source} is similar"
 
     # ---------------------------------------------------------------- labels
 
     def resolve(self, labels: Iterable[Any]) -> CellLabelMatch:
-        """Find the classes that labels stand for.
+        """Find the classes of labels.
 
         A label is looked up as an id (``CL:0000236``, ``CL_0000236``, IRI), then as a name, added synonym, exact
         synonym, plural of one of these, shorthand (``CD14+ Mono``), other synonym, and name of an obsolete class.
-        Case, underscores and runs of blanks make no difference. Obsolete classes are followed through *replaced by*.
-        A label that stands for several classes by the same rule is ambiguous and gets none; *consider* is reported
-        and never followed.
+        Case, underscores and repeated blanks make no difference. An obsolete class is followed to the class that
+        replaces it (*replaced by*); *consider* is reported but not followed. A label of several classes by the same
+        rule is ambiguous and gets no class.
 
         Parameters
         ----------
         labels
-            Text, one per cell; None, NaN and blanks count as missing. Or a Counter of texts, where there are many
-            cells: the result then holds each different one once.
+            A text for each cell; None, NaN and blanks count as missing. Or, for many cells, a Counter of texts:
+            the result then has each text once.
 
         Returns
         -------
@@ -362,24 +354,24 @@ class CellOntology:
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
     def ancestors(self, cell_type: str) -> set[str]:
-        """Return all classes above one, without itself."""
+        """Return all ancestors of a class, without itself."""
         return set(self._ancestors[self.term(cell_type).id])
 
     def descendants(self, cell_type: str) -> set[str]:
-        """Return all classes below one, without itself."""
+        """Return all descendants of a class, without itself."""
         own = self.term(cell_type).id
         return {i for i, ancestors in self._ancestors.items() if own in ancestors}
 
     def lowest_common_ancestors(self, first: str, second: str) -> list[str]:
-        """Return the common ancestors that have no common ancestor below them, the most informative first.
+        """Return the lowest common ancestors, the most informative first.
 
-        A class counts as its own ancestor. The order is by number of descendants, fewest first (the information
-        content of Resnik 1995, counted over classes), then by id: our choice.
+        A class is its own ancestor here. The order is by number of descendants, fewest first (the information
+        content of Resnik 1995, counted over classes), then by id; this is our choice.
 
         Returns
         -------
         list of str
-            Ids, empty where the two have nothing in common.
+            Ids; empty if there is no common ancestor.
         """
         a, b = self.ids([first, second])
         common = (self._ancestors[a] | {a}) & (self._ancestors[b] | {b})
@@ -387,24 +379,13 @@ class CellOntology:
         return sorted(common - above, key=lambda c: (self._descendant_counts[c], c))
 
     def lowest_common_ancestor(self, first: str, second: str) -> str | None:
-        """Return the first of `lowest_common_ancestors`, the one with the fewest descendants, or None."""
+        """Return the first of `lowest_common_ancestors`, or None."""
         return next(iter(self.lowest_common_ancestors(first, second)), None)
 
-    # ---------------------------------------------------------------- geometry
+    # ---------------------------------------------------------------- tables
 
     def ancestor_mask(self, cell_types: Sequence[str]) -> np.ndarray:
-        """Tell which types are ancestors of which.
-
-        Parameters
-        ----------
-        cell_types
-            Ids.
-
-        Returns
-        -------
-        numpy.ndarray
-            Whether the second type is an ancestor of the first or itself, bool, shape (types, types).
-        """
+        """Return whether the second type is the first or an ancestor of it, bool, shape (types, types)."""
         ids = self.ids(cell_types)
         columns: dict[str, list[int]] = {}
         for column, i in enumerate(ids):
@@ -416,37 +397,21 @@ class CellOntology:
         return mask
 
     def similarity(self, cell_types: Sequence[str]) -> np.ndarray:
-        """Return how near types are: the personalised PageRank on the whole ontology, `is_a` taken without direction.
+        """Return the similarity of types: personalised PageRank on the whole ontology, with undirected `is_a`.
 
-        Source: scCello (Yuan et al. 2024, arXiv 2408.12373), alpha 0.9, solved to the limit rather than stopped early.
-
-        Parameters
-        ----------
-        cell_types
-            Ids.
+        Source: scCello (Yuan et al. 2024, arXiv 2408.12373), alpha 0.9, but solved exactly.
 
         Returns
         -------
         numpy.ndarray
-            In row i, column j the PageRank of type j with restarts at type i; float64, shape (types, types). It is not
-            symmetric: a type with many neighbours collects more.
+            PageRank of type j with restarts at type i in row i, column j; float64, shape (types, types). It is not
+            symmetric: types with many neighbours have larger values.
         """
         rows = [self._row[i] for i in self.ids(cell_types)]
         return personalised_pagerank(len(self), self._edges, rows)[:, rows]
 
     def similarity_levels(self, cell_types: Sequence[str]) -> np.ndarray:
-        """Return `similarity` in whole numbers: 1 below 1e-4, else the whole part of log2(similarity / 1e-4 + 1).
-
-        Parameters
-        ----------
-        cell_types
-            Ids.
-
-        Returns
-        -------
-        numpy.ndarray
-            Levels, int64, shape (types, types).
-        """
+        """Return the `pagerank_levels` of `similarity`, int64, shape (types, types)."""
         return pagerank_levels(self.similarity(cell_types))
 
     def restrict(self, cell_types: Iterable[str]) -> CellTypeTables:
@@ -455,12 +420,12 @@ class CellOntology:
         Parameters
         ----------
         cell_types
-            Ids in any order, repeated or not: ``ontology.resolve(labels).found_types``.
+            Ids in any order, maybe repeated: ``ontology.resolve(labels).found_types``.
 
         Returns
         -------
         CellTypeTables
-            Rows and columns of the whole ontology's tables, types sorted by id.
+            Computed on the whole ontology; types are sorted by id.
         """
         ids = sorted(set(self.ids(cell_types)))
         similarity = self.similarity(ids)

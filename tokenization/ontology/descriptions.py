@@ -14,15 +14,15 @@ from cellglot.tokenization.reading.labels import label_text
 from cellglot.tokenization.reading.obs import plain_column, schema_names
 
 
-# Of the released few-shot script; the name as the ontology spells it.
+# Of the released few-shot script; the name is the ontology's.
 ANNOTATION_TEMPLATE = "cell type: {name}. {definition}; "
 
-# The same for every aspect of a cell (our choice: scLibrary's own was not released).
+# The same for every aspect of a cell (our choice: the template of scLibrary was not released).
 ASPECT_TEMPLATE = "{aspect}: {name}. {definition}; "
 
 FIELDS = ("aspect", "name", "definition", "id", "synonyms", "parents")
 
-# The eight aspects of scLibrary (Zhao et al. 2024) -> columns of the CELLxGENE schema whose values are joined.
+# The eight aspects of scLibrary (Zhao et al. 2024) -> columns of the CELLxGENE schema; their values are joined.
 ASPECTS: dict[str, tuple[str, ...]] = {
     "cell type": ("cell_type",),
     "development stage": ("development_stage",),
@@ -34,24 +34,17 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "ethnicity": ("self_reported_ethnicity",),
 }
 
-# Columns of the organ, which the schema does not have: Census calls it tissue_general.
+# Columns of the organ, which is not in the schema: Census calls it tissue_general.
 ORGAN_COLUMNS = ("organ", "tissue_general")
-
-# What files write where a value is not known, in lower case.
 
 
 def fill_template(template: str, fields: Mapping[str, Any]) -> str:
-    """Fill a template in.
+    """Fill in a template.
 
-    Templates are those of `str.format` with named fields: ``{name}``, ``{definition}``, ``{id}``, ``{synonyms}``
-    (exact ones), ``{parents}``, ``{aspect}``. A field without a value is left out together with the text behind it,
-    up to the next field: ``"cell type: {name}. {definition}; "`` gives ``"cell type: B cell. "`` for a type without
-    definition, as the released script does.
-
-    Parameters
-    ----------
-    fields
-        Values; missing ones are None or empty.
+    A template is one of `str.format` with named fields: ``{name}``, ``{definition}``, ``{id}``, ``{synonyms}``
+    (exact ones), ``{parents}``, ``{aspect}``. A field without a value (None or empty) is left out together with the
+    text between it and the next field: ``"cell type: {name}. {definition}; "`` becomes ``"cell type: B cell. "``
+    for a type without definition, as in the released script.
     """
     pieces: list[str] = []
     found, left_out = False, False
@@ -63,7 +56,7 @@ def fill_template(template: str, fields: Mapping[str, Any]) -> str:
             continue
         if name not in fields or not plain:
             known = ", ".join(f"{{{f}}}" for f in fields)
-            raise ValueError(f"template {template!r}: {{{name}}} is no field; there are {known}, without formats")
+            raise ValueError(f"template {template!r}: {{{name}}} is not a field; use {known}, without formats")
         value = "" if fields[name] is None else str(fields[name]).strip()
         found, left_out = True, not value
         pieces.append(value)
@@ -73,15 +66,15 @@ def fill_template(template: str, fields: Mapping[str, Any]) -> str:
 
 
 def _parsed(template: str) -> list[tuple[str, str | None, bool]]:
-    """Return (literal, field behind it, whether it has neither format nor conversion)."""
+    """Return (literal, field after it, whether the field has neither format nor conversion)."""
     try:
         return [(text, name, not (spec or change)) for text, name, spec, change in Formatter().parse(template)]
     except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}; braces that are meant are written twice") from error
+        raise ValueError(f"template {template!r}: {error}; write a literal brace twice") from error
 
 
 def term_fields(term: CellTerm, ontology: CellOntology, aspect: str = "cell type") -> dict[str, str]:
-    """Return the fields that a template can name for a class of an ontology."""
+    """Return the fields of templates for a class of an ontology."""
     return {
         "aspect": aspect,
         "name": term.name,
@@ -102,19 +95,19 @@ def describe_cell_types(
     cell_types
         Ids.
     ontology
-        Where names and definitions stand.
+        The ontology of names and definitions.
     template
-        As `fill_template` takes it; each of several gives a text. By default the released one.
+        One or several templates, see `fill_template`. By default the released one.
 
     Returns
     -------
     list of list of str
-        Texts of each type, as many as templates unless some come out the same or, for want of a value, empty.
+        Texts of each type, one for each template, without repeated and empty ones.
 
     Raises
     ------
     ValueError
-        If there is no template, or all texts of a type come out empty; as `fill_template` and `CellOntology.ids` do.
+        If there is no template or a template is invalid, all texts of a type are empty, or an id is unknown.
     """
     templates = [template] if isinstance(template, str) else list(template)
     if not templates:
@@ -125,25 +118,25 @@ def describe_cell_types(
         texts = list(dict.fromkeys(fill_template(t, fields) for t in templates))
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise ValueError(f"no template gives a text for {cell_type} {fields['name']}: {templates}")
+            raise ValueError(f"all texts of {cell_type} {fields['name']} are empty: {templates}")
         described.append(texts)
     return described
 
 
 @dataclass
 class CellDescriptions:
-    """Texts of cells, each once.
+    """Texts of cells, for LangCellForPreTraining.
 
     Parameters
     ----------
     texts
-        Different texts, in the order in which they come first.
+        Different texts, in the order of their first cells.
     text_ids
-        Text of each cell, -100 for cells without one, int64, shape (cells,): what LangCellForPreTraining takes.
+        Text of each cell, -100 for cells without text, int64, shape (cells,).
     aspects
-        Aspect -> cells that have it.
+        Aspect -> number of cells that have it.
     defined
-        Aspect -> cells whose value an ontology defines.
+        Aspect -> number of cells with a definition of it.
     """
 
     texts: list[str]
@@ -153,19 +146,19 @@ class CellDescriptions:
 
     @property
     def without_text(self) -> int:
-        """Cells without any aspect."""
+        """Number of cells without any aspect."""
         return int((self.text_ids < 0).sum())
 
     def of_cells(self) -> list[str | None]:
-        """Return the text of each cell, None where it has none."""
+        """Return the text of each cell; None for cells without text."""
         return [None if i < 0 else self.texts[i] for i in self.text_ids]
 
     def summary(self) -> str:
-        """Say how many texts there are and which aspects they have."""
+        """Describe the number of texts and their aspects."""
         aspects = [f"{name} {n:,} ({self.defined[name]:,} defined)" for name, n in self.aspects.items() if n]
         lacking = [name for name, n in self.aspects.items() if not n]
-        lines = [f"{len(self.texts):,} different texts of {len(self.text_ids):,} cells; cells by aspect:"]
-        lines[0] += f" {', '.join(aspects) or 'none'}"
+        texts = f"{len(self.texts):,} different texts of {len(self.text_ids):,} cells"
+        lines = [f"{texts}; cells by aspect: {', '.join(aspects) or 'none'}"]
         if lacking:
             lines.append(f"aspects that no cell has: {', '.join(lacking)}")
         if self.without_text:
@@ -184,21 +177,21 @@ def describe_cells(
     template: str | Mapping[str, str] = ASPECT_TEMPLATE,
     ontologies: Mapping[str, CellOntology] | None = None,
 ) -> CellDescriptions:
-    """Describe cells by what their metadata says about them.
+    """Describe cells by their metadata.
 
-    The aspects are those of scLibrary, the words around them our choice. A value that is missing or ``unknown`` is
-    left out with its aspect. A value that an ontology knows, by its id column or else by its name, is written as the
-    ontology spells it, with its definition.
+    The aspects are those of scLibrary; the words around them are our choice. An aspect is left out if its value is
+    missing or ``unknown``. A value that is in an ontology, by its id column or else by its name, is written with the
+    ontology's name and definition.
 
     Parameters
     ----------
     metadata
-        One row a cell, columns of the CELLxGENE schema or their usual spellings; ``adata.obs``. The organ stands in
-        ``organ`` or ``tissue_general``.
+        ``adata.obs``, or another table with a row for each cell and columns of the CELLxGENE schema or usual other
+        names of these. The organ is in ``organ`` or ``tissue_general``.
     ontology
-        Of cell types.
+        Ontology of cell types.
     aspects
-        Which of `ASPECTS` to tell, in this order.
+        Which of `ASPECTS` to use, in this order.
     template
         For every aspect, or aspect -> template; see `fill_template`. The texts of the aspects are joined.
     ontologies
@@ -207,12 +200,12 @@ def describe_cells(
     Returns
     -------
     CellDescriptions
-        Each different text once, and which cells it is of.
+        Each different text once, and the text of each cell.
 
     Raises
     ------
     ValueError
-        If there is no such aspect, or an aspect has no template; as `fill_template` does.
+        If an aspect is unknown or has no template, or a template is invalid.
     """
     unknown = [a for a in aspects if a not in ASPECTS]
     if unknown or not aspects:
@@ -235,7 +228,7 @@ def describe_cells(
 
 
 def _aspect_columns(metadata: pd.DataFrame, aspect: str) -> tuple[list[str], str | None]:
-    """Find the columns that hold an aspect's values, and the one that holds their ids."""
+    """Find the columns of an aspect's values, and the column of their ids."""
     names = [str(c) for c in metadata.columns]
     found = schema_names(names)
     if aspect == "organ":
@@ -252,7 +245,7 @@ def _aspect_texts(
     template: str,
     ontology: CellOntology | None,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return an aspect's different texts, the text of each cell (-1 for none), and whether each has a definition."""
+    """Return an aspect's different texts, the text of each cell (or -1), and whether each has a definition."""
     names, id_column = columns
     wanted = [*names, *([id_column] if id_column and ontology is not None else [])]
     none = np.full(len(metadata), -1, dtype=np.int64)
@@ -285,13 +278,13 @@ def _aspect_fields(
 
 
 def _texts(values: pd.Series) -> np.ndarray:
-    """Return a column as texts, empty where a value is missing."""
+    """Return a column as texts; missing values are empty."""
     codes, different = pd.factorize(plain_column(values))
     return np.array([*(label_text(v) or "" for v in different), ""], dtype=object)[codes]
 
 
 def _joined(parts: Sequence[tuple[list[str], np.ndarray]], n_cells: int) -> tuple[list[str], np.ndarray]:
-    """Join the aspects' texts cell by cell, each different combination once."""
+    """Join the texts of the aspects of each cell; return different texts, and the text of each cell or -100."""
     numbers = np.stack([n for _, n in parts], axis=1) if n_cells else np.zeros((0, len(parts)), dtype=np.int64)
     combinations, first, row = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
     place: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Find the classes of an ontology that the labels of cells mean, and report what was found."""
+"""Find the classes of an ontology for labels of cells, and report what was found."""
 
 import re
 import unicodedata
@@ -21,42 +21,41 @@ _LISTED = 10
 
 @dataclass
 class CellLabelReport:
-    """Labels with and without a class, by rule; numbers count labels (cells) unless they are said to be distinct.
+    """Numbers of labels (usually one for each cell) with and without a class, by rule.
 
     Parameters
     ----------
     labels
-        Labels given: one per cell, as a rule.
+        Number of labels.
     distinct
-        Different labels among them.
+        Number of different labels.
     missing
-        Labels that are None, NaN or empty.
+        Number of labels that are None, NaN or empty.
     matched_by_rule
-        Labels with a class, by the rule that found it: ``id``, ``name``, ``added_synonym`` (no fact of the ontology
-        but given by the caller or by `CellOntology.blood`; its plural counts here, too), ``exact_synonym``,
-        ``plural`` (of a name or exact synonym), ``shorthand`` (as people write it:
+        Number of labels by the rule that found their class: ``id``, ``name``, ``added_synonym`` (of the caller; also
+        its plural), ``exact_synonym``, ``plural`` (of a name or exact synonym), ``shorthand`` (see
         `cellglot.tokenization.ontology.shorthand`), ``other_synonym`` (broad, narrow or related), ``replaced_by`` (an
         obsolete id or name).
     distinct_matched
-        Different labels with a class.
+        Number of different labels with a class.
     not_exact
-        Label -> class, where shorthand, an added or an inexact synonym decided: worth a look.
+        Label -> class that was found by shorthand, an added or an inexact synonym: worth a check.
     replaced
-        Obsolete label -> the class that the ontology says replaces it.
+        Obsolete label -> the class that replaces it in the ontology.
     consider
-        Obsolete label without replacement -> classes that the ontology suggests; none is taken.
+        Obsolete label without replacement -> classes that the ontology suggests; none is used.
     ambiguous
-        Label -> the classes that it may stand for; none is taken.
+        Label -> its possible classes; none is used.
     unresolved
-        Label -> how often it stands there, most frequent first; obsolete labels without replacement are among them,
-        ambiguous ones are not.
+        Label -> how often it occurs, most frequent first, including obsolete labels without replacement but not
+        ambiguous ones.
     reasons
-        Label without a class -> why it has none, where that is known: ``EC`` is an endothelial or an epithelial cell.
+        Label without a class -> why it has none, if that is known: ``EC`` is an endothelial or an epithelial cell.
     passed_over
-        Label without a class -> how often the label of a further column, which has one, was taken in its place; such
-        labels count under none of the above.
+        Label without a class -> how often the label of another column, which has a class, was used instead; such
+        labels are not counted above.
     names
-        Class -> name, for the classes mentioned above.
+        Class -> name, for the classes above.
     """
 
     labels: int = 0
@@ -75,12 +74,12 @@ class CellLabelReport:
 
     @property
     def matched(self) -> int:
-        """Labels with a class, by any rule."""
+        """Number of labels with a class."""
         return sum(self.matched_by_rule.values())
 
     @property
     def lost(self) -> int:
-        """Labels without a class: missing, ambiguous or unresolved."""
+        """Number of labels without a class: missing, ambiguous or unresolved."""
         return self.labels - self.matched
 
     @property
@@ -94,35 +93,33 @@ class CellLabelReport:
         return list(self.unresolved.items())[:_LISTED]
 
     def to_dict(self) -> dict:
-        """Return all fields and the derived numbers as plain types, for JSON."""
+        """Return all fields and derived numbers as plain types, for JSON."""
         return asdict(self) | {"matched": self.matched, "lost": self.lost, "coverage": self.coverage}
 
     def summary(self) -> str:
-        """Say in a few lines which labels have a class, by what, and which have none."""
+        """Describe in a few lines which labels have a class, by which rule, and which have none."""
         rules = ", ".join(f"{n:,} by {rule.replace('_', ' ')}" for rule, n in self.matched_by_rule.items() if n)
         lines = [
             f"{self.matched:,} of {self.labels:,} labels ({self.distinct_matched:,} of {self.distinct:,} distinct) "
-            "stand for a cell type" + (f": {rules}" if rules else "")
+            "have a cell type" + (f": {rules}" if rules else "")
         ]
         if self.not_exact:
             lines.append("by shorthand, or by synonyms that are added or not exact: " + self._pairs(self.not_exact))
         if self.replaced:
-            lines.append("obsolete, replaced as the ontology says: " + self._pairs(self.replaced))
+            lines.append("obsolete, replaced by the ontology: " + self._pairs(self.replaced))
         if self.passed_over:
             listed = ", ".join(f"{label!r} ({n:,})" for label, n in list(self.passed_over.items())[:_LISTED])
-            lines.append(
-                f"not in the ontology, so that a further column's label counts: {listed}{_more(self.passed_over)}"
-            )
+            lines.append(f"not in the ontology, another column is used: {listed}{_more(self.passed_over)}")
         if self.missing:
             lines.append(f"{self.missing:,} labels are missing")
         if self.ambiguous:
-            lines.append("ambiguous, left without a cell type: " + self._choices(self.ambiguous))
+            lines.append("ambiguous, without a cell type: " + self._choices(self.ambiguous))
         if self.unresolved:
             losses = ", ".join(f"{label!r} ({n:,})" for label, n in self.largest_losses)
             times = sum(self.unresolved.values())
             lines.append(f"{times:,} labels are not in the ontology: {losses}{_more(self.unresolved)}")
             lines += [f"{label!r}: {reason}" for label, reason in list(self.reasons.items())[:_LISTED]]
-            lines.append("name their classes by CellOntology.with_synonyms({label: 'CL:...'})")
+            lines.append("add their classes with CellOntology.with_synonyms({label: 'CL:...'})")
         if self.consider:
             lines.append("obsolete without replacement; the ontology suggests: " + self._choices(self.consider))
         return "\n".join(lines)
@@ -154,20 +151,20 @@ _OBSOLETE = re.compile(r"^obsolete\.?:? ")
 
 @dataclass(frozen=True)
 class LabelFinding:
-    """What one label stands for.
+    """The class of a label.
 
     Parameters
     ----------
     cell_type
-        Id of the class, None where no single class is found.
+        Id of the class; None unless exactly one is found.
     rule
-        Which of `cellglot.tokenization.ontology.labels.LABEL_RULES` found it.
+        The rule of `LABEL_RULES` that found it.
     candidates
-        The classes between which an ambiguous label does not choose.
+        Possible classes of an ambiguous label.
     consider
-        What the ontology suggests for an obsolete class without replacement; None where the label is not of one.
+        Suggestions of the ontology for an obsolete class without replacement; None for other labels.
     reason
-        Why the label means no one class, where the table of shorthand says so.
+        Why the label has no class, if the table of shorthand says so.
     """
 
     cell_type: str | None = None
@@ -179,18 +176,18 @@ class LabelFinding:
 
 @dataclass
 class CellLabelMatch:
-    """The labels of cells, found in an ontology.
+    """Labels of cells with their classes in an ontology.
 
     Parameters
     ----------
     labels
-        The labels as given, None where missing.
+        The labels; None for missing ones.
     cell_types
-        Id of the class of each label, None where it has none.
+        Id of the class of each label; None without a class.
     rules
-        The rule that found each class, None where none did.
+        The rule that found each class; None without a class.
     report
-        Counts by rule, and what was lost.
+        Numbers by rule, and labels without a class.
     """
 
     labels: list[str | None]
@@ -204,32 +201,23 @@ class CellLabelMatch:
         return sorted({t for t in self.cell_types if t is not None})
 
     def rows(self, cell_types: Sequence[str]) -> np.ndarray:
-        """Return the rows of the labels' classes in a model's table.
+        """Return the position of each label's class in a model's table of ids, int64, shape (labels,).
 
-        Parameters
-        ----------
-        cell_types
-            Ids of classes in the order of the model's table.
-
-        Returns
-        -------
-        numpy.ndarray
-            Position of each label's class in `cell_types`, -100 where it has none or it is not among them; int64,
-            shape (labels,).
+        It is -100 for labels without a class, or with one that is not in `cell_types`.
         """
         row = {t: i for i, t in enumerate(cell_types)}
         return np.array([-100 if t is None else row.get(t, -100) for t in self.cell_types], dtype=np.int64)
 
 
 class LabelIndex:
-    """Ids, names and synonyms of an ontology, for looking up labels.
+    """Ids, names and synonyms of an ontology, in which labels are looked up.
 
     Parameters
     ----------
     terms
-        Classes by id, obsolete ones included.
+        Classes by id, including obsolete ones.
     added_synonyms
-        Further label -> id of a live class.
+        Additional label -> id of a live class.
     """
 
     def __init__(self, terms: Mapping[str, CellTerm], added_synonyms: Mapping[str, str]):
@@ -245,11 +233,10 @@ class LabelIndex:
         self._withdrawn = _table((n, t.id) for t in withdrawn for n in {t.name, _OBSOLETE.sub("", t.name)})
 
     def find(self, label: str) -> LabelFinding:
-        """Look a label up by one rule after the other; a rule that finds several classes ends the search.
+        """Look up a label by each of `LABEL_RULES`, until one finds one or several classes.
 
-        The order is that of `LABEL_RULES`. Upper and lower case, underscores and runs of blanks make no difference.
-        Shorthand goes before an exact synonym that means another class: ``DC2``, an old name of plasmacytoid cells, is
-        what all data sets call the second type of conventional dendritic cells.
+        Shorthand overrides an exact synonym of another class: ``DC2`` is a synonym of plasmacytoid dendritic cells,
+        but data sets use it for the second type of conventional dendritic cells.
         """
         known = self.id_of(label)
         if known is not None:
@@ -274,7 +261,7 @@ class LabelIndex:
         return LabelFinding()
 
     def _by_synonym(self, text: str) -> LabelFinding:
-        """Look a label up among exact synonyms and plurals."""
+        """Look up a label among exact synonyms and plurals."""
         if text in self._exact:
             return _only(self._exact[text], "exact_synonym")
         if text.endswith("s"):
@@ -285,7 +272,7 @@ class LabelIndex:
         return LabelFinding()
 
     def id_of(self, label: str) -> str | None:
-        """Return the id that a label is written as (``CL:0000236``, ``CL_0000236``, an IRI), None where it is none."""
+        """Return the id of a label that is an id (``CL:0000236``, ``CL_0000236``, an IRI); None for other labels."""
         text = label.strip().casefold()
         curie = _CURIE.match(text)
         if text not in self._ids and clean_label(text) not in self._merged and curie is not None:
@@ -334,52 +321,29 @@ def _only(found: set[str], rule: str) -> LabelFinding:
 
 
 def clean_label(label: str) -> str:
-    """Write a label so that case, underscores, runs of blanks and compatibility characters make no difference."""
+    """Normalise case, underscores, repeated blanks and compatibility characters of a label."""
     return " ".join(unicodedata.normalize("NFKC", label).replace("_", " ").split()).casefold()
 
 
 def resolve_labels(index: LabelIndex, labels: Iterable[Any]) -> CellLabelMatch:
-    """Look up labels; each different one is looked up once.
-
-    Parameters
-    ----------
-    index
-        Names of the ontology.
-    labels
-        Text; None, NaN and blanks count as missing. Or a Counter of texts: then each different one stands once in the
-        result, and the report counts all.
-
-    Returns
-    -------
-    CellLabelMatch
-        A class or None for each label, with a report.
-    """
+    """Look up labels: see `CellOntology.resolve`."""
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {labels!r}: pass a list of labels")
+    texts: list[str | None]
     if isinstance(labels, Counter):
-        return _resolve_counts(index, labels)
-    texts: list[str | None] = read_labels(list(labels)).texts.tolist()
-    counts = Counter(t for t in texts if t is not None)
+        counts = Counter[str]()
+        for label, n in labels.items():
+            if (text := label_text(label)) is not None:
+                counts[text] += n
+        texts, n_labels = list(counts), labels.total()
+    else:
+        texts = read_labels(list(labels)).texts.tolist()
+        counts, n_labels = Counter(t for t in texts if t is not None), len(texts)
     findings = {text: index.find(text) for text in counts}
     nothing = LabelFinding()
     each = [nothing if t is None else findings[t] for t in texts]
-    return CellLabelMatch(
-        texts, [f.cell_type for f in each], [f.rule for f in each], _report(index, len(texts), counts, findings)
-    )
-
-
-def _resolve_counts(index: LabelIndex, labels: Counter[str]) -> CellLabelMatch:
-    counts = Counter[str]()
-    for label, n in labels.items():
-        if (text := label_text(label)) is not None:
-            counts[text] += n
-    findings = {text: index.find(text) for text in counts}
-    return CellLabelMatch(
-        list(counts),
-        [findings[t].cell_type for t in counts],
-        [findings[t].rule for t in counts],
-        _report(index, labels.total(), counts, findings),
-    )
+    report = _report(index, n_labels, counts, findings)
+    return CellLabelMatch(texts, [f.cell_type for f in each], [f.rule for f in each], report)
 
 
 def _report(

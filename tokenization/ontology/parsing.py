@@ -1,4 +1,4 @@
-"""Read a cell ontology from OBO or OWL, and keep what was read by the file's checksum."""
+"""Read a cell ontology from OBO or OWL, and cache the result by the file's checksum."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ from cellglot.tokenization.ontology.terms import CellOntologyError, CellTerm, pa
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # of the cache; raised when what is read from an ontology changes
+FORMAT_VERSION = 1  # of the cache; increased when its content changes
 
 MOST_BYTES = 512 << 20
 LONGEST_LINE = 1 << 20  # of OBO
@@ -39,18 +39,18 @@ UNREADABLE = (
 
 @dataclass
 class OntologyFile:
-    """What is read from an ontology file.
+    """The content of an ontology file.
 
     Parameters
     ----------
     terms
-        Classes by id, withdrawn ones included, sorted by id.
+        Classes by id, including obsolete ones, sorted by id.
     release
-        The file's own version, its date where it has one; empty where it has none.
+        Date of the file's version, or the version if it has no date; empty if the file has none.
     checksum
-        SHA-256 of the file as it lies on disk.
+        SHA-256 of the file.
     left_out
-        `is_a` edges that are not kept, by reason.
+        Number of `is_a` edges that were left out, by reason.
     """
 
     terms: dict[str, CellTerm]
@@ -67,23 +67,7 @@ def default_cache_folder() -> Path:
 def read_ontology_file(
     path: str | os.PathLike, prefixes: Sequence[str] = ("CL",), cache_folder: str | os.PathLike | None = None
 ) -> OntologyFile:
-    """Read an ontology, from the cache where the same file was read before.
-
-    Parameters
-    ----------
-    path
-        OBO, or OWL in RDF/XML, plain or gzip-compressed.
-    prefixes
-        Prefixes of the ids of cell types. `is_a` edges to classes of other ontologies are left out and counted.
-    cache_folder
-        Where to keep what was read; None for `default_cache_folder`.
-
-    Raises
-    ------
-    CellOntologyError
-        If the file is cut off, no ontology, holds no class with these prefixes, has a circle of `is_a`, `is_a` edges
-        to a class with these prefixes that it does not define, or (OBO) defines a class twice.
-    """
+    """Read an ontology as `CellOntology.from_file` does, from the cache if the same file was read before."""
     path = Path(path)
     checksum = _checksum(path)
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, checksum, sorted(prefixes)]).encode()).hexdigest()
@@ -100,7 +84,7 @@ def _checksum(path: Path) -> str:
     if path.is_dir():
         raise CellOntologyError(f"{path} is a folder: pass the OBO or OWL file in it")
     if path.stat().st_size > MOST_BYTES:
-        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have")
+        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes: it is too large for a cell ontology")
     return sha256(path)
 
 
@@ -108,18 +92,18 @@ def _checksum(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """Read an ontology, unpacked, of a bounded size."""
+    """Read and unpack an ontology of a bounded size."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
         with gzip.open(path) if packed else path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise CellOntologyError(f"{path} is cut off or damaged ({error}): fetch it again") from error
+        raise CellOntologyError(f"{path} is cut short or damaged ({error}): download it again") from error
     if len(content) > MOST_BYTES:
-        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes, more than an ontology of cells can have")
+        raise CellOntologyError(f"{path} has more than {MOST_BYTES:,} bytes: it is too large for a cell ontology")
     if not content.startswith(b"<") and max(map(len, content.split(b"\n")), default=0) > LONGEST_LINE:
-        raise CellOntologyError(f"{path} has a line of more than {LONGEST_LINE:,} letters: it is not an ontology")
+        raise CellOntologyError(f"{path} has a line of more than {LONGEST_LINE:,} bytes: it is not an ontology")
     return content
 
 
@@ -130,8 +114,8 @@ def _parse(path: Path, prefixes: Sequence[str]) -> OntologyFile:
     if not terms:
         wanted = " or ".join(f"{p}:" for p in prefixes)
         raise CellOntologyError(
-            f"{path} is an ontology of {len(parents):,} classes, none of which has an id that starts with {wanted}; "
-            "name the prefixes of its cell types by prefixes=(...)"
+            f"{path} is an ontology of {len(parents):,} classes, but no id starts with {wanted}: pass the prefixes "
+            "of its cell types as prefixes=(...)"
         )
     try:
         parents_first(terms)
@@ -143,7 +127,7 @@ def _parse(path: Path, prefixes: Sequence[str]) -> OntologyFile:
 
 
 def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
-    """Return pronto's ontology, and the parents of each class, whether the file defines them or not."""
+    """Return pronto's ontology, and the parents of each class, also those that the file does not define."""
     import pronto
     from pronto.parsers.obo import OboParser
     from pronto.parsers.rdfxml import RdfXMLParser
@@ -158,14 +142,14 @@ def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
     parents: dict[str, set[str]] = {}
 
     class OpenParser(parser):  # type: ignore[misc, valid-type]
-        """Keeps edges to classes that stand in other files, at which pronto stops."""
+        """Keeps edges to classes of other files; pronto raises an error for these."""
 
         def symmetrize_lineage(self) -> None:
             parents.update({i: set(lineage.sup) for i, lineage in self.ont._terms.lineage.items()})
 
     ontology = pronto.Ontology(import_depth=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ProntoWarning)  # thousands about annotations that are not read here
+        warnings.simplefilter("ignore", ProntoWarning)  # thousands, about annotations that are not used here
         try:
             OpenParser(ontology).parse_from(io.BytesIO(content))
         except UNREADABLE as error:
@@ -174,12 +158,12 @@ def _run_pronto(path: Path, content: bytes) -> tuple[Any, dict[str, set[str]]]:
 
 
 def _check_unique(path: Path, content: bytes) -> None:
-    """Refuse an OBO file that defines a class twice, of which pronto keeps a mixture."""
+    """Refuse an OBO file that defines a class twice: pronto would mix the definitions."""
     ids = Counter(i.decode("utf-8", "replace") for i in _TERM_ID.findall(content))
     twice = [i for i, n in ids.items() if n > 1]
     if twice:
         listed = ", ".join(twice[:5]) + (f" and {len(twice) - 5:,} more" if len(twice) > 5 else "")
-        raise CellOntologyError(f"{path} defines more than once: {listed}; keep one [Term] of each")
+        raise CellOntologyError(f"{path} defines classes more than once: {listed}; keep one [Term] of each")
 
 
 def _cell_terms(
@@ -199,7 +183,7 @@ def _cell_terms(
                 left_out["is_a an obsolete class"] += 1
             else:
                 kept.append(parent)
-        data = term._data()  # `term.replaced_by` stops at ids that the file does not define
+        data = term._data()  # `term.replaced_by` raises an error for ids that the file does not define
         terms[term.id] = CellTerm(
             id=term.id,
             name=term.name or term.id,
@@ -218,7 +202,7 @@ def _cell_terms(
 
 
 def _read_cache(path: Path) -> OntologyFile | None:
-    """Read what `_write_cache` wrote; None where there is nothing, or nothing readable."""
+    """Read the cache; None if it does not exist or is damaged."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             content = json.load(file)
@@ -227,7 +211,7 @@ def _read_cache(path: Path) -> OntologyFile | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
-        logger.warning("the parsed ontology %s is damaged (%s) and is made anew", path, error)
+        logger.warning("the parsed ontology %s is damaged (%s): the file is parsed again", path, error)
         return None
 
 
@@ -237,13 +221,13 @@ def _term_from_json(values: dict[str, Any]) -> CellTerm:
 
 
 def _write_cache(path: Path, content: OntologyFile) -> None:
-    """Write under a temporary name first; a cache that cannot be written costs time and nothing else."""
+    """Write the cache; if that fails, only warn."""
     plain = asdict(content) | {"terms": [asdict(t) for t in content.terms.values()]}
     try:
         with atomic(path) as temporary:
             temporary.write_bytes(gzip.compress(json.dumps(plain, ensure_ascii=False).encode("utf-8"), mtime=0))
     except OSError as error:
-        logger.warning("the parsed ontology cannot be kept in %s (%s): the file is parsed each time", path, error)
+        logger.warning("the parsed ontology cannot be written to %s (%s): the file is parsed each time", path, error)
 
 
 __all__ = ["OntologyFile", "default_cache_folder", "read_ontology_file"]

@@ -42,16 +42,16 @@ _PHRASES = (
 
 @dataclass(frozen=True)
 class Shorthand:
-    """What the table of shorthand says.
+    """The table of shorthand.
 
     Parameters
     ----------
     cell_types
         Key of a label (`shorthand_key`) -> id of the cell type.
     reasons
-        Key of a label that means no one cell type -> why.
+        Key of a label that does not mean a single cell type -> why.
     labels
-        Id -> the labels as the table writes them.
+        Id -> its labels in the table.
     """
 
     cell_types: dict[str, str] = field(default_factory=dict)
@@ -59,10 +59,7 @@ class Shorthand:
     labels: dict[str, list[str]] = field(default_factory=dict)
 
     def find(self, label: str) -> tuple[str | None, str]:
-        """Return the id of the cell type that a label means, or None and why it means none.
-
-        The reason is empty where the table does not know the label.
-        """
+        """Return the id of a label's cell type, or None and why it has none (empty for an unknown label)."""
         for key in shorthand_keys(label):
             if key in self.cell_types:
                 return self.cell_types[key], ""
@@ -72,10 +69,10 @@ class Shorthand:
 
 
 def shorthand_keys(label: str) -> list[str]:
-    """Return the keys under which a label is looked up: the whole label, then without what is no type.
+    """Return the keys under which a label is looked up: of the whole label, then of its type only.
 
-    That is the number of a cluster (``NK_2``), the tissue behind the type (``Monocyte Liver``) and genes that are high
-    or low (``T Cell GZMK_high``); markers named CD and a number stay.
+    Removed are the number of a cluster (``NK_2``), the tissue after the type (``Monocyte Liver``) and genes that are
+    high or low (``T Cell GZMK_high``), but not CD markers.
     """
     words = _words(label)
     fewer = _words(_STATE.sub(" ", label.replace("_", " ")))
@@ -87,9 +84,9 @@ def shorthand_keys(label: str) -> list[str]:
 
 
 def shorthand_key(label: str) -> str:
-    """Write a label so that case, order of words, plurals, ``cell`` and signs of markers that are there drop out.
+    """Return a label without differences of case, order of words, plurals, ``cell``, and plus signs of markers.
 
-    ``Naive CD4+ T cells``, ``CD4 T naive`` and ``cd4_naive_t`` have one key. A marker that is absent (``CD25-``) and a
+    ``Naive CD4+ T cells``, ``CD4 T naive`` and ``cd4_naive_t`` have the same key. An absent marker (``CD25-``) and a
     slash between types (``T/NK``) stay.
     """
     return _key(_words(label))
@@ -122,7 +119,7 @@ def _key(words: list[str]) -> str:
 
 @cache
 def read_shorthand() -> Shorthand:
-    """Read the table that comes with the package, once."""
+    """Read the table of the package, once."""
     table = Shorthand()
     for line in SHORTHAND_FILE.read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):

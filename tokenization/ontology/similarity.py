@@ -1,4 +1,4 @@
-"""How near cell types are in the ontology: personalised PageRank of all classes at once, and its levels."""
+"""Similarity of cell types in the ontology: personalised PageRank of all classes at once, and its levels."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from scipy.sparse.linalg import splu
 ALPHA = 0.9
 LEVEL_UNIT = 1e-4
 
-_COLUMNS_AT_ONCE = 16  # right-hand sides that fit the processor's cache together
+_COLUMNS_AT_ONCE = 16  # right-hand sides that fit into the processor's cache
 
 
 def personalised_pagerank(
     n_nodes: int, edges: np.ndarray, starts: Sequence[int] | np.ndarray, alpha: float = ALPHA
 ) -> np.ndarray:
-    """Solve for the PageRank that restarts at each of some nodes.
+    """Compute the PageRank with restarts at a node, for each of some nodes.
 
-    The graph is undirected. The PageRank x that restarts at node i solves x = alpha A D^-1 x + (1 - alpha) e_i, with A
+    The graph is undirected. The PageRank x with restarts at node i solves x = alpha A D^-1 x + (1 - alpha) e_i, with A
     the adjacency matrix and D the degrees: the limit of ``networkx.pagerank(graph, alpha, personalization={i: 1})``,
-    which stops early. With D - alpha A factorised once (it is symmetric, positive definite and nearly a tree), each
-    node costs one sparse solve. A node without edges keeps all its weight, as in networkx.
+    which stops early. D - alpha A is factorised once (it is symmetric, positive definite and nearly a tree); then each
+    node needs one sparse solve. A node without edges keeps all its weight, as in networkx.
 
     Source: scCello (Yuan et al. 2024, arXiv 2408.12373), with alpha 0.9; the direct solution is our choice.
 
     Parameters
     ----------
     edges
-        Pairs of nodes, shape (edges, 2); an edge given twice, or in both directions, counts once.
+        Pairs of nodes, shape (edges, 2); repeated edges, in any direction, count once.
     starts
         Nodes to restart at, shape (starts,).
     alpha
@@ -40,7 +40,7 @@ def personalised_pagerank(
         PageRank of each node for each start, shape (starts, nodes); rows sum to 1.
     """
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha is {alpha}; it is a share, at least 0 and below 1")
+        raise ValueError(f"alpha is {alpha}; it must be at least 0 and below 1")
     edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     both = np.concatenate([edges, edges[:, ::-1]])
     adjacency = sp.csr_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), shape=(n_nodes, n_nodes))
@@ -60,19 +60,9 @@ def personalised_pagerank(
 
 
 def pagerank_levels(similarity: np.ndarray) -> np.ndarray:
-    """Turn PageRank values into integer levels: 1 below 1e-4, else the whole part of log2(value / 1e-4 + 1).
+    """Convert PageRank values of any shape to int64 levels: 1 below 1e-4, else floor(log2(value / 1e-4 + 1)).
 
     Source: the released code of scCello (Yuan et al. 2024).
-
-    Parameters
-    ----------
-    similarity
-        PageRank values, any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        Levels, int64, of the same shape, at least 1.
     """
     values = np.asarray(similarity, dtype=np.float64)
     return np.where(values < LEVEL_UNIT, 1, np.floor(np.log2(values / LEVEL_UNIT + 1))).astype(np.int64)

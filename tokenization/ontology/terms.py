@@ -1,4 +1,4 @@
-"""Classes of a cell ontology, and the checks that make them a hierarchy."""
+"""Classes of a cell ontology, and the checks of their hierarchy."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ EXACT = "EXACT"
 
 
 class CellOntologyError(ValueError):
-    """A file is no usable cell ontology, or a cell type is not in it."""
+    """A file is not a valid cell ontology, or a cell type is not in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellTerm:
-    """One class of the ontology.
+    """A class of the ontology.
 
     Parameters
     ----------
     id
         ``CL:0000236``.
     name
-        Its label.
+        ``B cell``.
     parents
-        Live classes that it is tied to by `is_a`, sorted.
+        Parents by `is_a` that are not obsolete, sorted.
     definition
-        Its text definition; empty where it has none.
+        Text; empty if there is none.
     synonyms
         (text, scope) pairs, sorted; the scope is ``EXACT``, ``BROAD``, ``NARROW`` or ``RELATED``.
     obsolete
-        Whether the class is withdrawn; withdrawn classes have no parents here.
+        Obsolete classes have no parents here.
     alternate_ids
         Ids of classes merged into this one.
     replaced_by
-        Ids that stand for a withdrawn class.
+        Ids that replace an obsolete class.
     consider
-        Ids that the ontology suggests for a withdrawn class, without saying that they mean the same.
+        Ids that the ontology suggests for an obsolete class, but not as a replacement.
     """
 
     id: str
@@ -58,8 +58,8 @@ def parents_first(terms: Mapping[str, CellTerm]) -> list[str]:
     if missing:
         pairs = ", ".join(f"{terms[i]} is_a {p}" for i, p in missing[:3])
         raise CellOntologyError(
-            f"{len(missing):,} is_a edges lead to a class that the ontology does not define: {pairs}; "
-            "the file is cut off, or is a part of an ontology: take the whole one"
+            f"{len(missing):,} is_a edges lead to a class that the ontology does not define: {pairs}. "
+            "The file is cut short, or is a part of an ontology: use the whole one"
         )
     children: dict[str, list[str]] = {i: [] for i in waiting}
     for i, parents in waiting.items():
@@ -73,12 +73,12 @@ def parents_first(terms: Mapping[str, CellTerm]) -> list[str]:
                 ordered.append(child)
     if len(ordered) < len(waiting):
         circle = _circle({i: parents for i, parents in waiting.items() if parents})
-        raise CellOntologyError(f"is_a runs in a circle: {' is_a '.join(str(terms[i]) for i in circle)}")
+        raise CellOntologyError(f"is_a has a cycle: {' is_a '.join(str(terms[i]) for i in circle)}")
     return ordered
 
 
 def _circle(parents: Mapping[str, Iterable[str]]) -> list[str]:
-    """Follow parents until one comes again; each class of `parents` has a parent in it."""
+    """Follow parents until one occurs again; each class of `parents` has a parent in it."""
     path = [min(parents)]
     while path[-1] not in path[:-1]:
         path.append(min(parents[path[-1]]))

@@ -111,7 +111,7 @@ def test_texts_are_encoded_once_and_duplicates_asked_once(loaded, few, ontology,
     found = annotate_cells(*loaded, few, ["B cell", "T cell", "CL:0000236"], ontology=ontology, **QUIET)
     assert encoded == [2] and set(numbers) == {2} and len(numbers) == 2
     assert found.scores.shape == (30, 2)
-    assert "1 duplicates are asked once: 'CL:0000236' is 'B cell'" in found.summary()
+    assert "1 duplicates are used once: 'CL:0000236' is 'B cell'" in found.summary()
     found = annotate_cells(*loaded, few, {"one": "the same", "two": "the same", "three": "other"}, **QUIET)
     assert encoded == [2, 2]
     np.testing.assert_array_equal(found.scores[:, 0], found.scores[:, 1])

@@ -156,7 +156,7 @@ def test_undefined_scores_say_why(ontology):
         ({"known_types": [NK, B]}, r"shape \(3, 3\) and types of 2 reference cells"),
         ({"query_types": [None, None]}, "none of 2 cells to be named has a cell type and an embedding"),
         ({"query_embedding": np.eye(2)}, "embeddings of size 3 and 2 cannot be compared"),
-        ({"query_types": [CD4, "T cell"]}, "'T cell' is no cell type here: it is a label of CL:0000084"),
+        ({"query_types": [CD4, "T cell"]}, "'T cell' is not a known cell type: it is a label of CL:0000084"),
     ],
 )
 def test_input_that_does_not_fit(ontology, changes, message):

@@ -45,11 +45,11 @@ def test_templates_can_be_changed(ontology):
     ("template", "message"),
     [
         ("a cell", "has no field such as {name}"),
-        ("{nom}", "{nom} is no field; there are {aspect}, {name}"),
-        ("{name!r}", "is no field"),
-        ("{name", "braces that are meant are written twice"),
+        ("{nom}", "{nom} is not a field; use {aspect}, {name}"),
+        ("{name!r}", "is not a field"),
+        ("{name", "write a literal brace twice"),
         ([], "no template is given"),
-        ("{parents}", "no template gives a text for CL:0000000 cell"),
+        ("{parents}", "all texts of CL:0000000 cell are empty"),
     ],
 )
 def test_wrong_templates(ontology, template, message):
@@ -116,7 +116,7 @@ def test_candidates_are_names_ids_or_synonyms(ontology):
     assert made.cell_types == [B, T, "CL:0001054", None]
     assert made.texts[0] == describe_cell_types([B], ontology)[0] and made.texts[3] == ["a doublet"]
     assert made.report.own_text == ["a doublet"]
-    assert "1 candidates are no cell type of the ontology and stand for themselves: a doublet" in str(made.report)
+    assert "1 candidates are not in the ontology and are their own text: a doublet" in str(made.report)
     assert "by synonyms that are added or not exact: 'CD14+ Monocyte' -> CL:0001054" in str(made.report)
     assert make_candidates(["B cell"]).texts == [["B cell"]]
 
@@ -126,7 +126,7 @@ def test_duplicates_are_counted_and_asked_once(ontology):
     assert made.names == ["B cell", "T cell", "odd"]
     assert made.report.duplicates == [("CL:0000236", "B cell"), ("B cell", "B cell"), (" Odd ", "odd")]
     assert "3 candidates (6 given)" in str(made.report)
-    assert "3 duplicates are asked once: 'CL:0000236' is 'B cell', B cell" in str(made.report)
+    assert "3 duplicates are used once: 'CL:0000236' is 'B cell', B cell" in str(made.report)
 
 
 def test_prompts_per_class(ontology):
@@ -162,18 +162,18 @@ def test_what_cannot_be_candidates(ontology):
         "candidate 2 of 2 is empty": {"candidates": ["B cell", " "]},
         "candidate 'B cell' has an empty text": {"candidates": {"B cell": ["x", ""]}},
         "'B cell' has an empty text": {"candidates": {"B cell": []}},
-        "no cell type lies below": {"branch": "CL:0000900"},
+        "has no descendants": {"branch": "CL:0000900"},
         "among the labels given": {"branch": "T cell", "among": ["B cell"]},
-        "leaves_only and among choose types of a branch": {"candidates": ["B cell"], "leaves_only": True},
+        "leaves_only and among need a branch": {"candidates": ["B cell"], "leaves_only": True},
     }
     for message, arguments in wrong.items():
         with pytest.raises(ValueError, match=message):
             make_candidates(**({"ontology": ontology} | arguments))
-    with pytest.raises(CellOntologyError, match="'leukozyte' is no cell type here.*leukocyte"):
+    with pytest.raises(CellOntologyError, match="'leukozyte' is not a known cell type.*leukocyte"):
         make_candidates(ontology=ontology, branch="leukozyte")
-    with pytest.raises(CellOntologyError, match="'a doublet' is no cell type here"):
+    with pytest.raises(CellOntologyError, match="'a doublet' is not a known cell type"):
         make_candidates(["B cell", "a doublet"], ontology, branch="leukocyte")
-    with pytest.raises(ValueError, match="is one of an ontology, and none is given"):
+    with pytest.raises(ValueError, match="needs an ontology"):
         make_candidates(branch="leukocyte")
     with pytest.raises(TypeError, match="pass a list of names"):
         make_candidates("B cell", ontology)
@@ -190,7 +190,7 @@ def test_candidates_from_files(tmp_path):
     assert read_candidates(tmp_path / "c.txt") == ["B cell", "CD4-positive, alpha-beta T cell"]
     (tmp_path / "c.json").write_text(json.dumps({"B cell": ["x", "y"], "odd": "z"}))
     assert read_candidates(tmp_path / "c.json") == {"B cell": ["x", "y"], "odd": "z"}
-    for content, message in (("{", "is not JSON"), ("3", "neither a list"), ('{"a": 3}', "the text of 'a' is 3")):
+    for content, message in (("{", "is not JSON"), ("3", "must contain a list"), ('{"a": 3}', "the text of 'a' is 3")):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_candidates(tmp_path / "c.json")

@@ -112,7 +112,7 @@ def test_the_report_counts_labels_and_names_the_largest_losses(small):
     assert match.rows([T, B]).tolist() == [0] * 4 + [-100] * 9 + [0, -100, -100]
     json.dumps(report.to_dict())
     assert str(report).splitlines()[0] == (
-        "6 of 16 labels (3 of 6 distinct) stand for a cell type: 4 by name, 1 by other synonym, 1 by replaced by"
+        "6 of 16 labels (3 of 6 distinct) have a cell type: 4 by name, 1 by other synonym, 1 by replaced by"
     )
     assert f"{OLD!r} -> {T} T cell" in str(report)
     assert "'y' (3), 'x' (2)" in str(report)
@@ -158,12 +158,12 @@ def test_added_synonyms_need_live_classes(small):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("CL:0000044", "'CL:0000044' is no cell type here: close to it are CL:0000004 T cell"),
-        ("T cell", "it is a label of CL:0000004 T cell: pass ids"),
-        ("T cel", "close to it are .*CL:0000004 T cell"),
+        ("CL:0000044", "'CL:0000044' is not a known cell type: similar are CL:0000004 T cell"),
+        ("T cell", "it is a label of CL:0000004 T cell: pass the id"),
+        ("T cel", "similar are .*CL:0000004 T cell"),
         (OLD, "obsolete, replaced by CL:0000004 T cell"),
         (GONE, "obsolete without replacement; the ontology suggests CL:0000005"),
-        ("zzz", "nothing among 7 cell types of test is close"),
+        ("zzz", "none of 7 cell types of test is similar"),
         (None, "ids are texts"),
     ],
 )
@@ -177,7 +177,7 @@ def test_unknown_ids_are_named_with_what_comes_close(small, given, message):
 
 def test_no_types(small):
     for method in (small.similarity, small.similarity_levels, small.ancestor_mask, small.restrict):
-        with pytest.raises(CellOntologyError, match="no cell types are given"):
+        with pytest.raises(CellOntologyError, match="the list of cell types is empty"):
             method([])
 
 

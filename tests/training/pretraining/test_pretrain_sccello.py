@@ -92,7 +92,7 @@ def test_a_label_without_cell_type_gives_way_to_the_next_column(blood, tmp_path)
     assert found.report.passed_over == over
     assert found.report.unresolved == {"weather": kinds["unknown", "weather"]}
     assert found.training_without == kinds["unknown", "weather"]
-    assert f"a further column's label counts: 'CL:0009999' ({over['CL:0009999']:,})" in found.report.summary()
+    assert f"another column is used: 'CL:0009999' ({over['CL:0009999']:,})" in found.report.summary()
     collator = rank_value_collator(
         corpus.tokenizer(), cell_types=found.rows, cell_type_columns=found.columns, max_length=8
     )
