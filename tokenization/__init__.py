@@ -1,4 +1,4 @@
-"""Biology to model inputs: cells from files, gene vocabularies, tokenizers, corpora."""
+"""From files of cells to inputs of models: readers, gene vocabularies, tokenizers, corpora."""
 
 import importlib
 from typing import Any

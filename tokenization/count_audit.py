@@ -1,31 +1,31 @@
-"""Tell raw counts from other values; say what these are, and compute counts back where that is exact."""
+"""Check values for raw counts, describe other values, and compute counts back from them if that is exact."""
 
 import numpy as np
 
 
-# What values probably are that are not counts, and the way out.
+# What values that are not counts probably are, and what to do.
 OF_A_JOIN = (
     "as anndata.concat(join='outer') leaves in dense matrices where a data set lacks a gene: join with fill_value=0, "
-    "or pass the data sets as files of their own"
+    "or pass the data sets as separate files"
 )
-OF_A_DIVISION = "as a division by a total of zero leaves: take the values from before that step"
+OF_A_DIVISION = "as a division by a total of zero leaves: use the values from before that step"
 SCALED = (
-    "as scaled (z-scored), centred or corrected data has: take the counts from before that step, often in raw.X, a "
-    "layer or the file as it was published"
+    "as scaled (z-scored), centred or corrected data has: use the counts from before that step, often in raw.X, a "
+    "layer or the published file"
 )
 EXPECTED = (
     "as expected counts have that RSEM, salmon (alevin), kallisto or STARsolo's EM estimate, and counts from which "
-    "ambient RNA was subtracted: if they are such, round them (numpy.rint) and pass them again"
+    "ambient RNA was subtracted: if so, round them (numpy.rint) and pass them again"
 )
 LOG_NORMALISED = (
-    "as log-normalised data has: take the counts from before scanpy.pp.log1p, often in raw.X, a layer or the file as "
-    "it was published"
+    "as log-normalised data has: use the counts from before scanpy.pp.log1p, often in raw.X, a layer or the "
+    "published file"
 )
 NORMALISED = (
-    "as normalised data has (CPM, TPM, counts by size factors): take the counts from before that step, often in "
+    "as normalised data has (CPM, TPM, counts by size factors): use the counts from before that step, often in "
     "raw.X or a layer"
 )
-_ENOUGH = 20  # values to tell kinds by
+_ENOUGH = 20  # values from which their kind can be told
 _LARGEST_LOG = 25
 
 
@@ -33,29 +33,21 @@ class NotCountsError(ValueError):
     """The values are not raw counts, and counts cannot be computed back from them."""
 
 
-def not_counts_reason(values: np.ndarray) -> str | None:
-    """Say why values cannot be raw counts; None where they can, as they are or rounded (see `nearly_whole`).
+def audit(values: np.ndarray) -> tuple[str | None, bool]:
+    """Return why values cannot be raw counts, and whether all are exactly whole numbers.
 
     Parameters
     ----------
     values
-        Stored values of any shape, zeros left out or not.
+        Stored values of any shape, with or without zeros.
 
     Returns
     -------
-    str or None
-        What was seen, as a clause: ``"negative values (smallest -2.03)"``.
-    """
-    return audit(values)[0]
-
-
-def audit(values: np.ndarray) -> tuple[str | None, bool]:
-    """Say why values cannot be raw counts, as `not_counts_reason`, and whether they are whole numbers exactly.
-
-    Parameters
-    ----------
-    values
-        Stored values of any shape, zeros left out or not.
+    reason : str or None
+        What was seen, as a clause: ``"negative values (smallest -2.03)"``. None if values are counts, exactly or
+        after rounding (see `nearly_whole`).
+    whole : bool
+        Whether rounding is not necessary.
     """
     if values.size == 0 or values.dtype.kind in "bu":
         return None, True
@@ -68,28 +60,24 @@ def audit(values: np.ndarray) -> tuple[str | None, bool]:
         return f"{seen}, {OF_A_JOIN if missing else OF_A_DIVISION}", False
     if smallest < 0:
         negative = int((values < 0).sum())
-        return f"negative values ({negative:,} of {values.size:,} looked at, smallest {smallest:.4g}), {SCALED}", False
+        return f"negative values ({negative:,} of {values.size:,} checked, smallest {smallest:.4g}), {SCALED}", False
     if values.dtype.kind == "i" or np.array_equal(np.rint(values), values):
         return None, True
     if nearly_whole(values):
         return None, False
     broken = int((np.rint(values) != values).sum())
     return (
-        f"values that are not whole numbers ({broken:,} of {values.size:,} looked at, from {smallest:.4g} "
+        f"values that are not whole numbers ({broken:,} of {values.size:,} checked, from {smallest:.4g} "
         f"to {largest:.4g}), {_kind_of_fractions(values, float(largest))}"
     ), False
 
 
 def nearly_whole(values: np.ndarray) -> bool:
-    """Whether all values lie within the rounding error of single precision of whole numbers.
+    """Whether all values (finite, not negative) are whole numbers up to the rounding error of single precision.
 
-    Counts that were computed back from normalised values do: 2.9999995 is 3. The bound is 1e-5 and 4e-6 of the value,
-    0.05 at most: logarithm, scaling and back cost some units in the last place. What is not zero does not become zero.
-
-    Parameters
-    ----------
-    values
-        Finite, not negative, of any shape.
+    This is true for counts that were computed back from normalised values: 2.9999995 is 3. The bound is 1e-5 plus
+    4e-6 of the value, at most 0.05, because logarithm and scaling change some units in the last place. Values above 0
+    are not rounded to 0.
     """
     whole = np.rint(values)
     away = np.abs(values - whole)
@@ -98,7 +86,7 @@ def nearly_whole(values: np.ndarray) -> bool:
 
 
 def _kind_of_fractions(values: np.ndarray, largest: float) -> str:
-    """Say what values with fractions probably are, and what to do."""
+    """Describe what values with fractions probably are, and what to do."""
     given = values[values > 0]
     fractions = given[np.rint(given) != given]
     if given.size < _ENOUGH:
@@ -113,16 +101,16 @@ def _kind_of_fractions(values: np.ndarray, largest: float) -> str:
 
 
 def recover_counts(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Compute raw counts back from log1p of counts that were scaled per cell.
+    """Compute raw counts back from log1p of counts that were scaled for each cell.
 
-    In each cell the smallest value is taken for one count: ``counts = expm1(value) / expm1(smallest)``. The result
-    is accepted where every count lies within 0.2 of a whole number and within the rounding error of the stored
+    In each cell the smallest value is assumed to be one count: ``counts = expm1(value) / expm1(smallest)``. The
+    result is accepted if every count is within 0.2 of a whole number and within the rounding error of the stored
     values (their floating-point spacing, or the decimals to which they were rounded).
 
     Parameters
     ----------
     values
-        Non-zero values of the cells one after the other, shape (values,).
+        Non-zero values, cell by cell, shape (values,).
     indptr
         Where each cell begins, shape (cells + 1,).
 
@@ -135,7 +123,7 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     if len(values) == 0:
         return counts
     if values.dtype.kind != "f" or not values.min() > 0 or not np.isfinite(values.max()) or values.max() > 50:
-        raise NotCountsError("they are no logarithms of scaled counts")
+        raise NotCountsError("they are not logarithms of scaled counts")
     lengths = np.diff(indptr)
     filled = np.flatnonzero(lengths)
     logs = values.astype(np.float64)
@@ -151,20 +139,19 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         cell = int(np.searchsorted(indptr, first, side="right")) - 1
-        failure = NotCountsError(
-            f"cell {cell}: its smallest value {np.log1p(unit[first]):.6g} taken for one count, "
+        raise NotCountsError(
+            f"cell {cell}: with its smallest value {np.log1p(unit[first]):.6g} as one count, "
             f"the value {logs[first]:.6g} would be {ratio[first]:.4g} counts"
         )
-        raise failure
     return counts
 
 
 def _rounding_error(values: np.ndarray) -> np.ndarray:
-    """Bound the distance of each stored value from the number it was computed as, shape (values,)."""
+    """Return a bound of the rounding error of each stored value, shape (values,)."""
     single = values.astype(np.float32)
     stored_single = values.dtype == np.float32 or np.array_equal(single.astype(values.dtype), values)
     spacing = np.spacing(single if stored_single else values).astype(np.float64)
-    # Producers compute scaling and logarithm in the stored precision: some units in the last place.
+    # Scaling and logarithm were computed in the stored precision: some units in the last place are wrong.
     error = 3 * spacing + (2.0**-22 if stored_single else 2.0**-50)
     for decimals in range(1, 7):
         grid = values.astype(np.float64) * 10.0**decimals
@@ -173,4 +160,4 @@ def _rounding_error(values: np.ndarray) -> np.ndarray:
     return error
 
 
-__all__ = ["NotCountsError", "audit", "nearly_whole", "not_counts_reason", "recover_counts"]
+__all__ = ["NotCountsError", "audit", "nearly_whole", "recover_counts"]

@@ -1,6 +1,6 @@
-"""Rows of raw counts from whatever holds them: AnnData, dense and sparse matrices, backed data, single cells.
+"""Read rows of raw counts from AnnData, dense and sparse matrices, backed data or single cells.
 
-AnnData and SciPy are recognised by their attributes, so that this file needs neither of them.
+AnnData and SciPy are recognised by their attributes, so that this file does not import them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .count_audit import NotCountsError, audit, not_counts_reason, recover_counts
+from .count_audit import NotCountsError, audit, recover_counts
 from .feature_types import Features, features_of, only_genes, with_types
 
 
 COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "UMIs")
 SAMPLE_CELLS = 64
-CHECKED_VALUES = 1 << 16  # at once: the check's temporaries stay in the processor's cache
+CHECKED_VALUES = 1 << 16  # at once, so that temporary arrays stay in the processor's cache
 
 
 @dataclass
@@ -26,7 +26,7 @@ class CountRows:
     Parameters
     ----------
     data
-        Counts, shape (values,); no zeros are promised to be absent.
+        Counts, maybe with zeros, shape (values,).
     indices
         Column (gene of the file) of each count, shape (values,).
     indptr
@@ -38,42 +38,41 @@ class CountRows:
     indptr: np.ndarray
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.indptr) - 1
 
 
 class CountMatrix:
-    """Cells x genes of raw counts that are read, checked and, where needed, recovered by rows.
+    """Cells x genes of raw counts that are read by rows, checked and, if necessary, recovered.
 
     Parameters
     ----------
     matrix
-        Cells x genes: NumPy, SciPy sparse of any format, h5py or backed AnnData, or anything with such rows.
+        Cells x genes: NumPy, SciPy sparse of any format, h5py or backed AnnData, or another matrix with such rows.
     index
         Names of the genes.
     columns
         Columns of the gene table.
     location
         Where the counts were found, for messages.
-    recover
-        Compute counts back from log1p of scaled counts.
     cell_names
         Names of the cells, for messages.
-    empty_places
-        Places that hold nothing but zeros in the cells looked at, for reports.
     features
-        Which columns are genes; the others are left out of everything. By default all are.
+        Which columns are genes; the others are left out. By default all are genes.
     source
         What the matrix belongs to, for messages: the path of a file.
 
     Attributes
     ----------
+    recover : bool
+        Whether counts are computed back from log1p of scaled counts.
     rounded : bool
-        Values were seen that are whole numbers but for the rounding error of single precision.
+        Whether values were rounded that differ from whole numbers by the rounding error of single precision.
+    empty_places : tuple of str
+        Places with only zeros in the checked cells, for reports.
     left_out : dict
-        Type of features that are not genes -> how many were left out.
+        Type of features that are not genes -> number of features.
     note : str
-        Types of features that say nothing, in a sentence.
+        A sentence about types of features that have no meaning.
     """
 
     def __init__(
@@ -83,9 +82,7 @@ class CountMatrix:
         columns: Mapping[str, Any] | None = None,
         *,
         location: str = "X",
-        recover: bool = False,
         cell_names: Sequence[str] | None = None,
-        empty_places: Sequence[str] = (),
         features: Features | None = None,
         source: str = "",
     ):
@@ -94,13 +91,13 @@ class CountMatrix:
         self.columns = columns
         self.source = source
         self.location = location
-        self.recover = recover
+        self.recover = False
         self.cell_names = cell_names
-        self.empty_places = tuple(empty_places)
+        self.empty_places: tuple[str, ...] = ()
         if len(self.matrix.shape) != 2:
             raise ValueError(f"{location} has shape {self.matrix.shape}, not (cells, genes)")
         if self.matrix.shape[1] != len(index):
-            raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but {len(index):,} genes are named")
+            raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but there are {len(index):,} genes")
         self.rounded = False
         self.left_out: dict[str, int] = {}
         self.note = "" if features is None else features.note
@@ -112,7 +109,7 @@ class CountMatrix:
 
     @property
     def _where(self) -> str:
-        """The place, and before it the file, where it is one, for messages."""
+        """The place, after its file if there is one, for messages."""
         return f"{self.source}: {self.location}" if self.source else self.location
 
     @property
@@ -127,8 +124,8 @@ class CountMatrix:
 
     @property
     def n_stored(self) -> int | None:
-        """Number of stored counts; None where the matrix does not say, as a dense one."""
-        offsets = self._offsets()
+        """Number of stored counts; None for a dense matrix."""
+        offsets = _offsets_of(self.matrix)
         return None if offsets is None else int(offsets[self.n_cells])
 
     @property
@@ -136,9 +133,9 @@ class CountMatrix:
         """Where the counts come from, for reports."""
         remarks = ["recovered from log1p values"] if self.recover else []
         if self.rounded:
-            remarks.append("rounded to whole numbers, from which they differ by no more than single precision does")
+            remarks.append("rounded to whole numbers, within the error of single precision")
         if self.empty_places:
-            remarks.append(f"{', '.join(self.empty_places)}: only zeros in the cells looked at")
+            remarks.append(f"{', '.join(self.empty_places)}: only zeros in the checked cells")
         return f"{self.location} ({'; '.join(remarks)})" if remarks else self.location
 
     def rows(self, start: int, stop: int) -> CountRows:
@@ -147,7 +144,7 @@ class CountMatrix:
         Raises
         ------
         NotCountsError
-            If a value is negative, missing, infinite or no whole number; names the cell.
+            If a value is negative, missing, infinite or not a whole number; names the cell.
         """
         raw = read_rows(self.matrix, start, stop)
         if self.recover:
@@ -175,26 +172,26 @@ class CountMatrix:
 
     def _refuse(self, raw: CountRows, start: int) -> None:
         for cell in range(len(raw)):
-            reason = not_counts_reason(raw.data[raw.indptr[cell] : raw.indptr[cell + 1]])
+            reason, _ = audit(raw.data[raw.indptr[cell] : raw.indptr[cell + 1]])
             if reason is not None:
                 raise NotCountsError(
                     f"{self._where} is not raw counts: cell {self._cell(start + cell)} has {reason}. "
-                    "Pass raw counts, e.g. the layer that holds them."
+                    "Pass raw counts, e.g. their layer."
                 )
 
     def _cell(self, number: int) -> str:
         return f"{number}" if self.cell_names is None else f"{self.cell_names[number]!r} (number {number:,})"
 
     def chunks(self, max_values: int = 1 << 22, max_cells: int = 1 << 14) -> Iterator[tuple[int, CountRows]]:
-        """Read all cells in order, in chunks bounded in cells and in stored values; gives (first cell, rows)."""
+        """Yield (first cell, rows) of all cells in order, in chunks bounded in cells and in stored values."""
         yield from ((start, self.rows(start, stop)) for start, stop in self.ranges(max_values, max_cells))
 
     def ranges(
         self, max_values: int = 1 << 22, max_cells: int = 1 << 14, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, int]]:
-        """Cut the cells from `start` to `stop` into ranges of at most so many cells and stored values."""
+        """Yield ranges of cells from `start` to `stop`, bounded in cells and in stored values."""
         stop = self.n_cells if stop is None else stop
-        offsets = self._offsets()
+        offsets = _offsets_of(self.matrix)
         while start < stop:
             end = min(start + max_cells, stop)
             if offsets is not None:
@@ -206,21 +203,9 @@ class CountMatrix:
             yield start, end
             start = end
 
-    def _offsets(self) -> Any:
-        """Return where the cells begin among the stored counts, an array or a data set of a file; None if dense."""
-        return _offsets_of(self.matrix)
-
 
 class GenesOnly:
-    """The columns of a matrix that are genes; those of other features are dropped from each row that is read.
-
-    Parameters
-    ----------
-    matrix
-        Cells x features, as `CountMatrix` reads them.
-    genes
-        Whether each column is a gene, shape (features,).
-    """
+    """The columns of a matrix of cells x features that are genes, by flags of shape (features,)."""
 
     def __init__(self, matrix: Any, genes: np.ndarray):
         self.matrix, self.genes = matrix, genes
@@ -231,7 +216,7 @@ class GenesOnly:
 
     @property
     def indptr(self) -> Any:
-        """Where each cell begins among all stored values, those of other features included; None if dense."""
+        """Where each cell begins among all stored values, including those of other features; None if dense."""
         return _offsets_of(self.matrix)
 
     def read_rows(self, start: int, stop: int) -> CountRows:
@@ -246,9 +231,9 @@ class GenesOnly:
 
 
 def _offsets_of(matrix: Any) -> Any:
-    """Return where the rows of a matrix begin among its stored values; None where it is dense."""
+    """Return where the rows of a matrix begin among its stored values, as an array or data set; None if dense."""
     indptr = getattr(matrix, "indptr", None)
-    if indptr is None and hasattr(matrix, "group"):  # backed AnnData: where its rows lie in the file
+    if indptr is None and hasattr(matrix, "group"):  # backed AnnData
         indptr = matrix.group["indptr"]
     return indptr
 
@@ -257,7 +242,7 @@ def _offsets_of(matrix: Any) -> Any:
 
 
 def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | None = None) -> CountMatrix:
-    """Find the raw counts in what a caller passes as cells.
+    """Find the raw counts in cells.
 
     Parameters
     ----------
@@ -266,14 +251,14 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
         genes as columns, one ``{gene: count}`` (or a series) or a list of them, or an opened file
         (`cellglot.tokenization.read_cells`).
     genes
-        Names of the columns, where `cells` does not carry them.
+        Names of the columns, if `cells` has none.
     layer
-        ``"X"``, ``"raw.X"`` or the name of a layer; by default the place that holds counts.
+        ``"X"``, ``"raw.X"`` or the name of a layer; by default the place that contains counts.
 
     Raises
     ------
     NotCountsError
-        If no place holds raw counts or values from which they are recovered exactly. Says what was seen.
+        If no place contains raw counts or values from which they are recovered exactly. Describes what was seen.
     """
     if isinstance(cells, CountMatrix):
         return cells
@@ -314,11 +299,11 @@ def choose_counts(
     cell_names: Sequence[str] | None = None,
     source: str,
 ) -> CountMatrix:
-    """Choose the place that holds raw counts.
+    """Choose the place that contains raw counts.
 
-    X is taken where it holds counts, unless raw.X holds counts of more genes or in greater number; then the layers
-    usually named for counts; then X, raw.X and those layers where the counts can be computed back exactly. A place
-    with nothing but zeros in the cells looked at is taken where there is no other.
+    X is used if it contains counts, unless raw.X has more genes or more counts; then the layers usually named for
+    counts; then X, raw.X and those layers if counts can be computed back exactly; then a place with only zeros in the
+    checked cells.
 
     Parameters
     ----------
@@ -326,10 +311,6 @@ def choose_counts(
         Name of the place -> (matrix, names of the genes, columns of the gene table).
     layer
         The only place to look at.
-    cell_names
-        Names of the cells, for messages.
-    source
-        What the places belong to, for messages.
     """
     if layer is not None:
         name = layer if layer in places else f"layers[{layer!r}]"
@@ -362,7 +343,7 @@ def choose_counts(
     others = [name for name in places if name not in seen]
     raise NotCountsError(
         f"no raw counts in {source}: {described or 'no place named for counts'}. "
-        + (f"Other layers: {', '.join(others)}; name one by layer=... if it holds counts. " if others else "")
+        + (f"Other layers: {', '.join(others)}; pass layer=... if one contains counts. " if others else "")
         + "Counts are whole numbers, not normalised, scaled or corrected."
     )
 
@@ -372,7 +353,7 @@ def _candidates(
     cell_names: Sequence[str] | None,
     source: str,
 ) -> dict[str, CountMatrix]:
-    """Return the genes of each place; places that hold none are passed over where another one does."""
+    """Return the genes of each place, without places that have none."""
     candidates: dict[str, CountMatrix] = {}
     others = ""
     for name, (matrix, index, columns) in with_types(places).items():
@@ -388,14 +369,14 @@ def _candidates(
         candidates[name] = candidate
     if others and not candidates:
         raise ValueError(
-            f"{source} has no genes, no features of type 'Gene Expression': {others}. If they are genes, correct "
-            "the column that says so (feature_types, modality), or leave it out"
+            f"{source} has no genes (features of type 'Gene Expression'): {others}. If they are genes, correct "
+            "or remove the column of their types (feature_types, modality)"
         )
     return candidates
 
 
 def _is_recoverable(candidate: CountMatrix, sample: CountRows) -> bool:
-    """Try to compute back the counts of a sample; marks the candidate where that works."""
+    """Try to compute back the counts of a sample, and set `recover` if that works."""
     values = sample.data
     if values.dtype.kind != "f" or not (values.min() >= 0 and np.isfinite(values.max())):
         return False
@@ -411,7 +392,7 @@ def _is_recoverable(candidate: CountMatrix, sample: CountRows) -> bool:
 
 
 def _fullest(candidates: list[CountMatrix]) -> CountMatrix:
-    """Prefer X, but raw.X where that has more genes or more counts (X may be filtered)."""
+    """Prefer X, but raw.X if that has more genes or more counts (X may be filtered)."""
     by_name = {c.location: c for c in candidates}
     x, raw = by_name.get("X"), by_name.get("raw.X")
     if x is not None and raw is not None:
@@ -435,7 +416,7 @@ def _places(adata: Any) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any]
 
 
 def is_named_cell(cells: Any) -> bool:
-    """Tell whether this is one cell as gene -> count: a mapping or a series, neither a table nor a sparse matrix."""
+    """Whether this is one cell as gene -> count: a mapping or a series, but not a table or a sparse matrix."""
     named = hasattr(cells, "keys") and hasattr(cells, "items")
     return named and not hasattr(cells, "columns") and not hasattr(cells, "tocsr")
 
@@ -449,7 +430,7 @@ def _from_named(cells: Sequence[Any]) -> tuple[Any, list[str]]:
         for gene, count in cell.items():
             at = column.setdefault(str(gene), len(column))
             try:
-                row[at] = row.get(at, 0.0) + float(count)  # a series may name a gene twice
+                row[at] = row.get(at, 0.0) + float(count)  # a series may have a gene twice
             except (TypeError, ValueError):
                 raise NotCountsError(f"cell {number} has {count!r} for the gene {str(gene)!r}, not a count") from None
     indices = np.fromiter((at for row in rows for at in row), dtype=np.int64)
@@ -459,24 +440,24 @@ def _from_named(cells: Sequence[Any]) -> tuple[Any, list[str]]:
 
 
 def _by_rows(shape: tuple[int, ...], indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> Any:
-    """Return what is read as a sparse matrix by rows."""
+    """Return a sparse matrix by rows."""
     return SimpleNamespace(shape=shape, indptr=indptr, indices=indices, data=data)
 
 
 def _frame_values(frame: Any) -> Any:
-    """Return the values of a data frame, NaN where they are missing; those of text are refused by column."""
-    if hasattr(frame, "sparse"):  # pandas' accessor, where all columns are
+    """Return the values of a data frame, NaN for missing ones; refuse columns of text."""
+    if hasattr(frame, "sparse"):  # pandas' accessor, if all columns are sparse
         return frame.sparse.to_coo()
     values = frame.to_numpy()
-    if values.dtype != object:  # columns of different types, or of types that know missing values, come as objects
+    if values.dtype != object:  # columns of different or nullable types are objects
         return values
     try:
         return frame.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         text = [str(name) for name, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
         raise NotCountsError(
-            f"{len(text):,} of the data frame's {len(frame.columns):,} columns hold no numbers: "
-            f"{', '.join(text[:5])}{', ...' if len(text) > 5 else ''}. Columns are genes: leave out others, or make "
+            f"{len(text):,} of the data frame's {len(frame.columns):,} columns are not numbers: "
+            f"{', '.join(text[:5])}{', ...' if len(text) > 5 else ''}. Columns must be genes: remove others, and make "
             "the names of cells the index."
         ) from error
 
@@ -485,7 +466,7 @@ def _frame_values(frame: Any) -> Any:
 
 
 def _row_readable(matrix: Any, name: str = "the matrix") -> Any:
-    """Return a matrix whose rows are cheap to read; a sparse one in another format than CSR is converted."""
+    """Return a matrix whose rows can be read fast; convert other sparse formats to CSR."""
     if (wrong := _sparse_fault(matrix)) is not None:
         raise ValueError(f"{name} is a damaged sparse matrix: {wrong}")
     if getattr(matrix, "format", "csr") != "csr":
@@ -505,11 +486,11 @@ def _row_readable(matrix: Any, name: str = "the matrix") -> Any:
 
 
 def _sparse_fault(matrix: Any) -> str | None:
-    """Say what is wrong with a sparse matrix in memory before compiled code follows its indices; None if nothing is.
+    """Describe damage of a sparse matrix in memory, before compiled code uses its indices; None if there is none.
 
-    Columns of a matrix by rows are left to `read_rows`, which sees only the rows that are read.
+    `read_rows` checks the columns of CSR, in the rows that it reads.
     """
-    if hasattr(matrix, "read_rows"):  # of a file, which checks itself
+    if hasattr(matrix, "read_rows"):  # of a file, which is checked when it is read
         return None
     kind = getattr(matrix, "format", "csr")
     if kind == "coo" and isinstance(getattr(matrix, "row", None), np.ndarray):
@@ -528,13 +509,13 @@ def _sparse_fault(matrix: Any) -> str | None:
     if len(indptr) != major + 1 or len(indices) != len(data):
         return f"{len(indptr):,} offsets, {len(indices):,} indices and {len(data):,} values for shape {matrix.shape}"
     if indptr[0] != 0 or indptr[-1] > len(data) or (indptr[1:] < indptr[:-1]).any():
-        return f"its indptr does not rise from 0 to at most its {len(data):,} values"
+        return f"its indptr does not increase from 0 to at most its {len(data):,} values"
     return _outside(indices, matrix.shape[0]) if kind == "csc" else None
 
 
 def _outside(numbers: np.ndarray, n: int) -> str | None:
     if len(numbers) and not (numbers.min() >= 0 and numbers.max() < n):
-        return f"it has indices from {numbers.min():,} up to {numbers.max():,} along an axis of {n:,}"
+        return f"it has indices from {numbers.min():,} to {numbers.max():,} along an axis of {n:,}"
     return None
 
 
@@ -547,7 +528,7 @@ def _from_tensor(tensor: Any) -> Any:
 
 
 def read_rows(matrix: Any, start: int, stop: int) -> CountRows:
-    """Read rows `start` to `stop` as they are stored, unchecked, in compressed sparse rows."""
+    """Read rows `start` to `stop` unchecked, in compressed sparse rows."""
     if hasattr(matrix, "read_rows"):
         return matrix.read_rows(start, stop)
     indptr = getattr(matrix, "indptr", None)
@@ -574,17 +555,14 @@ def _inside(rows: CountRows, n_genes: int) -> CountRows:
     return rows
 
 
-def sample_rows(matrix: Any, cells: int = SAMPLE_CELLS) -> CountRows:
-    """Read some rows from the beginning, the middle and the end.
-
-    Of a matrix that is not stored by rows, some values only: they come as one row.
-    """
+def sample_rows(matrix: Any) -> CountRows:
+    """Read some rows from the beginning, the middle and the end; if rows are slow to read, some values as one row."""
     if hasattr(matrix, "sample_values"):
         values = matrix.sample_values()
         return CountRows(values, np.zeros(len(values), dtype=np.int64), np.array([0, len(values)]))
     n = int(matrix.shape[0])
-    starts = [0] if n <= 3 * cells else [0, n // 2, n - cells]
-    blocks = [read_rows(matrix, s, min(s + (cells if n > 3 * cells else n), n)) for s in starts]
+    starts = [0] if n <= 3 * SAMPLE_CELLS else [0, n // 2, n - SAMPLE_CELLS]
+    blocks = [read_rows(matrix, s, min(s + (SAMPLE_CELLS if len(starts) > 1 else n), n)) for s in starts]
     ends = np.cumsum([0] + [len(b.data) for b in blocks])
     return CountRows(
         np.concatenate([b.data for b in blocks]),

@@ -1,4 +1,4 @@
-"""One record a family of models: the tokenizer and processor of its inputs, and how a corpus for it is tokenized."""
+"""A record for each family of models: its tokenizer and processor, and the options of its corpora."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from cellglot.families import Families, resolve
 
 @dataclass(frozen=True)
 class TokenizerFamily:
-    """What differs between families of inputs.
+    """The inputs of a family of models.
 
     Parameters
     ----------
@@ -18,11 +18,11 @@ class TokenizerFamily:
     kind
         Name of the tokenizer for ``cellglot tokenize --tokenizer``; families may share one.
     tokenizer
-        Its class, or the class's name in `cellglot.tokenization`.
+        Class of the tokenizer, or its name in `cellglot.tokenization`.
     corpus_options
         Options of the tokenizer for the corpus of a new model.
     processor
-        As `tokenizer`, of cells and texts; None where the models read no texts.
+        Class of the processor of cells and texts, or its name; None if the models read no texts.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TokenizerFamily:
 
     @property
     def processor_class(self) -> Any:
-        """Class of the processor; None where there is none."""
+        """Class of the processor, or None."""
         return None if self.processor is None else resolve("cellglot.tokenization", self.processor)
 
 

@@ -1,7 +1,7 @@
-"""Which features of a file are genes: antibodies, peaks, guides and hashtags are told by their type, or by their name.
+"""Find the features of a file that are genes; antibodies, peaks, guides and hashtags have other types or names.
 
-One rule for all formats. A feature of a type that is known to be something else is left out. A type that is not known
-(``NA``, a biotype such as ``protein_coding``, nothing at all) says nothing, and the feature is taken for a gene.
+All formats have the same rule: a feature is left out if its type is known and not a gene. A feature of an unknown
+type (``NA``, a biotype such as ``protein_coding``, none) counts as a gene.
 """
 
 import re
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 
-# Names of columns, types: in lower case, letters and digits alone.
+# Names of columns and types, in lower case, with letters and digits only.
 TYPE_COLUMNS = (
     "featuretypes", "featuretype", "featurestype", "featurestypes", "modality", "modalities", "featuremodality", "mod",
     "omic", "omics",
 )  # fmt: skip
-# Columns that hold types of features among others: short words that mean something else, too, are not believed there.
+# Columns that may have types of features: `SHORT_TYPES`, which also mean something else, are not used there.
 OTHER_COLUMNS = (
     "type", "types", "assay", "assays", "assaytype", "librarytype", "librarytypes", "datatype", "class",
     "featureclass", "category", "featurecategory", "kind", "genetype", "biotype", "genebiotype", "featurebiotype",
@@ -51,19 +51,10 @@ OTHER_TYPES = {
     "genomiccontrol", "unassignedcodeword", "deprecatedcodeword", "blankcodeword", "controlprobe", "controlcodeword",
     "systemcontrol",
 }  # fmt: skip
-# Believed in columns that are about types of features alone.
+# Types in `TYPE_COLUMNS` only.
 SHORT_TYPES = {
-    "custom",
-    "customfeature",
-    "protein",
-    "proteins",
-    "ab",
-    "guide",
-    "guides",
-    "guiderna",
-    "guidernas",
-    "tag",
-}
+    "custom", "customfeature", "protein", "proteins", "ab", "guide", "guides", "guiderna", "guidernas", "tag",
+}  # fmt: skip
 BIOTYPES = {"proteincoding", "lncrna", "lincrna"}
 
 _INTERVAL = re.compile(r"^(?:[\w.]+:\d+-\d+|(?:[A-Za-z0-9]+_+)?chr[0-9A-Za-z]+[._-]\d+[._-]\d+)$")
@@ -72,23 +63,23 @@ _ANTIBODY = re.compile(
     re.IGNORECASE,
 )
 _SAMPLE = re.compile(r"^(?:hto[:_-]|cmo\d{3}$|hashtag[-_ ]?\d)|[-_. ](?:hto|hashtag)$", re.IGNORECASE)
-# Parts of all such names, in lower case: most names hold none.
+# Each such name contains one of these, in lower case; most names contain none.
 _HINTS = (":", "chr", "total", "adt", "prot", "antib", "pabo", "hto", "cmo", "hashtag")
 _MISSING = ("", "na", "nan", "none", "nat", "null")
 
 
 @dataclass
 class Features:
-    """What the features of a matrix are.
+    """The features of a matrix.
 
     Parameters
     ----------
     genes
-        Whether each feature is taken for a gene, shape (features,); None where all are.
+        Flags of the features that are genes, shape (features,); None if all are.
     left_out
-        Type, as the file writes it -> features of that type, which are not genes.
+        Type of features that are not genes, as in the file -> number of features.
     note
-        Types that say nothing, in a sentence; empty where there are none.
+        A sentence about types that have no meaning; empty if there are none.
     """
 
     genes: np.ndarray | None = None
@@ -96,20 +87,12 @@ class Features:
     note: str = ""
 
     def described(self) -> str:
-        """Say what was left out: ``12 Antibody Capture, 3 Peaks``."""
+        """Describe what was left out: ``12 Antibody Capture, 3 Peaks``."""
         return ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
 
 
 def features_of(index: Iterable[Any], columns: Mapping[str, Any] | None) -> Features:
-    """Tell genes from other features, by their types or else by their names.
-
-    Parameters
-    ----------
-    index
-        Names of the features, shape (features,).
-    columns
-        Columns of their table, as in ``adata.var``.
-    """
+    """Find genes among features by the types in `columns` (of ``adata.var``), or else by their names in `index`."""
     names = list(index)
     left_out: dict[int, str] = {}
     said = np.zeros(len(names), dtype=bool)
@@ -134,7 +117,7 @@ def features_of(index: Iterable[Any], columns: Mapping[str, Any] | None) -> Feat
 def with_types(
     places: Mapping[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]],
 ) -> dict[str, tuple[Any, Sequence[str], Mapping[str, Any] | None]]:
-    """Return places without types of features those that another place of the same file gives features of that name.
+    """Add types of features to places without them, from another place of the file with features of the same name.
 
     Parameters
     ----------
@@ -148,7 +131,7 @@ def with_types(
     name, values, _ = next(column for column in _type_columns(columns) if column[2])
     types: dict[str, str] = {}
     for feature, kind in zip(map(str, index), map(_text, values), strict=True):
-        types[feature] = kind if types.get(feature, kind) == kind else ""  # two features of one name
+        types[feature] = kind if types.get(feature, kind) == kind else ""  # two features with the same name
     return {
         place: (matrix, own_index, own)
         if any(primary for *_, primary in _type_columns(own))
@@ -158,7 +141,7 @@ def with_types(
 
 
 def only_genes(values: Any, genes: np.ndarray) -> Any:
-    """Keep the names or the column of features that are genes, in the type in which they come."""
+    """Keep the values of features that are genes, in the type of `values`."""
     return values[genes] if hasattr(values, "dtype") else list(compress(values, genes))
 
 
@@ -176,7 +159,7 @@ def _text(value: Any) -> str:
 
 
 def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, bool]]:
-    """Return (name, values, whether it is about types of features alone) of columns that may tell."""
+    """Return (name, values, whether it is one of `TYPE_COLUMNS`) of columns with types of features."""
     named = {} if columns is None else {str(c): c for c in columns}
     found = []
     for name, key in named.items():
@@ -187,7 +170,7 @@ def _type_columns(columns: Mapping[str, Any] | None) -> list[tuple[str, Any, boo
 
 
 def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Counter[str]]:
-    """Return features of other types with their type, which features are said to be genes, and unknown types."""
+    """Return features of other types with their type, flags of features with the type of genes, and unknown types."""
     texts = list(map(_text, values))
     kinds = {text: _plain(text) for text in set(texts)}
     believed = OTHER_TYPES | SHORT_TYPES if own else OTHER_TYPES
@@ -205,11 +188,11 @@ def _read_types(values: Any, own: bool) -> tuple[dict[int, str], np.ndarray, Cou
 def _note(column: str, unknown: Counter[str]) -> str:
     listed = [f"{kind!r} ({n:,})" if kind else f"nothing ({n:,})" for kind, n in unknown.most_common(3)]
     more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
-    return f"{column} says {', '.join(listed)}{more}, no known type of features: these are taken for genes"
+    return f"{column} has {', '.join(listed)}{more}, no known type of features: these count as genes"
 
 
 def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
-    """Return features whose name alone tells that they are not genes: intervals, antibodies, hashtags."""
+    """Return features that are not genes by their name: intervals, antibodies, hashtags."""
     for i in _rows_with_hints([name if isinstance(name, str) else "" for name in names]):
         name = str(names[i]).strip()
         if _INTERVAL.match(name):
@@ -221,9 +204,9 @@ def _by_name(names: Sequence[Any]) -> Iterable[tuple[int, str]]:
 
 
 def _rows_with_hints(names: list[str]) -> Iterable[int]:
-    """Return the rows whose names hold one of the hints; looked for in all names at once, which is fast."""
+    """Return the rows whose names contain a hint, by a fast search in all names at once."""
     text = "\n".join(names).lower()
-    if text.count("\n") >= len(names):  # a name has lines
+    if text.count("\n") >= len(names):  # a name has several lines
         return range(len(names))
     rows = set()
     for hint in _HINTS:

@@ -1,4 +1,4 @@
-"""Counts -> ranked or standardised gene tokens, on compressed sparse rows: no dense copy, no loop over genes."""
+"""Turn counts into ranked or standardised gene tokens, on compressed sparse rows, without dense copies."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from .count_matrix import CountRows
 from .gene_vocabulary import GeneMatch
 
 
-# Values sorted at once: with fewer the calls of NumPy cost more, with more the arrays leave the processor's caches.
+# Values sorted at once: with fewer, calls of NumPy take longer; with more, arrays do not fit into the caches.
 BLOCK_VALUES = 1 << 17
 _SMALL = 16  # most counts are below
-_EXACT_IN_SINGLE = 1 << 24  # whole numbers below, and so all sums on the way to one below
+_EXACT_IN_SINGLE = 1 << 24  # whole numbers, and so sums, are exact below
 _HIGH_WORD = 1 if np.little_endian else 0
 
 
 @dataclass
 class TokenRows:
-    """Tokens of some cells, one after the other.
+    """Tokens of some cells, cell by cell.
 
     Parameters
     ----------
     tokens
         Token ids, int32, shape (tokens,).
     values
-        A value for each token, float32, shape (tokens,); None where the encoding has none.
+        A value for each token, float32, shape (tokens,), or None.
     indptr
         Where each cell begins, shape (cells + 1,).
     tokens_cut
-        Tokens that each cell lost to the length limit, shape (cells,).
+        Number of tokens of each cell above the length limit, shape (cells,).
     totals
-        Counts of each cell that its values were scaled by, shape (cells,); None where there are no values.
+        Total of each cell by which its counts were scaled, shape (cells,); None without values.
     clipped_counts
-        Counts of the tokens whose values were clipped, in their order; None where none are clipped ever.
+        Counts of the tokens whose values were clipped, in their order; None if values are never clipped.
     clipped_indptr
         Where each cell begins in `clipped_counts`, shape (cells + 1,).
     """
@@ -49,12 +49,11 @@ class TokenRows:
     clipped_indptr: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return len(self.indptr) - 1
 
 
 class GeneColumns:
-    """The columns of a file, prepared for encoding, and the counts that they lose.
+    """The columns of a file, prepared for encoding, and the counts that are lost.
 
     Parameters
     ----------
@@ -72,8 +71,8 @@ class GeneColumns:
     counts_seen
         All counts seen so far.
     compiled
-        Module of compiled functions that encode in place of those here; None where NumPy does it. The same tokens,
-        and the same values up to one unit in the last place (another logarithm, where processors have wide registers).
+        Module of compiled functions that are used instead of those here, or None. They return the same tokens, and
+        the same values up to one unit in the last place (of the logarithm, on processors with wide registers).
     """
 
     compiled: Any = None
@@ -93,33 +92,26 @@ class GeneColumns:
 
     @cached_property
     def bits_below_weights(self) -> int:
-        """Leading 32 bits, as a float64, of a bound below the weights of known genes, and so below weighted counts."""
+        """Leading 32 bits of a float64 below all weights of known genes, and so below all weighted counts."""
         assert self.weights is not None
         smallest = self.weights[self.known].min(keepdims=True)
         return int(smallest.view(np.uint32)[_HIGH_WORD]) - (1 << 17)
 
     def see(self, counts: np.ndarray, columns: np.ndarray, lost_at: np.ndarray) -> None:
-        """Add up counts seen and lost.
-
-        Parameters
-        ----------
-        counts
-            Counts of some cells, shape (values,).
-        columns
-            Their columns, as indices, shape (values,).
-        lost_at
-            Places of the counts that are not kept, shape (counts lost,).
-        """
-        self.counts_seen += _sum(counts)
+        """Add counts of some cells (values,) and their columns (values,); `lost_at` are the places of lost counts."""
+        total = counts.sum() if counts.dtype == np.float32 else None  # faster, and exact for small sums
+        if total is None or total >= _EXACT_IN_SINGLE:
+            total = counts.sum(dtype=np.float64)
+        self.counts_seen += float(total)
         np.add.at(self.counts_lost, columns.take(lost_at), counts.take(lost_at).astype(np.float64))
 
     def forget(self) -> None:
-        """Begin anew with the counts seen and lost."""
+        """Set counts seen and lost to 0."""
         self.counts_lost[:] = 0.0
         self.counts_seen = 0.0
 
     def sum_duplicates(self, rows: CountRows) -> CountRows:
-        """Return each cell's counts on columns of the same gene to the first of these columns."""
+        """Add each cell's counts on columns of the same gene to the first of these columns."""
         if self.duplicated is None:
             return rows
         at = np.flatnonzero(self.duplicated.take(rows.indices))
@@ -136,30 +128,23 @@ class GeneColumns:
         kept_at = np.flatnonzero(kept)
         return CountRows(counts[kept_at], rows.indices[kept_at], np.searchsorted(kept_at, rows.indptr))
 
-    def largest_losses(self, most: int = 10) -> list[tuple[str, float]]:
-        """Return the lost genes with the most counts, by name."""
-        order = np.argsort(-self.counts_lost, kind="stable")[:most]
+    def largest_losses(self) -> list[tuple[str, float]]:
+        """Return the ten lost genes with the most counts, as (name, counts)."""
+        order = np.argsort(-self.counts_lost, kind="stable")[:10]
         return [(str(self.match.names[i]), float(self.counts_lost[i])) for i in order if self.counts_lost[i] > 0]
 
 
-def _sum(counts: np.ndarray) -> float:
-    """Add up counts exactly; in single precision, which is faster, where that can be exact."""
-    if counts.dtype == np.float32 and (total := counts.sum()) < _EXACT_IN_SINGLE:
-        return float(total)
-    return float(counts.sum(dtype=np.float64))
-
-
-def row_sums(values: np.ndarray, indptr: np.ndarray, dtype: type = np.float64) -> np.ndarray:
-    """Sum the values of each cell, shape (cells,)."""
-    sums: np.ndarray = np.zeros(len(indptr) - 1, dtype=dtype)
+def row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Sum the values of each cell, float64, shape (cells,)."""
+    sums: np.ndarray = np.zeros(len(indptr) - 1)
     filled = np.flatnonzero(indptr[1:] > indptr[:-1])
     if len(filled):
-        sums[filled] = np.add.reduceat(values, indptr[filled], dtype=dtype)
+        sums[filled] = np.add.reduceat(values, indptr[filled], dtype=np.float64)
     return sums
 
 
 def blocks(rows: CountRows) -> Iterator[CountRows]:
-    """Cut rows into runs of cells with about `BLOCK_VALUES` counts: work on a run stays in the processor's cache."""
+    """Cut rows into runs of cells with about `BLOCK_VALUES` counts, which fit into the processor's cache."""
     start, n_cells = 0, len(rows)
     while start < n_cells:
         low = rows.indptr[start]
@@ -189,11 +174,12 @@ def rank_tokens(
     columns
         The file's genes, with weights: one over the gene's median.
     cls_token_id
-        Token put before each cell's genes.
+        Token before each cell's genes.
     target_sum
-        Also give log1p of counts scaled to this sum per cell as values (0 for the first token).
+        Return also values: log1p of counts, scaled so that each cell has this total (0 for the first token).
     total
-        What is scaled to `target_sum`: ``"all"`` counts of the cell, or those on genes of the ``"vocabulary"``.
+        The total that is scaled to `target_sum`: ``"all"`` counts of the cell, or those on genes of the
+        ``"vocabulary"``.
     """
     assert columns.weights is not None
     rows = columns.sum_duplicates(rows)
@@ -229,40 +215,24 @@ def rank_tokens(
 
 
 def log_scaled_values(placed: np.ndarray, indptr: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
-    """Return log1p of counts scaled to `target_sum` by their cells' totals, float32, shape (tokens,)."""
+    """Return log1p of counts scaled from the totals of their cells to `target_sum`, float32, shape (tokens,)."""
     scale = np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(indptr))
     return np.log1p(placed * scale).astype(np.float32)
 
 
 def _lead(values: np.ndarray, indptr: np.ndarray, into: np.ndarray, first: np.ndarray, kept: np.ndarray) -> None:
-    """Write the leading values of each cell one after the other, from the cell's first place on."""
+    """Write the first `kept` values of each cell to `into`, from place `first` on."""
     bounds, source, target = indptr.tolist(), values.data, into.data  # cut in half the time of arrays
     for low, start, n in zip(bounds, first.tolist(), kept.tolist(), strict=False):
         target[start : start + n] = source[low : low + n]
 
 
 def _descending_places(values: np.ndarray, indptr: np.ndarray, tokens: np.ndarray, lowest_bits: int) -> np.ndarray:
-    """Order the values within each cell exactly, zeros last, by sorting 32-bit keys.
+    """Return the places of values (values,) in descending order within each cell, zeros last, by sorting 32-bit keys.
 
-    A key holds the leading bits of the value, inverted, above the value's place in its cell: the order of positive
-    floats is that of their bits. Values whose leading bits agree stand side by side after the sort and are then
-    ordered by their exact values and token ids.
-
-    Parameters
-    ----------
-    values
-        Weighted counts, 0 for what is to be left out, shape (values,).
-    indptr
-        Where each cell begins, shape (cells + 1,).
-    tokens
-        Token id of each value, shape (values,).
-    lowest_bits
-        Leading 32 bits of a bound below all values but 0.
-
-    Returns
-    -------
-    numpy.ndarray
-        Places among all values, cell by cell, shape (values,).
+    A key has the leading bits of the value, inverted, above the value's place in its cell: positive floats have the
+    order of their bits. Values with the same leading bits are neighbours after the sort, and are then ordered by
+    exact values and token ids. `lowest_bits` are the leading 32 bits of a bound below all values except 0.
     """
     n = len(values)
     if n == 0:
@@ -324,13 +294,8 @@ def _order_exactly(places: np.ndarray, tied: np.ndarray, values: np.ndarray, tok
 def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
     """Return each cell's expressed genes in the order of their token ids, with standardised expression.
 
-    The value is ``min((log1p(count / total * target_sum) - mean) / std, clip) + 1``, where the total is the cell's
-    counts on genes of the vocabulary and a deviation of 0 counts as 1.
-
-    Parameters
-    ----------
-    columns
-        The file's genes, with means and standard deviations.
+    The value is ``min((log1p(count / total * target_sum) - mean) / std, clip) + 1``. The total is of the cell's
+    counts on genes of the vocabulary, and a standard deviation of 0 is replaced by 1.
     """
     assert columns.means is not None and columns.stds is not None
     rows = columns.sum_duplicates(rows)
@@ -370,7 +335,7 @@ def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: fl
 def _log_scaled(counts: np.ndarray, scale: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """Return log1p of counts times the scale of their cell, shape (values,).
 
-    Most counts of a cell are the same few small ones: their logarithms are computed once.
+    Most counts of a cell are small: their logarithms are computed once.
     """
     lengths = np.diff(indptr)
     logs = np.log1p(np.arange(_SMALL) * scale[:, None])
@@ -384,7 +349,7 @@ def _log_scaled(counts: np.ndarray, scale: np.ndarray, indptr: np.ndarray) -> np
 
 
 def _in_ascending_order(tokens: np.ndarray, counts: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order the tokens within each cell, and their counts: sorted are numbers that hold both, one above the other."""
+    """Sort the tokens within each cell, and their counts, as numbers that combine both."""
     rising = tokens[1:] > tokens[:-1]
     rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(tokens))] - 1] = True
     if rising.all():

@@ -1,12 +1,13 @@
-"""What the names of genes in a file look like, and what they stand for where that is certain.
+"""Clean the names of genes in a file, if their meaning is certain.
 
-Files carry an Ensembl id within a longer name (``TP53_ENSG00000141510``), the genome before it (``GRCh38---TP53``),
-numbers that made names unique (``TBCE-1``), or names as R writes them (``HLA.A``).
+Files have names that include an Ensembl id (``TP53_ENSG00000141510``) or a genome (``GRCh38---TP53``), that were made
+unique by a number (``TBCE-1``), or that R has changed (``HLA.A``).
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*GR?\d{8,})(?:\.\d+)?$")
 _WITHIN = re.compile(r"(?<![A-Za-z0-9])(ENS[A-Z]{0,6}GR?\d{8,})(?:\.\d+)?(?![A-Za-z0-9])", re.IGNORECASE)
-# What stands beside an id where the feature is a part of the gene, or a copy that is not taken for it.
+# Text beside an id of a feature that is a part or another copy of the gene.
 _PART = re.compile(r"^(?:.*PAR[_-]Y|E\d+|exon.*|intron.*|(?:un)?spliced|nascent|pre-?mrna|antisense|as|\d+|.)$", re.I)
 _GENOME = re.compile(
     r"^(?:(?P<human>GRCh3[78]|hg(?:18|19|38)|human|homo_sapiens)|(?P<mouse>GRCm3[89]|mm(?:9|10|39)|mouse|mus_musculus))"
@@ -24,29 +25,29 @@ _GENOME = re.compile(
 _GENOME_BEGINS = ("gr", "hg", "hu", "ho", "mm", "mo", "mu")
 _DIGITS = tuple("0123456789")
 _MADE_UNIQUE = re.compile(r"^(?P<name>.+)[-._](?P<number>\d{1,3})$")
-# Families whose members are numbered so: SNORD115-1 is not a second SNORD115.
+# Families of genes with such numbers: SNORD115-1 is not a second SNORD115.
 _NUMBERED = re.compile(r"^(?:SNOR|SCARNA|MIR|RNU|RN\d|RNA\d|TRN|PIWI|VTRNA|LINC|U\d)", re.IGNORECASE)
 _OPEN_FRAME = re.compile(r"^C(\d{1,2}|X|Y)ORF(\d+)$")
 _NUMBER = re.compile(r"^[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?$")
 _NUMBERED_BY_R = re.compile(r"^[XV]\d+(?:\.\d+)?$")
-_ANTIBODIES = 3  # so many names that were made unique, at the end of a file, may be proteins named as their genes
-_DENSE = 0.2  # share of such names, among all from the first of them on
+_ANTIBODIES = 3  # from this number, names made unique at the end of a file may be proteins named as their genes
+_DENSE = 0.2  # share of such names among all after the first of them
 COLUMNS_LISTED = 8
 
 Names = Sequence[str] | np.ndarray
 
 
 def bare_id(name: str) -> str | None:
-    """Return the Ensembl gene id without its version, None where `name` is no Ensembl gene id."""
+    """Return the Ensembl gene id without its version; None if `name` is not an Ensembl gene id."""
     matched = _ENSEMBL.match(name)
     return None if matched is None else matched.group(1)
 
 
 def split_id(name: str) -> tuple[str, str] | None:
-    """Return the Ensembl gene id within a longer name, without its version, and what stands beside it.
+    """Return the Ensembl gene id in a longer name, without its version, and the rest of the name.
 
-    None where there is no id or several, and where the name is that of a part of a gene (an exon, unspliced RNA) or
-    of a copy on Y.
+    Return None if there is no id or several, or the name is of a part of a gene (an exon, unspliced RNA) or of a copy
+    on Y.
     """
     if "ENS" not in name and "ens" not in name:
         return None
@@ -60,19 +61,19 @@ def split_id(name: str) -> tuple[str, str] | None:
 
 
 def is_number(name: str) -> bool:
-    """Tell whether a name is a number, which says nothing about a gene."""
+    """Whether a name is a number, which does not identify a gene."""
     return _NUMBER.match(name) is not None
 
 
 def numbers_among(names: Names) -> np.ndarray:
-    """Tell which names are numbers; ``X1`` and ``V1`` are, too, where most names are of that form, shape (names,)."""
+    """Flag names that are numbers, shape (names,); if most names have the form ``X1`` or ``V1``, also these."""
     by_r = np.fromiter((_NUMBERED_BY_R.match(n) is not None for n in names), bool, len(names))
     numbers = np.fromiter((is_number(n) for n in names), bool, len(names))
     return numbers | by_r if by_r.sum() > len(names) / 2 else numbers
 
 
 def genomes_of(names: Iterable[str]) -> set[str]:
-    """Return the species of the genomes before names: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_X``."""
+    """Return the species of the genomes in names: ``human`` for ``GRCh38_TP53``, ``mouse`` for ``mm10_X``."""
     matches = map(_genome, names)
     return {"human" if m["human"] else "mouse" for m in matches if m is not None}
 
@@ -82,31 +83,31 @@ def _genome(name: str) -> re.Match | None:
 
 
 def without_genome(name: str, species: str | None) -> str:
-    """Return a name without the genome of this species in front of it."""
+    """Return a name without the genome of this species before it."""
     genome = _genome(name)
     return genome["rest"] if genome is not None and species and genome[species] else name
 
 
 def species_of(genes: Iterable[str]) -> str | None:
-    """Return the species of Ensembl ids, None where there are none, or of another one."""
+    """Return the species of Ensembl ids: human, mouse, or None for another one or without ids."""
     first = next((g for g in genes if bare_id(g) is not None), "")
     return "human" if first.startswith("ENSG") else "mouse" if first.startswith("ENSMUSG") else None
 
 
 def as_in_r(name: str) -> str:
-    """Return a name as R's make.names writes it, dots for everything that is neither letter nor digit."""
+    """Return a name as R's make.names writes it, with dots for all characters except letters and digits."""
     return re.sub(r"[^A-Za-z0-9]", ".", name)
 
 
 class NameCleaner:
-    """What names of a file stand for.
+    """Cleans the names of a file.
 
     Parameters
     ----------
     names
         All names of one column or index of the file.
     species
-        Whose genome is left out of names, ``""`` for none; by default that which all such names of the file say.
+        Species whose genome is removed from names, ``""`` for none; by default the only one in names of the file.
     """
 
     def __init__(self, names: Names, species: str | None = None):
@@ -115,7 +116,7 @@ class NameCleaner:
 
     @cached_property
     def species(self) -> str | None:
-        """Species whose genome is left out of names; None where names say several."""
+        """Species whose genome is removed from names; None if names have several."""
         if self._species is not None:
             return self._species
         found = genomes_of(self.names)
@@ -123,7 +124,7 @@ class NameCleaner:
 
     @cached_property
     def made_unique(self) -> dict[str, str]:
-        """Names that were made unique by a number -> the name that they had."""
+        """Names that were made unique by a number -> the original name."""
         present = set(self.names)
         found: dict[str, str] = {}
         rows = []
@@ -140,14 +141,14 @@ class NameCleaner:
         return {} if self._may_be_proteins(rows, set(found.values())) else found
 
     def _may_be_proteins(self, rows: list[int], originals: set[str]) -> bool:
-        """Tell whether names that were made unique stand close together, behind all names that they repeat."""
+        """Whether names that were made unique are close together, after all names that they repeat."""
         if len(rows) < _ANTIBODIES:
             return False
         last = max(row for row, name in enumerate(self.names) if name in originals)
         return last < rows[0] and len(rows) > _DENSE * (len(self.names) - rows[0])
 
     def clean(self, name: str) -> str:
-        """Return the id or name that a name stands for; the name itself where nothing else is certain."""
+        """Return the id or name that a name means; the name itself if nothing else is certain."""
         if (split := split_id(name)) is not None:
             return split[0]
         text = self.made_unique.get(name, name).strip("\"' ")
@@ -162,7 +163,7 @@ class NameCleaner:
 
 
 def unique_spellings(names: Iterable[str]) -> dict[str, str]:
-    """Return names as R writes them whose usual spelling is among the names, too -> that spelling."""
+    """Return names as R writes them -> their usual spelling, if that is also among the names."""
     by_key: dict[str, list[str]] = {}
     for name in names:
         by_key.setdefault(as_in_r(name), []).append(name)
@@ -174,7 +175,7 @@ def unique_spellings(names: Iterable[str]) -> dict[str, str]:
 
 
 def described_columns(columns: Mapping[str, Any] | None) -> str:
-    """List the columns of a gene table that hold texts, each with an example."""
+    """List the columns of texts in a gene table, each with an example."""
     listed = []
     for name, values in (columns or {}).items():
         example = next((v for v in _some(values) if isinstance(v, str) and v.strip() and not is_number(v)), None)
@@ -184,16 +185,14 @@ def described_columns(columns: Mapping[str, Any] | None) -> str:
     return ", ".join(listed[:COLUMNS_LISTED]) + more
 
 
-def _some(values: Any, most: int = 100) -> Iterable[Any]:
-    for i, value in enumerate(values):
-        if i == most:
-            return
+def _some(values: Any) -> Iterable[Any]:
+    for value in islice(values, 100):
         yield value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def listed_names(names: Sequence[str], most: int = 3) -> str:
-    """Quote some names: ``'TP53', 'CD4', ...``."""
-    return ", ".join(repr(n[:60]) for n in names[:most]) + (", ..." if len(names) > most else "")
+def listed_names(names: Sequence[str]) -> str:
+    """Quote up to three names: ``'TP53', 'CD4', ...``."""
+    return ", ".join(repr(n[:60]) for n in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What became of a file's genes and cells on their way into tokens."""
+"""Report of the genes and cells of a file that were tokenized."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -8,7 +8,7 @@ RULES = ("ensembl_id", "versioned_id", "symbol", "alias", "cleaned_name")
 
 @dataclass
 class GeneReport:
-    """Genes matched and lost, counts covered, cells cut: everything that tokenizing leaves out.
+    """Numbers of genes matched and lost, counts covered, and cells cut.
 
     Parameters
     ----------
@@ -18,35 +18,35 @@ class GeneReport:
         Genes matched, by rule: ``ensembl_id``, ``versioned_id`` (``ENSG00000141510.17``), ``symbol``, ``alias``,
         ``cleaned_name`` (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``HLA.A``).
     unknown
-        Genes that no rule finds in the vocabulary.
+        Genes that are not in the vocabulary.
     ambiguous
-        Genes whose name stands for several genes of the vocabulary; left out.
+        Genes that were left out because their name means several genes of the vocabulary.
     summed
-        Genes (columns) added to another column of the same gene.
+        Genes (columns) that were added to another column of the same gene.
     conflicts
-        Genes for which two columns of the gene table give different Ensembl ids; the first source is used.
+        Genes with different Ensembl ids in two columns of the gene table; the first column is used.
     counts
-        Counts of all cells seen.
+        Counts of all cells.
     counts_covered
-        Counts of all cells seen that fall on matched genes.
+        Counts of all cells on matched genes.
     largest_losses
         The ten lost genes with the most counts, as (name, counts).
     cells
-        Cells seen.
+        Cells that were tokenized.
     cells_without_genes
         Cells in which no matched gene is expressed.
     cells_cut
         Cells with more expressed genes than the tokenizer's length.
     tokens_cut
-        Genes that these cells lost, the least expressed first.
+        Genes that were cut from these cells, the least expressed ones.
     counts_in
-        Where the counts were found (``X``, ``raw.X``, ``layers['counts']``), with how they were recovered.
+        Where the counts were found (``X``, ``raw.X``, ``layers['counts']``), and how they were recovered.
     hint
-        What would match more genes, where the names tell.
+        How to match more genes, if the names show it.
     left_out
-        Type of features that are not genes (antibodies, peaks, ...) -> how many were left out, before all else.
+        Type of features that are not genes (antibodies, peaks, ...) -> number of features, which count nowhere else.
     note
-        Types of features that say nothing, in a sentence: these features are taken for genes.
+        A sentence about types of features that have no meaning: these features count as genes.
     cleaned_names
         Examples of names matched by ``cleaned_name``, as (name, gene).
     """
@@ -82,20 +82,20 @@ class GeneReport:
 
     @property
     def coverage(self) -> float:
-        """Share of counts on matched genes, between 0 and 1; of genes where no counts were seen."""
+        """Share of counts on matched genes, between 0 and 1; without counts, share of matched genes."""
         if self.counts:
             return self.counts_covered / self.counts
         return self.matched / self.genes if self.genes else 0.0
 
     def to_dict(self) -> dict:
-        """Return all fields and the derived numbers as plain types, for JSON."""
+        """Return all fields and derived numbers as plain types, for JSON."""
         return asdict(self) | {"matched": self.matched, "lost": self.lost, "coverage": self.coverage}
 
     def __str__(self) -> str:
         return self.summary()
 
     def summary(self) -> str:
-        """Say in a few lines what was matched, lost, summed and cut."""
+        """Describe in a few lines what was matched, lost, summed and cut."""
         rules = ", ".join(f"{n:,} by {rule.replace('_', ' ')}" for rule, n in self.matched_by_rule.items() if n)
         lines = [
             f"{self.matched:,} of {self.genes:,} genes are in the vocabulary" + (f" ({rules})" if rules else ""),

@@ -1,4 +1,4 @@
-"""Gene vocabulary: Ensembl ids, token ids, symbols and aliases, and the statistics that normalise expression."""
+"""Gene vocabulary: Ensembl ids, token ids, symbols, aliases, and statistics for the normalisation of expression."""
 
 import io
 import json
@@ -24,11 +24,11 @@ VOCABULARY_FILE = "gene_vocab.json"
 STATISTICS_FILE = "gene_stats.safetensors"
 STATISTICS = ("median", "mean", "std")
 
-# Columns of a gene table that usually hold ids or names, in the order in which they are believed.
+# Usual columns of ids and names in a gene table; the first that is found has priority.
 ID_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "gene_id", "feature_id", "ensembl_gene_id", "ensemblid", "id")
 NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_name", "gene_names", "gene", "name")
 
-_MISSING = ("None", "nan", "<NA>", "NaT")  # what missing values call themselves
+_MISSING = ("None", "nan", "<NA>", "NaT")  # texts of missing values
 CLEANED = RULES.index("cleaned_name")
 MOST_BYTES = 256 << 20
 MOST_UNUSED_IDS = 1 << 22
@@ -41,19 +41,19 @@ class GeneVocabulary:
     Parameters
     ----------
     token_ids
-        Token to id. Tokens written ``<like this>`` are special, all others are genes: Ensembl ids without version
-        (any other id works, too). Ids may have gaps.
+        Token -> id. Tokens such as ``<pad>`` are special, all others are genes: Ensembl ids without version, or other
+        ids. Ids may have gaps.
     symbols
-        Gene to symbol.
+        Gene -> symbol.
     aliases
-        Gene to further names (previous symbols, synonyms).
+        Gene -> other names (previous symbols, synonyms).
     medians
-        Per gene, the median of its non-zero counts scaled to 10,000 per cell over the corpus: a mapping from gene, or
-        an array in the order of `genes`.
+        Median of each gene's non-zero counts in the corpus, scaled to a total of 10,000 in each cell: a mapping from
+        gene, or an array in the order of `genes`.
     means, stds
-        Per gene, mean and standard deviation (ddof 0, zeros included) of log1p of counts scaled to 10,000.
+        Mean and standard deviation (ddof 0, with zeros) of each gene's log1p of counts, scaled to a total of 10,000.
     metadata
-        Where the vocabulary comes from; kept in the file.
+        Source of the vocabulary; saved with it.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class GeneVocabulary:
         if len(set(ids)) != len(ids):
             shared = next(i for i, j in zip(ids, ids[1:], strict=False) if i == j)
             tokens = [t for t, i in ordered if i == shared]
-            raise ValueError(f"tokens {tokens} share the id {shared}: every token needs an id of its own")
+            raise ValueError(f"tokens {tokens} share the id {shared}: every token needs another id")
         if ids and ids[0] < 0:
             raise ValueError(f"token {ordered[0][0]!r} has the id {ids[0]}: ids start at 0")
         self.tokens: dict[int, str] = {i: t for t, i in ordered}
@@ -121,7 +121,6 @@ class GeneVocabulary:
         return array
 
     def __len__(self) -> int:
-        """Return the number of tokens."""
         return len(self.token_ids)
 
     def __contains__(self, token: object) -> bool:
@@ -137,7 +136,7 @@ class GeneVocabulary:
         return f"GeneVocabulary({len(self.genes):,} genes, special tokens {self.special_tokens}, {statistics})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes the vocabulary, without tables for look-ups: the same in every process."""
+        """Return a state without tables for look-ups, which is the same in every process."""
         names = {name: given for name, given in self._names().items() if name != "metadata"}
         return {"names": json.dumps(names), "metadata": self.metadata, "statistics": self._statistics()}
 
@@ -151,11 +150,11 @@ class GeneVocabulary:
 
     @property
     def vocab_size(self) -> int:
-        """Largest token id plus one: the rows an embedding needs."""
-        return next(reversed(self.tokens), -1) + 1  # they are in the order of their ids
+        """Largest token id plus one: the rows of an embedding."""
+        return next(reversed(self.tokens), -1) + 1  # tokens are in the order of their ids
 
     def symbol(self, gene: str) -> str:
-        """Return the gene's symbol, or the gene itself where it has none."""
+        """Return the gene's symbol, or the gene itself if it has none."""
         return self.symbols.get(gene, gene)
 
     # ---------------------------------------------------------------- making vocabularies
@@ -172,16 +171,17 @@ class GeneVocabulary:
         Parameters
         ----------
         token_dictionary
-            Ensembl id to token id, with ``<pad>`` and ``<mask>``. ``<cls>`` is appended as the last id where missing.
+            Ensembl id -> token id, with ``<pad>`` and ``<mask>``. A missing ``<cls>`` is added as the last id.
         gene_medians
-            Ensembl id to non-zero median.
+            Ensembl id -> non-zero median.
         gene_names
-            Gene name to Ensembl id; names beyond a gene's first become aliases.
+            Gene name -> Ensembl id; the first name of a gene is its symbol, others become aliases.
 
         Raises
         ------
         ValueError
-            If a file is no pickle, or holds anything but plain containers, strings, numbers and NumPy scalars.
+            If a file is not a pickle, or contains other types than plain containers, strings, numbers and NumPy
+            scalars.
         """
         tokens = {str(t): int(i) for t, i in read_released_dictionary(token_dictionary).items()}
         tokens.setdefault("<cls>", max(tokens.values(), default=-1) + 1)
@@ -198,50 +198,30 @@ class GeneVocabulary:
         )
 
     @classmethod
-    def from_statistics(
-        cls,
-        genes: Sequence[str],
-        *,
-        medians: Mapping[str, float] | np.ndarray | None = None,
-        means: Mapping[str, float] | np.ndarray | None = None,
-        stds: Mapping[str, float] | np.ndarray | None = None,
-        symbols: Mapping[str, str] | None = None,
-        aliases: Mapping[str, Sequence[str]] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> "GeneVocabulary":
-        """Make a vocabulary of genes in the given order, without special tokens: each tokenizer adds its own.
+    def from_statistics(cls, genes: Sequence[str], **names_and_statistics: Any) -> "GeneVocabulary":
+        """Make a vocabulary of genes in this order, without special tokens, which tokenizers add.
 
-        Parameters are those of the class, arrays in the order of `genes`.
+        Parameters
+        ----------
+        genes
+            Ensembl ids, or others.
+        **names_and_statistics
+            Parameters of the class: ``symbols``, ``aliases``, ``medians``, ``means``, ``stds`` (arrays in the order
+            of `genes`, or mappings), ``metadata``.
 
         Raises
         ------
         ValueError
-            If a gene stands twice.
+            If a gene occurs twice.
         """
         if len(set(genes)) != len(genes):
-            raise ValueError("a gene stands twice in the vocabulary: sum duplicates first")
-        return cls(
-            {g: i for i, g in enumerate(genes)},
-            symbols=symbols,
-            aliases=aliases,
-            medians=medians,
-            means=means,
-            stds=stds,
-            metadata=metadata,
-        )
+            raise ValueError("a gene occurs twice in the vocabulary: sum duplicates first")
+        return cls({g: i for i, g in enumerate(genes)}, **names_and_statistics)
 
     def with_special_tokens(self, first: Sequence[str] = (), last: Sequence[str] = ()) -> "GeneVocabulary":
-        """Return the same genes in the same order, numbered anew behind `first` and before `last` special tokens."""
-        tokens = [*first, *self.genes, *last]
-        return GeneVocabulary(
-            {t: i for i, t in enumerate(tokens)},
-            symbols=self.symbols,
-            aliases=self.aliases,
-            medians=self.medians,
-            means=self.means,
-            stds=self.stds,
-            metadata=self.metadata,
-        )
+        """Return the same genes in the same order, with new ids after `first` and before `last` special tokens."""
+        names = self._names() | {"token_ids": {t: i for i, t in enumerate([*first, *self.genes, *last])}}
+        return GeneVocabulary(**names, medians=self.medians, means=self.means, stds=self.stds)
 
     # ---------------------------------------------------------------- files
 
@@ -268,7 +248,7 @@ class GeneVocabulary:
         _replace(statistics_file, lambda path: save_file(arrays, path, metadata={"genes": str(len(self.genes))}))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write ``gene_vocab.json`` and ``gene_stats.safetensors`` into `folder`, made where missing."""
+        """Write ``gene_vocab.json`` and ``gene_stats.safetensors`` into `folder`, which is made if missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.save_files(Path(folder) / VOCABULARY_FILE, Path(folder) / STATISTICS_FILE)
 
@@ -317,10 +297,10 @@ class GeneVocabulary:
         Raises
         ------
         FileNotFoundError
-            If `folder` holds no vocabulary.
+            If `folder` contains no vocabulary.
         """
         if not (Path(folder) / VOCABULARY_FILE).exists():
-            raise FileNotFoundError(f"{folder} holds no {VOCABULARY_FILE}")
+            raise FileNotFoundError(f"{folder} contains no {VOCABULARY_FILE}")
         return cls.load_files(Path(folder) / VOCABULARY_FILE, Path(folder) / STATISTICS_FILE)
 
     # ---------------------------------------------------------------- resolving the genes of a file
@@ -333,13 +313,12 @@ class GeneVocabulary:
     ) -> "GeneMatch":
         """Find the genes of a file in the vocabulary.
 
-        Each gene is looked up by Ensembl id, then by versioned id, symbol and alias; each rule looks at the index
-        first, then at the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
-        ``feature_name``, ...). Names are compared as they are written; a name that is not found is looked up again as
-        what it certainly stands for (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` beside ``TBCE``,
-        ``HLA.A``). A gene that has an Ensembl id is never matched by its symbol (symbols are shared and change hands)
-        to a gene that has one, too, but only by that id or where the id is an alias. A name that stands for several
-        genes is ambiguous and left out.
+        Each gene is looked up by Ensembl id, then by versioned id, symbol and alias. Each rule uses the index
+        first, then the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
+        ``feature_name``, ...). Names are compared exactly; a name that is not found is cleaned, if its meaning is
+        certain, and looked up again (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` beside ``TBCE``,
+        ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
+        and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
 
         Parameters
         ----------
@@ -427,7 +406,7 @@ class GeneVocabulary:
         rules: np.ndarray,
         ambiguous: np.ndarray,
     ) -> None:
-        """Look up names that are not found as they are written as what they stand for."""
+        """Clean names that were not found, and look them up again."""
         if not rows:
             return
         cleaner = NameCleaner(values, species_of(self.genes))
@@ -442,13 +421,13 @@ class GeneVocabulary:
                 ambiguous[i] = True
 
     def _tokens_of(self, name: str) -> list[int] | None:
-        """Return the tokens of genes with this id or name, None where there are none."""
+        """Return the tokens of genes with this id or name, or None."""
         ids, names, aliases = self._tables()
         token = ids.get(name, ids.get(bare_id(name) or name))
         return [token] if token is not None else names.get(name, aliases.get(name))
 
     def _names_in_r(self) -> dict[str, list[int]]:
-        """Return names with dashes and the like, as R writes them -> tokens."""
+        """Return names that R changes (with dashes, ...), as R writes them -> tokens."""
         if self._lookup_in_r is None:
             ids, names, aliases = self._tables()
             found: dict[str, set[int]] = {}
@@ -460,7 +439,7 @@ class GeneVocabulary:
         return self._lookup_in_r
 
     def _examples(self, match: "GeneMatch", sources: list[tuple[str, np.ndarray]]) -> list[tuple[str, str]]:
-        """Return some names that were cleaned, and the genes for which they were taken."""
+        """Return some names that were cleaned, and their genes."""
         rows = np.flatnonzero(match.rules == CLEANED)[:3].tolist()
         return [(str(match.names[i] or sources[-1][1][i]), self.tokens[int(match.token_ids[i])]) for i in rows]
 
@@ -474,35 +453,35 @@ class GeneVocabulary:
         if sum(n.startswith(("ENST", "NM_")) for n in lost) >= share:
             return "the lost names are transcripts (ENST...): sum them to genes first"
         if numbers_among(lost).sum() >= share:
-            return "the lost names are numbers: name the column that holds Ensembl ids, as in gene_column='gene_ids'"
+            return "the lost names are numbers: name the column of Ensembl ids, as in gene_column='gene_ids'"
         if not self.symbols and not any(map(bare_id, lost[:100])) and any(map(bare_id, self.genes)):
             return (
-                "the file has gene symbols and the vocabulary has none: name the column that holds Ensembl ids, as in "
-                "gene_column='gene_ids', or give the vocabulary symbols"
+                "the file has gene symbols, but the vocabulary has none: name the column of Ensembl ids, as in "
+                "gene_column='gene_ids', or use a vocabulary with symbols"
             )
         return ""
 
 
 @dataclass
 class GeneMatch:
-    """The genes of a file, found in a vocabulary.
+    """The genes of a file in a vocabulary.
 
     Parameters
     ----------
     token_ids
-        Token id of each gene (column) of the file, -1 where it has none; shape (genes,).
+        Token id of each gene (column) of the file, or -1; shape (genes,).
     rules
-        Index into `cellglot.tokenization.gene_report.RULES` of the rule that matched, -1 where none did.
+        Index in `cellglot.tokenization.gene_report.RULES` of the rule that matched each gene, or -1.
     ambiguous
-        Whether the gene was left out because its name stands for several.
+        Flags of genes that were left out because their name means several genes.
     conflicts
-        Genes for which two sources give different Ensembl ids.
+        Number of genes with different Ensembl ids in two columns.
     names
-        The file's names for its genes.
+        Names of the genes in the file.
     hint
-        What would match more genes, where the names tell.
+        How to match more genes, if the names show it.
     cleaned_names
-        Examples of names that were not found as they are written, with the genes for which they were taken.
+        Examples of names that were cleaned, with their genes.
     """
 
     token_ids: np.ndarray
@@ -524,7 +503,7 @@ class GeneMatch:
         return (counts[first] > 1) & self.known
 
     def report(self) -> GeneReport:
-        """Count genes matched and lost; counts and cells are for the caller to add."""
+        """Return a report of genes matched and lost, without counts and cells."""
         known = self.known
         return GeneReport(
             genes=len(known),
@@ -541,7 +520,7 @@ class GeneMatch:
 def name_sources(
     index: Iterable[str], columns: Mapping[str, Iterable[str]] | None, gene_column: str | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Return where a file's genes may be named, in the order in which it is believed: (column, names) pairs."""
+    """Return the (column, names) pairs in which a file's genes are looked up, in this order."""
     sources = [("index", _text(index))]
     present = {} if columns is None else {str(c): c for c in columns}
     if gene_column is not None and gene_column != "index":
@@ -557,7 +536,7 @@ def name_sources(
 
 
 def is_usual(column: str) -> bool:
-    """Tell whether a column is looked at without being named."""
+    """Whether a column is used without being named."""
     return _column_key(column) in (*ID_COLUMNS, *NAME_COLUMNS)
 
 
@@ -569,7 +548,7 @@ def _text(values: Iterable[Any]) -> np.ndarray:
     """Return names as an object array of stripped strings; missing ones become empty."""
     values = list(values)
     try:
-        texts = list(map(str.strip, values))  # all are strings: three times as fast
+        texts = list(map(str.strip, values))  # three times as fast if all are strings
     except TypeError:
         texts = [v.strip() if isinstance(v, str) else "" if str(v) in _MISSING else str(v).strip() for v in values]
     array = np.empty(len(texts), dtype=object)
@@ -584,10 +563,7 @@ def _same_sources(a: list[tuple[str, np.ndarray]], b: list[tuple[str, np.ndarray
 
 
 def _replace(path: str | os.PathLike, write: Any) -> None:
-    """Write under a temporary name of its own, so that a file that stands under its name is whole.
-
-    It gets the permissions that the umask says; safetensors gives its files to their owner alone.
-    """
+    """Write a file atomically, with permissions by the umask (safetensors writes files for their owner only)."""
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
     open(temporary, "xb").close()
@@ -605,15 +581,15 @@ def _replace(path: str | os.PathLike, write: Any) -> None:
 
 
 def _checked_ids(token_ids: Any) -> dict[str, int]:
-    """Refuse ids that are not whole numbers, or so large that tables of them would not fit."""
+    """Refuse ids that are not whole numbers, or too large for tables of them."""
     if not isinstance(token_ids, dict) or not all(type(i) is int for i in token_ids.values()):
-        raise ValueError("token_ids do not give each token a whole number")
+        raise ValueError("token_ids must map each token to a whole number")
     if token_ids and max(token_ids.values()) > 8 * len(token_ids) + MOST_UNUSED_IDS:
         raise ValueError(f"the id {max(token_ids.values()):,} is too large for {len(token_ids):,} tokens")
     return token_ids
 
 
-# What damaged pickles raise.
+# Errors that damaged pickles raise.
 UNREADABLE = (
     pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError,
     RuntimeError, TypeError, ValueError,
@@ -621,7 +597,7 @@ UNREADABLE = (
 
 
 class _PickledDtype:
-    """Stands for ``numpy.dtype`` while unpickling: keeps the type code, runs no NumPy code."""
+    """Replaces ``numpy.dtype`` during unpickling: keeps the type code and runs no code of NumPy."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False):
         self.code, self.order = code, "="
@@ -638,14 +614,14 @@ def _pickled_scalar(dtype: _PickledDtype, content: bytes) -> float | int | bool:
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 and older hold bytes."""
+    """Read bytes of pickles of protocol 2 and older."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Admits dict, list, tuple, set, str, numbers and NumPy scalars; refuses every other name."""
+    """Reads dict, list, tuple, set, str, numbers and NumPy scalars; refuses every other name."""
 
     _ADMITTED = {
         ("_codecs", "encode"): _latin1_bytes,
@@ -655,14 +631,14 @@ class _PlainUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for an admitted name."""
+        """Return the replacement of a supported name."""
         if (module, name) not in self._ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is unsupported")
         return self._ADMITTED[module, name]
 
 
 def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
-    """Read a pickle that holds nothing but plain containers, strings, numbers and NumPy scalars."""
+    """Read a pickle of plain containers, strings, numbers and NumPy scalars."""
     if isinstance(source, Mapping):
         return source
     content = Path(source).read_bytes()
@@ -670,10 +646,10 @@ def read_released_dictionary(source: str | os.PathLike | Mapping) -> Mapping:
         dictionary = _PlainUnpickler(io.BytesIO(content)).load()
     except UNREADABLE as error:
         raise ValueError(
-            f"{source} is not read: {error}. Only pickles of plain dictionaries of strings and numbers are."
+            f"{source} cannot be read: {error}. Only pickles of dictionaries of strings and numbers are supported"
         ) from error
     if not isinstance(dictionary, dict):
-        raise ValueError(f"{source} holds a {type(dictionary).__name__}, not a dictionary")
+        raise ValueError(f"{source} contains a {type(dictionary).__name__}, not a dictionary")
     return dictionary
 
 

@@ -1,4 +1,4 @@
-"""LangCellProcessor: cells and texts to the inputs of LangCell."""
+"""LangCellProcessor: turn cells and texts into inputs of LangCell."""
 
 import json
 import os
@@ -17,7 +17,7 @@ DEFAULT_TEXT_LENGTH = 512
 
 TEXT_FIELDS = ("text_input_ids", "text_attention_mask")
 
-# Kind of text tokenizer -> model whose tokenizer it is.
+# Kind of text tokenizer -> type of its model.
 MODEL_TYPES = {"Camembert": "camembert", "Electra": "electra", "Roberta": "roberta", "XLMRoberta": "xlm-roberta"}
 
 
@@ -30,14 +30,14 @@ class LangCellProcessor(ProcessorMixin):
     Parameters
     ----------
     tokenizer
-        Of cells, a `RankValueTokenizer`.
+        Tokenizer of cells, a `RankValueTokenizer`.
     text_tokenizer
-        Of texts, that of the checkpoint that the text encoder comes from.
+        Tokenizer of texts, of the text encoder's checkpoint.
 
     Attributes
     ----------
     texts_cut : int
-        Texts that the last call cut, as they had more tokens than the text encoder takes.
+        Number of texts that the last call cut because they were too long for the text encoder.
 
     Examples
     --------
@@ -52,17 +52,17 @@ class LangCellProcessor(ProcessorMixin):
         self.texts_cut = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes the processor, not what its calls left."""
+        """Return the state without results of calls."""
         return self.__dict__ | {"texts_cut": 0}
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what a call gives."""
-        return [*self.tokenizer.model_input_names, "text_input_ids", "text_attention_mask"]
+        """Names of the fields that a call returns."""
+        return [*self.tokenizer.model_input_names, *TEXT_FIELDS]
 
     @property
     def last_report(self) -> Any:
-        """Genes that the last call matched, lost and cut, as the gene tokenizer reports them."""
+        """Report of the gene tokenizer's last call."""
         return self.tokenizer.last_report
 
     def __call__(
@@ -74,31 +74,31 @@ class LangCellProcessor(ProcessorMixin):
         text_max_length: int | None = None,
         **options: Any,
     ) -> BatchEncoding:
-        """Tokenize cells, texts, or both; they need not be as many.
+        """Tokenize cells, texts, or both, in any numbers.
 
         Parameters
         ----------
         cells
-            Whatever the gene tokenizer takes: AnnData, a matrix with ``genes=``, ...
+            Input of the gene tokenizer: AnnData, a matrix with ``genes=``, ...
         text
-            A text, or several. Longer ones than the text encoder takes are cut, counted in `texts_cut`, and said.
+            A text, or several. Texts that are too long for the text encoder are cut with a warning; see `texts_cut`.
         return_tensors
             ``"pt"`` or ``"np"``; without it lists of unequal length.
         text_max_length
-            Tokens of a text, special ones included; by default the text tokenizer's, at most 512.
+            Most tokens of a text, including special ones; by default the text tokenizer's, at most 512.
         **options
-            For the gene tokenizer: ``genes``, ``layer``, ``gene_column``, ``min_coverage``, ``max_length``, ...
+            Options of the gene tokenizer: ``genes``, ``layer``, ``gene_column``, ``min_coverage``, ``max_length``, ...
 
         Returns
         -------
         transformers.BatchEncoding
-            ``input_ids`` and ``attention_mask`` of shape (cells, tokens), where there are cells; ``text_input_ids``
-            and ``text_attention_mask`` of shape (texts, tokens), where there are texts.
+            For cells, ``input_ids`` and ``attention_mask`` of shape (cells, tokens); for texts, ``text_input_ids``
+            and ``text_attention_mask`` of shape (texts, tokens).
 
         Raises
         ------
         ValueError
-            If there are neither cells nor texts, no text in a list, or an empty one; as the gene tokenizer does.
+            If there are neither cells nor texts, or a text is empty; also the errors of the gene tokenizer.
         """
         if cells is None and text is None:
             raise ValueError("neither cells nor text: pass cells, text=[...], or both")
@@ -106,7 +106,7 @@ class LangCellProcessor(ProcessorMixin):
         if cells is not None:
             given |= self.tokenizer(cells, return_tensors=return_tensors, **options)
         elif options:
-            raise TypeError(f"there are no cells that {', '.join(sorted(options))} could be for")
+            raise TypeError(f"the options {', '.join(sorted(options))} need cells")
         if text is not None:
             given |= self._tokenize_texts(text, return_tensors, text_max_length)
         return BatchEncoding(given)
@@ -116,7 +116,7 @@ class LangCellProcessor(ProcessorMixin):
     ) -> dict[str, Any]:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
-            raise ValueError("no candidates: text=[] holds no text")
+            raise ValueError("no candidates: text=[] is empty")
         for number, one in enumerate(texts):
             if not isinstance(one, str) or not one.strip():
                 raise ValueError(f"text {number} of {len(texts):,} is empty: {one!r}. Every class needs a description")
@@ -129,7 +129,7 @@ class LangCellProcessor(ProcessorMixin):
             return_tensors=return_tensors,
             return_token_type_ids=False,
         )
-        # A fast tokenizer keeps how it was asked to cut and pad; asked for neither last, it is the same as before.
+        # A fast tokenizer keeps the last options of truncation and padding; a call without these resets them.
         lengths = [len(ids) for ids in self.text_tokenizer(texts, verbose=False)["input_ids"]]
         self.texts_cut = sum(length > longest for length in lengths)
         if self.texts_cut:
@@ -140,21 +140,16 @@ class LangCellProcessor(ProcessorMixin):
         return {f"text_{name}": tokens[name] for name in ("input_ids", "attention_mask")}
 
     def pad(self, encoded_inputs: Any, *, return_tensors: str | None = None, **options: Any) -> BatchEncoding:
-        """Pad cells and texts that are tokens already, as transformers' collators ask for it.
+        """Pad tokens of cells and texts; transformers' collators call it.
 
         Parameters
         ----------
         encoded_inputs
-            What a call gives, or a list of such, one for each pair of a cell and a text; either part can be missing.
+            The result of a call, or a list of results for pairs of a cell and a text; either part can be missing.
         return_tensors
-            ``"pt"`` or ``"np"``; by default what `encoded_inputs` are in.
+            ``"pt"`` or ``"np"``; by default the kind of `encoded_inputs`.
         **options
-            Of both tokenizers' ``pad``.
-
-        Raises
-        ------
-        ValueError
-            As the gene tokenizer does.
+            Options of both tokenizers' ``pad``.
         """
         if not isinstance(encoded_inputs, Mapping):
             encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
@@ -170,23 +165,10 @@ class LangCellProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Save both tokenizers; the text tokenizer's folder says that it is no gene tokenizer.
-
-        Parameters
-        ----------
-        save_directory
-            The folder, that of the model.
-        push_to_hub
-            As for other processors.
-
-        Returns
-        -------
-        list of str
-            Files written, as other processors give them.
-        """
+        """Save both tokenizers, and the type of the text tokenizer, as other processors do."""
         folder = Path(save_directory, "text_tokenizer")
         folder.mkdir(parents=True, exist_ok=True)
-        # Without a configuration beside it, AutoTokenizer takes the class of the folder above.
+        # Without a configuration in this folder, AutoTokenizer uses the class of the folder above.
         kind = type(self.text_tokenizer).__name__.removesuffix("Fast").removesuffix("Tokenizer")
         recorded = {"model_type": MODEL_TYPES.get(kind, "bert")}
         (folder / "config.json").write_text(json.dumps(recorded) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cells as padded batches of similar length, streamed in bounded memory."""
+"""Stream cells as padded batches of similar length, in bounded memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,21 +8,20 @@ import numpy as np
 from .gene_encoding import TokenRows
 
 
-# Batches that are tokenized ahead and sorted by length together.
-BATCHES_AHEAD = 16
+BATCHES_AHEAD = 16  # sorted by length together
 
 
 def batches_of_similar_length(
     parts: Iterator[TokenRows], batch_size: int, padded: Any
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Sort the cells of some batches at a time by their number of tokens, the longest first.
+    """Sort the cells of `BATCHES_AHEAD` batches by their number of tokens, the longest first.
 
     Parameters
     ----------
     parts
         Tokens of consecutive runs of cells.
     padded
-        (runs of cells, tokens) -> arrays, padded to so many tokens.
+        Function of (runs of cells, width) that returns arrays padded to this width.
 
     Yields
     ------
@@ -32,7 +31,7 @@ def batches_of_similar_length(
     import torch
 
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch holds at least one cell")
+        raise ValueError(f"batch_size={batch_size}: it must be at least 1")
     first = 0
     for encoded in _runs(parts, BATCHES_AHEAD * batch_size):
         order = np.argsort(-np.concatenate([np.diff(rows.indptr) for rows in encoded]), kind="stable")

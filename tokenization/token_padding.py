@@ -1,4 +1,4 @@
-"""Padding of cells that are tokens already: every field that has one entry for each token or query of a cell."""
+"""Pad tokenized cells: every field that has an entry for each token or query of a cell."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,27 +6,16 @@ from typing import Any
 import numpy as np
 
 
-# Fields whose lengths others share: those of tokens, and those of genes that a model is asked for.
+# Fields whose lengths other fields share: tokens, and genes that a model predicts.
 TOKENS, QUERIES = "input_ids", "query_ids"
 
-# What losses pass over.
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # by losses
 
 
 def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
-    """Return a batch as field -> rows.
+    """Return a batch as field -> rows, and whether it is a single cell.
 
-    Parameters
-    ----------
-    encoded
-        One cell or a batch of cells as a mapping of fields, or a list of cells.
-
-    Returns
-    -------
-    columns : dict
-        Field -> rows, one for each cell.
-    single : bool
-        Whether one cell was given.
+    `encoded` is one cell or a batch of cells as a mapping of fields, or a list of cells.
     """
     if isinstance(encoded, list | tuple) and encoded and all(isinstance(cell, Mapping) for cell in encoded):
         names = list(encoded[0])
@@ -38,8 +27,8 @@ def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
     if not isinstance(encoded, Mapping) or TOKENS not in encoded:
         given = ", ".join(map(str, encoded)) if isinstance(encoded, Mapping) else type(encoded).__name__
         raise ValueError(
-            f"padding takes tokens of cells, with the field {TOKENS}, and was given {given or 'nothing'}. Cells "
-            "become tokens by a call of the tokenizer"
+            f"padding needs tokens of cells, with the field {TOKENS}, but got {given or 'nothing'}. Call the "
+            "tokenizer to turn cells into tokens"
         )
     tokens = encoded[TOKENS]
     single = len(tokens) > 0 and np.ndim(tokens[0]) == 0
@@ -47,18 +36,12 @@ def as_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
     n_cells = len(columns[TOKENS])
     for name, rows in columns.items():
         if isinstance(rows, str | bytes) or not hasattr(rows, "__len__") or len(rows) != n_cells:
-            raise ValueError(f"the field {name} is not of {n_cells:,} cells, as {TOKENS} is")
+            raise ValueError(f"the field {name} does not have {n_cells:,} cells as {TOKENS} has")
     return columns, single
 
 
 def kind_of_tensors(columns: Mapping[str, Any]) -> str | None:
-    """Tell what tokens are in: ``"pt"`` for PyTorch tensors, ``"np"`` for arrays, None for lists.
-
-    Parameters
-    ----------
-    columns
-        From `as_columns`.
-    """
+    """Return the kind of the tokens: ``"pt"`` for PyTorch tensors, ``"np"`` for arrays, None for lists."""
     rows = columns[TOKENS]
     for found in (rows, rows[0] if len(rows) else None):
         if isinstance(found, np.ndarray | np.generic):
@@ -71,30 +54,31 @@ def kind_of_tensors(columns: Mapping[str, Any]) -> str | None:
 class FieldPadding:
     """Pads the fields of a batch, each to the length of the fields that it belongs to.
 
-    A field of which every cell has as many entries as tokens belongs to the tokens; as many as ``query_ids``, to the
-    queries. Any other field, such as the label of a cell, stays as it is. Ids are padded by the padding token, labels
-    by -100 (labels of queries by 0, since models look at ``query_ids``), ``special_tokens_mask`` by 1, all else by 0.
+    A field belongs to the tokens if every cell has as many entries as tokens, and to the queries if it has as many as
+    ``query_ids``. Other fields, such as the label of a cell, are not changed. Ids are padded with the padding token,
+    labels with -100 (labels of queries with 0, because models use ``query_ids``), ``special_tokens_mask`` with 1,
+    others with 0.
 
     Parameters
     ----------
     columns
         From `as_columns`.
     on_left
-        Whether padding stands before a cell's tokens.
+        Put padding before a cell's tokens.
     """
 
     def __init__(self, columns: Mapping[str, Any], pad_token_id: int, on_left: bool):
         self.columns, self.pad_token_id, self.on_left = columns, pad_token_id, on_left
         self.lengths = {name: _lengths(rows) for name, rows in columns.items()}
         if self.lengths[TOKENS] is None:
-            raise ValueError(f"the field {TOKENS} holds no lists of tokens")
+            raise ValueError(f"the field {TOKENS} does not contain lists of tokens")
 
     def longest(self, name: str = TOKENS) -> int:
         """Return the largest number of entries of a cell in a field."""
         return max(self.lengths.get(name) or [0], default=0)
 
     def group(self, name: str) -> str | None:
-        """Tell which field sets the length of a field; None for fields that are left as they are."""
+        """Return the field that sets the length of a field; None for fields that are not changed."""
         lengths = self.lengths[name]
         if name in (TOKENS, QUERIES):
             return name if lengths is not None else None
@@ -113,17 +97,11 @@ class FieldPadding:
         return int(name == "special_tokens_mask")
 
     def as_arrays(self, width: int) -> dict[str, np.ndarray]:
-        """Return arrays: integers of 64 bits, reals of 32, and truth values.
-
-        Parameters
-        ----------
-        width
-            Tokens to pad to.
-        """
+        """Return arrays of int64, float32 or bool, padded to `width` tokens."""
         if self.longest() > width:
             raise ValueError(
-                f"a cell has {self.longest():,} tokens, more than the {width:,} to pad to: tensors take cells of one "
-                "length. Cut them by max_length=... in the call of the tokenizer"
+                f"a cell has {self.longest():,} tokens, more than the {width:,} to pad to, but tensors need cells of "
+                "the same length. Cut them with max_length=... in the call of the tokenizer"
             )
         return {name: self._array(name, rows, width) for name, rows in self.columns.items()}
 
@@ -134,7 +112,7 @@ class FieldPadding:
             shapes = {array.shape for array in arrays}
             if len(shapes) > 1:
                 raise ValueError(
-                    f"the field {name} has rows of unequal lengths, which are not those of {TOKENS}: leave it out of "
+                    f"the field {name} has rows of different lengths, which are not those of {TOKENS}: remove it from "
                     "the batch"
                 )
             return np.stack(arrays) if arrays else np.zeros(0, dtype=np.int64)
@@ -147,13 +125,7 @@ class FieldPadding:
         return full
 
     def as_lists(self, width: int | None) -> dict[str, list]:
-        """Return lists; a cell that is longer stays as it is.
-
-        Parameters
-        ----------
-        width
-            Tokens to pad to; None pads nothing.
-        """
+        """Return lists, padded to `width` tokens; longer cells are not changed, and None pads nothing."""
         return {name: self._lists(name, rows, width) for name, rows in self.columns.items()}
 
     def _lists(self, name: str, rows: Any, width: int | None) -> list:
@@ -177,26 +149,26 @@ def _is_labels(name: str) -> bool:
 
 
 def _lengths(rows: Any) -> list[int] | None:
-    """Return the number of entries of each row; None where rows are numbers or text."""
+    """Return the number of entries of each row; None if rows are numbers or text."""
     sequences = all(not isinstance(row, str | bytes | Mapping) and np.ndim(row) > 0 for row in _firsts(rows))
     return [len(row) for row in rows] if sequences else None
 
 
 def _firsts(rows: Any) -> Any:
-    """Return rows as short as they need to be to see whether they are lists: NumPy would copy whole lists."""
+    """Return the beginning of lists, which NumPy would copy, to see whether rows are lists."""
     return (row[:1] if isinstance(row, list | tuple) else row for row in rows)
 
 
 def _plain(name: str, row: Any) -> np.ndarray:
-    """Return a row as an array of one of the three types of batches."""
+    """Return a row as an array of int64, float32 or bool."""
     if hasattr(row, "detach"):
         row = row.detach().cpu()
-        row = row.float() if str(row.dtype) == "torch.bfloat16" else row  # which NumPy does not know
+        row = row.float() if str(row.dtype) == "torch.bfloat16" else row  # unsupported by NumPy
     array = np.asarray(row)
     if array.size == 0 and array.dtype.kind == "f" and isinstance(row, list | tuple):
         return array.astype(np.float32 if name == "expression_values" else np.int64)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"the field {name} holds no numbers: leave it out of the batch")
+        raise ValueError(f"the field {name} does not contain numbers: remove it from the batch")
     return array if array.dtype.kind == "b" else array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
 
 

@@ -11,30 +11,30 @@ from .gene_vocabulary import GeneVocabulary
 from .tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer, statistics_by_token
 
 
-# In a vocabulary's metadata, as "gene_order": which gene a row of the model stands for is not known.
+# In a vocabulary's metadata, as "gene_order": the genes of the model's rows are not known.
 UNPUBLISHED = "unpublished"
 
 
 class ExceiverTokenizer(GeneExpressionTokenizer):
-    """A cell is the genes that it expresses, in the order of their ids, each with its standardised expression.
+    """Tokenizer of Exceiver: the expressed genes of a cell by id, with their standardised expression.
 
-    Counts on the vocabulary's genes are scaled to `target_sum` per cell, log1p, standardised per gene with the mean
-    and standard deviation of the training corpus (a deviation of 0 counts as 1), clipped above at `clip` and shifted
-    by 1, so that average expression is 1 (Connell et al. 2022 and the released code; the release standardises
-    validation cells with their own statistics, training statistics everywhere are our choice).
+    Counts on genes of the vocabulary are scaled to a total of `target_sum` in each cell. Their log1p is standardised
+    with the gene's mean and standard deviation in the training corpus (1 instead of a deviation of 0), clipped above
+    at `clip` and shifted by 1, so that average expression is 1. Source: Connell et al. 2022 and the released code;
+    that standardises validation cells with their own statistics, our choice are training statistics for all cells.
 
     Ids: genes 0 to G-1, ``<pad>`` = G, ``<cls>`` (the class query) = G+1.
 
     Parameters
     ----------
     vocab_file, stats_file, vocabulary
-        Genes with means and standard deviations, as files or in hand.
+        Genes with means and standard deviations, as files or as a vocabulary.
     target_sum, clip
-        As above.
+        See above.
     min_coverage
-        Share of counts that must fall on genes of the vocabulary.
+        Least share of counts on genes of the vocabulary.
     pad_token, cls_token
-        Padding, and the class query; they are added behind the genes where the vocabulary lacks them.
+        Padding and the class query, added after the genes if the vocabulary lacks them.
 
     Examples
     --------
@@ -74,13 +74,13 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
 
     @classmethod
     def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
-        """Return genes the numbers from 0, then ``<pad>`` and ``<cls>`` theirs."""
+        """Return the vocabulary with genes numbered from 0, then ``<pad>`` and ``<cls>``."""
         numbered = vocabulary.with_special_tokens(last=cls.special_tokens_last)
         return vocabulary if vocabulary.token_ids == numbered.token_ids else numbered
 
     @property
     def background_values(self) -> np.ndarray:
-        """Value of each gene where its count is zero, min(-mean / std, clip) + 1, float32, shape (genes,)."""
+        """Value of each gene with a count of zero, min(-mean / std, clip) + 1, float32, shape (genes,)."""
         assert self.vocabulary.means is not None and self.vocabulary.stds is not None
         stds = np.where(self.vocabulary.stds == 0, 1.0, self.vocabulary.stds)
         return (np.minimum(-self.vocabulary.means / stds, self.clip) + 1.0).astype(np.float32)
@@ -91,12 +91,12 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
         Raises
         ------
         GeneCoverageError
-            If no gene matches, or the vocabulary is that of a converted checkpoint whose genes were not published.
+            If no gene matches, or the genes of a converted checkpoint were not published.
         """
         if self.vocabulary.metadata.get("gene_order") == UNPUBLISHED:
             raise GeneCoverageError(
-                "cells cannot be tokenized for this model: neither the order of its genes nor their means and "
-                "standard deviations were published with its checkpoint, so that its rows cannot be tied to genes"
+                "cells cannot be tokenized for this model: the order of its genes, their means and standard "
+                "deviations were not published with its checkpoint, so that its rows cannot be tied to genes"
             )
         columns = super().gene_columns(counts, gene_column)
         assert self.vocabulary.means is not None and self.vocabulary.stds is not None
@@ -107,7 +107,7 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
 
     def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:
         if max_length is not None:
-            raise ValueError("max_length: ExceiverTokenizer gives all expressed genes of a cell, it cuts none")
+            raise ValueError("max_length: ExceiverTokenizer returns all expressed genes of a cell and does not cut")
         return standardized_tokens(rows, columns, target_sum=self.target_sum, clip=self.clip)
 
 

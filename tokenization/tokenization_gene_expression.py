@@ -1,4 +1,4 @@
-"""What the gene tokenizers share: cells in, padded tokens out, a report of every call."""
+"""Base of the gene tokenizers: turn cells into padded tokens, and report what was matched."""
 
 import os
 import sys
@@ -25,14 +25,13 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MIN_COVERAGE = 0.5
 
-# Counts that are held at once, 8 bytes each, beside the batches that a model takes.
+# Counts in memory at once, 8 bytes each, in addition to a model's batches.
 VALUES_READ_AHEAD = 1 << 20
 
-# Counts of a process from which on compiled functions work: by then they would have saved the time they take to load.
+# From this number of counts in a process, compiled functions save more time than they take to load.
 LARGE_WORK = 1 << 27
 
-
-# Lengths from here on stand for none: what transformers gives a tokenizer without a length of its own.
+# transformers uses lengths above this one for a tokenizer without a length.
 NO_LENGTH = 1 << 40
 
 
@@ -41,10 +40,7 @@ class GeneCoverageError(ValueError):
 
 
 class Calls:
-    """What the calls of a tokenizer leave behind; pickled as if there had been none.
-
-    So a tokenizer is the same before and after a call, and `datasets` finds what it computed with it.
-    """
+    """Results of a tokenizer's calls, left out of pickles: `datasets` then recognises a tokenizer after a call."""
 
     def __init__(self) -> None:
         self.report: GeneReport | None = None
@@ -57,43 +53,43 @@ class Calls:
 class GeneExpressionTokenizer(PreTrainedTokenizer):
     """Base of the tokenizers that turn cells into gene tokens.
 
-    Subclasses say how counts become tokens in `_encode_block`; everything else is here.
+    Subclasses define how counts become tokens in `_encode_block`.
 
     Parameters
     ----------
     vocab_file, stats_file
         ``gene_vocab.json`` and ``gene_stats.safetensors``.
     vocabulary
-        The vocabulary itself, in place of its files.
+        The vocabulary, instead of its files.
     min_coverage
-        Share of the cells' counts that must fall on genes of the vocabulary; below it a call fails.
+        Least share of counts on genes of the vocabulary; a call fails if the cells have less.
 
     Attributes
     ----------
     vocabulary : GeneVocabulary
         Genes, names and statistics.
     last_report : GeneReport or None
-        What the last call matched, lost and cut.
+        Report of the last call.
     load_compiled : callable or None
-        Loads compiled functions (`GeneColumns.compiled`), which take over in a process with `LARGE_WORK` counts.
-        cellglot sets it; None in copies of this file that travel with models, where NumPy does all work.
+        Loads compiled functions (`GeneColumns.compiled`), used from `LARGE_WORK` counts on. cellglot sets it; it is
+        None in copies of this file in model repositories, which use NumPy.
     counts_encoded : int
-        Counts that all tokenizers of this process have encoded.
+        Number of counts that all tokenizers of this process have encoded.
     """
 
     load_compiled: ClassVar[Callable[[], Any] | None] = None
     counts_encoded: ClassVar[int] = 0
 
-    _auto_class = "AutoTokenizer"  # what register_for_auto_class sets, which would import PyTorch
+    _auto_class = "AutoTokenizer"  # as register_for_auto_class sets it, but without importing PyTorch
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "stats_file": STATISTICS_FILE}
     model_input_names = ["input_ids", "attention_mask"]
     required_statistics: Sequence[str] = ()
-    order_matters: ClassVar[bool] = False  # whether models look at the place of a token
+    order_matters: ClassVar[bool] = False  # whether models use the place of a token
     special_tokens_first: Sequence[str] = ()
     special_tokens_last: Sequence[str] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Name the module of a folder's code in its package, where `dill` looks for the class."""
+        """Set the module of a folder's code as an attribute of its package: `dill` searches the class there."""
         super().__init_subclass__(**kwargs)
         package, _, name = cls.__module__.rpartition(".")
         if package in sys.modules and cls.__module__ in sys.modules:
@@ -115,8 +111,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         for name in self.required_statistics:
             if getattr(vocabulary, name) is None and "gene_order" not in vocabulary.metadata:
                 raise ValueError(
-                    f"{type(self).__name__} needs the {name} of the genes, and the vocabulary has none: is "
-                    f"{STATISTICS_FILE} beside {VOCABULARY_FILE}?"
+                    f"{type(self).__name__} needs the {name} of the genes, but the vocabulary has none: is "
+                    f"{STATISTICS_FILE} in the folder of {VOCABULARY_FILE}?"
                 )
         check_settings({"min_coverage": min_coverage, **kwargs})
         self.vocabulary = self.number_tokens(vocabulary)
@@ -126,7 +122,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
     @classmethod
     def number_tokens(cls, vocabulary: GeneVocabulary) -> GeneVocabulary:
-        """Add the special tokens that this tokenizer needs; ids that are there already stay."""
+        """Add the special tokens that this tokenizer needs, if some are missing."""
         needed = [*cls.special_tokens_first, *cls.special_tokens_last]
         if all(token in vocabulary for token in needed):
             return vocabulary
@@ -139,9 +135,9 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         Parameters
         ----------
         vocabulary
-            Genes with the statistics that this tokenizer needs. Special tokens that are missing are added.
+            Genes with the statistics that this tokenizer needs. Missing special tokens are added.
         **options
-            The tokenizer's own options.
+            Options of the tokenizer.
         """
         return cls(vocabulary=vocabulary, **options)
 
@@ -149,7 +145,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
     @property
     def last_report(self) -> GeneReport | None:
-        """What the last call matched, lost and cut; None before the first, and in a copy."""
+        """Report of the last call; None before the first call, and in a copy."""
         return self._calls.report
 
     @last_report.setter
@@ -158,7 +154,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 
     @property
     def deprecation_warnings(self) -> dict[str, bool]:
-        """Warnings of transformers that were given, which its collators note here."""
+        """Warnings that were shown; collators of transformers write them here."""
         return self._calls.warnings
 
     @deprecation_warnings.setter
@@ -166,12 +162,12 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         self._calls.warnings = given
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes the tokenizer: the same in every process, and before and after a call."""
+        """Return a state that is the same in every process, and before and after a call."""
         return {name: value for name, value in self.__dict__.items() if name != "tokens_trie"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        if "tokens_trie" not in state:  # a set, of which each process has its own order
+        if "tokens_trie" not in state:  # a set, whose order differs between processes
             self.tokens_trie = Trie()
             self._update_trie()
 
@@ -183,15 +179,15 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return self.vocabulary.vocab_size
 
     def __len__(self) -> int:
-        """Return the largest token id plus one, added tokens included: the rows a model's embedding needs."""
+        """Return the largest token id plus one, including added tokens: the rows of a model's embedding."""
         return max([self.vocabulary.vocab_size, *(number + 1 for number in self._added_tokens_decoder)])
 
     def get_vocab(self) -> dict[str, int]:
-        """Return token -> id, genes by Ensembl id, added tokens behind them."""
+        """Return token -> id: genes by Ensembl id, then added tokens."""
         return self.vocabulary.token_ids | self.added_tokens_encoder
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Add tokens behind the last id; the vocabulary of genes stays. Gives the number of new ids."""
+        """Add tokens after the last id, without changing the vocabulary of genes; return the number of new ids."""
         before = len(self)
         genes = []
         for given in new_tokens or ():
@@ -201,7 +197,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             if not text or text in self._added_tokens_encoder:
                 continue
             if any(sign.isspace() for sign in text):
-                raise ValueError(f"the token {text!r} holds blanks: decoded tokens stand between blanks")
+                raise ValueError(f"the token {text!r} contains blanks, which separate decoded tokens")
             is_special = special_tokens or text in self.all_special_tokens or getattr(given, "special", False)
             number = self.vocabulary.token_ids.get(text, len(self))
             token = AddedToken(text, normalized=False, special=is_special)
@@ -213,8 +209,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
                 genes.append(text)
         if genes:
             logger.warning(
-                f"{len(genes):,} added tokens, such as {genes[0]!r}, are not genes: no cell has them, since a gene "
-                "needs statistics. Genes are added to a GeneVocabulary"
+                f"{len(genes):,} added tokens, such as {genes[0]!r}, are not genes: no cell has them, because a gene "
+                "needs statistics. Add genes to a GeneVocabulary"
             )
         self._update_trie()
         self._update_total_vocab_size()
@@ -229,41 +225,35 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Flag the tokens of a cell that are not genes: its tokens have their special ones already.
-
-        Parameters
-        ----------
-        token_ids_1, already_has_special_tokens
-            As for texts, without effect.
-        """
+        """Flag the tokens of a cell that are not genes; only `token_ids_0` is used."""
         special = set(self.all_special_ids)
         return [int(int(token) in special) for token in token_ids_0]
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self.vocabulary:
             raise KeyError(
-                f"{token!r} is not in the vocabulary of {len(self.vocabulary.genes):,} genes; genes are named by "
-                f"Ensembl id, e.g. {self.vocabulary.genes[0]!r}"
+                f"{token!r} is not in the vocabulary of {len(self.vocabulary.genes):,} genes; pass Ensembl ids, "
+                f"e.g. {self.vocabulary.genes[0]!r}"
             )
         return self.vocabulary.token_ids[token]
 
     def _convert_id_to_token(self, index: int) -> str:
         if index not in self.vocabulary.tokens:
-            raise KeyError(f"no token has the id {index}; ids lie below {self.vocabulary.vocab_size:,}")
+            raise KeyError(f"no token has the id {index}; ids are below {self.vocabulary.vocab_size:,}")
         return self.vocabulary.tokens[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join the genes' symbols (Ensembl ids where a gene has none) by spaces."""
+        """Join the symbols of genes (or their Ensembl ids, without a symbol) with spaces."""
         return " ".join(self.vocabulary.symbol(token) for token in tokens)
 
     def find_genes(self, genes: Sequence[str]) -> np.ndarray:
-        """Return the token ids of genes named by Ensembl id, symbol or alias, shape (genes,)."""
+        """Return the token ids of genes by Ensembl id, symbol or alias, shape (genes,)."""
         match = self.vocabulary.resolve(genes)
         if not match.known.all():
             lost = [str(g) for g in match.names[~match.known]]
             raise KeyError(
                 f"{len(lost):,} of {len(lost) + int(match.known.sum()):,} genes are not in the vocabulary, or their "
-                f"names stand for several genes: {', '.join(lost[:10])}{', ...' if len(lost) > 10 else ''}"
+                f"names are ambiguous: {', '.join(lost[:10])}{', ...' if len(lost) > 10 else ''}"
             )
         return match.token_ids
 
@@ -284,29 +274,20 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         if load_compiled is not None and self.counts_encoded + (counts.n_stored or 0) >= LARGE_WORK:
             try:
                 columns.compiled = load_compiled()
-            except ImportError as error:  # as of a Numba that does not fit a newer NumPy
-                logger.warning_once(f"compiled loops do not load, and NumPy goes on in their place, slower: {error}")
+            except ImportError as error:  # e.g. of a Numba that does not support a newer NumPy
+                logger.warning_once(f"compiled loops do not load, the slower ones of NumPy are used: {error}")
         if not columns.known.any():
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells", counts))
         return columns
 
     def encode_rows(self, rows: CountRows, columns: GeneColumns, max_length: int | None = None) -> Iterator[TokenRows]:
-        """Turn the counts of some cells into tokens, a run of cells at a time.
-
-        Parameters
-        ----------
-        columns
-            The file's genes, from `gene_columns`; counts that are lost are added up there.
-        max_length
-            In place of the tokenizer's own length.
-        """
+        """Yield the tokens of runs of cells; lost counts are added to `columns`, which are from `gene_columns`."""
         GeneExpressionTokenizer.counts_encoded += len(rows.data)
         for block in blocks(rows) if columns.compiled is None else [rows]:
             yield self._encode_block(block, columns, max_length)
 
     def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:
-        """Say how counts become tokens: what a subclass is about."""
-        raise TypeError(f"{type(self).__name__} does not say how counts become tokens")
+        raise TypeError(f"{type(self).__name__} does not define _encode_block: how counts become tokens")
 
     def iterate(
         self,
@@ -316,7 +297,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         max_length: int | None = None,
         max_values: int = 1 << 22,
     ) -> Iterator[TokenRows]:
-        """Tokenize an opened matrix chunk by chunk, each of at most `max_values` counts, adding to `report`."""
+        """Tokenize an opened matrix in chunks of at most `max_values` counts, and fill `report`."""
         for _, rows in counts.chunks(max_values):
             for encoded in self.encode_rows(rows, columns, max_length):
                 self.count_cells(report, encoded)
@@ -336,23 +317,13 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report.tokens_cut += int(encoded.tokens_cut.sum())
 
     def _first_token_id(self) -> int | None:
-        """Return the id of the token that stands before a cell's genes, None where there is none."""
+        """Return the id of the token before a cell's genes, or None."""
         return None
 
     def check_coverage(
         self, report: GeneReport, min_coverage: float | None = None, counts: CountMatrix | None = None
     ) -> None:
-        """Refuse a report whose share of counts covered lies below the threshold.
-
-        Parameters
-        ----------
-        report
-            What was matched and lost.
-        min_coverage
-            In place of the tokenizer's own threshold.
-        counts
-            Where the counts come from, for the message.
-        """
+        """Raise `GeneCoverageError` if too few counts are covered; `counts` adds their source to the message."""
         threshold = self.min_coverage if min_coverage is None else min_coverage
         if report.coverage < threshold:
             covered = f"{report.coverage:.1%} of these cells' counts (below {threshold:.0%})"
@@ -372,19 +343,13 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         symbol = f" or {self.vocabulary.symbols[gene]!r}" if gene in self.vocabulary.symbols else ""
         return (
             f"{source}the vocabulary covers {covered}: {lost} are not in it{examples}. It names genes as in {gene!r}"
-            f"{symbol}. {hint}Name the column that holds the genes by gene_column=...{columns}, or pass a smaller "
-            "min_coverage if this is meant."
+            f"{symbol}. {hint}Name the column of the genes by gene_column=...{columns}, or pass a smaller "
+            "min_coverage if this is intended."
         )
 
-    @staticmethod
-    def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | None = None) -> CountMatrix:
-        """Find the raw counts in cells; the result can be passed as cells."""
-        return open_counts(cells, genes, layer)
-
-    @staticmethod
-    def is_named_cell(cells: Any) -> bool:
-        """Tell whether this is one cell as ``{gene: count}``, a mapping or a series."""
-        return is_named_cell(cells)
+    # For pipelines, whose files do not import this one.
+    open_counts = staticmethod(open_counts)
+    is_named_cell = staticmethod(is_named_cell)
 
     def batches(
         self,
@@ -397,12 +362,9 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         gene_column: str | None = None,
         min_coverage: float | None = None,
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Tokenize cells into padded batches of similar length, in bounded memory; `last_report` is of all of them.
+        """Tokenize cells into padded batches of similar length, in bounded memory.
 
-        Parameters
-        ----------
-        report
-            Counts what was matched and lost.
+        `report`, which is also `last_report`, is filled for all cells.
 
         Yields
         ------
@@ -439,19 +401,19 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         Parameters
         ----------
         cells
-            AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format, a tensor), one
-            cell as a vector, ``{gene: count}`` (or a series) or a list of such, a data frame with genes as columns, or
-            an opened file. Raw counts; in an AnnData they are looked for in X, raw.X and the usual layers.
+            Raw counts: AnnData (in memory or backed), a matrix of cells x genes (NumPy, any SciPy sparse format, a
+            tensor), one cell as a vector, ``{gene: count}`` (or a series) or a list of these, a data frame with genes
+            as columns, or an opened file. In AnnData they are searched in X, raw.X and the usual layers.
         genes
-            Names of the columns, where `cells` does not carry them.
+            Names of the columns, if `cells` has none.
         layer
             ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at.
         gene_column
-            Column of ``adata.var`` that holds the genes' ids or names, ``"index"`` for the index.
+            Column of ``adata.var`` with ids or names of genes, ``"index"`` for the index.
         min_coverage
-            In place of the tokenizer's own threshold.
+            Least share of covered counts; by default the tokenizer's.
         max_length
-            In place of the tokenizer's own length.
+            Most tokens of a cell; by default the tokenizer's.
         padding
             With `return_tensors`: True pads to the longest cell, ``"max_length"`` to `max_length`.
         pad_to_multiple_of
@@ -469,7 +431,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         NotCountsError
             If the values are not raw counts and counts cannot be recovered exactly.
         GeneCoverageError
-            If no gene, or too small a share of the counts, is in the vocabulary.
+            If no gene, or too small a share of counts, is in the vocabulary.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(kwargs))}")
@@ -503,31 +465,31 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad cells that are tokens already, as transformers' collators ask for it: every field, not ids alone.
+        """Pad all fields of tokenized cells; transformers' collators call it.
 
         Parameters
         ----------
         encoded_inputs
-            What a call gives, one cell of it, or a list of cells; lists, arrays or tensors, with further fields such
-            as labels. A field with one entry for each token of a cell, or each gene of ``query_ids``, is padded with
-            them (`FieldPadding`); other fields stay as they are.
+            The result of a call, one cell of it, or a list of cells; lists, arrays or tensors, with other fields such
+            as labels. A field with an entry for each token of a cell, or for each gene of ``query_ids``, is padded
+            with them (`FieldPadding`); other fields are not changed.
         padding
             True pads to the longest cell, ``"max_length"`` to `max_length`, False not at all.
         max_length
-            For ``"max_length"``, in place of the tokenizer's own length.
+            For ``"max_length"``; by default the tokenizer's length.
         pad_to_multiple_of
             Round the padded length up.
         padding_side
-            ``"right"`` or ``"left"``, in place of the tokenizer's own.
+            ``"right"`` or ``"left"``; by default the tokenizer's.
         return_attention_mask
-            Whether to add ``attention_mask`` where it is missing; by default where the model takes it.
+            Add a missing ``attention_mask``; by default if it is in `model_input_names`.
         return_tensors
-            ``"pt"`` or ``"np"``; by default what `encoded_inputs` are in.
+            ``"pt"`` or ``"np"``; by default the kind of `encoded_inputs`.
 
         Returns
         -------
         transformers.BatchEncoding
-            The fields, tokens of shape (cells, tokens); (tokens,) for one cell.
+            All fields; tokens have shape (cells, tokens), or (tokens,) for one cell.
         """
         columns, single = as_columns(encoded_inputs)
         return_tensors = kind_of_tensors(columns) if return_tensors is None else getattr(
@@ -548,7 +510,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         return _in_tensors({name: array[0] for name, array in arrays.items()} if single else arrays, return_tensors)
 
     def _width(self, padding: Any, longest: int, max_length: int | None, multiple: int | None) -> int | None:
-        """Return the tokens to pad to, None for no padding."""
+        """Return the number of tokens to pad to; None for no padding."""
         padding = getattr(padding, "value", padding)
         if padding is False or padding is None or padding == "do_not_pad":
             return None
@@ -558,7 +520,7 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         if padding == "max_length":
             width = self.model_max_length if max_length is None else max_length
             if width >= NO_LENGTH:
-                raise ValueError(f"padding='max_length' takes max_length=...: {type(self).__name__} has no length")
+                raise ValueError(f"padding='max_length' needs max_length=...: {type(self).__name__} has no length")
         return width + -width % multiple if multiple else width
 
     def _pads_on_left(self, side: str | None = None) -> bool:
@@ -566,13 +528,13 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         check_choice("padding_side", side, ("right", "left"))
         if side == "left" and self.order_matters:
             logger.warning_once(
-                "padding_side='left': models of these tokens count places from the first one and need padding "
+                "padding_side='left': models of these tokens count places from the first token and need padding "
                 "on the right"
             )
         return side == "left"
 
     def _ragged(self, encoded: list[TokenRows]) -> dict[str, list]:
-        # Shared Python integers, gathered as objects: five times as fast as making new ones.
+        # Shared Python integers as objects: five times as fast as new ones.
         shared = np.array(range(len(self)), dtype=object)
         fields: dict[str, list] = {name: [] for name in self._field_names(encoded)}
         for rows in encoded:
@@ -624,7 +586,7 @@ def _in_tensors(arrays: dict[str, np.ndarray], kind: str) -> BatchEncoding:
 
 
 def column_statistics(columns: GeneColumns, vocabulary: GeneVocabulary, values: np.ndarray) -> np.ndarray:
-    """Return a statistic of the vocabulary's genes for the columns of a file, 0 where a column has no gene."""
+    """Return a statistic of the vocabulary's genes for the columns of a file, 0 for unknown genes."""
     return np.where(columns.known, statistics_by_token(vocabulary, values)[columns.token_ids], 0.0)
 
 
@@ -636,13 +598,13 @@ def statistics_by_token(vocabulary: GeneVocabulary, values: np.ndarray) -> np.nd
 
 
 def check_choice(name: str, value: Any, choices: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Raise an error for a value that is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: it is one of {', '.join(repr(c) for c in choices)}")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of a tokenizer that no cell can be encoded with."""
+    """Raise an error for invalid settings of a tokenizer."""
     for name, value in settings.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name == "min_coverage" and not (number and 0 <= value <= 1):

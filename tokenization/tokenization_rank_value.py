@@ -1,4 +1,4 @@
-"""Rank-value gene tokens: each cell's genes, the most expressed relative to the corpus first."""
+"""Rank-value gene tokens: the genes of a cell, ordered by expression relative to the corpus."""
 
 import os
 from typing import Any
@@ -10,30 +10,30 @@ from .tokenization_gene_expression import GeneExpressionTokenizer, check_choice,
 
 
 class RankValueTokenizer(GeneExpressionTokenizer):
-    """Tokens of Geneformer, scCello and LangCell: a cell is its genes in the order of relative expression.
+    """Tokenizer of Geneformer, scCello and LangCell: the genes of a cell in the order of relative expression.
 
-    Counts are divided by the cell's total and by the gene's non-zero median over the corpus; genes follow in
-    descending order, ties by the smaller token id (the released tokenizers leave ties to an unstable sort).
+    Counts are divided by the cell's total and by the gene's non-zero median over the corpus. Genes are in descending
+    order; ties have the smaller token id first (the released tokenizers use an unstable sort).
 
     Parameters
     ----------
     vocab_file, stats_file, vocabulary
-        Genes with medians, as files or in hand.
+        Genes with medians, as files or as a vocabulary.
     add_cls_token
         Put ``<cls>`` before the genes, as scCello's tokenizer does (LangCell's release does it in the collator).
     total
-        What a cell's total is: ``"all"`` its counts, every gene of the matrix (Geneformer, LangCell), or those on
-        genes of the ``"vocabulary"`` (scCello). The order of tokens is the same; the values are not.
+        The total of a cell: of ``"all"`` counts in the matrix (Geneformer, LangCell), or of those on genes of the
+        ``"vocabulary"`` (scCello). It changes the values, but not the order of tokens.
     return_expression_values
-        Also give ``expression_values``: log1p of counts scaled to `target_sum` (scCello keeps them; 0 for ``<cls>``).
+        Return also ``expression_values``: log1p of counts scaled to `target_sum`, as scCello does; 0 for ``<cls>``.
     target_sum
-        Sum to which a cell's counts are scaled for these values.
+        Total to which a cell's counts are scaled for these values.
     min_coverage
-        Share of counts that must fall on genes of the vocabulary.
+        Least share of counts on genes of the vocabulary.
     model_max_length
-        Tokens kept in each cell, ``<cls>`` included; cells cut are counted in `last_report`.
+        Most tokens of a cell, including ``<cls>``; `last_report` counts the cells that are cut.
     pad_token, mask_token, cls_token
-        Padding and mask, added before the genes, and ``<cls>``, added behind them, where the vocabulary lacks them.
+        Padding and mask, added before the genes, and ``<cls>``, added after them, if the vocabulary lacks them.
 
     Examples
     --------

@@ -158,7 +158,7 @@ def test_special_tokens_are_numbered_around_the_genes():
         (lambda: GeneVocabulary({"A": 0}, medians={"A": 0.0}), "median of gene A is 0.0, not positive"),
         (lambda: GeneVocabulary({"A": 0, "B": 1}, medians={"A": 1.0}), "1 of 2 genes have no median"),
         (lambda: GeneVocabulary({"A": 0}, means=np.zeros(2)), r"shape \(2,\), but the vocabulary has 1 genes"),
-        (lambda: GeneVocabulary.from_statistics(["A", "A"]), "stands twice"),
+        (lambda: GeneVocabulary.from_statistics(["A", "A"]), "occurs twice"),
     ],
 )
 def test_vocabularies_that_cannot_be(make, message):

@@ -164,12 +164,12 @@ def test_collators_of_transformers(tokenizer):
 def test_what_cannot_be_padded_is_named(tokenizer):
     rows = rows_of(tokenizer(CELLS), name=["a", "b", "c", "d"])
     for given, options, message in (
-        (rows, {"return_tensors": "pt"}, "the field name holds no numbers"),
+        (rows, {"return_tensors": "pt"}, "the field name does not contain numbers"),
         ([], {}, "with the field input_ids"),
-        ({"attention_mask": [1]}, {}, "was given attention_mask"),
+        ({"attention_mask": [1]}, {}, "but got attention_mask"),
         ([rows[0], {"input_ids": [1]}], {}, "cells 0 and 1 of the batch do not have the same fields: .*name"),
-        ({"input_ids": [[1], [2]], "labels": [1]}, {}, "field labels is not of 2 cells"),
-        (rows_of(tokenizer(CELLS), odd=[[1], [1, 2], [], [1]]), {"return_tensors": "np"}, "odd has rows of unequal"),
+        ({"input_ids": [[1], [2]], "labels": [1]}, {}, "field labels does not have 2 cells"),
+        (rows_of(tokenizer(CELLS), odd=[[1], [1, 2], [], [1]]), {"return_tensors": "np"}, "odd has rows of different"),
         (
             tokenizer(CELLS),
             {"padding": "max_length", "max_length": 2, "return_tensors": "np"},
@@ -225,7 +225,7 @@ def test_an_added_class_token_is_put_before_cells_and_odd_tokens_are_refused(tok
     if isinstance(tokenizer, RankValueTokenizer):
         tokenizer.add_special_tokens({"cls_token": "<cell>"})
         assert {tokens[0] for tokens in tokenizer(CELLS)["input_ids"]} == {len(tokenizer) - 1}
-    with pytest.raises(ValueError, match="'two words' holds blanks"):
+    with pytest.raises(ValueError, match="'two words' contains blanks"):
         tokenizer.add_tokens("two words")
     with pytest.raises(TypeError, match="the token 3 is of the type int"):
         tokenizer.add_tokens([3])

@@ -197,5 +197,5 @@ def test_loops_that_do_not_load_are_reported_and_numpy_goes_on(random_counts, mo
     for _ in range(2):
         assert tokenizer.gene_columns(counts).compiled is None
     assert [r.getMessage() for r in caplog.records] == [
-        "compiled loops do not load, and NumPy goes on in their place, slower: Numba needs NumPy 2.3 or less"
+        "compiled loops do not load, the slower ones of NumPy are used: Numba needs NumPy 2.3 or less"
     ]

@@ -190,7 +190,11 @@ def test_candidates_from_files(tmp_path):
     assert read_candidates(tmp_path / "c.txt") == ["B cell", "CD4-positive, alpha-beta T cell"]
     (tmp_path / "c.json").write_text(json.dumps({"B cell": ["x", "y"], "odd": "z"}))
     assert read_candidates(tmp_path / "c.json") == {"B cell": ["x", "y"], "odd": "z"}
-    for content, message in (("{", "is not JSON"), ("3", "must contain a list"), ('{"a": 3}', "the text of 'a' is 3")):
+    for content, message in (
+        ("{", "is not JSON"),
+        ("3", "must contain a list"),
+        ('{"a": 3}', "'a' has 3, not a text"),
+    ):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_candidates(tmp_path / "c.json")

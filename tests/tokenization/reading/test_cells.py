@@ -324,10 +324,10 @@ def test_an_x_of_zeros_is_the_last_resort(cells, tmp_path, layout):
     write(f"h5ad {layout}", zeros, tmp_path / "a.h5ad")
     for source in (zeros, tmp_path / "a.h5ad"):
         with read_cells(source) as opened:
-            assert "raw counts in layers['counts'] (X: only zeros in the cells looked at)" in opened.summary()
+            assert "raw counts in layers['counts'] (X: only zeros in the checked cells)" in opened.summary()
             assert (sp.vstack(list(opened.chunks())) != cells.X).nnz == 0
     with read_cells(tmp_path / "a.h5ad", layer="X") as opened:
-        assert "raw counts in X (X: only zeros in the cells looked at)" in opened.summary()
+        assert "raw counts in X (X: only zeros in the checked cells)" in opened.summary()
     del zeros.layers["counts"]
     zeros.raw = cells
     assert read_cells(zeros).counts.location == "raw.X"
