@@ -157,7 +157,7 @@ def test_a_column_of_ids_that_is_not_looked_at_is_named(tmp_path):
     paths = write(tmp_path, one=cells(SYMBOLS, accession_of=IDS, feature_types=["NA"] * 30))
     summary = tokenize(paths, tmp_path / "tokens").summary()
     assert f"the column 'accession_of' of var contains Ensembl ids (e.g. '{IDS[0]}')" in summary
-    assert "30 of them without an Ensembl id" in summary and "feature_types says 'NA' (30)" in summary
+    assert "30 of them without an Ensembl id" in summary and "feature_types has 'NA' (30)" in summary
     named = tokenize(paths, tmp_path / "named", gene_column="accession_of")
     assert named.manifest["vocabulary"] == {"genes": 30, "without_id": 0, "examples": [], "warnings": []}
 

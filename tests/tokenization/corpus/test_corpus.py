@@ -502,7 +502,7 @@ def test_a_file_given_twice(files, tmp_path):
     ("options", "message"),
     [
         ({"tokenizer": "words"}, "tokenizer 'words': it is one of exceiver, rank-value"),
-        ({"validation_fraction": 1.0}, "leave some for training"),
+        ({"validation_fraction": 1.0}, "together below 1"),
         ({"rename": {"nothing": "cell_type"}}, "no column 'nothing' in obs"),
         ({"genes": ["NOPE"]}, "no gene is left"),
     ],
