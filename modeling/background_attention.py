@@ -1,9 +1,9 @@
-"""Attention over expressed genes and the background of all unexpressed ones, exact, at the cost of the expressed.
+"""Exact attention over expressed genes and the background of all other genes, at the cost of the expressed genes.
 
-In Exceiver's mode ``"bias"`` every gene takes part in the encoder's cross attention. An unexpressed gene has the same
-key and value in every cell, so the sums over all genes' backgrounds are computed once; each cell takes off its own
-expressed genes' share and adds their true terms. Sums are read off ordinary attention calls by one more key, the
-*sink*, of known logit and no value: its weight tells the sum of all others.
+In Exceiver's mode ``"bias"`` every gene is a key of the encoder's cross attention. An unexpressed gene has the same
+key and value in every cell, so the sums over the background of all genes are computed once; each cell subtracts the
+background of its expressed genes and adds their true terms. Ordinary attention calls return these sums with the help
+of one more key, the *sink*, of known logit and value zero: the sum of all other keys follows from its weight.
 """
 
 import math
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 
-# Where less than this share of the background's sum is left, with the true terms, differences of sums have lost
-# digits: such cells are computed over all genes. Published models keep 96%.
+# If the result is a smaller share of the background's sum, the difference has lost digits, and the cell is computed
+# over all genes. In published models the share is 96%.
 LEAST_LEFT = 1e-2
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # keys, values, mask of keys
@@ -40,9 +40,7 @@ def attend_with_sink(
     query, key, value
         Shapes (cells, heads, queries, size), (cells, heads, keys, size) twice.
     key_mask
-        True where a key takes part, shape (cells, keys).
-    scaling
-        Factor of products of queries and keys.
+        True for keys to use, shape (cells, keys).
 
     Returns
     -------
@@ -81,32 +79,30 @@ def background_attention(
     """Attend to expressed genes and, with a bias on their logits, to all others.
 
     With sums Z and numerators N of exponentials over all background genes (a), the background of a cell's expressed
-    genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are kept as
-    logarithms or as shares of Z_a: stable whatever the logits. A cell whose own genes hold nearly all of Z_a, so that
-    the difference would lose digits, is computed over all genes instead, and so is a cell alone without sums at hand,
-    which would save nothing. Float32 throughout.
+    genes (b), and their true terms (t), the output is (N_a - N_b + N_t) / (Z_a - Z_b + Z_t). Sums are logarithms or
+    shares of Z_a, which is stable for all logits. If a cell's own genes make up nearly all of Z_a, the difference
+    would lose digits, and the cell is computed over all genes; so is a single cell without given sums, as nothing
+    would be saved. Everything is float32.
 
     Parameters
     ----------
     attention
-        Scaled dot-product attention of (query, key, value, key mask), of which the sums are read off by sinks; None
-        to take them from PyTorch's kernel for the CPU (where `has_cpu_kernel`), which is faster.
+        Scaled dot-product attention of (query, key, value, key mask), which returns the sums by sinks; None for
+        PyTorch's kernel for the CPU (see `has_cpu_kernel`), which is faster.
     query
         Queries, the same for every cell, shape (1, heads, queries, size).
     key, value
         Of each cell's expressed genes, shape (cells, heads, expressed genes, size).
     key_mask
-        True where there is an expressed gene, shape (cells, expressed genes); None where everywhere.
+        True for expressed genes, False for padding, shape (cells, expressed genes); None without padding.
     background_key, background_value
         Of all genes without counts, shape (1, heads, genes, size).
     genes
-        Number of each expressed gene, masked ones included, shape (cells, expressed genes).
-    scaling
-        Factor of products of queries and keys.
+        Number of each expressed gene, including masked ones, shape (cells, expressed genes).
     bias
         Added to the logits of unexpressed genes.
     sums
-        From `background_sums`, where `attention` is None; by default they are computed.
+        Result of `background_sums`, if `attention` is None; by default it is computed.
 
     Returns
     -------
@@ -148,7 +144,7 @@ def _from_sinks(
     query = query.expand(true[0].shape[0], -1, -1, -1)
     true_sum, true_sink = attend_with_sink(attention, query, *true, mean_logit + bias, scaling)
     own_sum, own_sink = attend_with_sink(attention, query, *own, mean_logit, scaling)
-    # Sinks hold Z_a / genes: everything is multiplied by genes * true_sink / Z_a.
+    # Sinks have the sum Z_a / genes: everything is multiplied by genes * true_sink / Z_a.
     others = (n_genes + 1 - 1 / own_sink).clamp(min=0)
     numerator = true_sink * (n_genes * all_output - own_sum / own_sink) + true_sum
     left = true_sink * (others - 1) + 1
@@ -158,12 +154,7 @@ def _from_sinks(
 def background_sums(
     query: torch.Tensor, background_key: torch.Tensor, background_value: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend over the background alone by PyTorch's kernel for the CPU (where `has_cpu_kernel`).
-
-    Parameters
-    ----------
-    query, background_key, background_value, scaling
-        As in `background_attention`.
+    """Attend to the background only, by PyTorch's kernel for the CPU (see `has_cpu_kernel`).
 
     Returns
     -------
@@ -191,7 +182,7 @@ def _from_logsumexps(
 
 
 def _divide(numerator: torch.Tensor, left: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide by what is left; where that is too little the quotient, replaced later, is finite with its gradient."""
+    """Divide by what is left; if that is too little, return a finite quotient, which is replaced later."""
     share = share.detach()
     return numerator / left.where(share >= LEAST_LEFT, torch.ones_like(left)), share
 
@@ -199,7 +190,7 @@ def _divide(numerator: torch.Tensor, left: torch.Tensor, share: torch.Tensor) ->
 def _over_all_genes(
     query: torch.Tensor, everything: Part, true: Part, genes: torch.Tensor, cell: int, scaling: float, bias: float
 ) -> torch.Tensor:
-    """Attend over all genes of one cell, term by term, shape (1, heads, queries, size)."""
+    """Attend to all genes of one cell, shape (1, heads, queries, size)."""
     background_key, background_value, _ = everything
     key, value, key_mask = true
     present = slice(None) if key_mask is None else key_mask[cell]
@@ -213,8 +204,8 @@ def _over_all_genes(
 class _CpuAttention(torch.autograd.Function):
     """Attention and the logarithm of its sum of exponentials, both differentiable, by PyTorch's kernel for the CPU.
 
-    The kernel's own backward pass knows no gradient of the logarithm; that part is the backward pass of attention to
-    values of one, with the output taken as zero.
+    The kernel's backward pass has no gradient of the logarithm; that part is computed as the backward pass of
+    attention to values of one, with an output of zero.
     """
 
     @staticmethod
@@ -253,7 +244,7 @@ _cpu_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attentio
 
 
 def has_cpu_kernel(query: torch.Tensor) -> bool:
-    """Whether sums of exponentials can be had from PyTorch's attention kernel for the CPU."""
+    """Whether PyTorch's attention kernel for the CPU can compute the sums of exponentials."""
     return (
         query.device.type == "cpu"
         and query.dtype == torch.float32
@@ -264,9 +255,9 @@ def has_cpu_kernel(query: torch.Tensor) -> bool:
 
 
 def _rows(states: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
-    """Pick the states (1, heads, genes, size) of each cell's genes: (cells, heads, expressed genes, size).
+    """Select the states (1, heads, genes, size) of each cell's genes: (cells, heads, expressed genes, size).
 
-    By an embedding lookup, whose backward pass is ten times as fast as that of indexing.
+    It is an embedding lookup: its backward pass is ten times as fast as that of indexing.
     """
     heads, size = states.shape[1], states.shape[3]
     table = states[0].transpose(0, 1).flatten(1)
@@ -274,35 +265,33 @@ def _rows(states: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
 
 
 class BackgroundMemory:
-    """Keeps what the background comes to while nothing that it depends on has changed.
+    """Keeps results of the background as long as their sources do not change.
 
-    In use, when weights stay, keys, values and sums of the background are the same in every batch. What they depend on
-    is kept, too, and compared by value: no change goes unnoticed, however it was made. Copies begin empty.
+    Without training, keys, values and sums of the background are the same in every batch. The tensors that they depend
+    on are kept, too, and compared by value, so every change is noticed. Copies start empty.
     """
 
     kept: tuple[tuple[torch.Tensor, ...], Any] | None = None
 
     def __call__(self, sources: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
-        """Return what `compute` gives for these tensors, computed only where they are others than last time."""
+        """Return the result of `compute` for these tensors; compute it only if they have changed."""
         kept = self.kept  # once: another thread may replace it
         if kept is None or not _unchanged(kept[0], sources):
             self.kept = kept = (tuple(t.detach().clone() for t in sources), compute())
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is kept out of copies and pickles."""
+        """Return nothing: copies and pickles do not contain kept results."""
         return {}
 
 
 def _unchanged(kept: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
-    """Whether sources are those that were kept; tensors of `torch.inference_mode` are of no use outside it."""
+    """Whether sources equal the kept ones; tensors of `torch.inference_mode` cannot be used outside it."""
     if len(kept) != len(sources) or kept[0].is_inference() != torch.is_inference_mode_enabled():
         return False
-    return all(map(_same, kept, sources))
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return all(
+        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(kept, sources, strict=True)
+    )
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the pipelines over cells share: cells in any form, in batches of similar length, results in their order."""
+"""Base of the pipelines for cells: cells in any form, in batches of similar length, results in their order."""
 
 import importlib
 import os
@@ -21,14 +21,13 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_BATCH_SIZE = 64
 
-# From so many cells on a bar is shown.
-MANY_CELLS = 1000
+MANY_CELLS = 1000  # from this number of cells a progress bar is shown
 
 READING = ("genes", "layer", "gene_column", "min_coverage", "progress")
 
 
 class AutoModelForCells:
-    """Loads a folder's model by the Auto class that the configuration gives for the task of a pipeline."""
+    """Loads a folder's model by the Auto class that its configuration names for the task of a pipeline."""
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
@@ -60,11 +59,11 @@ class AutoModelForCells:
 
 
 class CellPipeline(Pipeline):
-    """Base of the pipelines over cells.
+    """Base of the pipelines for cells.
 
     Cells are an AnnData (in memory or backed), the path of an ``.h5ad`` (read by anndata, which has to be installed),
-    ``{gene: count}`` or a list of such, a matrix with ``genes=``, or else what the tokenizer takes: raw counts,
-    audited and matched by it; ``pipeline.last_report`` says what was matched and lost.
+    ``{gene: count}`` or a list of these, a matrix with ``genes=``, or another input of the tokenizer. They contain raw
+    counts, which the tokenizer checks; ``pipeline.last_report`` lists matched and lost genes.
 
     Parameters
     ----------
@@ -80,8 +79,8 @@ class CellPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    of_a_call: tuple[str, ...] = ("found_processor",)  # attributes that calls leave, which do not make the pipeline
-    found_processor: Any = None  # that of the model's folder, where a call took it
+    of_a_call: tuple[str, ...] = ("found_processor",)  # attributes that calls set and pickles do not contain
+    found_processor: Any = None  # the processor of the model's folder, once a call has loaded it
     options_of_model: tuple[str, ...] = ()
     options_of_result: tuple[str, ...] = ()
 
@@ -102,7 +101,7 @@ class CellPipeline(Pipeline):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes the pipeline: the same before and after a call, so that `datasets` knows it again."""
+        """Return the attributes that calls do not change, so that `datasets` recognises the pipeline in its cache."""
         return {name: value for name, value in self.__dict__.items() if name not in self.of_a_call}
 
     @property
@@ -111,13 +110,13 @@ class CellPipeline(Pipeline):
         return self.tokenizer.last_report
 
     def loading_options(self, model: Any) -> dict[str, Any]:
-        """Say whether code of the model's folder may run: it does already where the model came with it."""
+        """Return the options that allow code of the model's folder to run, if the model itself is such code."""
         return {"trust_remote_code": type(model).__module__.split(".")[0] == "transformers_modules"}
 
     def _tokenizer_of(self, model: Any) -> Any:
         name = model.config.name_or_path
         if not name:
-            raise ValueError("the model comes from no folder: pass its tokenizer, tokenizer=...")
+            raise ValueError("the model was not loaded from a folder: pass its tokenizer, tokenizer=...")
         options = self.loading_options(model)
         if holds_adapter(name):
             settings, name = adapter_settings(name), base_of(name)
@@ -134,22 +133,22 @@ class CellPipeline(Pipeline):
         return sorted_out[0], sorted_out[1], sorted_out[2]
 
     def __call__(self, cells: Any, *, batch_size: int | None = None, **options: Any) -> Any:
-        """Run the model over cells.
+        """Run the model on cells.
 
         Parameters
         ----------
         cells
-            As the class says.
+            See the class.
         batch_size
-            Cells at once; 64 by default.
+            Cells in a batch; 64 by default.
         **options
             ``genes``, ``layer``, ``gene_column``, ``min_coverage`` as for the tokenizer; ``progress``: whether to show
-            a bar, by default from 1,000 cells on; and those of the pipeline.
+            a bar, by default for 1,000 cells or more; and options of the pipeline.
 
         Returns
         -------
         Any
-            What the pipeline gives for each cell, in the order of the cells; for one ``{gene: count}`` its own.
+            Results in the order of the cells; a single result for one ``{gene: count}``.
         """
         if isinstance(cells, list | tuple) and not cells:
             raise ValueError("no cells: the list is empty")
@@ -173,32 +172,13 @@ class CellPipeline(Pipeline):
         return results[0] if self.tokenizer.is_named_cell(cells) else results
 
     def prepare(self, **of_model: Any) -> dict[str, Any]:
-        """Make what all batches share.
-
-        Parameters
-        ----------
-        **of_model
-            Options of the call that concern the model.
-        """
+        """Turn the call's options of the model into arguments that all batches share."""
         return of_model
 
     def preprocess(
         self, cells: Any, batch_size: int = DEFAULT_BATCH_SIZE, progress: bool | None = None, **reading: Any
     ) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
-        """Tokenize cells batch by batch.
-
-        Parameters
-        ----------
-        progress
-            Whether to show a bar.
-
-        Yields
-        ------
-        numbers : numpy.ndarray
-            Numbers of the batch's cells.
-        batch : dict
-            Inputs of the model.
-        """
+        """Tokenize cells and yield batches: number of all cells, numbers of the batch's cells, inputs of the model."""
         counts = self.tokenizer.open_counts(cells, reading.pop("genes", None), reading.pop("layer", None))
         shown = counts.n_cells >= MANY_CELLS if progress is None else progress
         with logging.tqdm(total=counts.n_cells, unit=" cells", disable=not shown) as bar:
@@ -207,40 +187,34 @@ class CellPipeline(Pipeline):
                 bar.update(len(numbers))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model, tokenizer and, where there is one, processor; the pipelines' code comes with the model."""
+        """Save the model with the code of its pipelines, and its processor or tokenizer."""
         self.model.save_pretrained(save_directory, **kwargs)
         (self.processor or self.found_processor or self.tokenizer).save_pretrained(save_directory)
 
 
 @contextmanager
 def opened_cells(cells: Any) -> Iterator[Any]:
-    """Open cells that are given by a path; anything else is left as it is.
-
-    Parameters
-    ----------
-    cells
-        Path of an ``.h5ad``, or cells.
-    """
+    """Open the path of an ``.h5ad``; yield other cells unchanged."""
     if not isinstance(cells, str | os.PathLike):
         yield cells
         return
     path = os.fspath(cells)
     if not path.endswith(".h5ad"):
-        raise ValueError(f"{path}: pipelines open .h5ad; open other files by cellglot.tokenization.read_cells")
+        raise ValueError(f"{path}: pipelines open .h5ad only; open other files by cellglot.read_cells")
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        anndata = importlib.import_module("anndata")  # no requirement of a model's folder
+        anndata = importlib.import_module("anndata")  # not a requirement of a model's folder
     except ImportError as error:
-        raise ImportError(f"reading {path} takes anndata: pip install anndata, or pass counts") from error
+        raise ImportError(f"reading {path} needs anndata: pip install anndata, or pass counts") from error
     try:
         if outside := data_from_outside(path):
-            raise ValueError(f"{outside} takes its data from another file: copy them into this one")
+            raise ValueError(f"the data of {outside} are in another file: copy them into this one")
         opened = anndata.read_h5ad(path, backed="r")
     except BlockingIOError as error:
         raise OSError(
-            f"{path} is open for writing elsewhere, e.g. in a notebook with backed='r+': close it there, or, if no "
-            "program writes to it or the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
+            f"{path} is open for writing in another program, e.g. in a notebook with backed='r+': close it there. If "
+            "no program writes to it or the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
         ) from error
     except Exception as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
@@ -252,14 +226,9 @@ def opened_cells(cells: Any) -> Iterator[Any]:
 
 
 def data_from_outside(path: str) -> str | None:
-    """Return the first object of an HDF5 file whose bytes lie in another file, None where there is none.
+    """Return the first object of an HDF5 file whose data are in another file; None if there is none.
 
-    Every group is visited once, however many links lead to it.
-
-    Parameters
-    ----------
-    path
-        The file.
+    Every group is visited once, even if several links lead to it.
     """
     h5py = importlib.import_module("h5py")  # anndata requires it
     with h5py.File(path, "r") as file:
@@ -279,24 +248,12 @@ def data_from_outside(path: str) -> str | None:
 
 
 def cells_with_genes(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:
-    """Tell which cells have a token that is a gene's, shape (cells,).
-
-    Parameters
-    ----------
-    batch
-        Inputs of a model.
-    """
+    """Tell which cells have at least one gene among a model's inputs, shape (cells,)."""
     return genes_of_cells(batch, tokenizer).any(dim=1)
 
 
 def genes_of_cells(batch: Mapping[str, torch.Tensor], tokenizer: Any) -> torch.Tensor:
-    """Tell which tokens are genes, shape (cells, tokens).
-
-    Parameters
-    ----------
-    batch
-        Inputs of a model.
-    """
+    """Tell which tokens of a model's inputs are genes, shape (cells, tokens)."""
     special = torch.tensor([i for i in tokenizer.all_special_ids if i is not None], device=batch["input_ids"].device)
     return batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
 

@@ -1,7 +1,7 @@
 """Objectives over cells and their texts, independent of the models, and hard negatives for matching them.
 
-Sums and counts are `cell_losses.LossTerms`: `cell_losses.join_losses` makes them those of all processes. Everything is
-computed in float32, outside autocast.
+Functions return `cell_losses.LossTerms`, which `cell_losses.join_losses` joins over processes. Everything is computed
+in float32, outside autocast.
 """
 
 from typing import NamedTuple
@@ -26,9 +26,9 @@ class HardNegatives(NamedTuple):
     Parameters
     ----------
     texts
-        For every cell the number of a text, -1 where all texts are its own; shape (cells,).
+        For every cell the number of a text, -1 if all texts are its own; shape (cells,).
     cells
-        For every text the number of a cell, -1 where it is the text of all cells; shape (texts,).
+        For every text the number of a cell, -1 if it is the text of all cells; shape (texts,).
     """
 
     texts: torch.Tensor
@@ -41,8 +41,8 @@ class GatheredTexts(NamedTuple):
     Parameters
     ----------
     tokens
-        Tokens, -1 where there is none, shape (all texts, tokens). Processes with fewer texts are filled up by rows of
-        -1, as `cell_losses.gather_cells` fills up cells.
+        Tokens, -1 for padding, shape (all texts, tokens). Processes with fewer texts are padded by rows of -1, as in
+        `cell_losses.gather_cells`.
     first
         Row of this process's first text.
     """
@@ -53,23 +53,21 @@ class GatheredTexts(NamedTuple):
 
 @torch.compiler.disable
 def gather_texts(input_ids: torch.Tensor, key_mask: torch.Tensor, joined: bool = True) -> GatheredTexts:
-    """Gather the tokens of all processes' texts, one process after the other; every process has to call it.
+    """Gather the tokens of all processes' texts; every process has to call it.
 
     Parameters
     ----------
-    input_ids
-        Tokens, shape (texts, tokens); processes may differ in both.
-    key_mask
-        True where there is a token, of the same shape.
+    input_ids, key_mask
+        Tokens, and True for those that are not padding, shape (texts, tokens); processes may differ in both.
     joined
-        Whether to join processes; otherwise texts are those of this process alone.
+        Whether to join processes; otherwise texts are those of this process only.
     """
     rows = input_ids.masked_fill(~key_mask, -1)
     if not joined or number_of_processes() == 1:
         return GatheredTexts(rows, 0)
     longest = torch.tensor(rows.shape[1], device=rows.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
-    # One more than an id, so that the zeros that fill up stand for no token.
+    # Ids + 1, so that padding by zeros means no token.
     padded = nn.functional.pad(rows + 1, (0, int(longest) - rows.shape[1]))
     together = gather_cells(padded, padded.new_zeros(len(padded)))
     return GatheredTexts(together.cells - 1, together.first)
@@ -77,12 +75,12 @@ def gather_texts(input_ids: torch.Tensor, key_mask: torch.Tensor, joined: bool =
 
 @torch.compiler.disable
 def number_texts(rows: torch.Tensor) -> torch.Tensor:
-    """Return identical texts the same number, shape (texts,), and texts without a token -100.
+    """Return a number for each text, shape (texts,): equal for identical texts, -100 for those without a token.
 
     Parameters
     ----------
     rows
-        Tokens, -1 where there is none, shape (texts, tokens).
+        Tokens, -1 for padding, shape (texts, tokens).
     """
     numbers = torch.unique(rows, dim=0, return_inverse=True)[1]
     return numbers.masked_fill((rows < 0).all(dim=1), IGNORED)
@@ -97,28 +95,28 @@ def cell_cell_loss(
     others_take_part: torch.Tensor | None = None,
     first: int = 0,
 ) -> LossTerms:
-    """Cross entropy of cells against the second passes of all cells, target their own.
+    """Cross entropy of cells against the second passes of all cells; the target is a cell's own.
 
     Parameters
     ----------
     cells
         Normalised embeddings, shape (cells, size).
     takes_part
-        False for rows that are no cells, but fill up a batch; shape (cells,).
+        False for padding rows, shape (cells,).
     tau
         Temperature (not published; ours is that of zero-shot annotation).
     others
-        Normalised embeddings of all cells that are compared with, those of `cells` under another dropout noise among
-        them; shape (all cells, size).
+        Normalised embeddings of all cells to compare with, including the second passes of `cells`, which have other
+        dropout noise; shape (all cells, size).
     others_take_part
-        Which of them are cells, by default `takes_part`; shape (all cells,).
+        False for padding rows among them, by default `takes_part`; shape (all cells,).
     first
-        Row in `others` at which the second passes of `cells` begin.
+        Row of the first second pass of `cells` in `others`.
 
     Notes
     -----
-    Zhao et al. 2024: two dropout passes of a cell are positives, other cells in the batch negatives. One direction, as
-    in SimCSE, is our choice. A cell that stands twice in a batch is a negative of itself.
+    Zhao et al. 2024: two dropout passes of a cell are positives, other cells of the batch negatives. One direction, as
+    in SimCSE, is our choice. A cell that is twice in a batch is a negative of itself.
     """
     others_take_part = takes_part if others_take_part is None else others_take_part
     logits = cells @ others.T / tau
@@ -139,8 +137,8 @@ def cell_text_loss(
 ) -> LossTerms:
     """Cross entropy of cells against texts and of texts against cells; text i is that of cell i.
 
-    A text that several cells share is a positive of all of them: the target is uniform over positives. With
-    one cell a text it is the loss of CLIP.
+    A text that several cells share is a positive of all of them: the target is uniform over positives. With one cell
+    for each text it is the loss of CLIP.
 
     Parameters
     ----------
@@ -149,12 +147,12 @@ def cell_text_loss(
     text_ids
         The same number for the same text, -100 for cells without one; shape (cells,).
     all_cells, all_texts, all_text_ids
-        What is compared with, where that is more than `cells` and `texts`.
+        Cells and texts to compare with; by default `cells` and `texts`.
 
     Returns
     -------
     LossTerms
-        One term a cell with a text: half the sum of both directions.
+        One term for each cell with a text: half the sum of both directions.
 
     Notes
     -----
@@ -171,7 +169,7 @@ def cell_text_loss(
 
 
 def _multi_positive(logits: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Cross entropy with targets that are uniform over positives, 0 for rows without one."""
+    """Cross entropy with uniform targets over positives, 0 for rows without positives."""
     logs = logits.masked_fill(~candidates, torch.finfo(logits.dtype).min).log_softmax(dim=1)
     return -logs.where(positives, 0.0).sum(dim=1) / positives.sum(dim=1).clamp(min=1)
 
@@ -189,7 +187,7 @@ def matching_loss(logits: torch.Tensor, matches: torch.Tensor) -> LossTerms:
 
     Notes
     -----
-    Zhao et al. 2024 (cell-text matching). The mean over positives and negatives alike is our choice, as BLIP's.
+    Zhao et al. 2024 (cell-text matching). The common mean over positives and negatives is our choice, as in BLIP.
     """
     total = nn.functional.cross_entropy(logits, matches, reduction="sum")
     return LossTerms(total, matches.new_tensor(len(matches)))
@@ -203,8 +201,8 @@ def draw_hard_negatives(
 ) -> HardNegatives:
     """Draw a text for every cell and a cell for every text, never a pair that shares the same text.
 
-    The probability of a draw is the softmax, over what may be drawn, of the cosines divided by `tau`: our reading of
-    "in proportion to similarity", as BLIP does it.
+    Probabilities are the softmax of cosines over `tau` over the candidates: our reading of "in proportion to
+    similarity", as in BLIP.
 
     Parameters
     ----------
@@ -213,11 +211,11 @@ def draw_hard_negatives(
     text_ids
         The same number for the same text, -100 for cells without one; shape (cells,).
     joined
-        Whether several processes draw for the same cells: all then take the random numbers of the first.
+        Whether several processes draw for the same cells: all of them use the random numbers of the first.
 
     Notes
     -----
-    Random numbers come from PyTorch's generator of the CPU: `torch.manual_seed` repeats the draw on every device.
+    Random numbers come from PyTorch's generator for the CPU: with `torch.manual_seed` all devices draw the same.
     """
     known = text_ids != IGNORED
     drawn = torch.rand(2, int(known.sum())).to(cells.device)
@@ -231,11 +229,11 @@ def draw_hard_negatives(
 
 
 def _draw(logits: torch.Tensor, allowed: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Draw a column for every row by a number from [0, 1); -1 where none is allowed."""
+    """Draw a column for every row by a number in [0, 1); -1 if none is allowed."""
     weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(dim=1).where(allowed, 0.0)
     steps = weights.double().cumsum(dim=1)
     drawn = torch.searchsorted(steps, numbers[:, None].double() * steps[:, -1:], right=True)[:, 0]
-    # Rounding may place the draw behind the last column that is allowed.
+    # By rounding, the draw may be after the last allowed column.
     last = torch.where(weights > 0, torch.arange(len(weights), device=weights.device), -1).amax(dim=1)
     return torch.minimum(drawn, last)
 
@@ -260,10 +258,10 @@ class MatchedPairs(NamedTuple):
 
 @torch.compiler.disable
 def pairs_to_match(negatives: HardNegatives, text_ids: torch.Tensor, first: int) -> MatchedPairs:
-    """Return the pairs that the process of the cells matches: true ones, then the hard negatives of its cells.
+    """Return the pairs that a process matches for its cells: true pairs, then hard negatives.
 
-    Hard negatives are both: the text drawn for a cell, and the cell drawn for a text of any process. Every pair falls
-    to one process, so that hidden states of cells need not be gathered.
+    Hard negatives are the texts drawn for its cells, and its cells drawn for texts of any process. Every pair belongs
+    to one process, so hidden states of cells need not be gathered.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     num_attention_heads
         Heads of these layers (``nhead``).
     num_cross_attention_heads
-        Heads of encoder and decoder cross attention; 4 in all published models whatever ``nhead`` is.
+        Heads of encoder and decoder cross attention; 4 in all published models, for every ``nhead``.
     intermediate_size
         Hidden size of the layers' feed-forward blocks (``dim_feedforward``).
     hidden_act
@@ -39,20 +39,20 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     hidden_dropout, attention_dropout
         Dropout on the layers' outputs and within their feed-forward blocks, and on their attention weights.
     layer_norm_eps
-        Of all layer norms.
+        Epsilon of all layer norms.
     unexpressed_genes
-        ``"exclude"``: genes without counts are left out, as the paper says. ``"bias"``: they take part with their
+        ``"exclude"``: genes without counts are ignored, as in the paper. ``"bias"``: they are used with their
         standardised zero count and +1 on their attention logits, as the published weights were trained. Read at every
         call.
     pooling
-        Cell embedding: ``"flatten"``, all processed latents one after the other, as published, or their ``"mean"``.
+        Cell embedding: ``"flatten"``, all processed latents concatenated, as published, or their ``"mean"``.
     gene_order_known
         Whether row i of the gene embedding is known to be gene i of the tokenizer. The order of the published
         checkpoints' genes was never published.
     label_cl_ids
-        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+        Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
-        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
+        Mean and standard deviation of the training cells' values, for a regression; None for 0 and 1.
     pad_token_id, cls_token_id
         Ids after the last gene: ``vocab_size - 2`` and ``vocab_size - 1``.
     """
@@ -103,13 +103,12 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         return self.vocab_size - 2
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together and conventions that do not exist.
+        """Refuse sizes that do not match and unknown conventions.
 
         Raises
         ------
         ValueError
-            If a size is no multiple of its heads, there is no room for a gene, or a convention is unknown; names the
-            fields.
+            If a size is not a multiple of its heads, there is no gene, or a convention is unknown; names the fields.
         """
         for size, heads in (
             ("hidden_size", "num_attention_heads"),
@@ -117,12 +116,16 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             ("gene_embedding_size", "num_cross_attention_heads"),
         ):
             if getattr(self, size) % getattr(self, heads):
-                raise ValueError(f"{size}={getattr(self, size)} is no multiple of {heads}={getattr(self, heads)}")
+                raise ValueError(f"{size}={getattr(self, size)} is not a multiple of {heads}={getattr(self, heads)}")
         if self.vocab_size < 3:
-            raise ValueError(f"vocab_size={self.vocab_size}: a gene, <pad> and the class query are 3")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: it has to be at least 3, for a gene, <pad> and the class query"
+            )
         for name, choices in (("unexpressed_genes", ("exclude", "bias")), ("pooling", ("flatten", "mean"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it is one of {', '.join(map(repr, choices))}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: it has to be one of {', '.join(map(repr, choices))}"
+                )
 
 
 ExceiverConfig.register_for_auto_class()

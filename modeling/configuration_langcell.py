@@ -1,4 +1,4 @@
-"""Configuration of LangCell: a cell encoder, a text encoder, and what joins them."""
+"""Configuration of LangCell: a cell encoder, a text encoder, and both together."""
 
 from dataclasses import field, fields
 from typing import Any
@@ -10,10 +10,10 @@ from .model_pipelines import ModelPipelines
 from .model_tasks import TaskConfig
 
 
-# Text encoders whose network is BERT's: checkpoints from which a text tower can start.
+# Text encoders with BERT's network, whose weights LangCell's text encoder can start from.
 BERT_LIKE = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 
-# Those that count positions from pad_token_id + 1 on.
+# Those whose positions start at pad_token_id + 1.
 ROBERTA_LIKE = ("camembert", "roberta", "xlm-roberta")
 
 OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
@@ -23,7 +23,7 @@ OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes of LangCell's cell encoder, a BERT over rank-value gene tokens.
 
-    Defaults are those of the published model (Geneformer's 12 layers), but for the dropout of attention weights.
+    Defaults are those of the published model (Geneformer's 12 layers), except the dropout of attention weights.
 
     Parameters
     ----------
@@ -40,21 +40,21 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     hidden_act
         Activation of these blocks and of the head of masked gene modelling.
     hidden_dropout_prob
-        Dropout on embeddings and on the outputs of attention and feed-forward blocks; the only difference of the two
-        passes of the cell-cell objective.
+        Dropout on embeddings and on the outputs of attention and feed-forward blocks; the only difference between the
+        two passes of the cell-cell objective.
     attention_probs_dropout_prob
-        Dropout on attention weights: 0 is our choice, it lets fused attention be used on every device.
+        Dropout on attention weights: 0 is our choice, so that fused attention works on every device.
     max_position_embeddings
         Longest cell in tokens, ``<cls>`` included.
     layer_norm_eps
-        Of all layer norms.
+        Epsilon of all layer norms.
     initializer_range
         Standard deviation of the weights at the start.
     projection_dim
         Size of a cell embedding.
     pooling
-        What is projected to the cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the
-        ``"mean"`` over genes, special tokens and padding left out.
+        State that is projected to the cell embedding: ``"cls"``, that of ``<cls>``, as published, or the ``"mean"``
+        over genes (without special tokens and padding).
     pad_token_id, mask_token_id, cls_token_id
         Ids of the special tokens; ``<cls>`` is the last, ``vocab_size - 1``.
     """
@@ -92,7 +92,7 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together and conventions that do not exist.
+        """Refuse sizes that do not match and unknown conventions.
 
         Raises
         ------
@@ -101,14 +101,16 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         """
         _check_heads(self)
         if self.vocab_size < 4:
-            raise ValueError(f"vocab_size={self.vocab_size}: a gene, <pad>, <mask> and <cls> are 4")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: it has to be at least 4, for a gene, <pad>, <mask> and <cls>"
+            )
         if self.pooling not in ("cls", "mean"):
-            raise ValueError(f"pooling={self.pooling!r}: it is one of 'cls', 'mean'")
+            raise ValueError(f"pooling={self.pooling!r}: it has to be 'cls' or 'mean'")
 
 
 @strict
 class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
-    """Sizes of LangCell's text encoder, a BERT with a block of cross attention onto cells in every layer.
+    """Sizes of LangCell's text encoder, a BERT with a block of cross attention to cells in every layer.
 
     Defaults are those of the published model, PubMedBERT with the two tokens ``[DEC]`` and ``[ENC]`` added. Names are
     those of `transformers.BertConfig`; there are no token types.
@@ -132,7 +134,7 @@ class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     max_position_embeddings
         Longest text in tokens, ``[CLS]`` and ``[SEP]`` included.
     layer_norm_eps
-        Of all layer norms.
+        Epsilon of all layer norms.
     initializer_range
         Standard deviation of the weights at the start.
     encoder_hidden_size
@@ -174,7 +176,7 @@ class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Parameters
         ----------
         config
-            Of a checkpoint whose network is BERT's, as a configuration or a dictionary.
+            Configuration or dictionary of a checkpoint with BERT's network.
         **changes
             Further fields, such as ``encoder_hidden_size``.
 
@@ -203,7 +205,7 @@ class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         return cls(**(taken | changes))
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together."""
+        """Refuse sizes that do not match."""
         _check_heads(self)
 
 
@@ -216,26 +218,26 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     cell_config
         Cell encoder, a `LangCellCellConfig` or its fields.
     text_config
-        Text encoder, a `LangCellTextConfig` or its fields, or the configuration of any text checkpoint whose network
-        is BERT's; by default PubMedBERT's (``microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract``).
+        Text encoder, a `LangCellTextConfig` or its fields, or the configuration of any text checkpoint with BERT's
+        network; by default PubMedBERT's (``microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract``).
     projection_dim
         Size of the space that cells and texts share.
     tau
-        Temperature: similarities are cosines divided by it. 0.05 in the released zero-shot annotation; in
-        pretraining it is not published, and the same here (our choice).
+        Temperature: similarities are cosines divided by it. 0.05 in the released zero-shot annotation; that of
+        pretraining was not published, ours is the same.
     masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight
         Weights of the four objectives in the loss (not published; 1 is our choice); an objective of weight 0 is not
         computed.
     stage
-        Stage of pretraining: 1, the cell encoder alone (masked genes, cell-cell); 2, all four objectives.
+        Stage of pretraining: 1, the cell encoder only (masked genes, cell-cell); 2, all four objectives.
     gather_cells
-        Whether the objectives are those of all processes' cells together where gradients are computed on several.
+        Whether objectives are computed over all processes' cells when several processes compute gradients.
     initializer_range
         Standard deviation of the heads' weights at the start.
     label_cl_ids
-        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+        Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
-        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
+        Mean and standard deviation of the training cells' values, for a regression; None for 0 and 1.
 
     Notes
     -----
@@ -244,7 +246,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """
 
     model_type = "langcell"
-    embeds_by_head = True  # models with a head have no projection into the space of texts
+    embeds_by_head = True  # models with a head have no projection to the space of texts
     sub_configs_defaults = {
         "cell_config": SubConfigSpec(LangCellCellConfig),
         "text_config": SubConfigSpec(LangCellTextConfig),
@@ -275,7 +277,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs: Any):
-        """Make the towers' configurations; what they share and do not say themselves comes from here."""
+        """Create the encoders' configurations; shared fields that they do not set come from here."""
         of_cells = {name: kwargs.pop(name) for name in OF_CELLS if kwargs.get(name) is not None}
         if not isinstance(self.cell_config, PreTrainedConfig):
             shared = {"projection_dim": self.projection_dim}
@@ -288,17 +290,14 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields; the precision of weights is recorded once, for the whole."""
+        """Return all fields; the precision of weights is stored once for both encoders."""
         given = super().to_dict()
         for tower in ("cell_config", "text_config"):
             given[tower].pop("dtype", None)
         return given
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """Return the configuration of what `transformers` takes for text: the tokens of ``input_ids``, those of cells.
-
-        So that what it does about tokens, such as adding some, is done about those of cells.
-        """
+        """Return this configuration: to `transformers`, "text" is the tokens of ``input_ids``, here those of cells."""
         return self
 
     @property
@@ -327,7 +326,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
 
     @property
     def pooling(self) -> str:
-        """What is projected to the cell embedding."""
+        """State that is projected to the cell embedding."""
         return self.cell_config.pooling
 
     @pooling.setter
@@ -335,7 +334,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         self.cell_config.pooling = value
 
     def validate_architecture(self) -> None:
-        """Refuse towers that do not fit together and settings that do not exist.
+        """Refuse encoders that do not match and unknown settings.
 
         Raises
         ------
@@ -348,8 +347,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         for name, tower in (("cell_config", cell), ("text_config", text)):
             if tower.projection_dim != self.projection_dim:
                 raise ValueError(
-                    f"{name}.projection_dim={tower.projection_dim}, but projection_dim={self.projection_dim}: cells "
-                    "and texts meet in one space of this size"
+                    f"{name}.projection_dim={tower.projection_dim}, but projection_dim={self.projection_dim}: the "
+                    "embeddings of cells and texts have the same size"
                 )
         if text.encoder_hidden_size != cell.hidden_size:
             raise ValueError(
@@ -357,9 +356,9 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 f"cell_config.hidden_size={cell.hidden_size}: the matcher's keys and values project from cells"
             )
         if self.tau <= 0:
-            raise ValueError(f"tau={self.tau}: a temperature is above 0")
+            raise ValueError(f"tau={self.tau}: it has to be above 0")
         if self.stage not in (1, 2):
-            raise ValueError(f"stage={self.stage}: it is 1 (the cell encoder alone) or 2 (all objectives)")
+            raise ValueError(f"stage={self.stage}: it has to be 1 (the cell encoder only) or 2 (all objectives)")
 
 
 # Fields of the cell encoder that can be given for the whole.
@@ -369,12 +368,12 @@ OF_CELLS = ("vocab_size", "pad_token_id", "mask_token_id", "cls_token_id", "pool
 def _check_heads(config: Any) -> None:
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
-            f"hidden_size={config.hidden_size} is no multiple of num_attention_heads={config.num_attention_heads}"
+            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}"
         )
 
 
 def _text_config(given: Any, shared: dict[str, Any]) -> PreTrainedConfig:
-    """Make the text encoder's configuration of its fields, those of a BERT, or nothing."""
+    """Create the text encoder's configuration from its fields, those of a BERT, or none."""
     if isinstance(given, PreTrainedConfig):
         own = given.model_type == LangCellTextConfig.model_type
         return given if own else LangCellTextConfig.from_bert(given, **shared)

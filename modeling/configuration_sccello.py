@@ -15,7 +15,7 @@ from .model_tasks import TaskConfig
 class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """Sizes, objectives and cell types of scCello, a BERT encoder over rank-value gene tokens (Yuan et al. 2024).
 
-    Defaults are those of the published pretrained model, but for the dropout of attention weights.
+    Defaults are those of the published pretrained model, except the dropout of attention weights.
 
     Parameters
     ----------
@@ -35,30 +35,30 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Dropout on embeddings and on the outputs of attention and feed-forward blocks; also the noise of the second
         pass of the relational alignment.
     attention_probs_dropout_prob
-        Dropout on attention weights: 0 is our choice, it lets fused attention be used on every device.
+        Dropout on attention weights: 0 is our choice, so that fused attention works on every device.
     max_position_embeddings
         Longest cell in tokens, ``<cls>`` included.
     layer_norm_eps
-        Of all layer norms.
+        Epsilon of all layer norms.
     initializer_range
         Standard deviation of the weights at the start, and of prototypes.
     tau
         Temperature: products of representations are cosines divided by it.
     num_cell_types
-        Prototypes; by default as many as `cell_types`.
+        Number of prototypes; by default that of `cell_types`.
     cell_types
-        Cell Ontology id of each prototype, in order; None where it is not known.
+        Cell Ontology id of each prototype, in order; None for unknown ones.
     masked_gene_weight, coherence_weight, regularization_weight, relational_alignment_weight
         Weights of the objectives in the loss; an objective of weight 0 is not computed.
     gather_cells
-        Whether the objectives are those of all processes' cells together where gradients are computed on several.
+        Whether objectives are computed over all processes' cells when several processes compute gradients.
     pooling
-        Cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the ``"mean"`` over genes, special
-        tokens and padding left out.
+        Cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the ``"mean"`` over genes (without
+        special tokens and padding).
     label_cl_ids
-        Cell Ontology id of each class that stands for a cell type; None where classes are no cell types.
+        Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
-        Of the training cells' values, by which the head of a regression standardises; None for 0 and 1.
+        Mean and standard deviation of the training cells' values, for a regression; None for 0 and 1.
     pad_token_id, mask_token_id, cls_token_id
         Ids of the special tokens; ``<cls>`` is the last, ``vocab_size - 1``.
     """
@@ -103,7 +103,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs: Any):
-        """Fill in the id of ``<cls>``, and the number of cell types or their unknown names."""
+        """Fill in the id of ``<cls>``, and the number of cell types or None for their names."""
         if self.cls_token_id is None:
             self.cls_token_id = self.vocab_size - 1
         if self.num_cell_types is None:
@@ -118,7 +118,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         return self.vocab_size - 3
 
     def cell_type_ids(self, cell_types: Iterable[str]) -> list[int]:
-        """Return the prototypes' rows of cell types: what the models take as `cell_type_ids`.
+        """Return the rows of cell types among the prototypes: the models' argument `cell_type_ids`.
 
         Parameters
         ----------
@@ -128,7 +128,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Raises
         ------
         ValueError
-            If the model has no prototype for some of them; they are named.
+            If the model has no prototype for some of them; names them.
         """
         wanted = list(cell_types)
         rows = {name: row for row, name in enumerate(self.cell_types or ()) if name is not None}
@@ -143,7 +143,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         return [rows[name] for name in wanted]
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together, cell types that stand twice and conventions that do not exist.
+        """Refuse sizes that do not match, repeated cell types and unknown conventions.
 
         Raises
         ------
@@ -152,14 +152,16 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         """
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}"
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
             )
         if self.vocab_size < 4:
-            raise ValueError(f"vocab_size={self.vocab_size}: a gene, <pad>, <mask> and <cls> are 4")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: it has to be at least 4, for a gene, <pad>, <mask> and <cls>"
+            )
         if self.tau <= 0:
-            raise ValueError(f"tau={self.tau}: a temperature is above 0")
+            raise ValueError(f"tau={self.tau}: it has to be above 0")
         if self.pooling not in ("cls", "mean"):
-            raise ValueError(f"pooling={self.pooling!r}: it is one of 'cls', 'mean'")
+            raise ValueError(f"pooling={self.pooling!r}: it has to be 'cls' or 'mean'")
         if len(self.cell_types or ()) != self.num_cell_types:
             raise ValueError(
                 f"cell_types names {len(self.cell_types or ()):,} cell types, num_cell_types={self.num_cell_types:,}"
@@ -167,7 +169,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         named = [name for name in self.cell_types or () if name is not None]
         twice = sorted({name for name in named if named.count(name) > 1}) if len(set(named)) < len(named) else []
         if twice:
-            raise ValueError(f"cell_types holds {', '.join(twice[:5])} more than once")
+            raise ValueError(f"cell_types contains {', '.join(twice[:5])} more than once")
 
 
 ScCelloConfig.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Layers that cost less on the CPU: dropout, and a feed-forward block that is much wider than its input."""
+"""Faster layers for the CPU: dropout, and a feed-forward block that is much wider than its input."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from .plain_layers import works_alone
 
 
 _STEPS = 1 << 16  # of the probability of dropout
-CHUNK_TOKENS = 256  # at once: the wide activations of a chunk stay in the processor's cache
-LEAST_WIDENING = 16  # from this ratio of intermediate to input size on, computing again is cheaper than keeping
+CHUNK_TOKENS = 256  # the wide activations of so many tokens stay in the processor's cache
+LEAST_WIDENING = 16  # from this ratio of intermediate to input size, computing again is cheaper than keeping
 
 
 class _Drop(torch.autograd.Function):
-    """Zero values at random and scale the others; the mask comes from 16 bits a value, four of them in a draw."""
+    """Zero values at random and scale the others; each value takes 16 random bits, a quarter of one draw."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, steps: int) -> torch.Tensor:
@@ -33,9 +33,9 @@ class _Drop(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """Dropout: in training values are zeroed with probability `p`, the others scaled so that the mean stays.
+    """Dropout: in training, values are zeroed with probability `p` and the others scaled so that the mean stays.
 
-    On the CPU, outside of compiled graphs, the probability is the nearest multiple of 2**-16, and a value takes 16
+    On the CPU, outside compiled graphs, the probability is rounded to a multiple of 2**-16, and a value takes 16
     random bits of PyTorch's generator: a third of the time of `torch.nn.Dropout`.
     """
 
@@ -48,10 +48,10 @@ class Dropout(nn.Dropout):
 
 
 class _WideFeedForward(torch.autograd.Function):
-    """``linear2(gelu(linear1(x)))`` in chunks of tokens, features first; the backward pass computes them again.
+    """``linear2(gelu(linear1(x)))`` in chunks of tokens, features first; the backward pass computes it again.
 
-    Products are written so that the long dimension lies along rows: with inputs of size 4 the matrix library is up
-    to five times as fast that way.
+    In the products the long dimension is along rows: with inputs of size 4 the matrix library is up to five times as
+    fast.
     """
 
     @staticmethod
@@ -93,9 +93,9 @@ class _WideFeedForward(torch.autograd.Function):
 
 
 def pays(x: torch.Tensor, linear1: nn.Linear, activation: nn.Module) -> bool:
-    """Whether `wide_feed_forward` computes this block, and faster than its layers one by one.
+    """Whether `wide_feed_forward` can compute this block, and faster than its layers one by one.
 
-    It does in float32 on the CPU, for GELU, when the block is at least `LEAST_WIDENING` times as wide as its input.
+    This is in float32 on the CPU, for GELU, if the block is at least `LEAST_WIDENING` times as wide as its input.
     """
     return (
         x.device.type == "cpu"
@@ -109,20 +109,7 @@ def pays(x: torch.Tensor, linear1: nn.Linear, activation: nn.Module) -> bool:
 
 
 def wide_feed_forward(x: torch.Tensor, linear1: nn.Linear, linear2: nn.Linear) -> torch.Tensor:
-    """Compute ``linear2(gelu(linear1(x)))``, the same values and gradients as the layers one by one.
-
-    Parameters
-    ----------
-    x
-        Input, float32 on the CPU, shape (..., input size).
-    linear1, linear2
-        The two layers, with biases.
-
-    Returns
-    -------
-    torch.Tensor
-        Output, shape (..., output size).
-    """
+    """Compute ``linear2(gelu(linear1(x)))`` of float32 on the CPU, with the values and gradients of the layers."""
     return _WideFeedForward.apply(x, linear1.weight, linear1.bias, linear2.weight, linear2.bias)
 
 

@@ -1,6 +1,6 @@
-"""One record a family of models: its configurations, networks and converter, and what embeds cells.
+"""One record for each family of models: its configurations, networks, converter and encoder of cells.
 
-Nothing of PyTorch is imported before a record is asked for a class.
+PyTorch is imported only when a record returns a class.
 """
 
 import importlib
@@ -25,11 +25,11 @@ class ModelFamily:
         Configuration classes, or their names in `cellglot.modeling`: the family's own, then those of its parts. Their
         ``auto_map`` names the networks.
     encoder
-        Attribute of a model with a head that holds what embeds cells.
+        Attribute of a model with a head: the encoder that embeds cells.
     reads_texts
         Whether it has a text encoder, and so annotates cells and searches them by texts.
     converter
-        Module that converts the released checkpoint; None where there is none.
+        Module that converts the released checkpoint; None without such a checkpoint.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelFamily:
                 yield config, _beside(config, path)
 
     def network_named(self, name: str) -> Any:
-        """Return one of the networks by the name of its class; None where there is none of this name."""
+        """Return the network of this class name; None if there is none."""
         for config in self.config_classes():
             for auto_class, path in _auto_map(config).items():
                 if auto_class != "AutoConfig" and path.rpartition(".")[2] == name:
@@ -58,13 +58,7 @@ class ModelFamily:
         return None
 
     def convert(self) -> ModuleType:
-        """Return the module that converts the released checkpoint.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """Return the module that converts the released checkpoint; an error if there is none."""
         if self.converter is None:
             raise ValueError(f"{self.name} has no released checkpoint to convert")
         return importlib.import_module(self.converter)
@@ -75,7 +69,7 @@ def _auto_map(config: Any) -> dict[str, str]:
 
 
 def _beside(config: Any, path: str) -> Any:
-    """Return a class by its file and name, such as ``modeling_sccello.ScCelloModel``, beside a configuration."""
+    """Return a class, such as ``modeling_sccello.ScCelloModel``, of the package of a configuration."""
     file, _, name = path.rpartition(".")
     package, _, own = config.__module__.rpartition(".")
     module = sys.modules[config.__module__] if own == file else importlib.import_module(f"{package}.{file}")
@@ -106,7 +100,7 @@ FAMILIES: Families[ModelFamily] = Families(
 
 
 def knows_texts(model_type: str | None) -> bool:
-    """Whether models of a type read texts; no for types that are unknown."""
+    """Whether models of a type read texts; False for unknown types."""
     family = FAMILIES.get(str(model_type))
     return family is not None and family.reads_texts
 

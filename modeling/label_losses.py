@@ -1,4 +1,4 @@
-"""What heads predict and learn from: a class, several classes at once, or values in their own unit."""
+"""Predictions and losses of heads: one class, several classes at the same time, or values in their unit."""
 
 from typing import Any
 
@@ -12,20 +12,16 @@ REGRESSION, ONE_CLASS, CLASSES = "regression", "single_label_classification", "m
 
 
 def is_regression(config: Any) -> bool:
-    """Whether a head predicts values: its ``problem_type`` says so, or says nothing and there is one label."""
+    """Whether a head predicts values: by its ``problem_type``, or without one, because there is one label."""
     return config.problem_type == REGRESSION or (config.problem_type is None and config.num_labels == 1)
 
 
 def problem_of(config: Any, labels: torch.Tensor) -> str:
-    """Return the kind of problem, as `transformers` decides it: ``problem_type``, else by labels and their number.
+    """Return the kind of problem as `transformers` does: ``problem_type``, or else by labels and their number.
 
-    One label is a regression; whole numbers are classes; real numbers are several classes at once. The last two cannot
-    be told from the configuration alone, so regression and several classes are recorded in it for those who load it.
-
-    Parameters
-    ----------
-    config
-        The model's configuration; ``problem_type`` is filled in.
+    One label is a regression; whole numbers are one class each; real numbers are several classes at the same time.
+    Regression and several classes are stored in the configuration's ``problem_type``: without labels, they could not
+    be recognised after loading.
     """
     if config.problem_type is None and not torch.compiler.is_compiling():
         if config.num_labels == 1:
@@ -39,13 +35,7 @@ def problem_of(config: Any, labels: torch.Tensor) -> str:
 
 @full_precision
 def squared_error_terms(predicted: torch.Tensor, labels: torch.Tensor, deviation: float = 1.0) -> LossTerms:
-    """Squared error in standard deviations, labels that are NaN left out.
-
-    Parameters
-    ----------
-    deviation
-        What counts as 1.
-    """
+    """Squared error in units of the standard deviation; labels of NaN are ignored."""
     valid = ~labels.isnan()
     errors = (predicted - labels.where(valid, 0.0)) / deviation
     return LossTerms(errors.square().where(valid, 0.0).sum(), valid.sum())
@@ -55,7 +45,7 @@ def squared_error_terms(predicted: torch.Tensor, labels: torch.Tensor, deviation
 def binary_cross_entropy_terms(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> LossTerms:
-    """Binary cross entropy of every class of every item, labels that are -100 or NaN left out.
+    """Binary cross entropy of every class of every item; labels of -100 or NaN are ignored.
 
     Parameters
     ----------
@@ -94,10 +84,10 @@ def label_set_terms(logits: torch.Tensor, sets: torch.Tensor, weights: torch.Ten
 
 
 def in_units(config: Any, outputs: torch.Tensor) -> torch.Tensor:
-    """Return a head's outputs in the unit of what they stand for.
+    """Return a head's outputs in the unit of the labels.
 
-    Scores of classes stay as they are. A regression works on standardised values: ``outputs * target_std +
-    target_mean``, in float32, is the value.
+    Scores of classes do not change. A regression computes standardised values; the result is ``outputs * target_std +
+    target_mean`` in float32.
 
     Parameters
     ----------
@@ -127,16 +117,16 @@ def label_terms(
     logits
         From `in_units`, shape (..., classes) or (..., values).
     labels
-        One class: whole numbers, -100 left out, shape (...); or sets of classes, one of which is the right one, bool,
-        shape (..., classes). Several classes: 0 or 1 for each, -100 and NaN left out,
-        shape (..., classes). Values in their unit, NaN left out, shape (..., values), or (...) where there is one.
+        One class: whole numbers, -100 ignored, shape (...); or sets of classes that contain the right one, bool, shape
+        (..., classes). Several classes: 0 or 1 for each, -100 and NaN ignored, shape (..., classes). Values in their
+        unit, NaN ignored, shape (..., values), or (...) for a single one.
     weights
         Weight of each item in a loss of classes, shape (...).
 
     Raises
     ------
     ValueError
-        If labels have another shape than predictions.
+        If labels do not have the shape that the predictions need.
     """
     problem = problem_of(config, labels)
     weights = None if weights is None else weights.flatten()
@@ -156,8 +146,8 @@ def label_terms(
 def _check_shape(problem: str, labels: torch.Tensor, wanted: torch.Size) -> None:
     if labels.shape != wanted:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, but the model's problem_type is {problem!r}, for which they "
-            f"have shape {tuple(wanted)}: pass such labels, or another problem_type when loading the model"
+            f"labels have shape {tuple(labels.shape)}, but for the model's problem_type {problem!r} they need shape "
+            f"{tuple(wanted)}: pass such labels, or another problem_type when loading the model"
         )
 
 

@@ -1,8 +1,8 @@
-"""How far a cell's embedding moves when one gene is hidden, for every gene of the cell: exact, at half the work.
+"""Distance that a cell's embedding moves when one gene is hidden, for every gene of the cell: exact, at half the work.
 
-The copies of a cell that each hide another gene share nearly everything in the first attention: one key and one value
-differ. Its softmax is computed once, and each copy takes the old key's share off and adds the new one's. Of the last
-layer only what the embedding looks at is computed.
+Copies of a cell, each with another hidden gene, differ only in one key and one value of the first attention. Its
+softmax is computed once; each copy subtracts the old key's share and adds that of the new one. The last layer computes
+only the tokens that the embedding depends on.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ COPIES_AT_ONCE = 16
 
 @dataclass
 class SharedAttention:
-    """Attention of some queries to the keys of one cell, made ready for copies in which one key is another.
+    """Attention of some queries to the keys of one cell, prepared for copies with one key replaced.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class SharedAttention:
     bias: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Attend to all keys, and to all but each query's heaviest."""
+        """Attend to all keys, and to all keys but the heaviest of each query."""
         logits = self.query @ self.key.transpose(-1, -2) * self.scaling
         if self.bias is not None:
             logits = logits + self.bias
@@ -52,17 +52,17 @@ class SharedAttention:
         self.log_sum_without, self.context_without, _ = _attend(without, self.value)
 
     def replace(self, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attend where one key and value are others.
+        """Attend with one key and value replaced in each copy.
 
-        The old key's weight is taken off by subtraction where it is below one half, so that no digits are lost; a
-        query has at most one heavier key, and what it gives without that one is known.
+        The old key's weight is subtracted if it is below one half, so that no digits are lost; a query has at most one
+        heavier key, for which the attention without it was computed before.
 
         Parameters
         ----------
         places
-            Which key is replaced in each copy, shape (copies,).
+            Key to replace in each copy, shape (copies,).
         key, value
-            What replaces it, shape (heads, copies or 1, size).
+            New key and value, shape (heads, copies or 1, size).
 
         Returns
         -------
@@ -94,19 +94,10 @@ def _attend(logits: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def rank_value_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
-    """Embed one cell once for every gene that it has, that gene's token replaced by ``<mask>``.
+    """Embed one cell once for each of its genes, with that gene's token replaced by ``<mask>``.
 
-    Parameters
-    ----------
-    encoder
-        ScCelloModel or LangCellCellModel, in evaluation.
-    input_ids
-        Tokens of the cell without padding, shape (tokens,).
-
-    Yields
-    ------
-    torch.Tensor
-        Cell embeddings in the order of the genes, shape (copies, size).
+    `encoder` is a ScCelloModel or LangCellCellModel in evaluation, `input_ids` has shape (tokens,) without padding.
+    Yields embeddings in the order of the genes, shape (copies, size).
     """
     places = gene_places(encoder.config, input_ids)
     embeddings, first = encoder.embeddings, encoder.layers[0]
@@ -133,14 +124,14 @@ def _projections(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
-    """Shape (tokens, hidden size) to (heads, tokens, size of a head), float32."""
+    """Reshape (tokens, hidden size) to (heads, tokens, size of a head), float32."""
     return states.unflatten(-1, (-1, size)).transpose(0, 1).float()
 
 
 def _own_context(
     shared: SharedAttention, places: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """Attend from the hidden gene itself, whose query is another too, shape (copies, heads, size)."""
+    """Attend from the hidden gene itself, whose query differs, too; shape (copies, heads, size)."""
     copies = torch.arange(len(places), device=places.device)
     logits = query @ shared.key.transpose(-1, -2) * shared.scaling
     logits[:, copies, places] = (query * key).sum(dim=-1) * shared.scaling
@@ -150,7 +141,7 @@ def _own_context(
 
 
 def _finish(encoder: Any, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Take copies from the first layer's output to cell embeddings."""
+    """Compute cell embeddings of copies from the first layer's output."""
     layers, pooled_first = encoder.layers[1:], encoder.can_choose_places(packed=False)
     for number, layer in enumerate(layers, start=1):
         if pooled_first and number == len(layers):
@@ -166,7 +157,7 @@ def _finish(encoder: Any, hidden: torch.Tensor, input_ids: torch.Tensor, places:
 
 
 def gene_places(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return the places of a cell's genes, special tokens left out, shape (genes,)."""
+    """Return the places of a cell's genes without special tokens, shape (genes,)."""
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "mask", "cls")]
     known = torch.tensor([-1 if token is None else token for token in special], device=input_ids.device)
     return (~torch.isin(input_ids, known)).nonzero()[:, 0]
@@ -178,17 +169,10 @@ def gene_places(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
 def exceiver_copies(
     encoder: Any, input_ids: torch.Tensor, expression_values: torch.Tensor, at_once: int
 ) -> Iterator[torch.Tensor]:
-    """Embed one cell once for every gene that it expresses, that gene hidden as `masked_genes` does.
+    """Embed one cell once for each gene that it expresses, with that gene hidden as by `masked_genes`.
 
-    Parameters
-    ----------
-    input_ids, expression_values
-        Genes of the cell without padding and their values, shape (genes,).
-
-    Yields
-    ------
-    torch.Tensor
-        Cell embeddings in the order of the genes, shape (copies, size).
+    `input_ids` and `expression_values` have shape (genes,) without padding. Yields embeddings in the order of the
+    genes, shape (copies, size).
     """
     config, block = encoder.config, encoder.encoder
     attention, weight = block.cross_attn, encoder.gene_embedding.weight
@@ -219,7 +203,7 @@ def exceiver_copies(
 
 
 def cell_encoder(model: Any) -> Any:
-    """Return the part of a model that embeds cells: of a classifier, an adapter, a model of cells and texts."""
+    """Return the encoder of cells of a classifier, an adapter, or a model of cells and texts."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     family = FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", None)))
     return model if family is None else getattr(model, family.encoder, model)
@@ -228,15 +212,15 @@ def cell_encoder(model: Any) -> Any:
 def masked_embeddings(
     model: Any, cell: Mapping[str, torch.Tensor], at_once: int = COPIES_AT_ONCE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed one cell once for every gene that it expresses, that gene hidden.
+    """Embed one cell once for each gene that it expresses, with that gene hidden.
 
-    Rank-value encoders see ``<mask>`` in the gene's place; Exceiver gives it the zero embedding. The result is that of
-    one forward pass for every copy, within rounding.
+    Rank-value encoders get ``<mask>`` in the gene's place; in Exceiver the gene has the zero embedding. The result is
+    that of one forward pass for every copy, within rounding.
 
     Parameters
     ----------
     model
-        An Exceiver, scCello or LangCell model of any head, or with an adapter; in evaluation.
+        An Exceiver, scCello or LangCell model with any head or adapter; in evaluation.
     cell
         ``input_ids`` and, for Exceiver, ``expression_values``, without padding, shape (tokens,).
     at_once
@@ -249,13 +233,15 @@ def masked_embeddings(
     """
     encoder, ids = cell_encoder(model), cell["input_ids"]
     if len(ids) < 2:
-        raise ValueError(f"a cell of {len(ids)} tokens: hiding a gene takes another one beside it")
+        raise ValueError(f"a cell of {len(ids)} tokens: to hide a gene, a cell needs at least one other")
     if hasattr(encoder, "can_choose_places"):
         copies, genes = rank_value_copies(encoder, ids, at_once), ids[gene_places(encoder.config, ids)]
     elif hasattr(encoder, "gene_embedding"):
         copies, genes = exceiver_copies(encoder, ids, cell["expression_values"], at_once), ids
     else:
-        raise ValueError(f"{type(encoder).__name__} is not built like Exceiver or a BERT: its genes cannot be masked")
+        raise ValueError(
+            f"masking genes of {type(encoder).__name__} is unsupported: it is neither Exceiver nor a BERT"
+        )
     with torch.inference_mode():
         return genes, torch.cat(list(copies))
 
@@ -263,12 +249,9 @@ def masked_embeddings(
 def gene_distances(
     model: Any, cell: Mapping[str, torch.Tensor], at_once: int = COPIES_AT_ONCE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure how far hiding each gene moves a cell: 1 - cosine of its embedding and that without the gene.
+    """Measure how far each gene moves a cell: 1 - cosine of its embeddings with and without the gene.
 
-    Parameters
-    ----------
-    model, cell, at_once
-        As for `masked_embeddings`.
+    Takes the arguments of `masked_embeddings`.
 
     Returns
     -------
@@ -285,7 +268,7 @@ def gene_distances(
 
 
 def cosine_distances(whole: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Return 1 - cosine, as half the squared distance of normalised vectors: small ones keep their digits.
+    """Return 1 - cosine, as half the squared distance of normalised vectors, which keeps the digits of small ones.
 
     Returns
     -------

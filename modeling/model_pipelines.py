@@ -1,4 +1,4 @@
-"""The pipelines of a model: what its configuration says of them, and the code that travels with it."""
+"""The pipelines that a model's configuration names, and the code that is saved with it."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from .named_modules import name_in_package
 
 logger = logging.get_logger(__name__)
 
-# Task -> where its pipeline is.
+# Task -> its pipeline.
 PIPELINES = {
     "cell-embedding": "pipeline_cell_embedding.CellEmbeddingPipeline",
     "cell-type-annotation": "pipeline_cell_type_annotation.CellTypeAnnotationPipeline",
@@ -24,14 +24,14 @@ PIPELINES = {
 class ModelPipelines:
     """Part of a configuration: which pipelines its model has.
 
-    A saved folder names them in ``custom_pipelines`` of ``config.json`` and holds all code that ``config.json`` names.
+    A saved folder names them in ``custom_pipelines`` of ``config.json`` and contains all code that this file names.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         name_in_package(cls.__module__)
 
-    embeds_by_head = False  # whether cells are embedded by the encoder inside a model with a head, without AutoModel's
+    embeds_by_head = False  # whether a model with a head embeds cells itself: its encoder differs from AutoModel's
 
     architectures: Any
     auto_map: Any
@@ -39,17 +39,17 @@ class ModelPipelines:
 
     @property
     def custom_pipelines(self) -> dict[str, dict[str, Any]]:
-        """Pipelines that come from the model's folder: those whose task is not registered in this process."""
+        """Pipelines to load from the model's folder: those whose task is not registered in this process."""
         loaded = sys.modules.get("transformers.pipelines")
         known = () if loaded is None else loaded.PIPELINE_REGISTRY.get_supported_tasks()
         return {task: found for task, found in self.pipelines().items() if task not in known}
 
     @custom_pipelines.setter
     def custom_pipelines(self, given: Any) -> None:
-        """Pass over what a file or a saved pipeline says: the pipelines follow from the architecture."""
+        """Ignore what a file or a saved pipeline says: the pipelines follow from the architecture."""
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
-        """Return task -> code of its pipeline and the Auto class that loads the model; none for text encoders."""
+        """Return task -> code of its pipeline and the Auto class that loads the model; empty for text encoders."""
         name = (self.architectures or [""])[0]
         if not name or name.endswith("TextModel"):
             return {}
@@ -63,13 +63,13 @@ class ModelPipelines:
         return {task: {"impl": code, "pt": [kinds[task]]} for task, code in PIPELINES.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, pipelines among them."""
+        """Return all fields, including the pipelines."""
         given = super().to_dict()  # type: ignore[misc]
         found = self.pipelines()
         return given | {"custom_pipelines": found} if found else given
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the configuration, and the code of models and pipelines that it names."""
+        """Save the configuration, and the code that it names of models and pipelines."""
         named = [*(self.auto_map or {}).values(), *(p["impl"] for p in self.pipelines().values())]
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         for module in sorted({path.split("--")[-1].split(".")[0] for path in named}):
@@ -78,13 +78,13 @@ class ModelPipelines:
 
 
 def _copy_code(config: Any, name: str, folder: Path) -> None:
-    """Copy a file and what it imports, from beside the configuration's own code or from where the model came from."""
+    """Copy a file and the files that it imports, from the configuration's own folder or from the model's origin."""
     code = Path(str(sys.modules[type(config).__module__].__file__)).with_name(name)
     if not code.exists() and config.name_or_path:
         try:
             code = Path(HF_MODULES_CACHE, get_cached_module_file(config.name_or_path, name))
         except OSError as error:
-            logger.warning(f"{name}, which {folder / 'config.json'} names, was not found: {error}")
+            logger.warning(f"{folder / 'config.json'} names {name}, which was not found: {error}")
     for file in (code, *map(Path, get_relative_import_files(code))) if code.exists() else ():
         if not (folder / file.name).exists() or not (folder / file.name).samefile(file):
             shutil.copyfile(file, folder / file.name)

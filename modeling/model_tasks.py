@@ -1,4 +1,4 @@
-"""What a model is for: the part of its output that is its prediction, and what labels its configuration names."""
+"""What a model predicts, and the labels that its configuration names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# Everything that outputs of our models hold; the loss is there without labels where an objective needs none.
+# All fields of our models' outputs; a loss can be there without labels, if an objective does not need them.
 OUTPUTS = (
     "attentions",
     "cell_cell_loss",
@@ -34,7 +34,7 @@ OUTPUTS = (
 
 
 class TaskConfig:
-    """Part of a configuration: what its model predicts, and its labels."""
+    """Part of a configuration: the model's prediction and its labels."""
 
     id2label: Any
     label_cl_ids: Any = None
@@ -42,7 +42,7 @@ class TaskConfig:
 
     @property
     def keys_to_ignore_at_inference(self) -> list[str]:
-        """Outputs that `transformers.Trainer` keeps from ``compute_metrics``: all but the model's prediction."""
+        """Outputs that `transformers.Trainer` does not pass to ``compute_metrics``: all but the prediction."""
         return [name for name in OUTPUTS if name != vars(self).get("_prediction", "logits")]
 
     @property
@@ -52,9 +52,9 @@ class TaskConfig:
 
     @num_labels.setter
     def num_labels(self, number: int) -> None:
-        """Change the number of labels: the names of the former ones and their Cell Ontology ids are dropped.
+        """Change the number of labels; names and Cell Ontology ids of the former labels are dropped.
 
-        One label is no class among several: a recorded kind of problem that says so is dropped, too.
+        With one label, a recorded ``problem_type`` of one class among several is dropped, too.
         """
         if self.id2label is not None and len(self.id2label) != number:
             if self.label_cl_ids is not None:
@@ -64,7 +64,7 @@ class TaskConfig:
         PreTrainedConfig.num_labels.fset(self, number)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields; what the model predicts follows from its class."""
+        """Return all fields but the prediction, which follows from the model's class."""
         given = super().to_dict()  # type: ignore[misc]
         given.pop("_prediction", None)
         return given
@@ -76,23 +76,16 @@ class Predicts:
     prediction = "logits"
 
     def post_init(self) -> None:
-        """Finish the model, and note its prediction in its configuration."""
+        """Finish the model, and store its prediction in its configuration."""
         super().post_init()  # type: ignore[misc]
         self.config._prediction = self.prediction  # type: ignore[attr-defined]
 
 
 def former_name(kwargs: Mapping[str, Any], name: str, given: Any) -> Any:
-    """Take an argument that was given by its former name, and leave the others.
+    """Return an argument that may be given by its former name; it is removed from `kwargs`.
 
-    Forward arguments whose name contains "label" are columns of labels to `transformers.Trainer`, which evaluates only
-    where all of them are there.
-
-    Parameters
-    ----------
-    kwargs
-        Further arguments; changed in place.
-    given
-        What was given by the name of today.
+    Names were changed because `transformers.Trainer` takes every forward argument with "label" in its name for a
+    column of labels, and evaluates a loss only if all of them are there.
     """
     former = kwargs.pop(name, None)  # type: ignore[attr-defined]
     return former if given is None else given

@@ -1,4 +1,4 @@
-"""Code of a model's folder under its name in its package, where pickles of `dill` and so of `datasets` look for it."""
+"""Modules of a model's folder as attributes of their package, as `dill` (and so `datasets`) needs them."""
 
 import sys
 
@@ -6,8 +6,8 @@ import sys
 def name_in_package(module: str) -> None:
     """Make a loaded module an attribute of its package.
 
-    Transformers loads the first file of a folder's code without doing so, unlike Python's imports. Then `dill` does
-    not find a class by its name and takes it apart, with all that it refers to.
+    Unlike Python's imports, transformers does not do this for the first file of a folder. Then `dill` does not find a
+    class by its name and pickles its content, with everything that it refers to.
     """
     package, _, name = module.rpartition(".")
     if package in sys.modules and module in sys.modules:

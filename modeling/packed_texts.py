@@ -1,4 +1,4 @@
-"""What pairs of cells and texts share: texts without padding, each once, and the keys and values of cells."""
+"""Work that pairs of cells and texts share: distinct texts without padding, and the keys and values of cells."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class DistinctTexts(NamedTuple):
-    """Texts, each once.
+    """Texts without repetitions.
 
     Parameters
     ----------
     input_ids, key_mask
-        Tokens and where there are some, shape (distinct texts, tokens).
+        Tokens, and True for those that are not padding, shape (distinct texts, tokens).
     inverse
-        Distinct text of each text, shape (texts,).
+        Number of the distinct text of each text, shape (texts,).
     """
 
     input_ids: torch.Tensor
@@ -24,26 +24,20 @@ class DistinctTexts(NamedTuple):
 
 
 def distinct_texts(input_ids: torch.Tensor, key_mask: torch.Tensor) -> DistinctTexts:
-    """Return texts of different tokens, each once.
-
-    Parameters
-    ----------
-    input_ids, key_mask
-        Tokens and where there are some, shape (texts, tokens).
-    """
+    """Find the distinct texts among texts of shape (texts, tokens); `key_mask` is True for tokens."""
     rows, inverse = torch.unique(input_ids.masked_fill(~key_mask, -1), dim=0, return_inverse=True)
     return DistinctTexts(rows.clamp(min=0), rows >= 0, inverse)
 
 
 class PackedTexts(NamedTuple):
-    """Texts one after the other without padding, those of equal length beside each other.
+    """Texts in one row without padding, by ascending length.
 
     Parameters
     ----------
     tokens, positions
-        Ids and places in their texts, shape (tokens of all texts,).
+        Ids, and positions within the texts, shape (tokens of all texts,).
     starts
-        Where each text begins, shape (texts,).
+        First token of each text, shape (texts,).
     """
 
     tokens: torch.Tensor
@@ -52,7 +46,7 @@ class PackedTexts(NamedTuple):
     lengths: list[int]
 
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (first token, last token + 1, texts, their length) of every run of texts of equal length."""
+        """Yield (first token, last token + 1, texts, their length) for every run of texts of equal length."""
         token = text = 0
         while text < len(self.lengths):
             length, first = self.lengths[text], text
@@ -63,7 +57,7 @@ class PackedTexts(NamedTuple):
             token = stop
 
     def select(self, rows: list[int]) -> tuple["PackedTexts", torch.Tensor]:
-        """Return some texts, by ascending number, and where their tokens stand in the whole."""
+        """Return some texts, by ascending number, and the places of their tokens in the whole row."""
         places = torch.cat([torch.arange(self.lengths[r], device=self.starts.device) + self.starts[r] for r in rows])
         lengths = [self.lengths[r] for r in rows]
         return PackedTexts(
@@ -72,13 +66,7 @@ class PackedTexts(NamedTuple):
 
 
 def pack_texts(input_ids: torch.Tensor, key_mask: torch.Tensor, rows: torch.Tensor) -> PackedTexts:
-    """Pack some texts, which stand by ascending length.
-
-    Parameters
-    ----------
-    input_ids, key_mask
-        Tokens and where there are some, shape (texts, tokens).
-    """
+    """Pack some rows of texts of shape (texts, tokens); `rows` are in the order of ascending length."""
     mask = key_mask[rows]
     lengths = mask.sum(dim=1).tolist()
     return PackedTexts(input_ids[rows][mask], mask.nonzero()[:, 1], _starts(lengths, mask.device), lengths)
@@ -89,16 +77,16 @@ def _starts(lengths: list[int], device: torch.device) -> torch.Tensor:
 
 
 class CellKeys:
-    """Cells whose keys and values in the layers of the text encoder are computed when they are asked for.
+    """Cells whose keys and values in the layers of the text encoder are computed when needed.
 
     Parameters
     ----------
     states
         Hidden states of cells, shape (cells, tokens, size).
     mask
-        True where there is a token, of shape (cells, tokens), or None where there is one everywhere.
+        True for tokens, shape (cells, tokens), or None without padding.
     keep
-        Whether keys and values are kept, for further texts.
+        Whether to keep keys and values, for further texts.
     """
 
     def __init__(self, layers: nn.ModuleList, states: torch.Tensor, mask: torch.Tensor | None, keep: bool):
@@ -117,14 +105,14 @@ class CellKeys:
 
 
 def trim_cells(states: torch.Tensor, key_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cut cells after the last token of the longest; the mask is None where there is no padding left.
+    """Remove padding after the last token of the longest cell; return a mask of None if there is no more padding.
 
     Parameters
     ----------
     states
         Hidden states, shape (cells, tokens, size).
     key_mask
-        True where there is a token, shape (cells, tokens).
+        True for tokens, shape (cells, tokens).
     """
     used = key_mask.any(dim=0).nonzero()
     longest = int(used[-1]) + 1 if len(used) else key_mask.shape[1]

@@ -9,14 +9,14 @@ from .cell_pipeline import CellPipeline, cells_with_genes
 
 
 class CellEmbeddingPipeline(CellPipeline):
-    """Cells to the embeddings of any of the models, whichever head it has: the encoder's ``pooler_output``.
+    """Cells to embeddings, by a model with or without a head: the encoder's ``pooler_output``.
 
     Rows of cells that express no gene of the model are NaN.
 
     Parameters
     ----------
     model, tokenizer, **kwargs
-        As for `CellPipeline`, which says what cells can be.
+        As for `CellPipeline`, which also lists the forms of cells.
 
     Examples
     --------
@@ -25,9 +25,6 @@ class CellEmbeddingPipeline(CellPipeline):
     (700, 256)
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
-        super().__init__(model, tokenizer, **kwargs)
-
     def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
         encoder = getattr(self.model, "cell_model", self.model.base_model)
         values = encoder(**batch).pooler_output.float()
@@ -35,7 +32,7 @@ class CellEmbeddingPipeline(CellPipeline):
         return {"values": values.masked_fill(~known[:, None], float("nan"))}
 
     def postprocess(self, values: np.ndarray) -> np.ndarray:
-        """Return the embeddings as they are.
+        """Return the embeddings unchanged.
 
         Parameters
         ----------

@@ -25,26 +25,25 @@ Labels = Sequence[str] | Mapping[str, str | Sequence[str]]
 class CellTypeAnnotationPipeline(CellPipeline):
     """Cells to cell types: by a classifier's head, by an adapter on a base model, or by LangCell and texts.
 
+    A classifier whose folder contains a calibration (``annotation_calibration.safetensors``) also returns
+    ``confidence``, ``prediction_set``, ``broader_type``, ``novelty``, ``assigned`` and ``reason`` of each cell, see
+    `AnnotationCalibration.columns`; a cell that is unlike all of its types has the label ``"unassigned"``.
+
     Parameters
     ----------
     model
         A classifier; a base model with `adapter`; or a LangCellModel with `candidate_labels`.
     tokenizer
-        As for `CellPipeline`, which says what cells can be.
+        As for `CellPipeline`, which also lists the forms of cells.
     adapter
         Folder or repository of an adapter that was trained on `model`.
     **kwargs
         As for `CellPipeline`. Options of a call, or their defaults:
-        ``top_k``: the best so many classes of each cell, as a list; by default the best alone.
+        ``top_k``: a list of this number of best classes for each cell; by default only the best, not in a list.
+        With a calibration ``set_coverage``: share of prediction sets to contain the true type, 0.9 by default.
         With LangCell ``candidate_labels``: names of cell types, or class -> text or texts (averaged);
         ``template``: the text of a name, ``"cell type: {name}. "`` by default; ``alpha`` (weight of similarity, 0.1
         as released) and ``shortlist`` as for `LangCellModel.annotate`.
-
-    A classifier whose folder holds a calibration (``annotation_calibration.safetensors``) also says what it does not
-    know: ``confidence``, ``prediction_set``, ``broader_type``, ``novelty``, ``assigned`` and ``reason`` of each cell,
-    as `AnnotationCalibration.columns` describes them; the label of a cell that is like none of its types is
-    ``"unassigned"``. Then ``set_coverage`` is an option: the share of prediction sets that should hold the true type,
-    0.9 by default.
 
     Examples
     --------
@@ -72,7 +71,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
     def prepare(
         self, candidate_labels: Labels | None = None, template: str = TEMPLATE, **of_model: Any
     ) -> dict[str, Any]:
-        """Find the classes: those of the head; or those given, whose texts are encoded once for all cells.
+        """Find the classes: those of the head, or the given ones, whose texts are encoded once for all cells.
 
         Parameters
         ----------
@@ -92,9 +91,9 @@ class CellTypeAnnotationPipeline(CellPipeline):
         if candidate_labels is not None or of_model:
             names = [*list(config.id2label.values())[:5], *(["..."] if config.num_labels > 5 else [])]
             raise ValueError(
-                f"{config.name_or_path or type(self.model).__name__} is a classifier of its own "
-                f"{config.num_labels:,} classes ({', '.join(names)}): candidate_labels, template, alpha and shortlist "
-                "are for LangCell models with texts"
+                f"{config.name_or_path or type(self.model).__name__} is a classifier of {config.num_labels:,} fixed "
+                f"classes ({', '.join(names)}): candidate_labels, template, alpha and shortlist are for LangCell "
+                "models with texts"
             )
         self.classes = [config.id2label[i] for i in range(config.num_labels)]
         return {}
@@ -117,12 +116,12 @@ class CellTypeAnnotationPipeline(CellPipeline):
         if processor is None:
             name = self.model.config.name_or_path
             if not name:
-                raise ValueError("the model comes from no folder: pass its processor, processor=...")
+                raise ValueError("the model was not loaded from a folder: pass its processor, processor=...")
             processor = AutoProcessor.from_pretrained(name, **self.loading_options(self.model))
             self.found_processor = processor
         if not hasattr(processor, "text_tokenizer"):
             raise ValueError(
-                f"{self.model.config.name_or_path} holds no text tokenizer: save a LangCellProcessor beside the model"
+                f"{self.model.config.name_or_path} has no text tokenizer: save a LangCellProcessor in this folder"
             )
         return processor
 
@@ -138,7 +137,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
         return {"values": scores.masked_fill(~known[:, None], float("nan"))}
 
     def _observed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return what the calibration takes, shape (cells, classes + 2): logits, distance, number of genes."""
+        """Return the calibration's input, shape (cells, classes + 2): logits, distance, number of genes."""
         encoder, pooled = getattr(self.model, "cell_model", self.model.base_model), []
         hook = encoder.register_forward_hook(lambda *passed: pooled.append(passed[-1].pooler_output))
         try:
@@ -161,14 +160,14 @@ class CellTypeAnnotationPipeline(CellPipeline):
             Scores, shape (cells, classes); NaN for cells that express no known gene, whose label is None. With a
             calibration logits, distance to the training cells and number of genes, shape (cells, classes + 2).
         top_k
-            Give a list of the best so many for each cell; by default the best alone.
+            Return a list of this number of best classes for each cell; by default only the best, not in a list.
         set_coverage
-            Share of prediction sets that should hold the true type; for models with a calibration, 0.9 by default.
+            Share of prediction sets that should contain the true type; for models with a calibration, 0.9 by default.
 
         Returns
         -------
         list
-            A dictionary for each cell, or a list of such: ``label``, ``score`` and, where the model knows them,
+            For each cell a dictionary or a list of them: ``label``, ``score`` and, if the model knows it,
             ``cell_type_ontology_term_id``.
 
         Raises
@@ -178,11 +177,11 @@ class CellTypeAnnotationPipeline(CellPipeline):
         """
         if set_coverage is not None and self.calibration is None:
             raise ValueError(
-                f"{self.model.config.name_or_path or type(self.model).__name__} has no calibration, which "
-                "set_coverage takes"
+                f"{self.model.config.name_or_path or type(self.model).__name__} has no calibration: leave out "
+                "set_coverage"
             )
         if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}: at least one class of each cell has to be asked for")
+            raise ValueError(f"top_k={top_k}: it has to be at least 1")
         ids = getattr(self.model.config, "label_cl_ids", None)
         said = None
         if self.calibration is not None:
@@ -195,7 +194,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
         return [found[0] for found in results] if top_k is None else results
 
     def _said(self, values: np.ndarray, set_coverage: float) -> list[dict[str, Any]]:
-        """Return what the calibration says of each cell."""
+        """Return the calibration's results for each cell."""
         decisions = self.calibration.decide(values[:, :-2], values[:, -2], values[:, -1], set_coverage)
         columns = self.calibration.columns(decisions)
         columns["label"] = columns.pop("cell_type")
@@ -208,14 +207,14 @@ class CellTypeAnnotationPipeline(CellPipeline):
         return found if ids is None else found | {"cell_type_ontology_term_id": ids.get(label or "")}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model, tokenizer or processor and, where there is one, the calibration."""
+        """Save the model, its tokenizer or processor, and its calibration if it has one."""
         super().save_pretrained(save_directory, **kwargs)
         if self.calibration is not None:
             self.calibration.save(save_directory)
 
 
 def _calibration_of(model: Any, adapter: str | os.PathLike | None) -> AnnotationCalibration | None:
-    """Load the calibration from where the head of a classifier came from."""
+    """Load the calibration from the folder or repository of a classifier's head."""
     config = model.config
     name = config.name_or_path if adapter is None else os.fspath(adapter)
     if not name:
@@ -231,14 +230,14 @@ def _check(model: Any) -> None:
     config, kind = model.config, type(model).__name__
     name = config.name_or_path or kind
     if config.problem_type == "regression":
-        raise ValueError(f"{name} predicts a value of cells, no classes")
+        raise ValueError(f"{name} predicts a value of cells, not classes")
     if not hasattr(model, "annotate") and not kind.endswith("ForSequenceClassification"):
         raise ValueError(
             f"{name} has no classes: {kind} embeds cells. Fine-tune it (cellglot finetune), pass the adapter that was "
             "trained on it, adapter=..., or take a LangCell model with candidate_labels=..."
         )
     if getattr(config, "stage", None) == 1 and hasattr(model, "annotate"):
-        logger.warning("The model is of pretraining's stage 1, cells alone: what it says of texts is noise.")
+        logger.warning("The model was pretrained in stage 1, on cells only: its results for texts are random.")
 
 
 def texts_of(candidates: Labels | None, template: str = TEMPLATE) -> dict[str, list[str]]:
@@ -249,7 +248,7 @@ def texts_of(candidates: Labels | None, template: str = TEMPLATE) -> dict[str, l
     candidates
         Names, or class -> text or texts.
     template
-        Text of a name, of ``{name}``.
+        Text of a name, with the field ``{name}``.
     """
     if isinstance(candidates, str):
         candidates = [candidates]

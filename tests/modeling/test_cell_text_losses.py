@@ -173,7 +173,8 @@ def test_losses_are_what_their_parts_say(langcell_config):
     assert torch.allclose(result.cell_text_loss, cell_text_loss(cells, texts, ids, tau).mean(), atol=1e-5)
     masked = batch["labels"] != -100
     head, words = model.gene_head, model.cell_model.embeddings.word_embeddings.weight
-    logits = head.transform(result.last_hidden_state[masked]) @ words.T + head.bias
+    states = head.norm(head.activation(head.dense(result.last_hidden_state[masked])))
+    logits = states @ words.T + head.bias
     assert torch.allclose(result.logits, logits, atol=1e-5)
     assert torch.allclose(
         result.masked_gene_loss, nn.functional.cross_entropy(logits, batch["labels"][masked]), atol=1e-6

@@ -329,10 +329,10 @@ def test_labels_of_another_shape_than_the_queries(exceiver_config, wrong):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 15}, "hidden_size=15 is no multiple of num_attention_heads=2"),
-        ({"gene_embedding_size": 6}, "gene_embedding_size=6 is no multiple of num_cross_attention_heads=4"),
-        ({"unexpressed_genes": "ignore"}, "unexpressed_genes='ignore': it is one of 'exclude', 'bias'"),
-        ({"pooling": "cls"}, "pooling='cls': it is one of 'flatten', 'mean'"),
+        ({"hidden_size": 15}, "hidden_size=15 is not a multiple of num_attention_heads=2"),
+        ({"gene_embedding_size": 6}, "gene_embedding_size=6 is not a multiple of num_cross_attention_heads=4"),
+        ({"unexpressed_genes": "ignore"}, "unexpressed_genes='ignore': it has to be one of 'exclude', 'bias'"),
+        ({"pooling": "cls"}, "pooling='cls': it has to be one of 'flatten', 'mean'"),
         ({"vocab_size": 2}, "vocab_size=2"),
     ],
 )

@@ -345,7 +345,7 @@ def test_towers_of_other_sizes(langcell_config):
         langcell_config(text={"encoder_hidden_size": 99})
     with pytest.raises(StrictDataclassClassValidationError, match="stage=3"):
         langcell_config(stage=3)
-    with pytest.raises(StrictDataclassClassValidationError, match="no multiple"):
+    with pytest.raises(StrictDataclassClassValidationError, match="not a multiple"):
         langcell_config(text={"num_attention_heads": 5})
 
 

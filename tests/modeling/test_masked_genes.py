@@ -127,5 +127,5 @@ def test_a_cell_of_one_token_and_another_model_are_refused(make_model):
     model, cell = make_model("sccello", {})
     with pytest.raises(ValueError, match="a cell of 1 tokens"):
         masked_embeddings(model, {"input_ids": cell["input_ids"][:1]})
-    with pytest.raises(ValueError, match="Linear is not built like"):
+    with pytest.raises(ValueError, match="masking genes of Linear is unsupported"):
         masked_embeddings(torch.nn.Linear(2, 2), cell)

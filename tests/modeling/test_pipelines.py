@@ -262,20 +262,20 @@ def model_folders_of_others(gene_classifiers, cell_text_folder, sccello_config, 
 def test_models_that_name_no_cell_type(gene_classifiers, exceiver_config, annotate, cell_text_folder):
     with pytest.raises(ValueError, match=r"base has no classes: ScCelloModel embeds cells\. Fine-tune it"):
         pipeline(ANNOTATE, model=str(gene_classifiers["base"]), **CPU)
-    with pytest.raises(ValueError, match="the model comes from no folder: pass its tokenizer"):
+    with pytest.raises(ValueError, match="the model was not loaded from a folder: pass its tokenizer"):
         CellEmbeddingPipeline(ExceiverModel(exceiver_config()), **CPU)
     with pytest.raises(ValueError, match="tokenizer has 768 ids, but the model's vocab_size is 42"):
         CellEmbeddingPipeline(ExceiverModel(exceiver_config()), annotate.tokenizer, **CPU)
     model = AutoModelForSequenceClassification.from_pretrained(gene_classifiers["classifier"])
     model.config.problem_type = "regression"
-    with pytest.raises(ValueError, match="predicts a value of cells, no classes"):
+    with pytest.raises(ValueError, match="predicts a value of cells, not classes"):
         CellTypeAnnotationPipeline(model, annotate.tokenizer, **CPU)
 
 
 def test_wrong_options(annotate, embed, few, tmp_path, monkeypatch):
     cells, path = few
     wrong = {
-        r"is a classifier of its own 4 classes \(B cell, T cell, monocyte, odd\)": {"candidate_labels": ["B cell"]},
+        r"is a classifier of 4 fixed classes \(B cell, T cell, monocyte, odd\)": {"candidate_labels": ["B cell"]},
         "top_k=0": {"top_k": 0},
         "batch_size=0": {"batch_size": 0},
     }
@@ -284,14 +284,14 @@ def test_wrong_options(annotate, embed, few, tmp_path, monkeypatch):
             annotate(cells, **options)
     with pytest.raises(TypeError, match="CellEmbeddingPipeline does not take top_k, truncation"):
         embed(cells, top_k=3, truncation=True)
-    with pytest.raises(ValueError, match=r"pipelines open \.h5ad; open other files by .*read_cells"):
+    with pytest.raises(ValueError, match=r"pipelines open \.h5ad only; open other files by .*read_cells"):
         embed("cells.zarr")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.h5ad"):
         embed(tmp_path / "none.h5ad")
     with pytest.raises(ValueError, match="no cells"):
         embed([])
     monkeypatch.setitem(__import__("sys").modules, "anndata", None)
-    with pytest.raises(ImportError, match="takes anndata: pip install anndata"):
+    with pytest.raises(ImportError, match="needs anndata: pip install anndata"):
         embed(path)
 
 

@@ -375,12 +375,12 @@ def test_cells_that_do_not_fit(model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 15}, "hidden_size=15 is no multiple of num_attention_heads=2"),
-        ({"pooling": "max"}, "pooling='max': it is one of 'cls', 'mean'"),
+        ({"hidden_size": 15}, "hidden_size=15 is not a multiple of num_attention_heads=2"),
+        ({"pooling": "max"}, "pooling='max': it has to be 'cls' or 'mean'"),
         ({"tau": 0}, "tau=0"),
         ({"vocab_size": 3}, "vocab_size=3"),
         ({"num_cell_types": 4}, "cell_types names 5 cell types, num_cell_types=4"),
-        ({"cell_types": ["CL:1", "CL:1"]}, "cell_types holds CL:1 more than once"),
+        ({"cell_types": ["CL:1", "CL:1"]}, "cell_types contains CL:1 more than once"),
     ],
 )
 def test_configurations_that_cannot_be(sccello_config, changes, message):

@@ -127,7 +127,7 @@ def test_unknown_keys_name_what_may_be_meant(tmp_path):
         ("model.type=geneformer", "model.type: model type 'geneformer' is unsupported; there are exceiver"),
         ("model.hiden_size=8", "model 'hiden_size' does not exist; is 'hidden_size' meant"),
         ("model.hidden_size=large", "hidden_size"),
-        ("model.hidden_size=6", "hidden_size=6 is no multiple of"),
+        ("model.hidden_size=6", "hidden_size=6 is not a multiple of"),
         ("model.pooling=max", "pooling='max'"),
         ("model.vocab_size=5", "model.vocab_size is 5, the corpus has 767 ids: leave it out"),
         ("data.mask_share=0.1", "data 'mask_share' does not exist"),

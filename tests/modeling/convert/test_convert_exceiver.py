@@ -136,7 +136,7 @@ class Dangerous:
 @pytest.mark.parametrize("content", [{"hyper_parameters": {"x": Dangerous()}, "state_dict": {}}, {"epoch": 1}])
 def test_checkpoints_that_ask_for_more_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(CheckpointError, match="bad.ckpt (cannot be read safely|is not a released Exceiver checkpoint)"):
+    with pytest.raises(CheckpointError, match="bad.ckpt (cannot be read|is not a released Exceiver checkpoint)"):
         read_checkpoint(tmp_path / "bad.ckpt")
 
 
