@@ -316,7 +316,7 @@ class GeneVocabulary:
         Each gene is looked up by Ensembl id, then by versioned id, symbol and alias. Each rule uses the index
         first, then the usual columns of a gene table (``ensembl_id``, ``gene_ids``, ``feature_id``,
         ``feature_name``, ...). Names are compared exactly; a name that is not found is cleaned, if its meaning is
-        certain, and looked up again (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` beside ``TBCE``,
+        certain, and looked up again (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` if there is ``TBCE``,
         ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
         and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
 
@@ -332,7 +332,7 @@ class GeneVocabulary:
         Raises
         ------
         ValueError
-            If `gene_column` is no column.
+            If there is no such column.
         """
         sources = name_sources(index, columns, gene_column)
         if self._last_match is not None and _same_sources(self._last_match[0], sources):
@@ -528,7 +528,7 @@ def name_sources(
             raise ValueError(f"no column {gene_column!r} among the genes' columns {sorted(present)}")
         return [(gene_column, _text(columns[present[gene_column]]))]  # type: ignore[index]
     if gene_column is None:
-        lower = {_column_key(c): c for c in present}
+        lower = {column_key(c): c for c in present}
         for usual in (*ID_COLUMNS, *NAME_COLUMNS):
             if usual in lower:
                 sources.append((lower[usual], _text(columns[present[lower[usual]]])))  # type: ignore[index]
@@ -537,10 +537,11 @@ def name_sources(
 
 def is_usual(column: str) -> bool:
     """Whether a column is used without being named."""
-    return _column_key(column) in (*ID_COLUMNS, *NAME_COLUMNS)
+    return column_key(column) in (*ID_COLUMNS, *NAME_COLUMNS)
 
 
-def _column_key(column: str) -> str:
+def column_key(column: str) -> str:
+    """Return the name of a column as in `ID_COLUMNS` and `NAME_COLUMNS`."""
     return column.lower().replace(" ", "_").replace("-", "_")
 
 

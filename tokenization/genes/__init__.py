@@ -1,1 +1,1 @@
-"""Tables of genes and the catalogue of a corpus."""
+"""Tables of gene names, and the catalogue of genes of a corpus."""

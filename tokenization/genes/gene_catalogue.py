@@ -1,4 +1,4 @@
-"""Tables of gene names, and the catalogue of genes that the files of a corpus share."""
+"""Read tables of gene names, and collect the genes of the files of a corpus."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,7 @@ from cellglot.tokenization.gene_names import (
 from cellglot.tokenization.gene_vocabulary import (
     NAME_COLUMNS,
     GeneVocabulary,
+    column_key,
     name_sources,
     read_released_dictionary,
 )
@@ -30,20 +31,14 @@ _ALIAS_COLUMNS = ("alias_symbol", "prev_symbol", "previous_symbols", "alias_symb
 
 
 class GeneNames:
-    """Symbols and aliases of genes by Ensembl id.
-
-    Attributes
-    ----------
-    aliases : dict
-        Gene to other names.
-    """
+    """Symbols and aliases of genes by Ensembl id."""
 
     def __init__(self) -> None:
         self.symbols: dict[str, str] = {}
         self.aliases: dict[str, list[str]] = {}
 
     def add(self, gene: str, name: str) -> None:
-        """Name a gene: its first name is the symbol, others are aliases."""
+        """Add a name of a gene: the first one is its symbol, others are aliases."""
         if name and self.symbols.setdefault(gene, name) != name and name not in self.aliases.setdefault(gene, []):
             self.aliases[gene].append(name)
 
@@ -55,8 +50,8 @@ def read_gene_table(path: Path) -> GeneNames:
     ----------
     path
         Tab- or comma-separated (plain or compressed), with columns such as ``ensembl_gene_id``, ``symbol``,
-        ``alias_symbol``, ``prev_symbol`` (as HGNC and BioMart write them; several aliases are separated by ``|``),
-        or ``gene_name_id_dict.pkl`` as Geneformer publishes it.
+        ``alias_symbol``, ``prev_symbol`` of HGNC and BioMart, in which ``|`` separates aliases; or Geneformer's
+        ``gene_name_id_dict.pkl``.
     """
     names = GeneNames()
     if path.suffix == ".pkl":
@@ -68,8 +63,8 @@ def read_gene_table(path: Path) -> GeneNames:
     ids = next((c for c in table.columns if table[c].map(bare_id).notna().mean() > 0.5), None)
     symbols = next((columns[c] for c in _SYMBOL_COLUMNS if c in columns and columns[c] != ids), None)
     if ids is None or symbols is None:
-        wanted = "Ensembl gene ids" if ids is None else f"symbols (one of {', '.join(_SYMBOL_COLUMNS)})"
-        raise ValueError(f"{path} has no column of {wanted}; its columns are {', '.join(map(str, table.columns))}")
+        missing = "Ensembl gene ids" if ids is None else f"symbols (one of {', '.join(_SYMBOL_COLUMNS)})"
+        raise ValueError(f"{path} has no column of {missing}; its columns are {', '.join(map(str, table.columns))}")
     others = [columns[c] for c in _ALIAS_COLUMNS if c in columns]
     for row in table[[ids, symbols, *others]].itertuples(index=False):
         gene = bare_id(row[0].strip())
@@ -85,25 +80,20 @@ def gene_catalogue(
     gene_names: GeneNames | None = None,
     only: Iterable[str] | None = None,
 ) -> GeneVocabulary:
-    """Find the genes of a corpus: by Ensembl id where a file or a table gives one, else by their name.
+    """Return a vocabulary of the genes of a corpus, in alphabetical order, without statistics.
 
-    A name without id means the gene that other files or the table give this name, if it is one gene; a name of
-    several genes is ambiguous, and left out later; a name of none stands for itself, cleaned where that is certain
+    A gene is named by the Ensembl id of its file, or of another file or table in which a single gene has its name. A
+    name of several genes is ambiguous and left out later; another name is kept, and cleaned if its meaning is certain
     (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are not genes.
 
     Parameters
     ----------
     tables
-        Of each file, the index and the columns of its gene table.
+        Index and columns of the gene table of each file.
     gene_names
         From `read_gene_table`.
     only
         Ids or names of the genes to keep.
-
-    Returns
-    -------
-    GeneVocabulary
-        Genes in alphabetical order, with symbols and aliases, without statistics.
     """
     names = GeneNames()
     own: set[str] = set()
@@ -128,7 +118,7 @@ def gene_catalogue(
         genes &= {everything.tokens[int(t)] for t in match.token_ids[match.known]}
         everything = _catalogue(genes, names)
     if not genes:
-        raise ValueError("no gene is left: the files share none with the list of genes to keep")
+        raise ValueError("no gene is left: no file has a gene of the list of genes to keep")
     return everything
 
 
@@ -137,9 +127,9 @@ def _catalogue(genes: Iterable[str], names: GeneNames) -> GeneVocabulary:
 
 
 def _unnamed(index: Sequence[str], columns: Mapping[str, Any] | None, rows: list[int]) -> tuple[list[str], list[str]]:
-    """Return all names of a file, and those of some rows: numbers are replaced by what columns of names say."""
+    """Return all names of a file, and the names of some rows; numbers are replaced by names in other columns."""
     (_, first), *others = name_sources(index, columns)
-    named = [values for name, values in others if _holds_names(name)]
+    named = [values for name, values in others if column_key(name) in NAME_COLUMNS]
     found = []
     for row in rows:
         name = first[row]
@@ -151,16 +141,9 @@ def _unnamed(index: Sequence[str], columns: Mapping[str, Any] | None, rows: list
 
 
 def _genes_by_name(unnamed: list[tuple[list[str], list[str]]], species: str | None, names: GeneNames) -> set[str]:
-    """Return genes that have names alone; spellings of one gene in several files become one, with aliases.
+    """Return genes without an id; different spellings of a gene in several files become its aliases in `names`.
 
-    Parameters
-    ----------
-    unnamed
-        Of each file all names, and those that stand for genes without an id.
-    species
-        That of the genes with ids.
-    names
-        Takes the other spellings as aliases.
+    `unnamed` has, for each file, all names, and those of genes without an id; `species` is that of genes with ids.
     """
     if species is None:
         genomes = set().union(*(genomes_of(found) for _, found in unnamed))
@@ -177,14 +160,10 @@ def _genes_by_name(unnamed: list[tuple[list[str], list[str]]], species: str | No
     return genes
 
 
-def _holds_names(column: str) -> bool:
-    return column.lower().replace(" ", "_").replace("-", "_") in NAME_COLUMNS
-
-
 def _named_ids(index: Sequence[str], columns: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
     """Yield (Ensembl id, name) of the rows of a gene table that have an id; the name may be empty."""
     sources = name_sources(index, columns)
-    named = [v for n, v in sources if n == "index" or _holds_names(n)]
+    named = [v for n, v in sources if n == "index" or column_key(n) in NAME_COLUMNS]
     for row in range(len(sources[0][1])):
         gene = next((g for _, v in sources if (g := _id_of(v[row])) is not None), None)
         if gene is not None:
@@ -192,14 +171,14 @@ def _named_ids(index: Sequence[str], columns: Mapping[str, Any] | None) -> Itera
 
 
 def _id_of(name: str) -> str | None:
-    """Return the Ensembl id that a name is or holds."""
+    """Return the Ensembl id that a name is or contains."""
     if (bare := bare_id(name)) is not None:
         return bare
     return None if (split := split_id(name)) is None else split[0]
 
 
 def _symbol(name: str, gene: str) -> str:
-    """Return the symbol that a name is or holds beside an id; empty where it is an id or a number."""
+    """Return the symbol that a name is or contains in addition to an id; empty for an id."""
     if bare_id(name) is not None:
         return ""
     if (split := split_id(name)) is not None:

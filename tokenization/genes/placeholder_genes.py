@@ -1,17 +1,11 @@
-"""A tokenizer for models whose genes are not known: it says so, and refuses cells."""
+"""A tokenizer for models whose genes are not known: it refuses cells and explains why."""
 
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.tokenization_exceiver import UNPUBLISHED, ExceiverTokenizer
 
 
 def placeholder_tokenizer(n_genes: int) -> ExceiverTokenizer:
-    """Make a tokenizer of placeholder genes for a converted checkpoint.
-
-    Parameters
-    ----------
-    n_genes
-        Rows of the model's gene embedding that stand for genes.
-    """
+    """Make a tokenizer of placeholder genes for a converted checkpoint; `n_genes` excludes special tokens."""
     vocabulary = GeneVocabulary.from_statistics(
         [f"unpublished_gene_{row}" for row in range(n_genes)],
         metadata={

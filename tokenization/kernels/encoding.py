@@ -1,4 +1,4 @@
-"""Counts -> gene tokens by compiled loops, for large work: the same tokens and values as by NumPy."""
+"""Turn counts into gene tokens by compiled loops, with the same tokens and values as NumPy in `gene_encoding`."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def rank_tokens(
     target_sum: float | None = None,
     total: str = "all",
 ) -> TokenRows:
-    """Do as `gene_encoding.rank_tokens` does, of rows in which no gene stands twice."""
+    """Do as `gene_encoding.rank_tokens` does, for rows in which each gene occurs once."""
     counts, at, indptr = loop_arrays(rows.data, rows.indices, rows.indptr)
     n_cells, special = len(rows), 0 if cls_token_id is None else 1
     most = len(columns.token_ids) if max_genes is None else max_genes
@@ -38,7 +38,7 @@ def rank_tokens(
 
 
 def standardized_tokens(rows: CountRows, columns: GeneColumns, *, target_sum: float, clip: float) -> TokenRows:
-    """Do as `gene_encoding.standardized_tokens` does, of rows in which no gene stands twice."""
+    """Do as `gene_encoding.standardized_tokens` does, for rows in which each gene occurs once."""
     assert columns.means is not None
     counts, at, indptr = loop_arrays(rows.data, rows.indices, rows.indptr)
     n_cells, n_values = len(rows), len(counts)

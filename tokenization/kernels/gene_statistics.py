@@ -1,4 +1,4 @@
-"""The loop over single counts behind the statistics of a corpus, compiled by Numba."""
+"""Compiled loop over counts for the statistics of a corpus."""
 
 import math
 
@@ -7,12 +7,12 @@ import numpy as np
 from cellglot.tokenization.kernels.jit import compiled
 
 
-_SMALL = 16  # most counts are below: what depends on cell and count alone is computed once for each of them
+_SMALL = 16  # most counts are below: their logarithms and places are computed once for each cell
 
 
 @compiled
 def _place(value: float, single: np.ndarray, pattern: np.ndarray, shape: tuple[int, int, int], lowest: int) -> int:
-    """Return a value's place in the flat histogram for gene 0; `pattern` views the bits of `single`, a float32."""
+    """Return a value's place in the flat histogram for gene 0; `pattern` is a view of the bits of `single`."""
     octaves, buckets, n_genes = shape
     single[0] = value
     leading = int(np.int64(pattern[0])) * buckets >> 23
@@ -39,21 +39,19 @@ def add_cells(
     counts, columns
         Counts, numbers of any kind, and their columns, integers, shape (values,).
     genes
-        Gene of each column, int32; below 0 for none of these.
+        Gene of each column, int32; below 0 for unknown genes.
     indptr
         Where each cell begins, int64, shape (cells + 1,).
     wanted
-        Cells to add, bool, shape (cells,).
+        Flags of the cells to add, bool, shape (cells,).
     moments
-        For each gene the number of cells, the sum and the sum of squares of log1p of scaled counts less a shift, and
-        that shift, float64, shape (genes, 4). Scaled by the cell's counts on these genes.
+        Number of cells, sum and sum of squares of log1p of scaled counts minus a shift, and the shift, of each gene,
+        float64, shape (genes, 4). Counts are scaled from the cell's total on known genes to `target_sum`.
     histogram
-        Cells by octave, bucket and gene, uint32, shape (octaves, buckets, genes), buckets a power of two. Scaled by
-        all the cell's counts. The genes of a cell that have the same count stand in the same row.
-    target_sum
-        What counts are scaled to.
+        Number of cells by octave, bucket and gene, uint32, shape (octaves, buckets, genes); the number of buckets is a
+        power of two. Counts are scaled from the cell's total to `target_sum`.
     lowest_octave
-        Power of two at which the histogram begins; smaller values fall into its first bucket.
+        Power of two at which the histogram begins; its first bucket also counts smaller values.
     """
     shape, flat = histogram.shape, histogram.reshape(-1)
     logs, places = np.empty(_SMALL), np.empty(_SMALL, np.int64)
@@ -93,7 +91,7 @@ def add_cells(
                 place = _place(counts[i] * of_all, single, pattern, shape, lowest_octave)
             own_genes[counted], keys[counted], values[counted] = gene, place + np.int64(gene), value
             counted += 1
-        for i in range(counted):  # loops of their own: memory is asked for without waiting for what comes before
+        for i in range(counted):  # separate loops, so that memory accesses overlap
             gene = own_genes[i]
             value = values[i] - moments[gene, 3]
             moments[gene, 0] += 1

@@ -1,4 +1,4 @@
-"""Functions compiled by Numba, where loops over single counts are faster than passes in NumPy."""
+"""Compile functions with Numba."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import numba
 import numpy as np
 
 
-_COUNT_TYPES = (np.uint8, np.uint16, np.float32)  # usual ones, for which loops are compiled; others are converted
+_COUNT_TYPES = (np.uint8, np.uint16, np.float32)  # other types of counts are converted to float64
 
 
 def compiled(function: Callable) -> Any:
-    """Compile a function where it first runs on a machine, in some seconds, and keep the result.
+    """Compile a function when it first runs, which takes some seconds, and cache the result.
 
-    It is kept beside the function's file or in the user's cache; where neither can be written, in memory alone.
+    The cache is in the folder of the function's file or the user's cache; if both are read-only, in memory.
     """
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -24,7 +24,7 @@ def compiled(function: Callable) -> Any:
 def loop_arrays(
     counts: np.ndarray, columns: np.ndarray, indptr: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return counts, columns and offsets of sparse rows in types for which loops are compiled."""
+    """Return counts, columns and offsets of sparse rows in the types of compiled loops."""
     return (
         np.ascontiguousarray(counts, None if counts.dtype in _COUNT_TYPES else np.float64),
         np.ascontiguousarray(columns, None if columns.dtype == np.uint16 else np.int32),

@@ -1,4 +1,4 @@
-"""The loops that check stored counts and their columns, and make them small, compiled by Numba."""
+"""Compiled loops that check stored counts and their columns, and convert them to small types."""
 
 import numpy as np
 
@@ -7,19 +7,9 @@ from cellglot.tokenization.kernels.jit import compiled
 
 @compiled
 def narrow_counts(values: np.ndarray, narrow: np.ndarray) -> int:
-    """Copy counts to uint16.
+    """Copy numbers of any kind to `narrow`, uint16, both of shape (values,); return the largest.
 
-    Parameters
-    ----------
-    values
-        Numbers of any kind, shape (values,).
-    narrow
-        Receives them, uint16, shape (values,).
-
-    Returns
-    -------
-    int
-        The largest; -1 if a value is negative, missing, no whole number or above 65,535.
+    Return -1 if a value is negative, missing, not a whole number, or above 65,535.
     """
     largest, wrong = np.uint16(0), False
     for i in range(len(values)):
@@ -33,23 +23,10 @@ def narrow_counts(values: np.ndarray, narrow: np.ndarray) -> int:
 
 @compiled
 def narrow_columns(columns: np.ndarray, narrow: np.ndarray, before: int, n_columns: int) -> int:
-    """Copy columns to uint16, and count how often one is not above that before it.
+    """Copy columns to `narrow`, uint16, both of shape (values,); return how many are not above the one before.
 
-    Parameters
-    ----------
-    columns
-        Integers, shape (values,).
-    narrow
-        Receives them, uint16, shape (values,).
-    before
-        The column before the first, -1 for none.
-    n_columns
-        Columns there are, at most 65,536.
-
-    Returns
-    -------
-    int
-        The number; -1 if a column is none of those there are.
+    `before` is the column before the first, or -1. Return -1 if a column is not between 0 and `n_columns`, which is
+    at most 65,536.
     """
     falls, wrong = 0, False
     for i in range(len(columns)):

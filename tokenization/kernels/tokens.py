@@ -1,6 +1,6 @@
-"""The loops over single counts behind gene tokens, compiled by Numba: one cell after the other, without Python's lock.
+"""Compiled loops over counts for gene tokens, cell by cell and without Python's lock.
 
-They give what `gene_encoding` gives by NumPy, which tokenizers use that travel with a model.
+They return what `gene_encoding` computes with NumPy in tokenizers of model repositories.
 """
 
 import math
@@ -10,15 +10,15 @@ import numpy as np
 from cellglot.tokenization.kernels.jit import compiled
 
 
-_SMALL = 16  # most counts are below: their logarithms are computed once a cell
+_SMALL = 16  # most counts are below: their logarithms are computed once for each cell
 _DIGIT = 256
-_SHORT_RUN = 24  # up to here insertion is the fastest way to order a run
-_RANK_BITS = 16  # most bits of a value that ranks are sorted by first: two digits
+_SHORT_RUN = 24  # longest run for which insertion sort is the fastest
+_RANK_BITS = 16  # most leading bits of a value for the first sort: two digits
 
 
 @compiled
 def _sort(numbers: np.ndarray, n: int, scratch: np.ndarray, place_bits: int, digits: int) -> np.ndarray:
-    """Sort the first n numbers by so many bytes above their places, the lowest ones, stably; gives the array."""
+    """Sort the first n numbers stably by the lowest `digits` bytes above their places; return the array."""
     ends = np.empty(_DIGIT, np.int32)
     for digit in range(digits):
         shift = np.uint64(place_bits + 8 * digit)
@@ -38,13 +38,13 @@ def _sort(numbers: np.ndarray, n: int, scratch: np.ndarray, place_bits: int, dig
 
 @compiled
 def _is_before(place: int, value: float, token: int, values: np.ndarray, tokens: np.ndarray) -> bool:
-    """Tell whether what stands at a place comes before a value and its token: ties go to the smaller token."""
+    """Whether the value at a place comes before a value and its token; ties have the smaller token first."""
     return values[place] > value or (values[place] == value and tokens[place] < token)
 
 
 @compiled
 def _order_long_runs(numbers: np.ndarray, places: int, values: np.ndarray, tokens: np.ndarray) -> None:
-    """Order numbers in long runs of the same leading bits by the values at their places: a Shell sort."""
+    """Sort numbers in long runs of the same leading bits by the values at their places, with Shell sort."""
     first = 0
     for stop in range(1, len(numbers) + 1):
         if stop < len(numbers) and numbers[stop] ^ numbers[first] <= places:
@@ -67,16 +67,10 @@ def _order_long_runs(numbers: np.ndarray, places: int, values: np.ndarray, token
 def _sort_by_leading_bits(
     bits: np.ndarray, n: int, highest: int, shift: int, place_bits: int, numbers: np.ndarray, scratch: np.ndarray
 ) -> None:
-    """Put the places of the first n values in descending order of their leading bits, which stand above the places.
+    """Write the places of the first n values to `numbers`, below their leading bits, in descending order of these.
 
-    Parameters
-    ----------
-    bits, highest
-        Values as whole numbers, uint64, and their largest.
-    shift
-        Bits to leave out, so that differences have as many as there is room for: at most two digits.
-    numbers, scratch
-        The former receives the result; both uint32, of the length of the longest cell.
+    `bits` are the values as uint64, and `highest` the largest. `shift` removes their last bits, so that differences
+    have at most two digits. `numbers` and `scratch` are uint32, of the length of the longest cell.
     """
     low, high, digit = np.uint32(place_bits), np.uint32(place_bits + 8), np.uint32(_DIGIT - 1)
     low_ends, high_ends = np.zeros(_DIGIT, np.int32), np.zeros(_DIGIT, np.int32)
@@ -114,7 +108,7 @@ def rank_cells(
     cut: np.ndarray,
     lost: np.ndarray,
 ) -> float:
-    """Place each cell's tokens by count times weight, the largest first; ties go to the smaller token.
+    """Write each cell's tokens by count times weight, the largest first; ties have the smaller token first.
 
     Parameters
     ----------
@@ -123,18 +117,18 @@ def rank_cells(
     indptr
         Where each cell begins, int64, shape (cells + 1,).
     weights, token_ids
-        Of each column, float64 and int32; weight 0 for unknown genes.
+        Weight (0 for unknown genes) and token of each column, float64 and int32.
     first_token
-        Token put before each cell's genes, below 0 for none.
+        Token before each cell's genes, below 0 for none.
     most
-        Genes kept in each cell.
+        Most genes of a cell.
     placed, placed_counts
-        Receive tokens, int32, and their counts, float64 (0 for the first token), of all cells; the latter may be
-        empty: it then receives none.
+        Outputs: tokens, int32, and their counts, float64 (0 for the first token), of all cells. An empty
+        `placed_counts` is not written.
     bounds, cut
-        Receive where each cell begins in `placed`, and how many genes it lost to `most`.
+        Outputs: where each cell begins in `placed`, and its number of genes above `most`.
     lost
-        Counts of each column that have no token are added here.
+        Counts without a token are added to it by column.
     """
     longest = 0
     for cell in range(len(indptr) - 1):
@@ -144,7 +138,7 @@ def rank_cells(
         place_bits += 1
     places = np.uint32((1 << place_bits) - 1)
     values, tokens, positions = np.empty(longest + 2), np.empty(longest, np.int32), np.empty(longest, np.int32)
-    bits = values.view(np.uint64)  # the order of positive floats is that of their bits
+    bits = values.view(np.uint64)  # positive floats have the order of their bits
     numbers, scratch = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
     with_counts, seen, end = len(placed_counts) > 0, 0, 0
     bounds[0] = 0
@@ -219,31 +213,26 @@ def standardize_cells(
     clipped_bounds: np.ndarray,
     lost: np.ndarray,
 ) -> float:
-    """Place each cell's tokens in ascending order, with standardised expression.
+    """Write each cell's tokens in ascending order, with standardised expression; return the sum of all counts.
 
     Parameters
     ----------
     counts, columns, indptr, token_ids, lost
-        As in `rank_cells`; token ids below 0 for unknown genes.
+        As in `rank_cells`; token ids are below 0 for unknown genes.
     digits, place_bits
-        Bytes that token ids have, and bits that places in a cell have.
+        Bytes of a token id, and bits of a place in a cell.
     numbers, scratch
-        Room for as many numbers as the longest cell has counts, unsigned, wide enough for a token id above a place.
+        Unsigned integers for the counts of the longest cell, wide enough for a token id above a place.
     means, stds
         By token id, float64, stds without zeros.
     target_sum, clip
         As in `gene_encoding.standardized_tokens`.
     placed, values
-        Receive tokens, int32, and their values, float32, of all cells.
+        Outputs: tokens, int32, and their values, float32, of all cells.
     bounds, totals
-        Receive where each cell begins in `placed`, and its counts on known genes, float64.
+        Outputs: where each cell begins in `placed`, and its counts on known genes, float64.
     clipped, clipped_bounds
-        Receive the counts of clipped values, and where each cell's begin.
-
-    Returns
-    -------
-    float
-        Sum of all counts.
+        Outputs: the counts of clipped values, and where those of each cell begin.
     """
     logs, own_logs = np.empty(_SMALL), np.empty(len(numbers))
     above, places = np.uint64(place_bits), np.uint64((1 << place_bits) - 1)

@@ -123,9 +123,9 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
     missing = [name for name in ("obs", "var") if name not in group]
     if missing:
         raise CellFileError(why_no_anndata(group, missing))
-    beside = group["uns"] if _holds(group, "uns") and hasattr(group["uns"], "keys") else {}
+    uns = group["uns"] if _has(group, "uns") and hasattr(group["uns"], "keys") else {}
     notes: list[str] = []
-    var = _gene_table(group["var"], beside, "var", notes)
+    var = _gene_table(group["var"], uns, "var", notes)
     places: dict[str, Place] = {}
 
     def add(name: str, element: Any, genes: pd.DataFrame) -> None:
@@ -142,19 +142,19 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
         columns = {str(c): genes[c].astype(object).to_numpy() for c in genes.columns}
         places[name] = (matrix, [str(g) for g in genes.index], columns)
 
-    if _holds(group, "X"):
+    if _has(group, "X"):
         add("X", group["X"], var)
-    if _holds(group, "raw") and _holds(group["raw"], "X"):
-        add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"], beside, "raw.var", notes))
-    elif _holds(group, "raw.X"):  # before version 0.7
-        add("raw.X", group["raw.X"], _gene_table(group["raw.var"], beside, "raw.var", notes))
+    if _has(group, "raw") and _has(group["raw"], "X"):
+        add("raw.X", group["raw"]["X"], _gene_table(group["raw"]["var"], uns, "raw.var", notes))
+    elif _has(group, "raw.X"):  # before version 0.7
+        add("raw.X", group["raw.X"], _gene_table(group["raw.var"], uns, "raw.var", notes))
     layers = _layers(group)
     for name in [*(n for n in COUNT_LAYERS if n in layers), *(n for n in layers if n not in COUNT_LAYERS)]:
         add(f"layers[{name!r}]", layers[name], var)
     if not places:
         raise CellFileError(why_no_matrix(group.get("mod", ())))
     n_cells = next(iter(places.values()))[0].shape[0]
-    obs = cell_table(group["obs"], n_cells, beside, notes)
+    obs = cell_table(group["obs"], n_cells, uns, notes)
     for name, (matrix, *_) in places.items():  # or counts would take names and labels of other cells
         if matrix.shape[0] != n_cells:
             raise CellFileError(f"{name} has {matrix.shape[0]:,} cells, but obs has {n_cells:,}")
@@ -162,7 +162,7 @@ def _open_anndata(group: Any, folder: Path | None, format_name: str) -> CellFile
 
 
 def _layers(group: Any) -> Mapping[str, Any]:
-    layers = group["layers"] if _holds(group, "layers") else {}
+    layers = group["layers"] if _has(group, "layers") else {}
     if not hasattr(layers, "keys"):
         raise CellFileError("layers is an array, not a group of layers")
     if len(layers) > MOST_LAYERS:
@@ -170,7 +170,7 @@ def _layers(group: Any) -> Mapping[str, Any]:
     return layers
 
 
-def _holds(group: Any, name: str) -> bool:
+def _has(group: Any, name: str) -> bool:
     """Tell whether a group has such a member; AnnData writes an X or raw of None as "null"."""
     return name in group and as_text(group[name].attrs.get("encoding-type", "")) != "null"
 
@@ -205,9 +205,9 @@ def _two_sizes(shape: np.ndarray, name: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _gene_table(element: Any, beside: Any, name: str, notes: list[str]) -> pd.DataFrame:
+def _gene_table(element: Any, uns: Any, name: str, notes: list[str]) -> pd.DataFrame:
     if not hasattr(element, "keys"):
-        return compound_frame(element, beside)
+        return compound_frame(element, uns)
     notes += check_table(element, name, rows="genes")
     index = as_text(element.attrs.get("_index", "_index"))
     if (names := element.get(index)) is None:
@@ -219,14 +219,14 @@ def _gene_table(element: Any, beside: Any, name: str, notes: list[str]) -> pd.Da
     return pd.DataFrame(columns, index=pd.Index(table.index(0, len(table)), dtype=object))
 
 
-def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None = None) -> CellTable:
+def cell_table(element: Any, n_cells: int, uns: Any, notes: list[str] | None = None) -> CellTable:
     """Open the table of cells of AnnData.
 
     Parameters
     ----------
     element
         ``obs`` in HDF5 or zarr.
-    beside
+    uns
         ``uns``, where AnnData before 0.7 keeps categories.
     notes
         Notes about missing chunks are appended to it.
@@ -237,7 +237,7 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
         If it is not a table, or a column has another length.
     """
     if not hasattr(element, "keys"):
-        frame = compound_frame(element, beside)
+        frame = compound_frame(element, uns)
         check_length("obs", len(frame), n_cells)
         return FrameTable(frame)
     found = check_table(element, "obs", n_cells)
@@ -246,10 +246,10 @@ def cell_table(element: Any, n_cells: int, beside: Any, notes: list[str] | None 
     return StoredTable(element, n_cells)
 
 
-def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
+def compound_frame(table: Any, uns: Mapping[str, Any]) -> pd.DataFrame:
     """Read a table stored as one array of records, whose first field contains the names.
 
-    `beside` is the group ``uns``: its member ``{column}_categories`` lists the categories of a column of codes.
+    `uns` is the group of that name: its member ``{column}_categories`` lists the categories of a column of codes.
     """
     records = table[...]
     if records.dtype.names is None or records.ndim != 1:
@@ -257,7 +257,7 @@ def compound_frame(table: Any, beside: Mapping[str, Any]) -> pd.DataFrame:
     index, *names = (name for name in records.dtype.names if records[name].ndim == 1)
     columns = {name: plain_values(records[name]) for name in names}
     for name, codes in columns.items():
-        categories = beside.get(f"{name}_categories")
+        categories = uns.get(f"{name}_categories")
         if categories is None or codes.dtype.kind not in "iu":
             continue
         values = plain_values(np.atleast_1d(categories[...]))

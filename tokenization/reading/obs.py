@@ -176,8 +176,8 @@ class StoredTable:
             )
         self._decode(name, codes[0:0], categories)
         values, element = with_type(self._categories[name][:-1]), self.group[name]
-        beside = element if hasattr(element, "keys") else categories
-        ordered = bool(beside.attrs.get("ordered", False))
+        described = element if hasattr(element, "keys") else categories
+        ordered = bool(described.attrs.get("ordered", False))
         if not pd.Index(values).is_unique or pd.isna(values).any():
             return pd.Series(with_type(self.column(name, 0, self.n_cells)), copy=False)
         return pd.Series(pd.Categorical.from_codes(np.asarray(codes[:]).astype(np.int64), values, ordered=ordered))
