@@ -1,6 +1,7 @@
-"""Looks at the files of a model or adapter before it is loaded, and at its weights after: damage is named."""
+"""Checks of a model's or adapter's files before loading, and of its weights after loading."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,11 +15,11 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MOST_JSON_BYTES = 64 << 20
-MOST_HEADER_BYTES = 100_000_000  # as safetensors itself admits
+MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors
 MOST_LABELS = 1_000_000
 LARGEST_NUMBER = 1 << 31
 
-# Read by transformers and PEFT as they are.
+# Files that transformers and PEFT read without checks.
 CONFIGURATIONS = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "processor_config.json",
     "special_tokens_map.json", "added_tokens.json", "model.safetensors.index.json",
@@ -36,29 +37,29 @@ ADAPTER_SIZES = ("r",)
 PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
 PATTERN_KEYS = ("rank_pattern", "alpha_pattern")
 ADAPTERS = ("LORA", "IA3")
-MOST_REPEATS = 3  # of any number, one after the other: more take time by a high power of a name's length
+MOST_REPEATS = 3  # unlimited repeats in sequence: with more, time grows by a high power of a name's length
 LONGEST_PATTERN = 1000
 
 _AGAIN = "copy or save it again"
 
 
 class ModelFileError(ValueError):
-    """A file of a model or adapter cannot be used; the message names it."""
+    """A file of a model or adapter cannot be used; the message names the file."""
 
 
 # -------------------------------------------------------------------- before loading
 
 
 def check_model_folder(folder: str | os.PathLike) -> None:
-    """Refuse a folder of a model or adapter with files that cannot be what they are named.
+    """Refuse a folder of a model or adapter with damaged or unsafe files.
 
-    Configurations are JSON of a bounded size and name files of the folder and code of their own alone; weights are
-    whole safetensors; sizes belong to these weights; patterns of adapters match in bounded time.
+    Configurations are JSON of a bounded size that names only files and code of the folder; weights are complete
+    safetensors; sizes match these weights; patterns of adapters match in bounded time.
 
     Parameters
     ----------
     folder
-        Of a model or adapter; what is not a folder is passed over.
+        Of a model or adapter; anything but a folder is ignored.
 
     Raises
     ------
@@ -88,24 +89,24 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 
 
 def read_configuration(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping."""
+    """Read a JSON file that contains a mapping."""
     path = Path(path)
     try:
         size = path.stat().st_size
         if size > MOST_JSON_BYTES:
-            raise ModelFileError(f"{path} has {size:,} bytes, more than a configuration can have: {_AGAIN}")
+            raise ModelFileError(f"{path} has {size:,} bytes, which is too large for a configuration: {_AGAIN}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{path} is not readable JSON ({type(error).__name__}: {error}): {_AGAIN}") from error
     if not isinstance(content, dict):
-        raise ModelFileError(f"{path} holds {type(content).__name__}, not a mapping: {_AGAIN}")
+        raise ModelFileError(f"{path} contains a {type(content).__name__}, not a mapping: {_AGAIN}")
     return content
 
 
 def is_inside(name: Any) -> bool:
-    """Whether a name of a file, as another file gives it, stays in that one's folder."""
+    """Whether the name of a file, given in another file, is inside the folder of that file."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
@@ -113,7 +114,7 @@ def is_inside(name: Any) -> bool:
 
 
 def check_names(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse names of files outside of the folder; say it where a configuration names code of another repository."""
+    """Refuse names of files outside the folder; warn if a configuration names code of another repository."""
     files = dict(_named_files(content))
     for key, name in files.items():
         if not is_inside(name) and not _is_own(path.parent, name):
@@ -133,18 +134,12 @@ def _named_files(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(folder: Path, name: Any) -> bool:
-    """Whether a path is that of a file of the folder, as older versions of transformers wrote it."""
+    """Whether a path is that of a file in the folder, as older versions of transformers wrote it."""
     return isinstance(name, str) and "\0" not in name and Path(name).resolve().parent == folder.resolve()
 
 
 def code_names(content: Mapping[str, Any]) -> list[str]:
-    """List the code that a configuration names, such as ``modeling_exceiver.ExceiverModel``.
-
-    Parameters
-    ----------
-    content
-        Of ``config.json`` and its like.
-    """
+    """List the code that a configuration names, such as ``modeling_exceiver.ExceiverModel``."""
     values: list[Any] = []
     for name in ("auto_map", "custom_pipelines"):
         given = content.get(name)
@@ -157,7 +152,7 @@ def code_names(content: Mapping[str, Any]) -> list[str]:
 
 
 def _shapes(folder: Path, index: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of a model's weights from the heads of its files, which have to be whole."""
+    """Read the shapes of a model's weights from the headers of its files, which have to be complete."""
     whole = folder / "model.safetensors"
     if whole.exists():
         return _header(whole)
@@ -170,7 +165,7 @@ def _shapes(folder: Path, index: Mapping[str, Any] | None) -> dict[str, tuple[in
     for name in sorted(set(map(str, names.values()))):
         file = folder / name
         if not file.exists():
-            if folder.parent.name == "snapshots":  # of the Hub's cache: not fetched yet
+            if folder.parent.name == "snapshots":  # of the Hub's cache: not downloaded yet
                 return {}
             raise ModelFileError(f"{path} names {name}, which is missing: {_AGAIN}")
         _check_link(path, folder, file)
@@ -178,7 +173,7 @@ def _shapes(folder: Path, index: Mapping[str, Any] | None) -> dict[str, tuple[in
     missing = sorted(set(names) - set(shapes))
     if missing:
         raise ModelFileError(
-            f"{path} names {len(missing):,} weights that no file holds, such as {missing[0]}: {_AGAIN}"
+            f"{path} names {len(missing):,} weights that are in none of its files, such as {missing[0]}: {_AGAIN}"
         )
     return shapes
 
@@ -193,24 +188,24 @@ def _check_link(path: Path, folder: Path, file: Path) -> None:
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the head of a safetensors file: names and shapes; the file has to be as long as its head says."""
+    """Read names and shapes from the header of a safetensors file; the file has to be as long as its header says."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-                raise ModelFileError(f"{path} is not a whole safetensors file, it may be cut short: {_AGAIN}")
+                raise ModelFileError(f"{path} is not a complete safetensors file, it may be cut short: {_AGAIN}")
             head = json.loads(file.read(length))
         end = max((t["data_offsets"][1] for name, t in head.items() if name != "__metadata__"), default=0)
         shapes = {name: tuple(map(int, t["shape"])) for name, t in head.items() if name != "__metadata__"}
     except ModelFileError:
         raise
     except (OSError, RecursionError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ModelFileError(f"{path} has no readable head of safetensors ({error}): {_AGAIN}") from error
+        raise ModelFileError(f"{path} has no readable header of safetensors ({error}): {_AGAIN}") from error
     if 8 + length + end != size:
         raise ModelFileError(
-            f"{path} has {size:,} bytes where its head says {8 + length + end:,}: it is cut short or damaged; {_AGAIN}"
+            f"{path} has {size:,} bytes, but its header says {8 + length + end:,}: it is damaged, {_AGAIN}"
         )
     return shapes
 
@@ -219,20 +214,20 @@ def _refuse_pickles(folder: Path) -> None:
     pickles = [name for name in PICKLES if (folder / name).exists()]
     if pickles:
         raise ModelFileError(
-            f"{folder / pickles[0]} is a pickle, which can run code when it is loaded, and is not: save the weights "
-            "as safetensors (save_pretrained does)"
+            f"{folder / pickles[0]} is a pickle, which is not loaded because it could run code: save the weights as "
+            "safetensors (save_pretrained does)"
         )
 
 
 def check_sizes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a configuration whose sizes are beyond what its weights can be, before anything of them is built.
+    """Refuse a configuration with sizes that its weights cannot have, before a model of these sizes is built.
 
     Parameters
     ----------
     shapes
-        Of the weights; none where they lie elsewhere.
+        Shapes of the weights; empty if they are unknown.
     """
-    numbers = sum(_product(shape) for shape in shapes.values())
+    numbers = sum(map(math.prod, shapes.values()))
     towers = {k: v for k, v in config.items() if k.endswith("_config") and isinstance(v, Mapping)}
     for part, tower in {"": config, **towers}.items():
         for name in (*LAYERS, *LABELS, *SIZES):
@@ -240,27 +235,27 @@ def check_sizes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, tupl
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_NUMBER:
-                raise ModelFileError(f"{path}: {name} is {value!r:.60}, which no model has: {_AGAIN}")
+                raise ModelFileError(f"{path}: {name} is {value!r:.60}, which is impossible: {_AGAIN}")
             if name in LABELS and value > MOST_LABELS:
-                raise ModelFileError(f"{path}: {name} is {value:,}, more than a model can have: {_AGAIN}")
+                raise ModelFileError(f"{path}: {name} is {value:,}, but {MOST_LABELS:,} is the limit: {_AGAIN}")
         if not shapes:
             continue
         if (tower.get("num_hidden_layers") or 0) > 4 * len(shapes) + 64:
             layers = tower["num_hidden_layers"]
             raise ModelFileError(
-                f"{path}: num_hidden_layers is {layers:,}, and there are {len(shapes):,} weights: {_AGAIN}"
+                f"{path}: num_hidden_layers is {layers:,}, but there are only {len(shapes):,} weights: {_AGAIN}"
             )
         needed, held = _least_numbers(tower), part.replace("_config", "_model.")
         spare = 1 << (26 if any(held in name for name in shapes) else 28)  # a classifier of cells has no text encoder
         if needed > 16 * numbers + spare:
             raise ModelFileError(
-                f"{path} has sizes of a model of {needed:,} numbers or more, and the weights beside it have "
-                f"{numbers:,}: {_AGAIN}"
+                f"{path} has sizes of a model of {needed:,} or more parameters, but its weights have {numbers:,}: "
+                f"{_AGAIN}"
             )
 
 
 def _least_numbers(tower: Mapping[str, Any]) -> int:
-    """Estimate from below how many numbers a transformer of these sizes has."""
+    """Return a lower bound of the number of parameters of a transformer of these sizes."""
     size = {name: tower.get(name) or 0 for name in (*SIZES, *LAYERS)}
     hidden = size["hidden_size"]
     embedding = size["gene_embedding_size"] or hidden
@@ -269,27 +264,18 @@ def _least_numbers(tower: Mapping[str, Any]) -> int:
     return size["num_hidden_layers"] * layer + around + hidden * size["projection_dim"]
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    number = 1
-    for length in shape:
-        number *= length
-    return number
-
-
 # -------------------------------------------------------------------- adapters
 
 
 def check_adapter_settings(
     path: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> None:
-    """Refuse settings of an adapter that would run other code, or take unbounded time or memory.
+    """Refuse settings of ``adapter_config.json`` that would run other code, or take unbounded time or memory.
 
     Parameters
     ----------
-    path
-        Of ``adapter_config.json``.
     shapes
-        Of the adapter's weights.
+        Shapes of the adapter's weights.
     """
     kind = settings.get("peft_type")
     if kind not in ADAPTERS:
@@ -328,33 +314,33 @@ def _check_rank(path: Path, name: str, value: Any, largest: int | None) -> None:
         return
     most = LARGEST_NUMBER if largest is None else largest
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-        raise ModelFileError(
-            f"{path}: {name} is {value!r:.60}, which does not belong to the adapter's weights: {_AGAIN}"
-        )
+        raise ModelFileError(f"{path}: {name} is {value!r:.60}, which does not match the adapter's weights: {_AGAIN}")
 
 
 def check_pattern(pattern: str, what: str) -> None:
-    """Refuse a regular expression that may take unbounded time, or is none.
+    """Refuse a regular expression that is invalid or may take unbounded time.
 
-    Repeats inside of repeats and references to groups are refused, as are more than three repeats of any number.
+    Nested repeats, references to groups and more than three unlimited repeats are refused.
 
     Parameters
     ----------
     what
-        Where it stands, for the message.
+        File and field of the pattern, for the message.
     """
     if len(pattern) > LONGEST_PATTERN:
-        raise ModelFileError(f"{what}: a pattern of {len(pattern):,} characters is refused")
+        raise ModelFileError(
+            f"{what}: the pattern has {len(pattern):,} characters, but {LONGEST_PATTERN:,} is the limit"
+        )
     try:
         parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise ModelFileError(f"{what} {pattern!r:.80} is not a regular expression: {error}") from error
     if _repeats(parsed, False) > MOST_REPEATS:
-        raise ModelFileError(f"{what} {pattern!r:.80} may take endless time to match: write it without nested repeats")
+        raise ModelFileError(f"{what} {pattern!r:.80} may take very long to match: write it without nested repeats")
 
 
 def _repeats(parsed: Any, inside: bool) -> int:
-    """Count repeats of any number; too many for one inside of another."""
+    """Count unlimited repeats; a nested one counts as too many."""
     number = 0
     for operation, argument in parsed:
         kind = str(operation)
@@ -381,7 +367,7 @@ def _repeats(parsed: Any, inside: bool) -> int:
 
 
 def _optional(parsed: Any) -> bool:
-    """Whether a part that is repeated can be read in several ways."""
+    """Whether a repeated part can match in several ways."""
     for operation, argument in parsed:
         kind = str(operation)
         if "REPEAT" in kind or kind == "BRANCH":
@@ -397,16 +383,16 @@ def _optional(parsed: Any) -> bool:
 def check_loaded(
     name: Any, model: torch.nn.Module, info: Mapping[str, Any] | None = None, new: Collection[str] = ()
 ) -> None:
-    """Refuse a model whose weights were not in its files, had other shapes, or are not finite numbers.
+    """Refuse a model with weights that were not in its files, had other shapes, or are not finite numbers.
 
     Parameters
     ----------
     name
-        Folder or repository that it was loaded from.
+        Folder or repository of the model.
     info
-        What ``from_pretrained(..., output_loading_info=True)`` says.
+        From ``from_pretrained(..., output_loading_info=True)``.
     new
-        Modules whose weights may be new: heads that are about to be trained.
+        Modules whose weights may be missing: heads that are trained next.
     """
     place = f"{name}/model.safetensors" if Path(str(name)).is_dir() else str(name)
     if info is not None:
@@ -417,15 +403,15 @@ def check_loaded(
         total = len(model.state_dict())
         if missing:
             unknown = sorted(info["unexpected_keys"])
-            instead = f"; it holds {len(unknown):,} others, such as {unknown[0]}" if unknown else ""
+            instead = f"; it has {len(unknown):,} others, such as {unknown[0]}" if unknown else ""
             raise ModelFileError(
                 f"{place} lacks {len(missing):,} of the {total:,} weights of {type(model).__name__}, such as "
                 f"{missing[0]}{instead}: they would be random numbers. Save the model again by save_pretrained"
             )
         if others:
             raise ModelFileError(
-                f"{place} holds {len(others):,} of the {total:,} weights of {type(model).__name__} in another shape "
-                f"than its config.json says, such as {others[0]}: the two do not belong together"
+                f"{place} has {len(others):,} of the {total:,} weights of {type(model).__name__} in another shape "
+                f"than its config.json says, such as {others[0]}: these files do not belong together"
             )
     check_finite(place, model)
 
@@ -435,24 +421,18 @@ def _is_of(key: str, modules: tuple[str, ...]) -> bool:
 
 
 def check_finite(place: str, model: torch.nn.Module) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Parameters
-    ----------
-    place
-        Where they come from, for the message.
-    """
+    """Refuse weights that are NaN or infinite; `place` is their origin, for the message."""
     unset = {name for name, values in model.named_buffers() if _is_unset(values)}
     bad = [name for name, values in model.state_dict().items() if name not in unset and not _finite(values)]
     if bad:
         raise ModelFileError(
-            f"{place} holds values that are not finite numbers (NaN, infinity) in {len(bad):,} weights of "
+            f"{place} has values that are not finite numbers (NaN, infinity) in {len(bad):,} weights of "
             f"{type(model).__name__}, such as {bad[0]}: the training diverged, or the file is damaged"
         )
 
 
 def _is_unset(values: torch.Tensor) -> bool:
-    """Whether a buffer was never given values, as Exceiver's of background expression: it holds NaN alone."""
+    """Whether a buffer was never set, like Exceiver's background expression: all of its values are NaN."""
     return values.is_floating_point() and not values.is_meta and bool(torch.isnan(values).all())
 
 
