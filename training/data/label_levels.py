@@ -42,6 +42,7 @@ def label_levels(
     fewest: int = 10,
     classes: Sequence[str] | None = None,
     others: Iterable[str] = (),
+    every_class: bool = True,
 ) -> LabelLevels:
     """Find the classes of labels that stand at several levels, such as "T cell", "CD4 T cell" and "naive CD4 T cell".
 
@@ -64,6 +65,8 @@ def label_levels(
         The classes, as ids or labels of the ontology, or as texts of labels; by default they are found.
     others
         Labels of other cells, to be put in terms of the same classes.
+    every_class
+        Refuse given classes without a training cell. Otherwise they are left out.
 
     Raises
     ------
@@ -85,6 +88,9 @@ def label_levels(
         chosen = _finest([t for t, n in cells.items() if n >= fewest], above)
     else:
         chosen = list(dict.fromkeys(types[text] for text in classes))
+    if classes is not None and not every_class:
+        given = [_union([types[p] for p in parts[label]], chosen, above) for label in counts]
+        chosen = [t for i, t in enumerate(chosen) if any(row[i] for row in given)]
     if len(chosen) < 2:
         raise ValueError(
             f"the labels give {len(chosen)} classes with {fewest:,} training cells or more "

@@ -1,0 +1,55 @@
+"""``python -m cellglot.model_cards.collection NAME --data FOLDER``: build a model of the collection again."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, such as blood-exceiver, or a YAML file.")],
+    data: Annotated[Path, typer.Option(help="Folder that the paths of the recipe's data sets begin at.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the build; collection_build/NAME by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Train a few steps on few cells, to try it out.")] = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Put the finished model among those that ship with the package.")
+    ] = False,
+) -> None:
+    """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
+    from cellglot.model_cards.collection.build import build
+    from cellglot.modeling.collection import collection_folder
+
+    folder = output or Path("collection_build", Path(name).stem)
+    finished = build(name, data, folder, quick)
+    if install:
+        target = collection_folder() / finished.name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(finished, target, ignore=shutil.ignore_patterns(".*"))
+        finished = target
+    typer.echo(str(finished))
+
+
+def main() -> None:
+    """Run the command; errors in what was given are one message."""
+    from cellglot.inputs.errors import message_of
+
+    try:
+        app(prog_name="python -m cellglot.model_cards.collection")
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        typer.secho(f"error: {message}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

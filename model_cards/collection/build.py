@@ -1,0 +1,351 @@
+"""Builds a model of the collection: data sets, tests on laboratories that were left out, the final model, its card."""
+
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+
+import cellglot
+from cellglot.evaluation.annotation.calibration import HeldOutCells, fit_calibration
+from cellglot.model_cards.collection.card import card_details, collection_facts
+from cellglot.model_cards.collection.cells import LABEL, PreparedCells, prepare
+from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
+from cellglot.model_cards.collection.genes import HumanGenes
+from cellglot.model_cards.collection.recipe import Recipe, RecipeError, read_recipe
+from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
+from cellglot.model_cards.publishing import publish
+from cellglot.modeling.annotation_calibration import softmax
+from cellglot.modeling.collection import FACTS_FILE
+from cellglot.outputs import atomic, lock
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+from cellglot.training.data.cell_types import open_ontology
+from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels
+
+
+RECORD_FILE = "collection_run.json"
+ONTOLOGY_FILE = "cell_ontology/cl.owl.gz"
+MOST_BYTES = 8_000_000
+FEWEST_TESTED = 20  # labelled cells of a laboratory that is left out
+
+
+@dataclass
+class Build:
+    """A build in a folder; every finished step is kept there, and is not repeated.
+
+    Parameters
+    ----------
+    recipe
+        What to build.
+    data
+        Folder that the paths of data sets begin at.
+    folder
+        Folder of the build.
+    quick
+        Few steps and few cells: to try out everything else.
+    """
+
+    recipe: Recipe
+    data: Path
+    folder: Path
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+        place = self.data / ONTOLOGY_FILE
+        self.ontology_name = str(place) if place.is_file() else "blood"
+        self.ontology: CellOntology = open_ontology(self.ontology_name)
+        self.genes = HumanGenes.read(self.data)
+
+    def run(self) -> Path:
+        """Build the model, and return its finished folder.
+
+        Raises
+        ------
+        RecipeError
+            If a data set is missing or another one than the recipe's, or nothing can be tested.
+        ValueError
+            If the finished folder is larger than models of the collection may be.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with lock(self.folder):
+            sets = self._prepare()
+            levels = levels_of(sets, self.recipe, self.ontology)
+            self.say(f"{len(levels.classes)} classes: {', '.join(levels.classes)}")
+            folds = [self._fold(fold, levels) for fold in self._folds(sets, levels)]
+            scores = self._scores(folds, levels)
+            model = self._final(sets, levels, folds)
+            return self._finish(model, sets, levels, folds, scores)
+
+    def say(self, text: str) -> None:
+        """Print a line with the time since the start."""
+        print(f"[{time.perf_counter() - self.started:6.0f} s] {text}", flush=True)
+
+    # ---------------------------------------------------------------- data sets
+
+    def _prepare(self) -> list[PreparedCells]:
+        made = []
+        for data_set in self.recipe.sets:
+            if self.quick:
+                data_set = dataclasses.replace(data_set, most_cells=300)
+            target = self.folder / "cells"
+            prepared = prepare(data_set, self.data, target, self.genes, self.ontology, self.recipe.seed)
+            notes = prepared.notes
+            self.say(
+                f"{data_set.name}: {notes['cells']:,} cells, {prepared.labelled:,} with a label; {notes['genes']:,} genes, "
+                f"{notes['genes_not_found']:,} names not found"
+            )
+            made.append(prepared)
+        return made
+
+    def _folds(self, sets: Sequence[PreparedCells], levels: LabelLevels) -> list[Fold]:
+        """Return one fold for each laboratory to leave out; laboratories of foreign cells are spread over them."""
+        cells = {name: [0, 0] for name in self.recipe.laboratories}
+        for prepared in sets:
+            for label, number in prepared.notes["meant"].items():
+                if label:
+                    cells[prepared.data_set.laboratory][label == self.recipe.foreign] += number
+        known = [name for name, (n, _) in cells.items() if n >= FEWEST_TESTED]
+        tested = self.recipe.held_out or known
+        if self.quick:
+            tested = tested[:2]
+        if not tested or len(set(self.recipe.laboratories) - {tested[0]}) < 1:
+            raise RecipeError(f"{self.recipe.file}: no laboratory can be left out, the data sets are all of one")
+        out = {name: [name] for name in tested}
+        foreign = [name for name, (n, others) in cells.items() if others and not n]
+        for i, name in enumerate(foreign):
+            out[tested[i % len(tested)]].append(name)
+        return [
+            Fold(
+                folder=self.folder / "folds" / name,
+                laboratory=name,
+                training=[p for p in sets if p.data_set.laboratory not in left_out],
+                test=[p for p in sets if p.data_set.laboratory in left_out and p.labelled],
+            )
+            for name, left_out in out.items()
+        ]
+
+    def _fold(self, fold: Fold, levels: LabelLevels) -> Fold:
+        self.say(f"without {fold.laboratory}: {len(fold.training)} data sets for training, {len(fold.test)} to test")
+        return run_fold(self.recipe, fold, self.genes, self.ontology, self.ontology_name, levels.classes, self.quick)
+
+    # ---------------------------------------------------------------- scores
+
+    def _sets_of(self, levels: LabelLevels) -> Any:
+        counts = {levels.ids.get(name, name): 1 for name in levels.classes}
+
+        def sets_of(ids: Any) -> np.ndarray:
+            label = f" {ALTERNATIVES} ".join([ids] if isinstance(ids, str) else ids)
+            found = label_levels(counts, self.ontology, fewest=1, classes=list(counts), others=[label])
+            return found.sets[label]
+
+        return sets_of
+
+    def _scores(self, folds: Sequence[Fold], levels: LabelLevels) -> list[dict[str, Any]]:
+        """Score every data set that was left out, beside baselines; scores of a fold are kept beside it."""
+        groups = groups_of(self.recipe.groups, levels.classes, self._sets_of(levels))
+        rows = []
+        for fold in folds:
+            file, made_of = fold.folder / "scores.json", _digest(fold, self.recipe)
+            if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
+                rows += kept["rows"]
+                continue
+            found = self._fold_scores(fold, levels, groups)
+            with atomic(file) as temporary:
+                temporary.write_text(json.dumps({"made_of": made_of, "rows": found}, indent=1), encoding="utf-8")
+            rows += found
+        return rows
+
+    def _fold_scores(self, fold: Fold, levels: LabelLevels, groups: dict[str, Group]) -> list[dict[str, Any]]:
+        rows = []
+        training = [ad.read_h5ad(p.path) for p in fold.training if p.labelled]
+        for prepared, outputs in zip(fold.test, fold.outputs, strict=True):
+            test = ad.read_h5ad(prepared.path)[outputs.rows].copy()
+            allowed = _allowed(test, levels)
+            for level, group in groups.items():
+                truth = group.truth(allowed)
+                own = type_scores(truth, group.predicted(softmax(outputs.logits)), group.names, self.recipe.seed)
+                if not own:
+                    continue
+                of_training = [group.truth(_allowed(part, levels)) for part in training]
+                others = baseline_scores(training, of_training, test, truth, group.names, self.recipe.seed)
+                rows.append(
+                    {"laboratory": fold.laboratory, "data_set": prepared.data_set.name, "level": level, "model": own,
+                     "baselines": others}
+                )  # fmt: skip
+                beside = ", ".join(f"{n} {s['macro_f1']['value']:.3f}" for n, s in others.items() if s)
+                self.say(f"{prepared.data_set.name}, {level}: macro F1 {own['macro_f1']['value']:.3f}; {beside}")
+        return rows
+
+    # ---------------------------------------------------------------- the model itself
+
+    def _final(self, sets: Sequence[PreparedCells], levels: LabelLevels, folds: Sequence[Fold]) -> Path:
+        """Train on all data sets, in half precision on disk, with a calibration from the cells that were left out."""
+        self.say("all data sets")
+        trained = train(self.recipe, sets, self.folder / "final", self.genes, self.ontology_name, levels, self.quick)
+        model = self.folder / "final" / self.recipe.name
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
+        in_half_precision(model)
+        held_out = []
+        for fold in folds:
+            parts = [
+                (outputs, _allowed(ad.read_h5ad(prepared.path)[outputs.rows], levels))
+                for prepared, outputs in zip(fold.test, fold.outputs, strict=True)
+            ]
+            if self.recipe.foreign is not None:
+                column = levels.classes.index(self.recipe.foreign)
+                for _, allowed in parts:
+                    allowed[allowed[:, column]] = False  # no type is right for them
+            held_out.append(
+                HeldOutCells(
+                    logits=np.concatenate([outputs.logits for outputs, _ in parts]),
+                    embedding=np.concatenate([outputs.embedding for outputs, _ in parts]),
+                    allowed=np.concatenate([allowed for _, allowed in parts]),
+                    data_sets=[outputs.data_set for outputs, _ in parts for _ in outputs.rows],
+                    training_embedding=fold.training_embedding,
+                )
+            )
+        calibration = fit_calibration(
+            held_out,
+            training_embedding(model, sets, self.folder / "final", seed=self.recipe.seed),
+            levels.classes,
+            [levels.ids.get(name) for name in levels.classes],
+            self.ontology,
+            foreign=[] if self.recipe.foreign is None else [self.recipe.foreign],
+            seed=self.recipe.seed,
+        )
+        calibration.save(model)
+        self.calibration = dict(calibration.facts)
+        return model
+
+    def _finish(
+        self,
+        model: Path,
+        sets: Sequence[PreparedCells],
+        levels: LabelLevels,
+        folds: Sequence[Fold],
+        scores: list[dict[str, Any]],
+    ) -> Path:
+        """Write the finished folder: model, code, card, facts, record."""
+        used = [p for p in sets if p.labelled]
+        details = card_details(self.recipe, used, scores, self.calibration, self.ontology.release)
+        finished = self.folder / self.recipe.name
+        publish(model, output=finished, details=details, cells=self._examples(used, levels), overwrite=True)
+        facts = collection_facts(self.recipe, model, used, levels, scores)
+        (finished / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        record = {
+            "recipe": dataclasses.asdict(self.recipe) | {"file": Path(self.recipe.file).name},
+            "quick": self.quick,
+            "seconds": round(time.perf_counter() - self.started),
+            "data_sets": [{"name": p.data_set.name, **p.notes} for p in sets],
+            "folds": [
+                {"laboratory": f.laboratory, "training": [p.data_set.name for p in f.training],
+                 "test": [p.data_set.name for p in f.test]}
+                for f in folds
+            ],
+            "scores": scores,
+            "calibration": self.calibration,
+            "software": {
+                "cellglot": cellglot.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }  # fmt: skip
+        with atomic(self.folder / RECORD_FILE) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+        size = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
+        self.say(f"{finished}: {size / 1e6:.1f} MB")
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"{finished} has {size:,} bytes: a model of the collection has {MOST_BYTES:,} at the most"
+            )
+        return finished
+
+    def _examples(self, used: Sequence[PreparedCells], levels: LabelLevels) -> Path:
+        """Write cells of different types for the examples of the card; their labels are the names of the classes."""
+        parts = []
+        for prepared in used:
+            adata = ad.read_h5ad(prepared.path)
+            allowed = _allowed(adata, levels)
+            one = allowed.sum(axis=1) == 1
+            column = allowed.argmax(axis=1)
+            for c in np.unique(column[one]).tolist():
+                if levels.classes[c] in {p.obs["cell_type"].iloc[0] for p in parts}:
+                    continue
+                row = adata[int(np.flatnonzero(one & (column == c))[0])].copy()
+                row.obs = row.obs[[]].assign(cell_type=levels.classes[c])
+                parts.append(row)
+        path = self.folder / "example_cells.h5ad"
+        example = ad.concat(parts, join="outer", fill_value=0)
+        example.write_h5ad(path)
+        return path
+
+
+def in_half_precision(model: Path) -> None:
+    """Store the weights of a model as float16; it is loaded, and computes, in float32 all the same.
+
+    Raises
+    ------
+    ValueError
+        If a weight is beyond the range of float16.
+    """
+    path = model / "model.safetensors"
+    if not path.is_file():  # an adapter
+        path = model / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    halved = {n: w.half() if w.dtype == torch.float32 else w for n, w in weights.items()}
+    wrong = [n for n, w in halved.items() if w.is_floating_point() and not w.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong[:3])} does not fit into float16")
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(halved, temporary, metadata={"format": "pt"})
+    config_file = model / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    with atomic(config_file) as temporary:
+        temporary.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def _allowed(adata: ad.AnnData, levels: LabelLevels) -> np.ndarray:
+    """Return whether each class may be right for each cell, none where it has no label; shape (cells, classes)."""
+    nothing = np.zeros(len(levels.classes), dtype=bool)
+    return np.stack(
+        [levels.sets.get(label, nothing) if isinstance(label, str) else nothing for label in adata.obs[LABEL]]
+    )
+
+
+def _digest(fold: Fold, recipe: Recipe) -> str:
+    """Return what the scores of a fold depend on."""
+    import hashlib
+
+    digest = hashlib.sha256(json.dumps([recipe.groups, recipe.seed], sort_keys=True).encode())
+    for prepared in (*fold.training, *fold.test):
+        digest.update(str(prepared.notes["made_of"]).encode())
+    for outputs in fold.outputs:
+        digest.update(outputs.logits.tobytes())
+    return digest.hexdigest()
+
+
+def build(name: str, data: Path, folder: Path, quick: bool = False) -> Path:
+    """Build a model of the collection, and return its finished folder.
+
+    Parameters
+    ----------
+    name
+        A recipe's name, or a YAML file.
+    data, folder, quick
+        As for `Build`.
+    """
+    return Build(read_recipe(name), data, folder, quick).run()
+
+
+__all__ = ["Build", "build", "in_half_precision"]

@@ -1,0 +1,198 @@
+"""Data sets of a recipe to files of one form: counts by Ensembl id, labels in terms of the Cell Ontology."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, vstack
+
+from cellglot.model_cards.collection.genes import HumanGenes
+from cellglot.model_cards.collection.recipe import DataSet, RecipeError
+from cellglot.outputs import atomic
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+from cellglot.tokenization.reading.cells import Cells, read_cells
+from cellglot.tokenization.reading.labels import read_labels
+from cellglot.training.data.label_levels import ALTERNATIVES
+
+
+LABEL = "collection_label"
+GIVEN = "label_as_given"
+
+
+@dataclass(frozen=True)
+class PreparedCells:
+    """A file that `prepare` wrote.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad``: counts by Ensembl id, labels in obs.
+    data_set
+        What it was made of.
+    notes
+        ``cells``, ``left_out``, ``genes``, ``genes_not_found``, ``labels`` (as given -> meant and number of cells).
+    """
+
+    path: Path
+    data_set: DataSet
+    notes: dict[str, Any]
+
+    @property
+    def labelled(self) -> int:
+        """Number of cells with a label."""
+        return sum(n for meant, n in self.notes["meant"].items() if meant)
+
+
+def prepare(
+    data_set: DataSet, data: Path, target: Path, genes: HumanGenes, ontology: CellOntology, seed: int
+) -> PreparedCells:
+    """Read a data set, check it, and write it in the form of the collection; again only where something changed.
+
+    Parameters
+    ----------
+    data
+        Folder that the paths of data sets begin at.
+    target
+        Folder for the file.
+    genes, ontology
+        Where names of genes and labels are found.
+    seed
+        Of the draw of cells.
+
+    Raises
+    ------
+    RecipeError
+        If the file is missing, another one than the recipe's, or lacks a column; names it and says what to do.
+    """
+    source, path = data / data_set.file, target / f"{data_set.name}.h5ad"
+    if not source.is_file():
+        raise RecipeError(f"{source} does not exist: {data_set.name} is {data_set.source}; pass its folder by --data")
+    checksum = hashlib.sha256(source.read_bytes()).hexdigest()
+    if checksum != data_set.sha256:
+        raise RecipeError(
+            f"{source} has the checksum {checksum[:12]}..., {data_set.name} of the recipe {data_set.sha256[:12]}...: "
+            "it is another file"
+        )
+    facts = {"data_set": dataclasses.asdict(data_set), "seed": seed, "ontology": ontology.checksum}
+    made_of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    notes_file = path.with_suffix(".json")
+    if path.is_file() and notes_file.is_file():
+        notes = json.loads(notes_file.read_text(encoding="utf-8"))
+        if notes["made_of"] == made_of:
+            return PreparedCells(path, data_set, notes)
+    target.mkdir(parents=True, exist_ok=True)
+    with read_cells(source) as cells:
+        adata, notes = _read(cells, data_set, genes, ontology, np.random.default_rng(seed))
+    with atomic(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    with atomic(notes_file) as temporary:
+        temporary.write_text(json.dumps({"made_of": made_of, **notes}, indent=1), encoding="utf-8")
+    return PreparedCells(path, data_set, {"made_of": made_of, **notes})
+
+
+def _read(
+    cells: Cells, data_set: DataSet, genes: HumanGenes, ontology: CellOntology, random: np.random.Generator
+) -> tuple[ad.AnnData, dict[str, Any]]:
+    found = genes.find(cells.counts.index, cells.counts.columns)
+    ids, columns = np.unique(found, return_inverse=True)
+    known = ids != ""
+    sums = csr_matrix((np.ones(len(found)), (np.arange(len(found)), columns)), shape=(len(found), len(ids)))[:, known]
+    counts = vstack([csr_matrix(chunk @ sums) for chunk in cells.chunks()], format="csr")
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    names = [str(n) for n in cells.names()]
+    kept = np.asarray(counts.sum(axis=1)).ravel() >= max(data_set.fewest_counts, 1)
+    kept &= np.diff(counts.indptr) >= data_set.fewest_genes
+    rows = np.flatnonzero(kept)
+    if data_set.most_cells is not None and len(rows) > data_set.most_cells:
+        rows = np.sort(random.choice(rows, data_set.most_cells, replace=False))
+    given, meant = _labels(cells, data_set, ontology)
+    obs = pd.DataFrame(
+        {GIVEN: given, LABEL: meant, "dataset_id": data_set.name, "laboratory": data_set.laboratory,
+         "tissue": data_set.tissue},
+        index=pd.Index([f"{data_set.name}-{n}" for n in names]),
+    )  # fmt: skip
+    symbols = [genes.names.symbols.get(gene, gene) for gene in ids[known]]
+    var = pd.DataFrame({"symbol": symbols}, index=pd.Index(ids[known].astype(str)))
+    adata = ad.AnnData(counts[rows].astype(np.float32), obs=obs.iloc[rows].copy(), var=var)
+    adata.obs_names_make_unique()
+    for gate in data_set.gates:
+        chosen = _gated(adata, gate, genes)
+        adata.obs.loc[chosen, GIVEN] = "by marker genes"
+        adata.obs.loc[chosen, LABEL] = _meant(gate.label, ontology, data_set)
+    pairs = Counter(zip(adata.obs[GIVEN].fillna(""), adata.obs[LABEL].fillna(""), strict=True))
+    notes = {
+        "cells": adata.n_obs,
+        "left_out": len(names) - adata.n_obs,
+        "genes": adata.n_vars,
+        "genes_not_found": int((found == "").sum()),
+        "labels": [{"given": g, "meant": m, "cells": n} for (g, m), n in pairs.most_common()],
+        "meant": dict(Counter(adata.obs[LABEL].fillna("")).most_common()),
+    }
+    for column in (GIVEN, LABEL):
+        adata.obs[column] = pd.Categorical(adata.obs[column])
+    return adata, notes
+
+
+def _labels(cells: Cells, data_set: DataSet, ontology: CellOntology) -> tuple[list[Any], list[Any]]:
+    """Return the label of each cell as it is given and as it is meant, None for none."""
+    if data_set.every is not None:
+        return ["all cells"] * len(cells), [_meant(data_set.every, ontology, data_set)] * len(cells)
+    if data_set.column is None:
+        return [None] * len(cells), [None] * len(cells)
+    if data_set.column not in cells.obs.names:
+        raise RecipeError(
+            f"{data_set.name}: {data_set.file} has no column {data_set.column!r} in obs; it has "
+            f"{', '.join(cells.obs.names) or 'none'}"
+        )
+    given = read_labels(cells.obs.column(data_set.column, 0, len(cells))).texts.tolist()
+    different = sorted({label for label in given if label is not None})
+    missing = sorted(set(data_set.types) - set(different))
+    if missing:
+        raise RecipeError(f"{data_set.name}: types names labels that no cell has: {', '.join(missing)}")
+    others = ontology.resolve(label for label in different if label not in data_set.types)
+    meant = dict(zip(others.labels, others.cell_types, strict=True))
+    for label, types in data_set.types.items():
+        meant[label] = None if types is None else _meant(types, ontology, data_set)
+    return given, [None if label is None else meant[label] for label in given]
+
+
+def _meant(types: Any, ontology: CellOntology, data_set: DataSet) -> str:
+    """Write types of a label as ids between ``|``; what the ontology does not know is a text of its own."""
+    several = [types] if isinstance(types, str) else list(types)
+    found = ontology.resolve(several).cell_types
+    wrong = [t for t, i in zip(several, found, strict=True) if i is None and t.startswith("CL:")]
+    if wrong:
+        raise RecipeError(f"{data_set.name}: {', '.join(wrong)} is not in the ontology ({ontology.source})")
+    return f" {ALTERNATIVES} ".join(i or t for t, i in zip(several, found, strict=True))
+
+
+def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:
+    counts = adata.X
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
+
+    def mean(names: list[str]) -> np.ndarray:
+        columns = _columns(adata, names, genes)
+        if len(columns) < len(names) / 2:
+            raise RecipeError(f"{gate.label}: only {len(columns)} of the markers {', '.join(names)} are in the file")
+        return np.log1p(counts[:, columns].toarray() / totals[:, None] * 1e4).mean(axis=1)
+
+    if gate.share:
+        chosen = np.asarray(counts[:, _columns(adata, gate.genes, genes)].sum(axis=1)).ravel() / totals > gate.above
+    else:
+        chosen = mean(gate.genes) > gate.above
+    return chosen & (mean(gate.without) < gate.below) if gate.without else chosen
+
+
+def _columns(adata: ad.AnnData, names: list[str], genes: HumanGenes) -> np.ndarray:
+    return np.flatnonzero(np.isin(adata.var_names, genes.find(names, None)))
+
+
+__all__ = ["GIVEN", "LABEL", "PreparedCells", "prepare"]

@@ -1,0 +1,243 @@
+"""One model of a recipe: trained on some laboratories, and what it says of cells of others."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+
+from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.model_cards.collection.cells import LABEL, PreparedCells
+from cellglot.model_cards.collection.genes import HumanGenes, make_vocabulary
+from cellglot.model_cards.collection.recipe import Recipe
+from cellglot.modeling.model_names import resolve_model
+from cellglot.outputs import atomic
+from cellglot.tokenization.corpus.tokenize import tokenize_corpus
+from cellglot.tokenization.families import FAMILIES as INPUTS
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+from cellglot.tokenization.reading.cells import read_cells
+from cellglot.training.data.label_levels import LabelLevels, label_levels
+from cellglot.training.finetuning.finetune import corpus_for, finetune
+
+
+TEST_CELLS = 3000  # of a data set at the most
+TRAINING_CELLS = 4000  # whose embeddings are kept
+
+
+@dataclass
+class Outputs:
+    """What a model says of the cells of a data set.
+
+    Parameters
+    ----------
+    data_set
+        Its name.
+    logits
+        Log probabilities, in the order of the classes of the recipe; minus infinity for a class that the model was
+        not trained on. Shape (cells, classes).
+    embedding
+        Shape (cells, size).
+    rows
+        Cells of the data set that they are of; those without known genes are missing. Shape (cells,).
+    """
+
+    data_set: str
+    logits: np.ndarray
+    embedding: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass
+class Fold:
+    """A model that was trained without some data sets.
+
+    Parameters
+    ----------
+    folder
+        Of the model.
+    laboratory
+        The one that is tested.
+    training, test
+        Data sets.
+    outputs
+        Of the test sets.
+    training_embedding
+        Embeddings of training cells, shape (cells, size).
+    """
+
+    folder: Path
+    laboratory: str
+    training: list[PreparedCells]
+    test: list[PreparedCells]
+    outputs: list[Outputs] = field(default_factory=list)
+    training_embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+
+
+def levels_of(
+    sets: Sequence[PreparedCells], recipe: Recipe, ontology: CellOntology, others: Sequence[PreparedCells] = ()
+) -> LabelLevels:
+    """Return the classes of training sets, and what the labels of these and other sets mean in terms of them."""
+    counts: dict[str, int] = {}
+    for prepared in sets:
+        for label, number in prepared.notes["meant"].items():
+            if label:
+                counts[label] = counts.get(label, 0) + number
+    foreign = [] if recipe.foreign is None else [recipe.foreign]
+    return label_levels(
+        counts,
+        ontology,
+        fewest=recipe.fewest_cells,
+        classes=None if recipe.classes is None else [*recipe.classes, *foreign],
+        others=[label for prepared in others for label in prepared.notes["meant"] if label],
+        every_class=False,
+    )
+
+
+def train(
+    recipe: Recipe,
+    sets: Sequence[PreparedCells],
+    folder: Path,
+    genes: HumanGenes,
+    ontology_name: str,
+    levels: LabelLevels,
+    quick: bool,
+) -> Path:
+    """Train a model on data sets, and return its folder; a finished one is not trained again.
+
+    Parameters
+    ----------
+    sets
+        Training sets; those without a label are left out.
+    folder
+        For corpus and model.
+    ontology_name
+        As fine-tuning takes it.
+    levels
+        Classes of these sets.
+    quick
+        Train a few steps.
+    """
+    config = recipe.config(quick)
+    files = [prepared.path for prepared in sets if prepared.labelled]
+    if recipe.base is not None:
+        base = resolve_model(recipe.base)
+        corpus = corpus_for(base, files, folder, LABEL, validation_fraction=0.0, processes=1)
+    else:
+        base = None
+        inputs = INPUTS[str(config.model.get("type"))]
+        vocabulary = make_vocabulary(
+            [ad.read_h5ad(path) for path in files], genes, recipe.genes.protein_coding, recipe.genes.fewest_cells
+        )
+        corpus = tokenize_corpus(
+            files,
+            folder / "corpus",
+            tokenizer=inputs.kind,
+            tokenizer_options=inputs.corpus_options,
+            vocabulary=vocabulary,
+            obs_columns=[LABEL],
+            validation_fraction=0.0,
+            processes=1,
+            seed=recipe.seed,
+        )
+    classes = [levels.ids.get(name, name) for name in levels.classes]
+    config.finetuning.update(levels=True, classes=classes, ontology=ontology_name, unlikely_labels="keep")
+    finetune(config, base, corpus, folder / "model", method=recipe.method, label_column=LABEL)
+    return folder / "model"
+
+
+def run_fold(
+    recipe: Recipe,
+    fold: Fold,
+    genes: HumanGenes,
+    ontology: CellOntology,
+    ontology_name: str,
+    classes: Sequence[str],
+    quick: bool = False,
+) -> Fold:
+    """Train the model of a fold and let it predict the data sets that it did not see; finished steps are kept.
+
+    Parameters
+    ----------
+    ontology, ontology_name
+        The ontology, and its name as fine-tuning takes it.
+    classes
+        Classes of the whole recipe.
+
+    Returns
+    -------
+    Fold
+        With `outputs` and `training_embedding`.
+    """
+    started = time.perf_counter()
+    levels = levels_of(fold.training, recipe, ontology)
+    model = train(recipe, fold.training, fold.folder, genes, ontology_name, levels, quick)
+    print(f"{fold.laboratory}: trained in {time.perf_counter() - started:,.0f} s", flush=True)
+    limit = 200 if quick else TEST_CELLS
+    for prepared in fold.test:
+        fold.outputs.append(_predicted(model, prepared, classes, fold.folder, limit, recipe.seed))
+    fold.training_embedding = training_embedding(model, fold.training, fold.folder, limit, recipe.seed)
+    print(f"{fold.laboratory}: done in {time.perf_counter() - started:,.0f} s", flush=True)
+    return fold
+
+
+def training_embedding(
+    model: Path, sets: Sequence[PreparedCells], folder: Path, limit: int = TRAINING_CELLS, seed: int = 0
+) -> np.ndarray:
+    """Embed some labelled cells of training sets, as many of each set; float32, shape (cells, size)."""
+    used = [prepared for prepared in sets if prepared.labelled]
+    each = max(limit // max(len(used), 1), 20)
+    classes: list[str] = []
+    found = [_predicted(model, prepared, classes, folder, each, seed, "training").embedding for prepared in used]
+    return np.concatenate(found).astype(np.float32)
+
+
+def _predicted(
+    model: Path,
+    prepared: PreparedCells,
+    classes: Sequence[str],
+    folder: Path,
+    limit: int,
+    seed: int,
+    name: str = "test",
+) -> Outputs:
+    """Predict some labelled cells of a data set; what was predicted before is read."""
+    path = folder / f"{name}-{prepared.data_set.name}.npz"
+    weights = _weights_of(model)
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["weights"]) == weights and int(kept["limit"]) == limit:
+                return Outputs(prepared.data_set.name, kept["logits"], kept["embedding"], kept["rows"])
+    adata = ad.read_h5ad(prepared.path)
+    rows = np.flatnonzero(adata.obs[LABEL].notna())
+    if len(rows) > limit:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    network, tokenizer = load_classifier(model)
+    with read_cells(adata[rows].copy()) as cells:
+        # panels that cover few of the counts are scored as well: that is what the scores are to say
+        found = classify_cells(network, tokenizer, cells, min_coverage=0.0)
+    kept = np.isfinite(found.scores).all(axis=1)
+    logits = np.full((int(kept.sum()), len(classes)), -np.inf, dtype=np.float32)
+    for column, label in enumerate(found.classes):
+        if label in classes:
+            logits[:, list(classes).index(label)] = np.log(np.maximum(found.scores[kept][:, column], 1e-30))
+    made = Outputs(prepared.data_set.name, logits, found.embedding[kept].astype(np.float32), rows[kept])
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file, logits=made.logits, embedding=made.embedding, rows=made.rows, weights=np.array(weights),
+            limit=np.array(limit),
+        )  # fmt: skip
+    return made
+
+
+def _weights_of(model: Path) -> str:
+    record: dict[str, Any] = json.loads((model / "training_run.json").read_text(encoding="utf-8"))
+    facts = [record.get(key) for key in ("config", "corpus", "label_cl_ids", "metrics")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+__all__ = ["Fold", "Outputs", "levels_of", "run_fold", "train", "training_embedding"]

@@ -1,0 +1,288 @@
+"""Recipes of the collection's models: data sets, labels, genes, training, and what is scored."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+
+from cellglot.inputs import read_yaml
+from cellglot.training.config import TrainingConfig, check_keys
+
+
+RECIPES = Path(__file__).with_name("recipes")
+DATA_SETS_FILE = "data_sets.yaml"
+
+Settings = TypeVar("Settings")
+
+
+class RecipeError(ValueError):
+    """A recipe does not fit: names the file and the field."""
+
+
+@strict
+@dataclass(kw_only=True)
+class Gate:
+    """Cells that marker genes tell apart, whatever their label.
+
+    Parameters
+    ----------
+    label
+        The label that they get, as in `DataSet.types`.
+    genes
+        Symbols or Ensembl ids of the markers.
+    above
+        Smallest mean of log1p of counts per 10,000 over the markers; with `share`, smallest share of the counts.
+    share
+        Whether `above` is a share of the counts.
+    without, below
+        Further genes, whose mean of log1p of counts per 10,000 lies below this value.
+    """
+
+    label: str | list[str]
+    genes: list[str]
+    above: float | int
+    share: bool = False
+    without: list[str] = field(default_factory=list)
+    below: float | int = 0
+
+
+@strict
+@dataclass(kw_only=True)
+class DataSet:
+    """A file of cells.
+
+    Parameters
+    ----------
+    name
+        Its name in recipes.
+    file
+        Path below the folder of data.
+    sha256
+        Checksum of the file.
+    source
+        Where the cells come from.
+    license
+        Terms of the cells.
+    laboratory
+        Cells of one laboratory or experiment are never on both sides of a test.
+    tissue
+        In words.
+    column
+        Column of obs with the labels; None without labels.
+    types
+        Label -> Cell Ontology id or name; a list where it leaves several open; None to leave the label out. Labels
+        that are not here are looked up in the ontology, and are left out where it does not know them.
+    every
+        The label of all cells, in place of a column.
+    gates
+        Cells that markers tell apart; later ones take precedence.
+    fewest_counts, fewest_genes
+        Cells with fewer are left out.
+    most_cells
+        Number of cells to draw; all by default.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    source: str
+    license: str
+    laboratory: str
+    tissue: str
+    column: str | None = None
+    types: dict[str, Any] = field(default_factory=dict)
+    every: str | list[str] | None = None
+    gates: list[Any] = field(default_factory=list)
+    fewest_counts: int = 0
+    fewest_genes: int = 0
+    most_cells: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any cell has a label."""
+        return self.column is not None or self.every is not None or bool(self.gates)
+
+
+@strict
+@dataclass(kw_only=True)
+class GeneSettings:
+    """Which genes a model knows.
+
+    Parameters
+    ----------
+    protein_coding
+        Whether all human protein-coding genes are among them, expressed or not.
+    fewest_cells
+        Other genes need counts in this number of cells of the data sets.
+    """
+
+    protein_coding: bool = True
+    fewest_cells: int = 20
+
+
+@strict
+@dataclass(kw_only=True)
+class Recipe:
+    """What a model of the collection is made of.
+
+    Parameters
+    ----------
+    name
+        Of the model and its folder.
+    title, summary
+        On the card.
+    license
+        The Hub's identifier.
+    data
+        Names of its data sets.
+    default
+        Whether it annotates cells for which no model is named.
+    base
+        Model of the collection, or folder, that is fine-tuned; None for a new network.
+    method
+        As for `cellglot.finetune`: ``full``, or an adapter such as ``lora``.
+    classes
+        Cell types that are its classes, as ids or names; by default the finest types with `fewest_cells`.
+    fewest_cells
+        Training cells that a class needs where classes are not given.
+    foreign
+        Class of cells of none of the types; None without one.
+    genes
+        Which genes a new network knows.
+    training
+        Sections of a training configuration, with ``config`` for the name of the one that they change.
+    held_out
+        Laboratories that are left out in turn to test a model that did not see them; by default all with labels of
+        known types.
+    groups
+        Name of a level, such as ``fine`` -> type -> Cell Ontology ids that belong to it: what is scored.
+    limits, uses
+        Further lines on the card.
+    seed
+        Of everything that is drawn.
+    """
+
+    name: str
+    title: str
+    summary: str
+    license: str
+    data: list[str]
+    default: bool = False
+    base: str | None = None
+    method: str = "full"
+    classes: list[str] | None = None
+    fewest_cells: int = 10
+    foreign: str | None = None
+    genes: Any = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    held_out: list[str] | None = None
+    groups: dict[str, Any] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+    uses: list[str] = field(default_factory=list)
+    seed: int = 0
+    file: str = ""
+    sets: list[Any] = field(default_factory=list)
+
+    @property
+    def laboratories(self) -> list[str]:
+        """Laboratories of its data sets, in their order."""
+        return list(dict.fromkeys(data_set.laboratory for data_set in self.sets))
+
+    def config(self, quick: bool = False) -> TrainingConfig:
+        """Return the training configuration.
+
+        Parameters
+        ----------
+        quick
+            Train a few steps, to try out everything else.
+        """
+        from cellglot.training.config import load_config
+
+        sections = {name: value for name, value in self.training.items() if name != "config"}
+        name = self.training.get("config")
+        config = TrainingConfig() if name is None else load_config(name)
+        check_keys(sections, [f.name for f in dataclasses.fields(TrainingConfig)], f"{self.file}: training")
+        for section, values in sections.items():
+            getattr(config, section).update(values)
+        config.trainer.update(seed=self.seed, eval_strategy="no", save_strategy="no")
+        if quick:
+            config.trainer.update(max_steps=20, logging_steps=10)
+        return config
+
+
+def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
+    """Read a recipe with its data sets.
+
+    Parameters
+    ----------
+    name
+        Name of a recipe of `folder`, or a YAML file.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe, a key does not exist, or a value does not fit; names the file.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    known = sorted(p.stem for p in folder.glob("*.yaml") if p.name != DATA_SETS_FILE)
+    if not path.is_file():
+        raise RecipeError(f"no recipe {name}; there are {', '.join(known) or 'none'}, and YAML files")
+    content = _mapping(path)
+    recipe = _typed(Recipe, {"file": str(path), **content}, path)
+    recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
+    catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
+    missing = [one for one in recipe.data if one not in catalogue]
+    if missing:
+        raise RecipeError(f"{path}: data names {', '.join(missing)}, which {DATA_SETS_FILE} does not have")
+    recipe.sets = [catalogue[one] for one in recipe.data]
+    unknown = set(recipe.held_out or []) - set(recipe.laboratories)
+    if unknown:
+        raise RecipeError(
+            f"{path}: held_out names {', '.join(sorted(unknown))}, which are laboratories of no data set"
+        )
+    return recipe
+
+
+def read_data_sets(path: Path) -> dict[str, DataSet]:
+    """Read the catalogue of data sets: name -> data set.
+
+    Raises
+    ------
+    RecipeError
+        If a key does not exist or a value does not fit; names file and data set.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path} does not exist: it has the data sets of the recipes beside it")
+    found = {}
+    for name, content in _mapping(path).items():
+        place = f"{path}: {name}"
+        data_set = _typed(DataSet, {"name": name, **(content or {})}, place)
+        data_set.gates = [_typed(Gate, gate, f"{place}: gates") for gate in data_set.gates]
+        found[name] = data_set
+    return found
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} is not a mapping of keys")
+    return content
+
+
+def _typed(kind: type[Settings], content: Any, place: Path | str) -> Settings:
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"{place}: this is a mapping of keys, not {content!r:.60}")
+    try:
+        check_keys(content, [f.name for f in dataclasses.fields(kind)], str(place))  # type: ignore[arg-type]
+        return kind(**content)
+    except (StrictDataclassError, TypeError) as error:
+        raise RecipeError(f"{place}: {error}") from error
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+__all__ = ["DataSet", "Gate", "GeneSettings", "RECIPES", "Recipe", "RecipeError", "read_data_sets", "read_recipe"]
