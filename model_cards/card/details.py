@@ -58,6 +58,8 @@ class CardDetails:
         One or two sentences on top.
     authors
         Who trained the model or made the data set.
+    results
+        Further results, as Markdown.
     uses, limits
         Further lines of what it is for, and of what to watch out for.
     tags
@@ -78,6 +80,7 @@ class CardDetails:
     title: str | None = None
     summary: str | None = None
     authors: str | None = None
+    results: str | None = None
     uses: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """Builds a model of the collection: data sets, tests on laboratories that were left out, the final model, its card."""
 
 import dataclasses
+import hashlib
 import json
 import platform
 import shutil
@@ -80,12 +81,13 @@ class Build:
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder):
             sets = self._prepare()
-            levels = levels_of(sets, self.recipe, self.ontology)
+            known = [p for p in sets if p.data_set.training]
+            levels = levels_of(known, self.recipe, self.ontology, sets)
             self.say(f"{len(levels.classes)} classes: {', '.join(levels.classes)}")
             folds = [self._fold(fold, levels) for fold in self._folds(sets, levels)]
             scores = self._scores(folds, levels)
-            model = self._final(sets, levels, folds)
-            return self._finish(model, sets, levels, folds, scores)
+            model = self._final(known, levels, folds)
+            return self._finish(model, known, levels, folds, scores)
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start."""
@@ -102,8 +104,8 @@ class Build:
             prepared = prepare(data_set, self.data, target, self.genes, self.ontology, self.recipe.seed)
             notes = prepared.notes
             self.say(
-                f"{data_set.name}: {notes['cells']:,} cells, {prepared.labelled:,} with a label; {notes['genes']:,} genes, "
-                f"{notes['genes_not_found']:,} names not found"
+                f"{data_set.name}: {notes['cells']:,} cells, {prepared.labelled:,} with a label; "
+                f"{notes['genes']:,} genes, {notes['genes_not_found']:,} names not found"
             )
             made.append(prepared)
         return made
@@ -129,7 +131,7 @@ class Build:
             Fold(
                 folder=self.folder / "folds" / name,
                 laboratory=name,
-                training=[p for p in sets if p.data_set.laboratory not in left_out],
+                training=[p for p in sets if p.data_set.laboratory not in left_out and p.data_set.training],
                 test=[p for p in sets if p.data_set.laboratory in left_out and p.labelled],
             )
             for name, left_out in out.items()
@@ -325,8 +327,6 @@ def _allowed(adata: ad.AnnData, levels: LabelLevels) -> np.ndarray:
 
 def _digest(fold: Fold, recipe: Recipe) -> str:
     """Return what the scores of a fold depend on."""
-    import hashlib
-
     digest = hashlib.sha256(json.dumps([recipe.groups, recipe.seed], sort_keys=True).encode())
     for prepared in (*fold.training, *fold.test):
         digest.update(str(prepared.notes["made_of"]).encode())

@@ -80,6 +80,8 @@ class DataSet:
         The label of all cells, in place of a column.
     gates
         Cells that markers tell apart; later ones take precedence.
+    training
+        Whether models are trained on it; otherwise it serves tests alone.
     fewest_counts, fewest_genes
         Cells with fewer are left out.
     most_cells
@@ -97,6 +99,7 @@ class DataSet:
     types: dict[str, Any] = field(default_factory=dict)
     every: str | list[str] | None = None
     gates: list[Any] = field(default_factory=list)
+    training: bool = True
     fewest_counts: int = 0
     fewest_genes: int = 0
     most_cells: int | None = None

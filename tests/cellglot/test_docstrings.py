@@ -24,6 +24,7 @@ def modules():
         path: ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__")
         for package, folder in sorted(FOLDERS.items())
         for path in sorted((ROOT / folder).rglob("*.py"))
+        if not path.with_name("collection.json").exists()  # the code that a model carries is a copy
     }
 
 

@@ -14,7 +14,8 @@ import cellglot
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = [ROOT / folder for folder in SETUPTOOLS["package-dir"].values()]
-MODULES = [p for folder in FOLDERS for p in sorted(folder.rglob("*.py")) if p.name != "__init__.py"]
+CODE = [p for f in FOLDERS for p in sorted(f.rglob("*.py")) if not p.with_name("collection.json").exists()]
+MODULES = [p for p in CODE if p.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("package", SETUPTOOLS["packages"])

@@ -46,6 +46,7 @@ cellglot.model_cards
 cellglot.model_cards.card
 cellglot.model_cards.prepare
 cellglot.model_cards.publishing
+cellglot.model_cards.collection
 cellglot.verbs
 cellglot.demo
 cellglot.cli
@@ -60,6 +61,8 @@ def modules():
     found = {}
     for package, folder in PACKAGES.items():
         for path in (ROOT / folder).rglob("*.py"):
+            if path.with_name("collection.json").exists():
+                continue  # the code that a model of the collection carries
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join((package, *(part for part in parts if part != "__init__")))] = path
     return found

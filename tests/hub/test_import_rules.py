@@ -51,7 +51,8 @@ def needed(path):
 
 
 def all_files():
-    return [p for top in PACKAGES for p in sorted((ROOT / top).rglob("*.py"))]
+    files = [p for top in PACKAGES for p in sorted((ROOT / top).rglob("*.py"))]
+    return [p for p in files if not p.with_name("collection.json").exists()]  # the code that a model carries is a copy
 
 
 def hub_files():

@@ -1,0 +1,313 @@
+"""Building a model of the collection: recipes, data sets, scores of laboratories that were left out, the folder."""
+
+import gzip
+import hashlib
+import json
+import shutil
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.sparse import csr_matrix
+from transformers import AutoConfig, pipeline
+
+import cellglot
+from cellglot.model_cards.collection.build import Build
+from cellglot.model_cards.collection.cells import GIVEN, LABEL, prepare
+from cellglot.model_cards.collection.genes import HumanGenes, make_vocabulary
+from cellglot.model_cards.collection.recipe import RecipeError, read_data_sets, read_recipe
+from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
+from cellglot.modeling import collection
+from cellglot.tokenization.ontology.cell_ontology import CellOntology
+
+
+BLOOD = CellOntology.blood()
+TYPES = {
+    "CD14+ Monocyte": "CL:0001054", "Dendritic": "CL:0000451", "CD19+ B": "CL:0000236", "CD56+ NK": "CL:0000623",
+    "CD8+ Cytotoxic T": ["CL:0000625", "CL:0000623"],
+}  # fmt: skip
+
+
+def checksum(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def data(blood, tmp_path_factory):
+    """Blood cells as three data sets of two laboratories, and tables of genes."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "genes").mkdir()
+    names = [*blood.var_names, "NEVERSEEN"]
+    rows = [f"ENSG{i:011d}\t{name}\tprotein_coding\t1\t115" for i, name in enumerate(names)]
+    rows.append("ENSG00000099999\tLNC1\tlncRNA\t1\t115")
+    table = "\n".join(["ensembl_gene_id\tsymbol\tbiotype\tseqname\tensembl_release", *rows, ""])
+    with gzip.open(folder / "genes" / "ensembl115_genes.tsv.gz", "wt") as file:
+        file.write(table)
+    hgnc = (
+        "symbol\tprevious_symbols\talias_symbols\tentrez\tensembl\nOTHER\tOLD1|OLD2\tLNC1|OLD3\t1\tENSG00000000003\n"
+    )
+    with gzip.open(folder / "genes" / "hgnc_2020_11.tsv.gz", "wt") as file:
+        file.write(hgnc + "MORE\tOLD2\t\t2\tENSG00000000004\n")
+    kinds = blood.obs["cell_type"].astype(str)
+    sets = {}
+    for number, name in enumerate(("first", "second", "third")):
+        part = blood[np.arange(blood.n_obs) % 3 == number].copy()
+        part.obs = part.obs[[]].assign(kind=kinds[part.obs_names].to_numpy())
+        part.write_h5ad(folder / f"{name}.h5ad")
+        present = set(part.obs["kind"])
+        types = {label: meant for label, meant in TYPES.items() if label in present} | {"CD34+": None}
+        sets[name] = {
+            "file": f"{name}.h5ad", "sha256": checksum(folder / f"{name}.h5ad"), "source": f"part {name}",
+            "license": "CC BY 4.0", "laboratory": "one" if name == "first" else "two", "tissue": "blood",
+            "column": "kind", "types": {label: types[label] for label in types if label in present},
+        }  # fmt: skip
+    foreign = blood[:40].copy()
+    foreign.X = csr_matrix(np.random.default_rng(0).poisson(0.6, foreign.shape).astype(np.float32))
+    foreign.obs = foreign.obs[[]]
+    foreign.write_h5ad(folder / "foreign.h5ad")
+    sets["foreign"] = sets["first"] | {
+        "file": "foreign.h5ad", "sha256": checksum(folder / "foreign.h5ad"), "laboratory": "three", "every": "other",
+        "column": None, "types": {}, "training": True,
+    }  # fmt: skip
+    recipe = {
+        "name": "tiny-exceiver", "title": "Tiny", "summary": "A trial.", "license": "cc-by-4.0", "default": True,
+        "data": list(sets), "foreign": "other", "genes": {"fewest_cells": 3}, "seed": 1,
+        "classes": ["CL:0001054", "CL:0000451", "CL:0000236", "CL:0000623", "CL:0000625"],
+        "groups": {"coarse": {"myeloid": ["CL:0001054", "CL:0000451"], "B": "CL:0000236", "NK": "CL:0000623"}},
+        "training": {
+            "model": {"type": "exceiver", "gene_embedding_size": 16, "hidden_size": 8, "num_latents": 4,
+                      "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pooling": "mean"},
+            "trainer": {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 1e-2},
+        },
+    }  # fmt: skip
+    (folder / "data_sets.yaml").write_text(yaml.safe_dump(sets, sort_keys=False))
+    (folder / "tiny-exceiver.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(data, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("build")
+    build = Build(read_recipe(str(data / "tiny-exceiver.yaml")), data, folder)
+    return build.run(), folder
+
+
+def test_the_folder_is_a_whole_model(built, blood, data):
+    finished, folder = built
+    assert finished == folder / "tiny-exceiver"
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.json", "model.safetensors", "gene_vocab.json", "README.md", "modeling_exceiver.py", "examples.json",
+        "collection.json",
+    } <= names  # fmt: skip
+    from safetensors.torch import load_file
+
+    assert {w.dtype for w in load_file(finished / "model.safetensors").values()} == {torch.float16}
+    assert AutoConfig.from_pretrained(finished).dtype == torch.float32
+    annotate = pipeline("cell-type-annotation", model=str(finished), device="cpu")
+    assert annotate.model.dtype == torch.float32 and annotate(blood[:3])[0]["label"] is not None
+    vocabulary = json.loads((finished / "gene_vocab.json").read_text())
+    assert "NEVERSEEN" in vocabulary["symbols"].values() and "LNC1" not in vocabulary["symbols"].values()
+
+
+def test_the_card_says_where_it_comes_from_and_how_it_was_tested(built):
+    finished, folder = built
+    card = (finished / "README.md").read_text()
+    for words in ("| second |", "part third | CC BY 4.0 |", "types known", "| myeloid |", "license: cc-by-4.0"):
+        assert words in card, words
+    record = json.loads((folder / "collection_run.json").read_text())
+    assert [fold["laboratory"] for fold in record["folds"]] == ["one", "two"]
+    for fold in record["folds"]:
+        assert not {"one": {"first"}, "two": {"second", "third"}}[fold["laboratory"]] & set(fold["training"])
+    assert {row["data_set"] for row in record["scores"]} == {"first", "second", "third"}
+    row = record["scores"][0]
+    assert set(row["model"]["types"]) == {"myeloid", "B", "NK"} and len(row["baselines"]) == 3
+    assert row["model"]["macro_f1"]["low"] <= row["model"]["macro_f1"]["value"] <= row["model"]["macro_f1"]["high"]
+
+
+def test_the_finished_model_is_one_of_the_collection(built, blood, tmp_path, monkeypatch):
+    finished, _ = built
+    shutil.copytree(finished, tmp_path / "collection" / "tiny-exceiver")
+    monkeypatch.setattr(collection, "collection_folder", lambda: tmp_path / "collection")
+    (found,) = cellglot.models()
+    assert found.default and found.types["B cell"] == "CL:0000236" and found.data_sets == 4 and found.parameters > 1000
+    assert found.scores[0]["name"].startswith("coarse, macro F1 over 3 data sets")
+    assert set(found.scores[0]["baselines"]) == {"logistic regression"}
+    cells = blood[:8].copy()
+    cellglot.annotate(cells, device="cpu")
+    assert cells.obs["cellglot_cell_type"].notna().any()
+    published = cellglot.publish("tiny-exceiver", output=tmp_path / "out", license="cc-by-4.0", cells=cells,
+                                 training_data="Blood.", training_data_license="CC BY 4.0")  # fmt: skip
+    assert published.kind == "model" and published.compared > 0
+
+
+def test_finished_steps_are_kept(built, data, capsys, monkeypatch):
+    _, folder = built
+    weights = (folder / "folds" / "one" / "model" / "model.safetensors").stat().st_mtime_ns
+    calls = []
+    monkeypatch.setattr("cellglot.model_cards.collection.build.baseline_scores", lambda *args: calls.append(args))
+    monkeypatch.setattr("cellglot.model_cards.collection.folds.classify_cells", lambda *a, **k: calls.append(a))
+    again = Build(read_recipe(str(data / "tiny-exceiver.yaml")), data, folder)
+    monkeypatch.setattr(again, "_final", lambda *args: None)
+    monkeypatch.setattr(again, "_finish", lambda *args: args[-1])
+    assert len(again.run()) == 3 and not calls
+    assert (folder / "folds" / "one" / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_data_sets_are_read_in_one_form(data, tmp_path):
+    sets = read_data_sets(data / "data_sets.yaml")
+    genes = HumanGenes.read(data)
+    prepared = prepare(sets["second"], data, tmp_path, genes, BLOOD, 0)
+    adata = ad.read_h5ad(prepared.path)
+    assert adata.var_names[0].startswith("ENSG") and "CD8+ Cytotoxic T" in set(adata.obs[GIVEN].dropna())
+    meant = dict(zip(adata.obs[GIVEN].astype(object), adata.obs[LABEL].astype(object), strict=True))
+    assert meant["CD8+ Cytotoxic T"] == "CL:0000625 | CL:0000623" and meant["CD19+ B"] == "CL:0000236"
+    assert meant["CD4+/CD25 T Reg"].startswith("CL:")  # by the ontology
+    assert prepared.labelled == int(adata.obs[LABEL].notna().sum())
+    foreign = prepare(sets["foreign"], data, tmp_path, genes, BLOOD, 0)
+    assert foreign.notes["meant"] == {"other": 40}
+    assert genes.find(["OLD1", "OLD2", "OLD3", "ENSG00000000007.3"], None).tolist() == [
+        "ENSG00000000003", "", "ENSG00000000003", "ENSG00000000007",
+    ]  # fmt: skip
+
+
+def test_markers_tell_cells_apart(data, tmp_path, blood):
+    sets = read_data_sets(data / "data_sets.yaml")
+    one = sets["first"]
+    from cellglot.model_cards.collection.recipe import Gate
+
+    gene = str(blood.var_names[np.asarray((blood.X > 0).mean(axis=0)).ravel().argmax()])
+    one.gates = [
+        Gate(label="CL:0000786", genes=[gene], above=0.0),
+        Gate(label="other", genes=[gene], above=0.9, share=True),
+    ]
+    adata = ad.read_h5ad(prepare(one, data, tmp_path, HumanGenes.read(data), BLOOD, 0).path)
+    counts = adata[:, adata.var["symbol"] == gene].X.toarray().ravel()
+    assert (adata.obs[LABEL][counts > 0] == "CL:0000786").all()
+    assert (adata.obs[LABEL][counts == 0].astype(object) != "CL:0000786").all()
+    one.gates = [Gate(label="CL:0000786", genes=["NONE1", "NONE2"], above=0.0)]
+    with pytest.raises(RecipeError, match="only 0 of the markers NONE1, NONE2"):
+        prepare(one, data, tmp_path, HumanGenes.read(data), BLOOD, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "none.h5ad"}, "none.h5ad does not exist: first is part first"),
+        ({"sha256": "0" * 64}, "it is another file"),
+        ({"column": "weather"}, "has no column 'weather' in obs; it has kind"),
+        ({"types": {"sunny": "CL:0000236"}}, "types names labels that no cell has: sunny"),
+        ({"types": {"CD19+ B": "CL:9999999"}}, "CL:9999999 is not in the ontology"),
+    ],
+)
+def test_wrong_data_sets_are_refused(data, tmp_path, change, message):
+    one = read_data_sets(data / "data_sets.yaml")["first"]
+    for name, value in change.items():
+        setattr(one, name, value)
+    with pytest.raises(RecipeError, match=message.replace("+", r"\+")):
+        prepare(one, data, tmp_path, HumanGenes.read(data), BLOOD, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"data": ["first", "nothing"]}, "data names nothing"),
+        ({"held_out": ["five"]}, "held_out names five"),
+        ({"title": 3}, "title"),
+        ({"genes": {"coding": True}}, "coding"),
+    ],
+)
+def test_wrong_recipes_are_refused(data, tmp_path, change, message):
+    shutil.copy(data / "data_sets.yaml", tmp_path)
+    content = yaml.safe_load((data / "tiny-exceiver.yaml").read_text()) | change
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(str(tmp_path / "wrong.yaml"))
+
+
+def test_the_shipped_recipes_are_whole():
+    with pytest.raises(RecipeError, match="no recipe nothing; there are blood-exceiver"):
+        read_recipe("nothing")
+    for name in ("blood-exceiver", "blood-sccello", "blood-langcell"):
+        recipe = read_recipe(name)
+        assert recipe.name == name and recipe.config().model["type"] == name.split("-")[1]
+        trained = [d for d in recipe.sets if d.training]
+        assert all(d.license != "not stated in the file" and "GPL" not in d.license for d in trained)
+        by_file = {d.name: d.laboratory for d in recipe.sets}
+        assert by_file["pbmc_facs"] == by_file["pbmc_sorted_all_genes"]  # one experiment
+        if any("BY-SA" in d.license for d in trained):
+            assert recipe.license == "cc-by-sa-4.0"
+
+
+def test_models_that_ship_are_small_and_carry_our_code():
+    shipped = collection.shipped_models()
+    sizes = {m.name: m.size for m in cellglot.models()}
+    assert sum(sizes.values()) <= 40_000_000 and all(size <= 8_000_000 for size in sizes.values())
+    places = [collection.collection_folder().parents[1] / room for room in ("modeling", "tokenization")]
+    for folder in shipped.values():
+        for file in folder.glob("*.py"):
+            ours = next(place / file.name for place in places if (place / file.name).exists())
+            assert file.read_bytes() == ours.read_bytes(), f"{file}: python -m cellglot.model_cards.collection --code"
+
+
+# -------------------------------------------------------------------- scores
+
+
+def test_types_are_scored_where_labels_are_sure():
+    classes = ["CD4", "CD8", "B", "NK"]
+    group = Group(["T", "B"], np.array([[True, True, False, False], [False, False, True, False]]))
+    allowed = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=bool)
+    assert group.truth(allowed).tolist() == [0, 0, -1, 1, -1]
+    chances = np.array([[0.3, 0.3, 0.4, 0], [0, 0, 0.4, 0.6], [0.1, 0.1, 0.7, 0.1]])
+    assert group.predicted(chances).tolist() == [0, 2, 1]
+    truth, guess = np.array([0] * 8 + [1] * 8 + [-1] * 3), np.array([0] * 6 + [1] * 2 + [1] * 8 + [0] * 3)
+    found = type_scores(truth, guess, group.names)
+    assert found["cells"] == 16 and found["types"]["T"]["recall"]["value"] == 0.75
+    assert found["types"]["B"]["precision"]["value"] == 0.8
+    assert found["macro_f1"]["value"] == pytest.approx((12 / 14 + 16 / 18) / 2, abs=1e-4)
+    assert type_scores(truth[:8], guess[:8], group.names) == {}
+    wanted = {"one": {"T": ["CD4", "CD8"], "rest": ["CD8"]}}
+    with pytest.raises(ValueError, match="CD8 belongs to several types"):
+        groups_of(wanted, classes, lambda ids: np.isin(classes, ids))
+
+
+def test_baselines_use_the_genes_that_the_test_set_shares(blood):
+    kinds = blood.obs["cell_type"].astype(str).to_numpy()
+    truth = np.where(kinds == "CD19+ B", 0, np.where(kinds == "CD14+ Monocyte", 1, -1))
+    half = np.arange(blood.n_obs) % 2 == 0
+    test = blood[~half][:, ::2].copy()
+    found = baseline_scores([blood[half].copy()], [truth[half]], test, truth[~half], ["B", "monocyte", "NK"])
+    assert set(found) == {
+        "logistic regression", "logistic regression, types of the test set", "neighbours on variable genes",
+    }  # fmt: skip
+    assert all(score["macro_f1"]["value"] > 0.9 for score in found.values())
+    assert baseline_scores([blood[half].copy()], [truth[half]], test[:, :5].copy(), truth[~half], ["B", "m"]) == {}
+
+
+def test_statistics_are_over_the_cells_that_measured_a_gene(data, blood):
+    genes = HumanGenes.read(data)
+    ids = genes.find(list(blood.var_names), None)
+    whole = ad.AnnData(blood.X.copy())
+    whole.var_names = ids
+    panel = whole[:, :50].copy()
+    both = make_vocabulary([whole, panel], genes, True, 1)
+    alone = make_vocabulary([whole], genes, True, 1)
+    other = both.genes.index(ids[400])
+    assert both.means[other] == pytest.approx(alone.means[alone.genes.index(ids[400])])
+    assert both.stds[other] == pytest.approx(alone.stds[alone.genes.index(ids[400])])
+    never = both.genes.index(next(g for g, s in genes.names.symbols.items() if s == "NEVERSEEN"))
+    assert (both.means[never], both.stds[never], both.medians[never]) == (0, 1, 1)
+
+
+def test_the_command_names_what_is_wrong(monkeypatch, capsys, tmp_path):
+    from cellglot.model_cards.collection.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["collection", "nothing", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "error: no recipe nothing" in capsys.readouterr().err
