@@ -1,6 +1,7 @@
 """Adapters: a small folder of weights that belongs to a base model, loaded onto that base."""
 
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -321,7 +322,8 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     """Return folder or repository of an adapter's base.
 
     A relative folder is looked for in the working directory, then in the folder of the adapter and in those above it,
-    so that an adapter and its base can be moved together.
+    so that an adapter and its base can be moved together. Where cellglot is imported, a base that is a model of its
+    collection is found by its name, wherever cellglot was installed when the adapter was trained.
 
     Parameters
     ----------
@@ -331,11 +333,23 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     base = adapter_settings(adapter, **hub).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not name its base model: pass it, model=BASE, adapter={str(adapter)!r}")
-    if Path(base).exists() or Path(base).is_absolute() or not Path(adapter).is_dir():
+    if Path(base).exists():
         return str(base)
-    folder = Path(adapter, hub.get("subfolder") or "")
-    around = (place / base for place in (folder, *folder.resolve().parents))
-    return str(next((place for place in around if (place / "config.json").exists()), base))
+    if not Path(base).is_absolute() and Path(adapter).is_dir():
+        folder = Path(adapter, hub.get("subfolder") or "")
+        for place in (folder, *folder.resolve().parents):
+            if (place / base / "config.json").exists():
+                return str(place / base)
+    return _in_collection(base) or str(base)
+
+
+def _in_collection(base: str) -> str | None:
+    """Return the folder of a model that ships with cellglot, None for others and without cellglot."""
+    name = Path(base).name if Path(base).parent.name == "collection" else base
+    if "cellglot" not in sys.modules or "/" in name:
+        return None
+    found = importlib.import_module("cellglot.modeling.collection").shipped_models().get(name)
+    return None if found is None else str(found)
 
 
 def _check_place(adapter: Any, settings: Mapping[str, Any], base: str, of_adapter: Mapping[str, Any]) -> None:

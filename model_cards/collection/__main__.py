@@ -14,7 +14,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="Name of a recipe, such as blood-exceiver, or a YAML file.")],
-    data: Annotated[Path, typer.Option(help="Folder that the paths of the recipe's data sets begin at.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the paths of the recipe's data sets begin at.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the build; collection_build/NAME by default.")
     ] = None,
@@ -22,11 +24,20 @@ def run(
     install: Annotated[
         bool, typer.Option("--install", help="Put the finished model among those that ship with the package.")
     ] = False,
+    code: Annotated[
+        bool, typer.Option("--code", help="Build nothing: copy the present code into a model that ships.")
+    ] = False,
 ) -> None:
     """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
     from cellglot.model_cards.collection.build import build
-    from cellglot.modeling.collection import collection_folder
+    from cellglot.model_cards.prepare.staging import stage_code
+    from cellglot.modeling.collection import collection_folder, model_path
 
+    if code:
+        typer.echo(f"{model_path(name)}: {', '.join(stage_code(model_path(name)))}")
+        return
+    if data is None:
+        raise ValueError("name the folder of the data sets by --data")
     folder = output or Path("collection_build", Path(name).stem)
     finished = build(name, data, folder, quick)
     if install:

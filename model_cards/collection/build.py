@@ -28,6 +28,7 @@ from cellglot.model_cards.collection.scores import Group, baseline_scores, group
 from cellglot.model_cards.publishing import publish
 from cellglot.modeling.annotation_calibration import softmax
 from cellglot.modeling.collection import FACTS_FILE
+from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic, lock
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
@@ -243,7 +244,9 @@ class Build:
         used = [p for p in sets if p.labelled]
         details = card_details(self.recipe, used, scores, self.calibration, self.ontology.release)
         finished = self.folder / self.recipe.name
-        publish(model, output=finished, details=details, cells=self._examples(used, levels), overwrite=True)
+        base = None if self.recipe.method == "full" or self.recipe.base is None else resolve_model(self.recipe.base)
+        examples = self._examples(used, levels)
+        publish(model, output=finished, details=details, cells=examples, base=base, overwrite=True)
         facts = collection_facts(self.recipe, model, used, levels, scores)
         (finished / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         record = {

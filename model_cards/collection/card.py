@@ -43,6 +43,7 @@ def card_details(
         training_data=_data(sets),
         training_data_license="; ".join(licenses),
         ontology_release=ontology_release or None,
+        base_model=None if recipe.method == "full" else recipe.base,
         results=_results(scores, calibration),
         limits=[*recipe.limits, *_unknown(recipe)],
         uses=list(recipe.uses),

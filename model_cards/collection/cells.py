@@ -136,7 +136,9 @@ def _read(
         "labels": [{"given": g, "meant": m, "cells": n} for (g, m), n in pairs.most_common()],
         "meant": dict(Counter(adata.obs[LABEL].fillna("")).most_common()),
     }
-    for column in (GIVEN, LABEL):
+    one = [label if isinstance(label, str) and _is_one_type(label) else None for label in adata.obs[LABEL]]
+    adata.obs["cell_type_ontology_term_id"] = one
+    for column in (GIVEN, LABEL, "cell_type_ontology_term_id"):
         adata.obs[column] = pd.Categorical(adata.obs[column])
     return adata, notes
 
@@ -172,6 +174,11 @@ def _meant(types: Any, ontology: CellOntology, data_set: DataSet) -> str:
     if wrong:
         raise RecipeError(f"{data_set.name}: {', '.join(wrong)} is not in the ontology ({ontology.source})")
     return f" {ALTERNATIVES} ".join(i or t for t, i in zip(several, found, strict=True))
+
+
+def _is_one_type(label: str) -> bool:
+    """Whether a label is one type of the ontology."""
+    return label.startswith("CL:") and ALTERNATIVES not in label
 
 
 def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:

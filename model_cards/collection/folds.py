@@ -17,12 +17,15 @@ from cellglot.model_cards.collection.genes import HumanGenes, make_vocabulary
 from cellglot.model_cards.collection.recipe import Recipe
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic
+from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.families import FAMILIES as INPUTS
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.reading.cells import read_cells
+from cellglot.training.config import TrainingConfig
 from cellglot.training.data.label_levels import LabelLevels, label_levels
 from cellglot.training.finetuning.finetune import corpus_for, finetune
+from cellglot.training.pretraining.pretrain import pretrain
 
 
 TEST_CELLS = 3000  # of a data set at the most
@@ -124,30 +127,39 @@ def train(
     """
     config = recipe.config(quick)
     files = [prepared.path for prepared in sets if prepared.labelled]
-    if recipe.base is not None:
-        base = resolve_model(recipe.base)
+    base = None if recipe.base is None else resolve_model(recipe.base)
+    if recipe.pretraining:
+        before = recipe.config(quick, "pretraining")
+        every = _new_corpus(recipe, [p.path for p in sets], folder / "pretraining" / "corpus", genes, before)
+        pretrain(before, every, folder / "pretraining" / "model")
+        base = str(folder / "pretraining" / "model")
+    if base is not None:
         corpus = corpus_for(base, files, folder, LABEL, validation_fraction=0.0, processes=1)
     else:
-        base = None
-        inputs = INPUTS[str(config.model.get("type"))]
-        vocabulary = make_vocabulary(
-            [ad.read_h5ad(path) for path in files], genes, recipe.genes.protein_coding, recipe.genes.fewest_cells
-        )
-        corpus = tokenize_corpus(
-            files,
-            folder / "corpus",
-            tokenizer=inputs.kind,
-            tokenizer_options=inputs.corpus_options,
-            vocabulary=vocabulary,
-            obs_columns=[LABEL],
-            validation_fraction=0.0,
-            processes=1,
-            seed=recipe.seed,
-        )
+        corpus = _new_corpus(recipe, files, folder / "corpus", genes, config)
     classes = [levels.ids.get(name, name) for name in levels.classes]
     config.finetuning.update(levels=True, classes=classes, ontology=ontology_name, unlikely_labels="keep")
     finetune(config, base, corpus, folder / "model", method=recipe.method, label_column=LABEL)
     return folder / "model"
+
+
+def _new_corpus(
+    recipe: Recipe, files: Sequence[Path], folder: Path, genes: HumanGenes, config: TrainingConfig
+) -> Corpus:
+    """Tokenize cells for a new network, with the vocabulary of the recipe and the statistics of these cells."""
+    inputs = INPUTS[str(config.model.get("type"))]
+    parts = [ad.read_h5ad(path) for path in files]
+    return tokenize_corpus(
+        files,
+        folder,
+        tokenizer=inputs.kind,
+        tokenizer_options=inputs.corpus_options,
+        vocabulary=make_vocabulary(parts, genes, recipe.genes.protein_coding, recipe.genes.fewest_cells),
+        obs_columns=[LABEL],
+        validation_fraction=0.0,
+        processes=1,
+        seed=recipe.seed,
+    )
 
 
 def run_fold(

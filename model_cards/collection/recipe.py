@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from cellglot.inputs import read_yaml
-from cellglot.training.config import TrainingConfig, check_keys
+from cellglot.training.config import TrainingConfig, check_keys, load_config
 
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -158,6 +158,8 @@ class Recipe:
         Which genes a new network knows.
     training
         Sections of a training configuration, with ``config`` for the name of the one that they change.
+    pretraining
+        The same for a pretraining on all cells, those without a label as well, that comes first; empty for none.
     held_out
         Laboratories that are left out in turn to test a model that did not see them; by default all with labels of
         known types.
@@ -182,6 +184,7 @@ class Recipe:
     foreign: str | None = None
     genes: Any = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    pretraining: dict[str, Any] = field(default_factory=dict)
     held_out: list[str] | None = None
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
@@ -195,22 +198,22 @@ class Recipe:
         """Laboratories of its data sets, in their order."""
         return list(dict.fromkeys(data_set.laboratory for data_set in self.sets))
 
-    def config(self, quick: bool = False) -> TrainingConfig:
-        """Return the training configuration.
+    def config(self, quick: bool = False, section: str = "training") -> TrainingConfig:
+        """Return the configuration of the training, or of the pretraining.
 
         Parameters
         ----------
         quick
             Train a few steps, to try out everything else.
+        section
+            ``training`` or ``pretraining``.
         """
-        from cellglot.training.config import load_config
-
-        sections = {name: value for name, value in self.training.items() if name != "config"}
-        name = self.training.get("config")
-        config = TrainingConfig() if name is None else load_config(name)
-        check_keys(sections, [f.name for f in dataclasses.fields(TrainingConfig)], f"{self.file}: training")
-        for section, values in sections.items():
-            getattr(config, section).update(values)
+        given = getattr(self, section)
+        sections = {name: value for name, value in given.items() if name != "config"}
+        config = load_config(given["config"]) if "config" in given else TrainingConfig()
+        check_keys(sections, [f.name for f in dataclasses.fields(TrainingConfig)], f"{self.file}: {section}")
+        for name, values in sections.items():
+            getattr(config, name).update(values)
         config.trainer.update(seed=self.seed, eval_strategy="no", save_strategy="no")
         if quick:
             config.trainer.update(max_steps=20, logging_steps=10)

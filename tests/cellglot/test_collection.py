@@ -156,3 +156,16 @@ def test_damaged_facts_name_their_file(shipped):
     (shipped / "blood-exceiver" / FACTS_FILE).write_text('{"family": "exceiver"')
     with pytest.raises(ValueError, match=r"blood-exceiver/collection.json is damaged"):
         cellglot.models()
+
+
+def test_the_base_of_an_adapter_is_found_in_the_collection(shipped, gene_classifiers, tmp_path):
+    from cellglot.modeling.adapter_folders import base_of
+
+    adapter = tmp_path / "adapter"
+    shutil.copytree(gene_classifiers["adapter"], adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    for named in ("/gone/site-packages/cellglot/model_cards/collection/human-langcell", "human-langcell"):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+        assert base_of(adapter) == str(shipped / "human-langcell")
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/model"}))
+    assert base_of(adapter) == "/gone/model"
