@@ -1,5 +1,6 @@
 """One model of a recipe: trained on some laboratories, and what it says of cells of others."""
 
+import functools
 import hashlib
 import json
 import time
@@ -228,7 +229,7 @@ def _predicted(
     rows = np.flatnonzero(adata.obs[LABEL].notna())
     if len(rows) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    network, tokenizer = load_classifier(model)
+    network, tokenizer = _loaded(model, weights)
     with read_cells(adata[rows].copy()) as cells:
         # panels that cover few of the counts are scored as well: that is what the scores are to say
         found = classify_cells(network, tokenizer, cells, min_coverage=0.0)
@@ -244,6 +245,12 @@ def _predicted(
             limit=np.array(limit),
         )  # fmt: skip
     return made
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: Path, weights: str) -> tuple[Any, Any]:
+    """Load a model once for all its data sets."""
+    return load_classifier(model)
 
 
 def _weights_of(model: Path) -> str:

@@ -280,7 +280,7 @@ def test_baselines_use_the_genes_that_the_test_set_shares(blood):
     kinds = blood.obs["cell_type"].astype(str).to_numpy()
     truth = np.where(kinds == "CD19+ B", 0, np.where(kinds == "CD14+ Monocyte", 1, -1))
     half = np.arange(blood.n_obs) % 2 == 0
-    test = blood[~half][:, ::2].copy()
+    test = blood[~half].copy()[:, ::2].copy()
     found = baseline_scores([blood[half].copy()], [truth[half]], test, truth[~half], ["B", "monocyte", "NK"])
     assert set(found) == {
         "logistic regression", "logistic regression, types of the test set", "neighbours on variable genes",
