@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,23 +10,7 @@ from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.reading.labels import read_labels, value_text
 from cellglot.training.data.collators import class_name
-
-
-NOT_LABELS = ("input_ids", "expression_values", "expression_total", "clipped_counts", "length", "split")
-
-
-def read_column(corpus: Corpus, splits: Sequence[str], column: str) -> list[Any]:
-    """Read a column of the cells of some splits, one after the other."""
-    import pyarrow.parquet as pq
-
-    values: list[Any] = []
-    for shard in (shard for split in splits for shard in corpus.shards(split)):
-        names = pq.read_schema(shard).names
-        if column not in names:
-            others = [n for n in names if n not in NOT_LABELS]
-            raise ValueError(f"no column {column!r} in {corpus.folder}; there are {', '.join(others)}")
-        values += pq.read_table(shard, columns=[column])[column].to_pylist()
-    return values
+from cellglot.training.data.columns import read_column
 
 
 def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:

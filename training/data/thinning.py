@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.data.expression import is_standardized
+from cellglot.training.data.panels import Panels, panels_of
 
 
 Example = Mapping[str, Any]
@@ -121,6 +122,8 @@ class Thinning:
         Range of the chance of a gene to be left out.
     special_ids
         Tokens that are no genes.
+    panels
+        Genes of the data sets, for cells that keep only those of another one; None to keep all.
     """
 
     counts: CountEncoding | None
@@ -129,6 +132,7 @@ class Thinning:
     drop: tuple[float, float] = (0.0, 0.0)
     special_ids: tuple[int, ...] = ()
     seed: int = 0
+    panels: Panels | None = None
 
     def __call__(self, example: Example) -> Example:
         """Return a cell of `cellglot.training.data.dataset.CellDataset` with what is left of it."""
@@ -144,6 +148,8 @@ class Thinning:
             keep *= min(1.0, number / max(float(counts.sum()), 1.0))
         left = random.binomial(counts.astype(np.int64), keep)
         left[random.random(len(left)) < drop] = 0
+        if self.panels is not None:
+            left[~self.panels.keeps(tokens, random)] = 0
         kept = left > 0
         if not kept.any():
             return example
@@ -177,17 +183,30 @@ class ThinningSettings:
         Number of counts to thin a cell to, in units of the median training cell's.
     drop_tokens
         Share of a cell's genes to leave out.
+    swap_panels
+        Chance of a cell to keep only the genes of another data set of the corpus, see `Panels`.
+    panel_column
+        Column of the corpus that names the data set of each cell.
+    panel_weights
+        Data set -> how often its genes are drawn, relative to 1 for the others.
     """
 
     thin_counts: Amount = None
     thin_to_median: Amount = None
     drop_tokens: Amount = None
+    swap_panels: float | int = 0.0
+    panel_column: str = "dataset_id"
+    panel_weights: dict[str, float | int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         self.keep = _range("thin_counts", self.thin_counts, "a share from above 0 to 1", lambda x: 0 < x <= 1)
         what = "a multiple above 0 of the median cell's counts"
         self.to = _range("thin_to_median", self.thin_to_median, what, lambda x: x > 0)
+        if not 0 <= self.swap_panels <= 1:
+            raise ValueError(f"swap_panels {self.swap_panels!r}: it is a chance from 0 to 1")
+        if any(weight < 0 for weight in (self.panel_weights or {}).values()):
+            raise ValueError(f"panel_weights {self.panel_weights!r}: weights are not negative")
         self.drop = _range("drop_tokens", self.drop_tokens, "a share from 0 to below 1", lambda x: 0 <= x < 1)
 
 
@@ -202,15 +221,18 @@ def thinning_of(
         If counts are to be thinned and the corpus does not hold them.
     """
     keep, to, drop = settings.keep or (1.0, 1.0), settings.to, settings.drop or (0.0, 0.0)
-    if keep == (1.0, 1.0) and to is None and drop == (0.0, 0.0):
+    panels = None
+    if settings.swap_panels:
+        panels = panels_of(corpus, settings.swap_panels, settings.panel_column, settings.panel_weights)
+    if keep == (1.0, 1.0) and to is None and drop == (0.0, 0.0) and panels is None:
         return None
     special = tuple(tokenizer.vocabulary.token_ids[token] for token in tokenizer.vocabulary.special_tokens)
     encoding = None
-    if keep != (1.0, 1.0) or to is not None:
+    if keep != (1.0, 1.0) or to is not None or panels is not None:
         totals = _totals(corpus)
         to = None if to is None else (to[0] * float(np.median(totals)), to[1] * float(np.median(totals)))
         encoding = count_encoding(tokenizer, corpus)
-    return Thinning(encoding, keep, to, drop, special, seed)
+    return Thinning(encoding, keep, to, drop, special, seed, panels)
 
 
 def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountEncoding:
