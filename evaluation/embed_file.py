@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import transformers
-from transformers import PreTrainedTokenizerBase
 
-import cellglot
 from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
-from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
-from cellglot.modeling.masked_genes import cell_encoder
+from cellglot.modeling.any_model import load_any_model
+from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.outputs import atomic, check_files, remove_leftovers
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import Cells, read_cells
@@ -32,7 +28,7 @@ def embed_file(
     plot: Path | None = None,
     color: str | None = None,
     layer: str | None = None,
-    loaded: tuple[Any, Any] | None = None,
+    loaded: LoadedModel | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -41,7 +37,7 @@ def embed_file(
     Parameters
     ----------
     model
-        Folder or repository of a model of any head, or of an adapter.
+        Folder or repository of a model of any kind, or of an adapter.
     output
         ``.h5ad`` (embedding in X, metadata in obs, UMAP in obsm if drawn), ``.parquet`` (``cell_id`` and
         ``embedding``) or ``.npy``.
@@ -50,7 +46,7 @@ def embed_file(
     color
         Column of obs to colour by; by default ``cell_type``, if the file has it.
     loaded
-        Encoder and tokenizer, if they are loaded already.
+        The model, if it is loaded already.
     overwrite
         Replace outputs that exist; inputs are never replaced.
     layer, **options
@@ -72,8 +68,7 @@ def embed_file(
         raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
     check_picture(plot)
     check_files([output, plot], [cells, model], overwrite=overwrite)
-    cellglot.register_auto_classes()
-    network, tokenizer = loaded or _encoder(model)
+    loaded = loaded or load_any_model(model)
     report = GeneReport()
     with read_cells(cells, layer=layer) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")
@@ -81,7 +76,7 @@ def embed_file(
             raise ValueError(f"{cells}: no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
         check_picture(plot, len(opened))
         table = opened.table() if output.suffix == ".h5ad" else None  # a damaged table is refused before the work
-        embedding = embed_cells(network, tokenizer, opened, report=report, **options)
+        embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, report=report, **options)
         _write(opened, table, embedding, None, output)
         lines = [
             opened.summary(),
@@ -108,17 +103,6 @@ def _draw(
     values = ["cells"] * len(cells) if column is None else cells.obs.column(column, 0, len(cells))
     title = f"{cells.name}" + (f", by {column}" if column else "")
     plots.save_figure(plots.embedding_plot(coordinates, read_labels(values).texts.tolist(), title), str(plot))
-
-
-def _encoder(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load the encoder of cells, with all its weights, and its tokenizer."""
-    if is_adapter(model):
-        return cell_encoder(load_with_adapter(model)), load_tokenizer(read_adapter(model).base)
-    tokenizer, config = load_tokenizer(model), load_configuration(model)
-    pipelines = config.pipelines() if hasattr(config, "pipelines") else {}
-    auto_class = pipelines["cell-embedding"]["pt"][0] if pipelines else "AutoModel"
-    network = load_model(getattr(transformers, auto_class), model)
-    return network if auto_class == "AutoModel" else cell_encoder(network), tokenizer
 
 
 def _write(

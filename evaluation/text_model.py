@@ -1,30 +1,16 @@
-"""Loading of LangCell models with their processors, and encoding of texts."""
+"""Encoding of texts by a LangCell model."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
-import cellglot
 from cellglot.evaluation.embedding import evaluated_on
-from cellglot.modeling.families import knows_texts
-from cellglot.modeling.loading import load_configuration, load_model, load_processor
-from cellglot.modeling.model_files import check_loaded
+from cellglot.modeling.any_model import check_cell_text_model
 from cellglot.tokenization.processing_langcell import DEFAULT_TEXT_LENGTH, LangCellProcessor
-
-
-logger = logging.getLogger(__name__)
-
-OTHER_MODELS = (
-    "it embeds and classifies cells, but does not read texts. Zero-shot annotation and search by texts need a "
-    "LangCell model; to annotate with this one, train a classifier with cellglot finetune"
-)
 
 
 @dataclass
@@ -48,48 +34,6 @@ class EncodedTexts:
     class_ids: torch.Tensor
     features: torch.Tensor
     cut: int
-
-
-def load_cell_text_model(name: str | Path, dtype: str | None = None) -> tuple[Any, LangCellProcessor]:
-    """Load a LangCell model and its processor.
-
-    Parameters
-    ----------
-    dtype
-        Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default as stored.
-
-    Raises
-    ------
-    ValueError
-        If the model does not read texts, or parts of it are missing.
-    """
-    cellglot.register_auto_classes()
-    kind = load_configuration(name).model_type
-    if not knows_texts(kind):
-        raise ValueError(f"{name} is of type {kind!r}: {OTHER_MODELS}")
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    model, info = load_model(AutoModel, name, check=False, output_loading_info=True, **options)
-    missing = sorted(info["missing_keys"])
-    if all(f"text_model.{key}" in missing for key, _ in model.text_model.named_parameters()):
-        raise ValueError(
-            f"{name} has no weights for {len(missing):,} parts of LangCellModel, such as {missing[0]}: it was saved "
-            "from the cell encoder or a classifier only; save the whole LangCellModel"
-        )
-    check_loaded(name, model, info)
-    processor = load_processor(name)
-    if not hasattr(processor, "text_tokenizer"):
-        raise ValueError(f"{name} has no text tokenizer: save a LangCellProcessor in the folder of the model")
-    check_cell_text_model(model)
-    return model.eval(), processor
-
-
-def check_cell_text_model(model: Any) -> None:
-    """Refuse models that do not read texts; warn if texts were not trained."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if not knows_texts(kind) or not hasattr(model, "annotate"):
-        raise ValueError(f"{type(model).__name__} is of type {kind!r}: {OTHER_MODELS}")
-    if model.config.stage == 1:
-        logger.warning("The model is of pretraining stage 1, trained on cells only: its scores of texts are noise.")
 
 
 def as_processor(processor: Any, model: Any) -> LangCellProcessor:
@@ -185,9 +129,7 @@ def fingerprint(model: Any) -> str:
 __all__ = [
     "EncodedTexts",
     "as_processor",
-    "check_cell_text_model",
     "embed_texts",
     "encode_texts",
     "fingerprint",
-    "load_cell_text_model",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from cellglot.contents import contents_of
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.card.render import size_text
 from cellglot.model_cards.checks.clean_process import compare, visit_as_stranger
@@ -167,14 +168,9 @@ def folder_kind(folder: str | Path) -> str:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    if (folder / "adapter_config.json").exists():
-        return "adapter"
-    if (folder / "config.json").exists():
-        return "model"
-    if (folder / "manifest.json").exists():
-        return "dataset"
-    if (folder / f"{folder.resolve().name}.py").exists():
-        return "metric"
+    kind = contents_of(folder)
+    if kind and not (kind == "corpus" and not (folder / "manifest.json").exists()):  # which is not finished
+        return "dataset" if kind == "corpus" else kind
     raise ValueError(
         f"{folder} is no folder that can be published: it has neither config.json (a model), adapter_config.json (an "
         f"adapter), manifest.json (token data of cellglot tokenize) nor {folder.resolve().name}.py (a metric)"

@@ -151,7 +151,7 @@ def _check_base(
         raise ValueError(
             f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
         )
-    file = _file(adapter, RUN_FILE, **of_adapter)
+    file = model_file(adapter, RUN_FILE, **of_adapter)
     weights = read_configuration(file).get("base_model_fingerprint") if file else None
     if weights and weight_files(base, **of_base):
         found = weights_fingerprint(base, **of_base)
@@ -191,7 +191,7 @@ def _put(
 
 def _adapter_weights(adapter: Any, of_adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Read the weights of an adapter, of safetensors alone."""
-    file = _file(adapter, "adapter_model.safetensors", **of_adapter)
+    file = model_file(adapter, "adapter_model.safetensors", **of_adapter)
     if file is None:
         raise ValueError(f"{adapter} holds no adapter_model.safetensors: it has no weights, or pickled ones")
     return load_file(file)
@@ -212,7 +212,7 @@ def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
     """
     if name is None or find_adapter_config_file(str(name), **hub) is None:
         return False
-    return _file(name, "config.json", **hub) is not None
+    return model_file(name, "config.json", **hub) is not None
 
 
 def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> list[str]:
@@ -223,13 +223,13 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
     revision, **hub
         Of the repository, and further options of loading from the Hub.
     """
-    whole, index = (_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
+    whole, index = (model_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
         return [] if whole is None else [whole]
     names = sorted(set(map(str, (read_configuration(index).get("weight_map") or {}).values())))
     if outside := [name for name in names if not is_inside(name)]:
         raise ValueError(f"{index} names {outside[0]!r:.200}, outside of its folder: it is not read")
-    return [file for name in names if (file := _file(model, name, revision, **hub)) is not None]
+    return [file for name in names if (file := model_file(model, name, revision, **hub)) is not None]
 
 
 def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> str:
@@ -261,7 +261,7 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, *
     return digest.hexdigest()
 
 
-def _file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
+def model_file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
     """Return the path of a file of a folder or repository, None where there is none."""
     if Path(name).is_dir():
         path = Path(name, hub.get("subfolder") or "", file)
@@ -310,7 +310,7 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     **hub
         Options of loading from the Hub.
     """
-    file = _file(adapter, "adapter_config.json", **hub)
+    file = model_file(adapter, "adapter_config.json", **hub)
     if file is None:
         raise ValueError(f"{adapter} is no adapter: it holds no adapter_config.json")
     settings = read_configuration(file)
@@ -357,7 +357,7 @@ def _check_place(adapter: Any, settings: Mapping[str, Any], base: str, of_adapte
     if Path(base).is_dir():
         return
     not_of_the_hub = base.count("/") > 1 or base.startswith((".", "/", "~"))
-    trained_here = _file(adapter, RUN_FILE, **of_adapter) is not None and not settings.get("revision")
+    trained_here = model_file(adapter, RUN_FILE, **of_adapter) is not None and not settings.get("revision")
     if not_of_the_hub or (trained_here and Path(adapter).is_dir()):
         raise ValueError(
             f"{adapter} was trained on the folder {base}, which is neither in the working directory nor beside the "
@@ -385,6 +385,7 @@ __all__ = [
     "base_of",
     "cached_revision",
     "holds_adapter",
+    "model_file",
     "only_errors",
     "revision_of_base",
     "weight_files",

@@ -12,14 +12,15 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-import cellglot
 from cellglot.inputs import reading
-from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, weights_fingerprint
-from cellglot.modeling.families import FAMILIES
+from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, model_file, weights_fingerprint
+from cellglot.modeling.collection import in_collection
+from cellglot.modeling.families import find_network
 from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer
 from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
+from cellglot.modeling.model_names import is_repository_name
 from cellglot.outputs import OutputFolder, write_json
 
 
@@ -73,7 +74,7 @@ class Adapter:
 
 def is_adapter(name: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or repository holds an adapter."""
-    return _file(name, ADAPTER_FILE, revision) is not None
+    return model_file(name, ADAPTER_FILE, revision) is not None
 
 
 def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
@@ -85,41 +86,32 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
         Folder or repository of an adapter.
     """
     if not is_adapter(adapter, revision):
-        raise ValueError(f"{adapter} holds no {ADAPTER_FILE}: it is no adapter")
-    config_file = _file(adapter, "config.json", revision)
+        raise ValueError(f"{adapter} holds no {ADAPTER_FILE}: it is not an adapter")
+    config_file = model_file(adapter, "config.json", revision)
     if config_file is None:
         raise ValueError(f"{adapter} holds no config.json, which names its classes and the model's class")
     check_model(adapter, revision)
     architecture = (read_configuration(config_file).get("architectures") or [""])[0]
-    found = (family.network_named(str(architecture)) for family in FAMILIES.values())
-    model_class = next((network for network in found if network is not None), None)
-    if model_class is None:
+    found = find_network(str(architecture))
+    if found is None:
         raise ValueError(f"{adapter} is for {architecture or 'a model without a name'}, which is none of cellglot's")
-    run_file = _file(adapter, RUN_FILE, revision)
+    run_file = model_file(adapter, RUN_FILE, revision)
     record = read_configuration(run_file) if run_file else {}
-    settings_file = Path(str(_file(adapter, ADAPTER_FILE, revision)))
+    settings_file = Path(str(model_file(adapter, ADAPTER_FILE, revision)))
     check_adapter_settings(settings_file, read_configuration(settings_file))
     with reading(adapter, "train or download the adapter again"):
         peft_config = PeftConfig.from_pretrained(str(adapter), **_revision(revision))
-    method = str(peft_config.peft_type.value).lower()
+    method, base = str(peft_config.peft_type.value).lower(), base_of(adapter, revision=revision)
     return Adapter(
         name=str(adapter),
         method="dora" if getattr(peft_config, "use_dora", False) else method,
-        base=base_of(adapter, revision=revision),
+        base=in_collection(base) or base,
         revision=peft_config.revision,
         record=record,
-        model_class=model_class,
-        config=load_configuration(adapter, model_class.config_class, **_revision(revision)),
+        model_class=found[1],
+        config=load_configuration(adapter, found[1].config_class, **_revision(revision)),
         peft_config=peft_config,
     )
-
-
-def _file(name: str | Path, file: str, revision: str | None) -> str | None:
-    """Return the path of a file of a folder or repository, None where there is none."""
-    if Path(name).is_dir():
-        path = Path(name, file)
-        return str(path) if path.exists() else None
-    return cached_file(str(name), file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 def _revision(revision: str | None) -> dict[str, Any]:
@@ -157,8 +149,7 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
     """Load the base model with a new head for the adapter's task."""
     name = adapter.base if base is None else str(base)
     revision = adapter.revision if name == adapter.base and not Path(name).is_dir() else None
-    looks_local = name.count("/") != 1 or name.startswith((".", "/", "~"))
-    if looks_local and not Path(name).is_dir():
+    if not Path(name).is_dir() and not is_repository_name(name):
         raise ValueError(f"{adapter.name} was trained on {adapter.base_name}; there is no {name}: pass it as base")
     _check_base(adapter, name, revision)
     verbosity = logging.get_verbosity()
@@ -207,7 +198,7 @@ def _former_names(model: PeftModel) -> dict[str, str] | None:
 
 def _require_safetensors(adapter: Adapter, revision: str | None) -> None:
     """Refuse adapters without safetensors: PEFT would take a pickle in their place."""
-    if _file(adapter.name, WEIGHTS_FILE, revision) is None:
+    if model_file(adapter.name, WEIGHTS_FILE, revision) is None:
         raise ValueError(
             f"{adapter.name} holds no {WEIGHTS_FILE}: weights in other files, such as pickles, are not read"
         )
@@ -387,7 +378,6 @@ def merge_adapter(
 
 def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
     """Write beside a merged model the gene tokenizer of its base, and the record of the adapter's training."""
-    cellglot.register_auto_classes()
     revision = adapter.revision if base == adapter.base and not Path(base).is_dir() else None
     load_tokenizer(base, **_revision(revision)).save_pretrained(folder)
     if adapter.record:

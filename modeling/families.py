@@ -99,10 +99,16 @@ FAMILIES: Families[ModelFamily] = Families(
 )
 
 
+def find_network(name: str) -> tuple[ModelFamily, Any] | None:
+    """Return a network by the name of its class, with the record of its family; None where there is none."""
+    found = ((family, family.network_named(name)) for family in FAMILIES.values())
+    return next(((family, network) for family, network in found if network is not None), None)
+
+
 def knows_texts(model_type: str | None) -> bool:
     """Whether models of a type read texts; False for unknown types."""
     family = FAMILIES.get(str(model_type))
     return family is not None and family.reads_texts
 
 
-__all__ = ["FAMILIES", "ModelFamily", "knows_texts"]
+__all__ = ["FAMILIES", "ModelFamily", "find_network", "knows_texts"]

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
-import cellglot
 from cellglot.inputs import reading
 from cellglot.modeling.adapter_folders import weight_files
 from cellglot.modeling.model_files import CONFIGURATIONS, check_loaded, check_model_folder
@@ -43,7 +42,6 @@ def load_model(
     InputError
         If a file is damaged; names it or what was loaded.
     """
-    cellglot.register_auto_classes()
     with_info = kwargs.pop("output_loading_info", False)
     if name is not None:
         check_model(name, kwargs.get("revision"), weights=True)
@@ -105,7 +103,6 @@ def read_config(name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
 
 
 def _load(kind: Any, name: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
-    cellglot.register_auto_classes()
     check_model(name, kwargs.get("revision"))
     with reading(name, _AGAIN):
         return kind.from_pretrained(name, **_of_auto(kind, kwargs))

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForSequenceClassification
 
-import cellglot
 from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.output import KEY
-from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
-from cellglot.modeling.families import knows_texts
-from cellglot.modeling.loading import load_configuration, load_model, load_tokenizer
+from cellglot.modeling.any_model import describe_model, load_any_model
+from cellglot.modeling.loaded_model import without_adapter
 from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
@@ -122,19 +119,6 @@ class ClassifiedCells:
         return self.summary()
 
 
-def has_classes(model: str | Path) -> bool:
-    """Whether a folder or repository contains a classifier or an adapter."""
-    cellglot.register_auto_classes()
-    name = (load_configuration(model).architectures or [""])[0]
-    return is_adapter(model) or name.endswith("ForSequenceClassification")
-
-
-def reads_texts(model: str | Path) -> bool:
-    """Whether a folder or repository contains a model that reads texts, such as LangCell."""
-    cellglot.register_auto_classes()
-    return knows_texts(load_configuration(model).model_type)
-
-
 def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype: str | None = None) -> tuple[Any, Any]:
     """Load a classifier with its tokenizer.
 
@@ -152,23 +136,16 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
     ValueError
         If the model is not a classifier.
     """
-    cellglot.register_auto_classes()
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    if adapter is None and is_adapter(model):
-        network, home = load_with_adapter(model, **options), read_adapter(model).base
-    elif adapter is not None:
-        network, home = load_with_adapter(adapter, model, **options), str(model)
-    elif has_classes(model):
-        network, home = load_model(AutoModelForSequenceClassification, model, **options), str(model)
-    else:
+    what = describe_model(adapter or model)
+    if adapter is None and what.purpose in ("embeddings", "cells and texts"):
         raise ValueError(
             f"{model} is not a classifier: fine-tune it (cellglot finetune), pass an adapter trained on it "
             "(--adapter), or use a LangCell model with candidates"
         )
-    name, kind = adapter or model, type(_plain(network)).__name__
-    if _plain(network).config.problem_type == "regression" or not kind.endswith("ForSequenceClassification"):
-        raise ValueError(f"{name}: {kind} does not predict classes of cells; pass a classifier")
-    return network.eval(), load_tokenizer(home)
+    if what.purpose != "classes of cells" and (adapter is None or what.is_adapter):
+        raise ValueError(f"{adapter or model}: {what.network_class.__name__} does not predict classes of cells; pass a classifier")
+    loaded = load_any_model(model, adapter, dtype)
+    return loaded.network, loaded.tokenizer
 
 
 def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> ClassifiedCells:
@@ -188,7 +165,7 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
     ValueError
         If no cell expresses a gene of the vocabulary.
     """
-    plain = _plain(model)
+    plain = without_adapter(model)
     encoder, seen = cell_encoder(plain), []
     hook = encoder.register_forward_hook(lambda *passed: seen.append(passed[-1].pooler_output))
 
@@ -211,8 +188,4 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> Cl
     return ClassifiedCells(names, classes, [ids.get(name) for name in classes], **found, genes=report)
 
 
-def _plain(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-__all__ = ["ClassifiedCells", "classify_cells", "has_classes", "load_classifier", "reads_texts"]
+__all__ = ["ClassifiedCells", "classify_cells", "load_classifier"]

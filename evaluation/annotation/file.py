@@ -19,7 +19,7 @@ from cellglot.evaluation.output import (
     write_annotated,
     write_table,
 )
-from cellglot.evaluation.text_model import load_cell_text_model
+from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.outputs import check_files
 from cellglot.tokenization.ontology.candidates import Candidates
 from cellglot.tokenization.reading.cells import Cells, read_cells

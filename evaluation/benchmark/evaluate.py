@@ -15,12 +15,13 @@ from rich.console import Console
 from cellglot.evaluation import plots
 from cellglot.evaluation.benchmark import figures as evaluation_plots
 from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, Settings
-from cellglot.evaluation.benchmark.models import EvaluatedModel, check_source, load_evaluated_model
+from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
+from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import OutputFolder, sha256, write_text
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
@@ -128,7 +129,7 @@ def evaluate_models(
     named = _named(models)
     for source in named.values():
         if not isinstance(source, EvaluatedModel):
-            check_source(source)
+            resolve_model(source)
     terms = CellOntology.blood() if ontology is None else ontology
     data = open_labelled_cells(
         cells,

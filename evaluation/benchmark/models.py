@@ -8,21 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
-import cellglot
 from cellglot.evaluation.embedding import evaluated_on, run_model
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.marker_table import MarkerGenes, marker_tokens
-from cellglot.evaluation.text_model import load_cell_text_model
 from cellglot.modeling.adapter_folders import cached_revision
-from cellglot.modeling.adapters import is_adapter, load_with_adapter, read_adapter
-from cellglot.modeling.families import FAMILIES
-from cellglot.modeling.loading import load_model, load_tokenizer, read_config
+from cellglot.modeling.any_model import load_any_model
+from cellglot.modeling.loaded_model import without_adapter
 from cellglot.modeling.masked_genes import cell_encoder, gene_distances
 from cellglot.tokenization.gene_report import GeneReport
 
@@ -132,66 +124,32 @@ def load_evaluated_model(
     OSError
         If a file is missing.
     """
-    cellglot.register_auto_classes()
-    source, label = str(source), name or Path(str(source).rstrip("/")).name
-    check_source(source)
-    adapter = read_adapter(source) if is_adapter(source) else None
-    base = source if adapter is None else adapter.base
-    config = read_config(source)
-    kind = config.get("model_type")
-    family = FAMILIES.of(kind, source)
-    architecture = (config.get("architectures") or [""])[0]
-    processor = None
-    if adapter is not None:
-        network = load_with_adapter(source)
-    elif architecture.endswith("ForSequenceClassification"):
-        network = load_model(AutoModelForSequenceClassification, source)
-    elif architecture.endswith("ForTokenClassification"):
-        network = load_model(AutoModelForTokenClassification, source)
-    elif family.reads_texts and family.network_named(architecture) is not None:
-        network, processor = load_cell_text_model(source)
-    else:
-        network = load_model(AutoModel, source)
-    tokenizer = processor.tokenizer if processor is not None else load_tokenizer(base)
-    network.eval()
-    of_cells = type(_plain(network)).__name__.endswith("ForSequenceClassification")
-    classifies = of_cells and network.config.problem_type != "regression"
-    classes = [network.config.id2label[i] for i in range(network.config.num_labels)] if classifies else []
+    loaded = load_any_model(source)
+    network = loaded.encoder if loaded.purpose == "embeddings" else loaded.network
+    plain = without_adapter(network)
+    classes = list(loaded.classes) if loaded.purpose == "classes of cells" else []
+    adapters = getattr(network, "adapters", {})
     facts = {
-        "source": source,
-        "revision": cached_revision(source),
-        "base_model": None if adapter is None else base,
-        "model_type": kind,
-        "model_class": type(_plain(network)).__name__,
+        "source": str(source),
+        "revision": cached_revision(loaded.name),
+        "base_model": adapters["default"].base if adapters else None,
+        "model_type": plain.config.model_type,
+        "model_class": type(plain).__name__,
         "parameters": int(sum(p.numel() for p in network.parameters())),
         "weights_sha256": weights_checksum(network),
         "classes": classes,
     }
     return EvaluatedModel(
-        label,
+        name or Path(str(source).rstrip("/")).name,
         network,
-        tokenizer,
+        loaded.tokenizer,
         classes,
         dict(getattr(network.config, "label_cl_ids", None) or {}),
-        processor,
+        loaded.processor,
         facts,
         batch_size,
         device,
     )
-
-
-def _plain(network: Any) -> Any:
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
-
-
-def check_source(source: str | Path) -> None:
-    """Refuse a source that cannot be a model, before anything is loaded."""
-    source = str(source)
-    if Path(source).is_dir():
-        if not Path(source, "config.json").exists() and not is_adapter(source):
-            raise ValueError(f"{source} does not contain config.json: pass the folder of a model")
-    elif source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"{source} is neither a folder nor a repository of the Hub (owner/name)")
 
 
 def weights_checksum(network: Any) -> str:
@@ -203,4 +161,4 @@ def weights_checksum(network: Any) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["EvaluatedModel", "check_source", "load_evaluated_model", "weights_checksum"]
+__all__ = ["EvaluatedModel", "load_evaluated_model", "weights_checksum"]

@@ -21,7 +21,8 @@ from cellglot.evaluation.output import (
     write_table,
 )
 from cellglot.evaluation.search.retrieval import nearest
-from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint, load_cell_text_model
+from cellglot.evaluation.text_model import as_processor, embed_texts, fingerprint
+from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.outputs import check_files
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import read_cells

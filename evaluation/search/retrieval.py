@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.evaluation.text_model import as_processor, check_cell_text_model, embed_texts
+from cellglot.evaluation.text_model import as_processor, embed_texts
+from cellglot.modeling.any_model import check_cell_text_model
 
 
 @dataclass

@@ -11,9 +11,18 @@ from cellglot import inputs
 from cellglot.families import Families
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.card.run_record import CONFIG_FILE, Result, TrainingRun, read_run
+from cellglot.modeling import loaded_model
 from cellglot.modeling.families import knows_texts
 
 
+# What a model is for, as loaders say it -> as cards do.
+PURPOSES = {
+    "embeddings": "embedding",
+    "classes of cells": "cell classification",
+    "classes of genes": "gene classification",
+    "a value of cells": "regression",
+    "cells and texts": "zero-shot annotation",
+}
 # Purpose -> tag of the Hub's pipelines.
 PIPELINE_TAGS = {
     "embedding": "feature-extraction",
@@ -255,12 +264,7 @@ def purpose_of(config: dict[str, Any], has_processor: bool) -> str:
     has_processor
         Whether texts can be read.
     """
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture.endswith("ForTokenClassification"):
-        return "gene classification"
-    if architecture.endswith("ForSequenceClassification"):
-        return "regression" if config.get("problem_type") == "regression" else "cell classification"
-    return "zero-shot annotation" if knows_texts(config.get("model_type")) and has_processor else "embedding"
+    return PURPOSES[loaded_model.purpose_of(config, knows_texts(config.get("model_type")) and has_processor)]
 
 
 def find_folder(named: str | Path, folder: Path) -> Path | None:

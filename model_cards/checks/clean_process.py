@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-import cellglot
 from cellglot.model_cards.checks import stranger
 
 
@@ -60,7 +59,6 @@ def visit_here(job: Mapping[str, Any]) -> Outcome:
     job
         As for `stranger.Visit`.
     """
-    cellglot.register_auto_classes()
     visit = stranger.Visit(job, trust=False)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the folder's new weights go into the card

@@ -38,7 +38,7 @@ from cellglot.model_cards.prepare.staging import (
     write_training_configs,
 )
 from cellglot.modeling.adapters import load_with_adapter
-from cellglot.modeling.families import FAMILIES
+from cellglot.modeling.any_model import describe_model
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
@@ -76,7 +76,7 @@ def prepare_model(
     facts = _facts(folder, target, repo, kind, config, details, evaluation)
     check_labels(facts.labels)
     check_complete(facts.mandatory_values(), facts.mandatory())
-    load_model(_class_of(config, folder), folder)  # refuses weights that are not whole
+    load_model(describe_model(folder).network_class, folder)  # refuses weights that are not whole
     tokenizer, examples = _examples(folder, facts, cells)
     job = {"kind": "model", "folder": str(folder), "cells": examples.cells, "texts": [], "candidates": []}
     if facts.purpose == "zero-shot annotation":
@@ -89,15 +89,6 @@ def prepare_model(
     stage_code(target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
-
-
-def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
-    """Return the class that a model was saved from."""
-    named = (config.get("architectures") or [""])[0]
-    found = FAMILIES[system_kind(dict(config), folder)].network_named(str(named))
-    if found is None:
-        raise ValueError(f"{folder / 'config.json'} names the class {named!r:.60}, which is not one of cellglot's")
-    return found
 
 
 def prepare_adapter(

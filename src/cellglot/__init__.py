@@ -27,7 +27,7 @@ _PUBLIC = {
     "read_cells": "tokenization",
     "tokenize": "verbs.corpora",
     "Corpus": "tokenization",
-    "LoadedModel": "verbs.models",
+    "LoadedModel": "modeling.loaded_model",
     "CellEmbeddingPipeline": "modeling",
     "CellOntology": "tokenization",
     "CellTypeAnnotationPipeline": "modeling",

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 
 from cellglot import CellOntology
 from cellglot.evaluation.annotation.by_texts import annotate_cells
-from cellglot.evaluation.text_model import embed_texts, load_cell_text_model
+from cellglot.evaluation.text_model import embed_texts
+from cellglot.modeling.any_model import load_cell_text_model
 
 
 CPU = ("--device", "cpu")

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from cellglot.evaluation.annotation.by_texts import annotate_cells
-from cellglot.evaluation.text_model import load_cell_text_model
 from cellglot.modeling import (
     CellEmbeddingPipeline,
     CellTypeAnnotationPipeline,
@@ -21,6 +20,7 @@ from cellglot.modeling import (
     ScCelloModel,
 )
 from cellglot.modeling.adapter_folders import weights_fingerprint
+from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.modeling.cell_pipeline import opened_cells
 from cellglot.tokenization import GeneCoverageError, NotCountsError, read_cells
 

@@ -10,7 +10,6 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-import cellglot
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.modeling.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from cellglot.modeling.convert.langcell import CheckpointError, from_text_checkpoint
@@ -253,7 +252,6 @@ def _started_from(
     model.config.validate()
     if checkpoint:
         return _text_tower_anew(model, folder, checkpoint)
-    cellglot.register_auto_classes()
     processor: Any = load_processor(folder)
     return model, processor.text_tokenizer, f"that of {folder}"
 

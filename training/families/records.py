@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cellglot.families import Families
-from cellglot.modeling.loading import read_config
+from cellglot.modeling.any_model import describe_model
 from cellglot.training.families.exceiver import EXCEIVER
 from cellglot.training.families.family import TrainedFamily
 from cellglot.training.families.langcell import LANGCELL
@@ -21,7 +21,7 @@ def family_of(model: str | Path) -> TrainedFamily:
     ValueError
         If it belongs to none.
     """
-    return FAMILIES.of(read_config(model).get("model_type"), model)
+    return FAMILIES.of(describe_model(model).model_type, model)
 
 
 __all__ = ["FAMILIES", "family_of"]

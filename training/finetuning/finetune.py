@@ -7,7 +7,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, set_seed
 
 from cellglot.modeling.adapter_folders import cached_revision
-from cellglot.modeling.adapters import is_adapter
+from cellglot.modeling.any_model import describe_model
 from cellglot.modeling.loading import load_tokenizer
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.config import TrainingConfig, read_section, where
@@ -203,7 +203,7 @@ def _family(section: Mapping[str, Any], model: str | Path | None, method: str) -
     if method not in METHODS:
         raise ValueError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     if model is not None:
-        if is_adapter(model):
+        if describe_model(model).is_adapter:
             raise ValueError(
                 f"{model} is an adapter: fine-tune its base model, or merge it first by "
                 "cellglot.modeling.adapters.merge_adapter"

@@ -18,7 +18,7 @@ def publish_demo_model(
     evaluation
         JSON of the demo's evaluation.
     source
-        Name of the caller's file of cells; None stands for those that come with scanpy.
+        Name of the caller's file of cells; None for those that ship with scanpy.
     """
     if source is None:
         data, terms = "700 blood cells of a healthy donor (10x Genomics' 68k PBMC), which scanpy ships.", "CC BY 4.0"
@@ -28,7 +28,7 @@ def publish_demo_model(
         license="apache-2.0",
         training_data=data,
         training_data_license=terms,
-        summary="Made by the demo of cellglot in minutes: it shows the way, and is too small for other use.",
+        summary="Made by the demo of cellglot in minutes. It is too small for other use.",
     )
     return publish(folder, output=output, details=details, cells=cells, evaluation=evaluation, overwrite=True)
 

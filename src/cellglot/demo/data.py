@@ -24,7 +24,7 @@ from cellglot.tokenization.reading.labels import read_labels
 
 
 MOST_CELLS = 5_000
-LEAST_CELLS = 100  # so that cells for training and held-out ones are enough for what the demo shows
+LEAST_CELLS = 100  # fewer are too few to train and to test on
 
 
 @dataclass
@@ -36,7 +36,7 @@ class DemoData:
     labels
         Column of obs that holds the classes.
     quick
-        A tenth of the training.
+        Train a tenth of the steps.
     started
         `time.monotonic` at the start of the demo.
     """
@@ -54,7 +54,7 @@ class DemoData:
         self.corpora: dict[str, Corpus] = {}
 
     def step(self, text: str) -> None:
-        """Print what begins."""
+        """Print the name of the next step."""
         self.console.print(f"\n[bold blue]{time.monotonic() - self.started:4.0f} s  {text}[/]")
 
     def tokenize(self, tokenizer: str, **options: Any) -> Corpus:
@@ -146,7 +146,7 @@ class DemoData:
 
 
 def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: Console) -> Path:
-    """Return the file to work on: the cells that scanpy ships, or at most `MOST_CELLS` of the caller's."""
+    """Return the file of cells: those that ship with scanpy, or at most `MOST_CELLS` of the caller's."""
     if cells is None:
         import scanpy
 
@@ -166,7 +166,7 @@ def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: C
         if opened.n_cells <= MOST_CELLS:
             return cells
         chosen = np.sort(np.random.default_rng(seed).choice(opened.n_cells, MOST_CELLS, replace=False))
-        console.print(f"taking {MOST_CELLS:,} of {opened.n_cells:,} cells at random: this is a demo")
+        console.print(f"using {MOST_CELLS:,} of {opened.n_cells:,} cells, drawn at random")
         return _subset(opened, labels, chosen, output / "cells.h5ad")
 
 

@@ -35,7 +35,7 @@ class ExceiverDemo:
         self.folder, self.classifier_folder = data.output / "exceiver", data.output / "exceiver-classifier"
 
     def run(self) -> np.ndarray:
-        """Run every step; give the predicted classes of the held-out cells."""
+        """Run every step, and return the predicted classes of the held-out cells."""
         data = self.data
         data.step("Exceiver: pretraining on masked expression")
         config = load_config("exceiver_small.yaml", data.overrides(self.corpus, PRETRAINING_CELLS, 60))
@@ -86,12 +86,12 @@ class ExceiverDemo:
                 [
                     f"{self.pretraining['num_masked']} expressed genes of each cell are hidden and predicted from the "
                     f"others. On held-out cells the mean squared error is {metrics['eval_masked_mse']:.3f} and the "
-                    f"explained variance {metrics['eval_explained_variance']:.3f}; guessing each gene's mean among "
-                    f"training cells that express it gives {gene_mean['mse']:.3f} and "
+                    f"explained variance {metrics['eval_explained_variance']:.3f}; predicting each gene's mean over "
+                    f"the training cells that express it has {gene_mean['mse']:.3f} and "
                     f"{gene_mean['explained_variance']:.3f}.",
-                    "The mean of the model's latents is a cell's embedding. The upper picture is that of the model "
-                    "pretrained without any label; the lower one after fine-tuning on the labels of cells without a "
-                    "ring.",
+                    "The mean of the model's latents is a cell's embedding. The upper picture shows the pretrained "
+                    "model, which has seen no label; the lower one the model after fine-tuning on the labels of the "
+                    "cells without a ring.",
                 ],
                 figures=[
                     Picture("Loss curves of pretraining", loss),

@@ -11,7 +11,7 @@ from cellglot.demo.report import Picture, Section, Table
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_texts import CellAnnotation, annotate_cells
 from cellglot.evaluation.scores.classification import classification_scores
-from cellglot.evaluation.text_model import load_cell_text_model
+from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification
 from cellglot.outputs import write_json
 from cellglot.tokenization.ontology.candidates import make_candidates
@@ -44,7 +44,7 @@ class LangCellDemo:
         self.left_out = choose_left_out(self.types, self.ontology)
 
     def run(self) -> np.ndarray:
-        """Run every step; give the predicted classes of the held-out cells."""
+        """Run every step, and return the predicted classes of the held-out cells."""
         data = self.data
         names = [self.ontology.name(t) for t in self.left_out]
         data.step(f"LangCell: pretraining on cells and texts without {', '.join(names) or 'leaving types out'}")

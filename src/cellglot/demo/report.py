@@ -18,11 +18,11 @@ class Picture:
     Parameters
     ----------
     name
-        What it shows, for those who do not see it.
+        Alternative text.
     kind
         ``svg``, or ``png`` where there are many points.
     wide
-        Whether it takes a row of its own.
+        Whether it takes a whole row.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass
 class Table:
-    """A table of a section; columns but the first are numbers."""
+    """A table of a section. All columns but the first contain numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -51,7 +51,7 @@ class Section:
     Parameters
     ----------
     text
-        Text as it stands, such as code.
+        Preformatted text, such as code.
     """
 
     title: str
@@ -69,7 +69,7 @@ def write_report(
     Parameters
     ----------
     name
-        Of the file of cells.
+        Name of the file of cells.
     cards
         (value, label) of the numbers on top.
     sections

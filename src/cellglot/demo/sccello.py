@@ -42,7 +42,7 @@ class ScCelloDemo:
         self.ontology = open_ontology("blood")
 
     def run(self) -> np.ndarray:
-        """Run every step; give the predicted classes of the held-out cells."""
+        """Run every step, and return the predicted classes of the held-out cells."""
         data = self.data
         data.step("scCello: pretraining on masked genes and the Cell Ontology")
         settings = [
@@ -63,7 +63,7 @@ class ScCelloDemo:
         return data.classify(ScCelloForSequenceClassification, self.classifier_folder, self.corpus)
 
     def _geometries(self) -> dict[str, OntologyGeometry]:
-        """Compare both models' held-out cells with the ontology; none where there are too few types."""
+        """Compare both models' held-out cells with the ontology; return nothing if there are too few types."""
         data = self.data
         types = np.array(self.ontology.resolve(data.classes).cell_types, dtype=object)[data.test]
         if len({t for t in types if t is not None}) < 3:
@@ -114,19 +114,19 @@ class ScCelloDemo:
         figures = [Picture("Losses of pretraining", losses)]
         paragraphs = [
             f"Cells are their {LENGTH - 1} highest-ranked genes. {labels['matched']:,} of {labels['labels']:,} "
-            f"training labels stand for a type of the Cell Ontology. On held-out cells {accuracy}.",
+            f"training labels match a type of the Cell Ontology. On held-out cells {accuracy}.",
         ]
         if self.geometries:
             picture = plots.geometry_plot(self.geometries, "Pairs of cell types: ontology and embeddings")
             plots.save_figure(picture, str(self.data.output / "ontology-geometry.png"))
             figures.append(Picture("Ontology similarity against cosine of centroids", picture, wide=True))
             paragraphs.append(
-                "Below, pairs of cell types: how near they are in the ontology, and how near the centroids of "
-                "held-out cells are in the model's space, when it learns from masked genes alone and with the "
-                "ontology's objectives."
+                "The picture compares pairs of cell types: their similarity in the ontology, and the cosine of the "
+                "centroids of their held-out cells, for a model trained on masked genes alone and for one trained "
+                "with the ontology's objectives too."
             )
         else:
-            paragraphs.append("Fewer than three labels stand for cell types: no comparison with the ontology.")
+            paragraphs.append("Fewer than three labels match cell types: there is no comparison with the ontology.")
         figures.append(Picture("UMAP of scCello's embeddings, pretrained", self.umap, "png", wide=True))
         return [
             Section("scCello: masked genes and the Cell Ontology", paragraphs, table=self._table(), figures=figures)

@@ -1,4 +1,4 @@
-"""The demo's part on sharing: an adapter, all models beside plain baselines in one table, published folders."""
+"""The demo's part on sharing: an adapter, a table of all models and plain baselines, published folders."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class AdapterDemo:
         self.folder = data.output / f"{name.lower()}-lora"
 
     def run(self) -> np.ndarray:
-        """Train the adapter; give the predicted classes of the held-out cells."""
+        """Train the adapter, and return the predicted classes of the held-out cells."""
         data = self.data
         data.step(f"{self.name}: fine-tuning")
         overrides = data.overrides(self.corpus, ADAPTER_CELLS, 20)
@@ -65,8 +65,8 @@ class AdapterDemo:
         return Section(
             "An adapter to share",
             [
-                f"The adapter of rank {rank}, head included, takes {adapter:.2f} MB beside the {base:.2f} MB of its "
-                "base model, which stays as it is. Its accuracy stands in the table below."
+                f"The adapter of rank {rank} and its head take {adapter:.2f} MB; the base model, which is unchanged, "
+                f"takes {base:.2f} MB. The table below has its accuracy."
             ],
             f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad",
         )
@@ -85,7 +85,7 @@ class SharingDemo:
     models
         Name -> folder of a pretrained model.
     publisher
-        Stages a folder with its card and checks it in a clean process; None publishes nothing.
+        Writes a folder with its card and checks it in a clean process; without one nothing is published.
     """
 
     data: DemoData
@@ -116,11 +116,11 @@ class SharingDemo:
         if self.publisher is None:
             return
         for name, folder in self.models.items():
-            data.step(f"{name}: staged with its card, and loaded by a process without cellglot")
+            data.step(f"{name}: written with its card, and loaded by a process without cellglot")
             target = data.output / "published" / folder.name
             target.parent.mkdir(exist_ok=True)
             done = self.publisher(folder, target, held_out, data.output / "evaluation" / "evaluation.json")
-            data.console.print(f"{target}: {len(done.files)} files, {done.compared:,} numbers the same")
+            data.console.print(f"{target}: {len(done.files)} files, {done.compared:,} numbers are the same")
             self.published[name] = done
 
     def sections(self) -> list[Section]:
@@ -129,10 +129,10 @@ class SharingDemo:
             Section(
                 "Pretrained models and baselines in one table",
                 [
-                    f"Embeddings of the {len(self.data.truth):,} held-out cells, which no model learned from: how "
-                    "well clusters match the labels, and how well a linear probe on them names the types of a part "
-                    "of these cells that it has not seen. 95% intervals from bootstrap samples stand in "
-                    "evaluation/evaluation.md."
+                    f"Embeddings of the {len(self.data.truth):,} held-out cells, which no model was trained on: how "
+                    "well clusters match the labels, and how well a linear probe, trained on a part of these cells, "
+                    "predicts the types of the others. evaluation/evaluation.md has 95% intervals from bootstrap "
+                    "samples."
                 ],
                 table=_table(self.evaluation),
             )
@@ -146,9 +146,9 @@ class SharingDemo:
                 Section(
                     "Published, with a card",
                     [
-                        "Each folder below published/ holds weights, tokenizer, code, pipelines and a card "
+                        "Each folder in published/ contains weights, tokenizer, code, pipelines and a card "
                         "(README.md) whose numbers come from the records of this run; a process without cellglot "
-                        "loaded all of it and gave the same numbers. The command cellglot publish FOLDER OWNER/NAME "
+                        "loaded all of it and computed the same numbers. The command cellglot publish FOLDER OWNER/NAME "
                         "uploads such a folder."
                     ],
                     table=Table(["model", "loaded", "files", "numbers compared"], rows),

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellglot.modeling.collection import default_model
+from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.model_names import resolve_model
 from cellglot.verbs.cells import as_path, is_anndata, or_none, output_of, to_write
-from cellglot.verbs.models import LoadedModel, check_dtype
+from cellglot.verbs.models import check_dtype
 
 
 if TYPE_CHECKING:
@@ -155,8 +157,6 @@ def annotate(
     read: list[Any] = [file, in_corpus, adapter, getattr(model, "name", model)]
     read += [path for path in (candidates, ontology) if isinstance(path, os.PathLike)]
     check_files([written, or_none(table), or_none(plot)], read, overwrite=overwrite)
-    from cellglot.evaluation.annotation.file import annotate_anndata, annotate_file, load_annotator
-    from cellglot.modeling.model_names import resolve_model
 
     loaded = model if isinstance(model, LoadedModel) else None
     source = loaded.name if loaded is not None else resolve_model(str(model))
@@ -169,6 +169,8 @@ def annotate(
             "batch_size": batch_size or 16, "alpha": alpha, "shortlist": shortlist, "smooth": smooth,
             "back_off_below": back_off_below, "labels": labels,
         }  # fmt: skip
+    from cellglot.evaluation.annotation.file import annotate_anndata, annotate_file, load_annotator
+
     ready = None if loaded is None else (loaded.network, loaded.tokenizer if chosen is None else loaded.processor)
     if written is not None:
         files: dict[str, Any] = {"table": or_none(table), "plot": or_none(plot), "overwrite": overwrite}
@@ -183,15 +185,18 @@ def annotate(
 
 def _by_texts(model: str | LoadedModel, adapter: str | None, given: list[str]) -> bool:
     """Whether cells are annotated by texts: the model reads them, and has no classes of its own."""
-    from cellglot.evaluation.annotation.by_classifier import has_classes, reads_texts
-
     if isinstance(model, LoadedModel):
         name, with_classes, texts = model.name, bool(model.classes), model.processor is not None
         if adapter is not None:
             raise ValueError("adapter is for the name of a model: load both by cellglot.load_model(name, adapter=...)")
     else:
-        name, with_classes = model, adapter is not None or has_classes(model)
-        texts = not with_classes and reads_texts(model)
+        from cellglot.modeling.any_model import describe_model
+
+        what = describe_model(model)
+        name, texts = model, what.reads_texts
+        with_classes = (
+            adapter is not None or what.is_adapter or what.purpose in ("classes of cells", "a value of cells")
+        )
     if with_classes and given:
         raise ValueError(
             f"{adapter or name} predicts its own classes: {', '.join(given)} are for LangCell models and texts"

@@ -96,7 +96,6 @@ def evaluate(
     | | mine |
     """
     from cellglot.evaluation.benchmark.evaluate import evaluate_models
-    from cellglot.modeling.collection import in_collection
     from cellglot.training.data.cell_types import open_ontology
 
     opened = open_ontology(ontology) if isinstance(ontology, str | os.PathLike) else ontology
@@ -105,10 +104,6 @@ def evaluate(
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
     named: Any = [models] if isinstance(models, str | os.PathLike) else models
-    if isinstance(named, Mapping):
-        named = {name: in_collection(source) or source for name, source in named.items()}
-    else:
-        named = [in_collection(source) or source for source in named]
     table: Any = markers
     return evaluate_models(
         named,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellglot.contents import contents_of
 from cellglot.verbs.cells import as_path, is_anndata
 
 
@@ -167,7 +168,7 @@ def is_corpus(cells: Any) -> bool:
     if not isinstance(cells, str | os.PathLike):
         return isinstance(cells, Corpus)
     folder = as_path(cells)
-    if any((folder / name).exists() for name in ("manifest.json", ".work")):
+    if contents_of(folder) == "corpus":
         return True
     stored = any((folder / name).exists() for name in (".zgroup", ".zattrs", "zarr.json"))
     return folder.is_dir() and not stored and not any(folder.glob("*matrix.mtx*"))

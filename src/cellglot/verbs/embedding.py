@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.model_names import resolve_model
 from cellglot.verbs.cells import KEY, as_path, is_anndata, or_none, output_of, to_write
-from cellglot.verbs.models import LoadedModel, load_model
+from cellglot.verbs.models import load_model
 
 
 if TYPE_CHECKING:
@@ -92,14 +94,10 @@ def embed(
         target = to_write(cells, copy, {"output": output})
         _embed_anndata(target, model, or_none(plot), color, overwrite, **options)
         return target if copy else None
+    written, ready = output_of(cells, output, copy), model if isinstance(model, LoadedModel) else None
+    source = resolve_model(model) if ready is None else ready.name
     from cellglot.evaluation.embed_file import embed_file
-    from cellglot.modeling.model_names import resolve_model
 
-    written, ready = output_of(cells, output, copy), None
-    if isinstance(model, LoadedModel):
-        source, ready = model.name, (model.encoder, model.tokenizer)
-    else:
-        source = resolve_model(model)
     files: dict[str, Any] = {"plot": or_none(plot), "color": color, "overwrite": overwrite, "loaded": ready}
     return embed_file(source, as_path(cells), written, **files, **options)
 

@@ -3,8 +3,10 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.model_names import resolve_model
 from cellglot.verbs.cells import as_path, is_anndata, or_none, to_write
-from cellglot.verbs.models import LoadedModel, check_dtype
+from cellglot.verbs.models import check_dtype
 
 
 if TYPE_CHECKING:
@@ -78,9 +80,6 @@ def query(
     >>> cellglot.query(adata, "a B cell of blood", "langcell")
     >>> best = adata.obs.sort_values("cellglot_query", ascending=False).head(10)
     """
-    from cellglot.evaluation.search.file import query_anndata, query_file
-    from cellglot.modeling.model_names import resolve_model
-
     check_dtype(dtype)
     options: dict[str, Any] = {
         "layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "batch_size": batch_size,
@@ -90,6 +89,8 @@ def query(
         source, ready = model.name, (model.network, model.processor)
     else:
         source, ready = resolve_model(model), None
+    from cellglot.evaluation.search.file import query_anndata, query_file
+
     if is_anndata(cells):
         target = to_write(cells, copy, {"output": output, "table": table})
         query_anndata(source, target, text, loaded=ready, dtype=dtype, **options)

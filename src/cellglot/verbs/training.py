@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.model_names import resolve_model
 from cellglot.verbs.cells import as_path
 from cellglot.verbs.corpora import as_files, is_corpus
-from cellglot.verbs.models import LoadedModel
 
 
 if TYPE_CHECKING:
@@ -135,7 +136,6 @@ def finetune(
     >>> "eval_accuracy" in metrics
     True
     """
-    from cellglot.modeling.model_names import resolve_model
     from cellglot.training.config import load_config
     from cellglot.training.families.records import family_of
     from cellglot.training.finetuning.few_shot import few_shot_on

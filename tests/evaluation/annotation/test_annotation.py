@@ -10,8 +10,9 @@ from cellglot.evaluation.annotation import scores as annotation_scores
 from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.output import write_table
-from cellglot.evaluation.text_model import fingerprint, load_cell_text_model
+from cellglot.evaluation.text_model import fingerprint
 from cellglot.modeling import ExceiverModel
+from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.tokenization import GeneCoverageError, read_cells
 from cellglot.tokenization.ontology.candidates import make_candidates
 

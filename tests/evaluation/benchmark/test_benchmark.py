@@ -215,8 +215,8 @@ def test_the_revision_of_a_repository_is_recorded(folders, repository):
 
 
 ERRORS = {
-    "no model": ({"models": ["empty"]}, "empty does not contain config.json: pass the folder of a model"),
-    "nowhere": ({"models": ["nowhere"]}, "nowhere is neither a folder nor a repository of the Hub"),
+    "no model": ({"models": ["empty"]}, "empty holds no config.json: it is not a folder of a model"),
+    "nowhere": ({"models": ["nowhere"]}, "nowhere is not a folder, and not a repository of the Hub"),
     "another type": ({"models": ["bert"]}, "model type 'bert' is unsupported; there are exceiver, langcell, sccello"),
     "unknown task": ({"tasks": ["cooking"]}, "task 'cooking': tasks are clustering, integration"),
     "no task": ({"tasks": []}, "task none"),

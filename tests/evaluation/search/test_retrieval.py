@@ -4,8 +4,9 @@ import torch
 
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.search.retrieval import cell_embedding, find_cells, find_texts, nearest, recall_at_k
-from cellglot.evaluation.text_model import embed_texts, load_cell_text_model
+from cellglot.evaluation.text_model import embed_texts
 from cellglot.modeling import ExceiverModel
+from cellglot.modeling.any_model import load_cell_text_model
 
 
 QUIET = {"progress": False, "device": "cpu"}

@@ -167,7 +167,7 @@ def test_the_revision_of_a_repository_is_recorded(base, trained, repository, tmp
 
 
 def test_what_is_no_adapter(base, trained, tmp_path):
-    with pytest.raises(ValueError, match=r"base holds no adapter_config.json: it is no adapter"):
+    with pytest.raises(ValueError, match=r"base holds no adapter_config.json: it is not an adapter"):
         load_with_adapter(base("sccello"))
     folder, _ = trained(tmp_path / "base", "sccello")
     config = json.loads((folder / "config.json").read_text())
