@@ -9,15 +9,13 @@ import pandas as pd
 
 from cellglot.evaluation.drawing import check_picture, drawing
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.endings import check_embeddings
 from cellglot.modeling.any_model import load_any_model
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.outputs import atomic, check_files, remove_leftovers
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import read_labels
-
-
-ENDINGS = (".h5ad", ".parquet", ".npy")
 
 
 def embed_file(
@@ -64,8 +62,7 @@ def embed_file(
     ValueError
         If a file ending is unsupported, a column does not exist, or there are too few cells for a UMAP.
     """
-    if output.suffix not in ENDINGS:
-        raise ValueError(f"{output}: embeddings are written as {', '.join(ENDINGS)}")
+    check_embeddings(output)
     check_picture(plot)
     check_files([output, plot], [cells, model], overwrite=overwrite)
     loaded = loaded or load_any_model(model)

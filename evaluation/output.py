@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 
+from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.outputs import atomic, check_file, remove_leftovers
 from cellglot.tokenization.reading.cells import Cells
 from cellglot.tokenization.reading.formats import compound_frame
@@ -20,7 +21,6 @@ from cellglot.tokenization.reading.storable_table import storable_column, storab
 
 
 KEY = "cellglot"  # prefix of the names of columns and matrices
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 def write_annotated(
@@ -51,7 +51,7 @@ def write_annotated(
     ValueError
         If `output` is not an ``.h5ad``, or is the file itself.
     """
-    check_ending(output)
+    check_annotated(output)
     check_file(output, [source], overwrite=True)
     remove_leftovers(output)
     with atomic(os.path.realpath(output)) as temporary:
@@ -84,12 +84,6 @@ def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
         with h5py.File(temporary, "r+") as file:
             for name, matrix in obsm.items():
                 write_elem(file["obsm"], name, matrix)
-
-
-def check_ending(output: Path) -> None:
-    """Refuse a file name that does not end in ``.h5ad``."""
-    if output.suffix != ".h5ad":
-        raise ValueError(f"{output}: annotated cells are written as .h5ad")
 
 
 def check_cells(cells: Cells) -> None:
@@ -142,12 +136,6 @@ def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:
     table.attrs.create("column-order", np.array(names, dtype=object), dtype=h5py.string_dtype())
 
 
-def check_table(path: str | Path) -> None:
-    """Refuse a file name of a table with an unsupported ending."""
-    if Path(path).suffix not in TABLES:
-        raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")
-
-
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a table atomically as ``.csv``, ``.tsv`` or ``.parquet``, by the ending of the file name."""
     check_table(path)
@@ -164,8 +152,6 @@ __all__ = [
     "add_matrices",
     "add_results",
     "check_cells",
-    "check_ending",
-    "check_table",
     "write_annotated",
     "write_table",
 ]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from cellglot.contents import contents_of
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.card.render import size_text
 from cellglot.model_cards.checks.clean_process import compare, visit_as_stranger
 from cellglot.model_cards.content_scan import scan_folder
+from cellglot.model_cards.kinds import folder_kind
 from cellglot.model_cards.prepare.staging import Prepared
 from cellglot.model_cards.upload import check_repository, upload
 from cellglot.outputs import OutputFolder, share
@@ -129,7 +129,7 @@ def publish(
     folder = Path(folder)
     kind = folder_kind(folder)
     if repo is None and output is None and not dry_run:
-        raise ValueError("where to? Pass a repository (owner/name), or a folder by --output")
+        raise ValueError("name a repository (owner/name), or a folder by output (--output)")
     api = api or HfApi()
     if repo is not None and not dry_run:
         check_repository(api, repo, REPO_TYPES[kind], overwrite)
@@ -161,20 +161,6 @@ def publish(
             _move(target, Path(output), given)
             done.place = done.place or str(output)
     return done
-
-
-def folder_kind(folder: str | Path) -> str:
-    """Say what a folder holds: ``model``, ``adapter``, ``dataset`` or ``metric``."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
-    kind = contents_of(folder)
-    if kind and not (kind == "corpus" and not (folder / "manifest.json").exists()):  # which is not finished
-        return "dataset" if kind == "corpus" else kind
-    raise ValueError(
-        f"{folder} is no folder that can be published: it has neither config.json (a model), adapter_config.json (an "
-        f"adapter), manifest.json (token data of cellglot tokenize) nor {folder.resolve().name}.py (a metric)"
-    )
 
 
 def _prepare(kind: str) -> Callable[..., Prepared]:
@@ -222,4 +208,4 @@ def _move(staged: Path, output: Path, given: list[str | Path | None]) -> None:
         folder.finish()
 
 
-__all__ = ["Published", "folder_kind", "publish"]
+__all__ = ["Published", "publish"]

@@ -9,13 +9,12 @@ from anndata import AnnData
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
 from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.drawing import check_picture, drawing
+from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.evaluation.output import (
     KEY,
     add_matrices,
     add_results,
     check_cells,
-    check_ending,
-    check_table,
     write_annotated,
     write_table,
 )
@@ -80,9 +79,8 @@ def annotate_file(
         If a file ending is unsupported, there are too few cells for a UMAP, or the model does not fit; as
         `annotate_cells` and `load_classifier`.
     """
-    if table is not None:
-        check_table(table)
-    check_ending(output)
+    check_table(table)
+    check_annotated(output)
     check_picture(plot)
     check_files([output, table, plot], [cells, model, adapter], overwrite=overwrite)
     with read_cells(cells, layer=layer) as opened:

@@ -18,6 +18,7 @@ from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, S
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
+from cellglot.evaluation.benchmark.tasks import TASKS, check_tasks
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
@@ -26,7 +27,6 @@ from cellglot.outputs import OutputFolder, sha256, write_text
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
 
-TASKS = ("clustering", "integration", "annotation", "novel", "markers")
 TABLE, FIGURE = "evaluation.md", "scores.png"
 COLOURED_BY = ("cell type", "batch", "cell")
 
@@ -305,13 +305,7 @@ def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> li
                 f"has {', '.join(data.cells.obs.names) or 'none'}"
             )
         return chosen
-    given = [task.strip() for task in tasks if task.strip()]
-    unknown = [task for task in given if task not in TASKS]
-    if unknown or not given:
-        raise ValueError(f"task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
-    if "markers" in given and markers is None:
-        raise ValueError("the task 'markers' takes a table of marker genes: pass one by markers")
-    return [task for task in TASKS if task in given]
+    return check_tasks(tasks, markers)
 
 
 def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, list[str]] | None, dict[str, Any]]:
@@ -340,4 +334,4 @@ def _write(result: Evaluation, data: LabelledCells, folder: Path) -> None:
         plots.save_figure(figure, str(folder / FIGURE))
 
 
-__all__ = ["TASKS", "Evaluation", "evaluate_models"]
+__all__ = ["Evaluation", "evaluate_models"]

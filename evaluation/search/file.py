@@ -11,12 +11,11 @@ import pandas as pd
 from anndata import AnnData
 
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.evaluation.output import (
     KEY,
     add_results,
     check_cells,
-    check_ending,
-    check_table,
     write_annotated,
     write_table,
 )
@@ -86,16 +85,11 @@ def query_file(
     OutputError
         If an output is an input, or exists and is not to be replaced.
     """
-    _check_text(text)
-    if top < 1:
-        raise ValueError(f"top={top}: at least one cell has to be asked for")
-    if table is not None:
-        check_table(table)
+    check_table(table)
     check_files([output, table], [cells, model], overwrite=overwrite)
-    if output is not None:
-        check_ending(output)
-        if cells.suffix in (".npy", ".parquet"):
-            raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
+    check_annotated(output)
+    if output is not None and cells.suffix in (".npy", ".parquet"):
+        raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
     network, processor = loaded or load_cell_text_model(model, dtype)
     stored = _stored(network, cells)
     given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, output, options)
@@ -238,7 +232,6 @@ def query_anndata(
     ValueError
         If the text is empty, or no cell has an embedding.
     """
-    _check_text(text)
     network, processor = loaded or load_cell_text_model(model, dtype)
     facts = adata.uns.get(KEY, {})
     if f"X_{KEY}" in adata.obsm and facts.get("model_fingerprint") == fingerprint(network):
@@ -248,11 +241,6 @@ def query_anndata(
             embedding = embed_cells(network, as_processor(processor, network).tokenizer, opened, **options)
     asked = embed_texts(network, processor, text, device=options.get("device"))
     add_results(adata, obs=_columns(embedding @ asked[0], "the AnnData"), uns={COLUMN: text})
-
-
-def _check_text(text: str) -> None:
-    if not text.strip():
-        raise ValueError("the text to search for is empty")
 
 
 def _columns(cosines: np.ndarray, source: str | Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ _DECIDING = {
 
 
 def contents_of(folder: str | os.PathLike) -> str:
-    """Return what a folder contains: ``"adapter"``, ``"model"``, ``"corpus"``, ``"metric"``, or ``""`` for none of them.
+    """Return what a folder contains: ``"adapter"``, ``"model"``, ``"corpus"``, ``"metric"``, or ``""`` for others.
 
     No file is read. A corpus is one also where the run that writes it was stopped.
     """

@@ -1,5 +1,9 @@
 """Errors in what was given: one message that names what is wrong, no trace, exit status 2."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,6 +62,50 @@ def test_what_is_wrong_is_named(cellglot_command, files, monkeypatch, command, m
     assert lines[0].startswith("error: ")
     assert len(lines) == 1
     assert not (files / "new.npy").exists() and not (files / "new" / "manifest.json").exists()
+
+
+BEFORE_PYTORCH = {
+    "annotate nowhere good.h5ad -o new.h5ad": "nowhere is not a folder",
+    "annotate model good.h5ad -o new.h5ad --adapter nowhere": "nowhere is not a folder",
+    "annotate model good.h5ad -o new.h5ad --dtype int": "dtype 'int'",
+    "annotate model good.h5ad -o new.csv": "new.csv: annotated cells are written as .h5ad",
+    "embed nowhere good.h5ad -o new.npy": "nowhere is not a folder",
+    "embed model none.h5ad -o new.npy": "none.h5ad does not exist",
+    "embed model good.h5ad -o new.csv": "new.csv: embeddings are written as",
+    "query nowhere good.h5ad text": "nowhere is not a folder",
+    "query model none.h5ad text": "none.h5ad does not exist",
+    "evaluate nowhere --cells good.h5ad -o new": "nowhere is not a folder",
+    "evaluate model --cells good.h5ad -o new --tasks cooking": "task 'cooking'",
+    "finetune nowhere --cells good.h5ad -o new": "nowhere is not a folder",
+    "finetune model --cells none.h5ad -o new": "none.h5ad does not exist",
+    "finetune model --cells good.h5ad -o new --task magic": "task 'magic'",
+    "finetune model --cells good.h5ad -o new --config none.yaml": "no configuration none.yaml",
+    "pretrain --config exceiver_tiny.yaml --cells none.h5ad -o new": "none.h5ad does not exist",
+    "publish nowhere --dry-run": "nowhere is not a folder",
+    "publish model": "name a repository",
+    "convert exceiver none.ckpt -o new": "none.ckpt does not exist",
+    "demo --cells none.h5ad --labels cell_type -o new": "none.h5ad does not exist",
+}
+
+
+def test_names_and_options_are_checked_before_pytorch_is_imported(files):
+    (files / "model").mkdir()
+    (files / "model" / "config.json").write_text("{}")
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from cellglot.cli import main\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    sys.argv[1:], said = command.split(), io.StringIO()\n"
+        "    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        "    print(json.dumps([command, said.getvalue(), 'torch' in sys.modules]))\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(list(BEFORE_PYTORCH))]
+    done = subprocess.run(words, cwd=files, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [command for command, *_ in found] == list(BEFORE_PYTORCH)
+    for command, said, loaded in found:
+        assert BEFORE_PYTORCH[command] in said and not loaded, command
 
 
 def test_a_damaged_checkpoint_is_named(cellglot_command, files, tmp_path):

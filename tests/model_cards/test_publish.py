@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from cellglot.model_cards import publishing
 from cellglot.model_cards.checks.clean_process import DifferentNumbersError, NotLoadableError
-from cellglot.model_cards.publishing import folder_kind, publish
+from cellglot.model_cards.kinds import folder_kind
+from cellglot.model_cards.publishing import publish
 from cellglot.modeling.adapters import merge_adapter, weights_fingerprint
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.run import RUN_FILE
@@ -242,9 +243,9 @@ def test_a_model_without_record_needs_its_training_data_and_ontology(copied, det
 
 def test_a_folder_that_is_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is no folder that can be published: it has neither config\.json"):
+    with pytest.raises(ValueError, match=r"empty cannot be published: it has neither config\.json"):
         folder_kind(tmp_path / "empty")
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         folder_kind(tmp_path / "nowhere")
 
 

@@ -12,9 +12,6 @@ from cellglot.tokenization.families import FAMILIES as INPUTS
 from cellglot.training.families.recipe import Recipe
 
 
-TASKS = ("cell-type", "gene", "regression")
-
-
 @dataclass(frozen=True)
 class AdapterPreset:
     """Layers of a model that adapters change, as regular expressions over the names of modules.
@@ -106,8 +103,6 @@ class TrainedFamily:
         task
             ``"cell-type"``, ``"gene"`` or ``"regression"``.
         """
-        if task not in TASKS:
-            raise ValueError(f"task {task!r}: the tasks are {', '.join(TASKS)}")
         if task not in self.model_classes:
             raise ValueError(
                 f"{self.name} has no head for the task {task!r}, only for {', '.join(self.model_classes)}"
@@ -125,4 +120,4 @@ class TrainedFamily:
         return INPUTS[self.name].tokenizer_class
 
 
-__all__ = ["TASKS", "AdapterPreset", "TrainedFamily"]
+__all__ = ["AdapterPreset", "TrainedFamily"]

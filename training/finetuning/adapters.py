@@ -11,11 +11,9 @@ from transformers import PreTrainedModel
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.adapters import as_peft_asks
 from cellglot.outputs import share
+from cellglot.training.choices import ADAPTERS
 from cellglot.training.config import check_keys
 from cellglot.training.families.records import FAMILIES
-
-
-ADAPTERS = ("lora", "dora", "ia3")
 
 
 # End of a model class's name -> what PEFT calls its task, by which `AutoPeftModelFor...` knows the class of the base.
@@ -121,4 +119,4 @@ def _no_card(model: PeftModel) -> Iterator[None]:
         del model.create_or_update_model_card
 
 
-__all__ = ["ADAPTERS", "adapter_config", "put_adapter", "save_adapter"]
+__all__ = ["adapter_config", "put_adapter", "save_adapter"]

@@ -10,16 +10,16 @@ from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.any_model import describe_model
 from cellglot.modeling.loading import load_tokenizer
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.choices import ADAPTERS, check_choices
 from cellglot.training.config import TrainingConfig, read_section, where
 from cellglot.training.families.family import TrainedFamily
 from cellglot.training.families.records import FAMILIES, family_of
-from cellglot.training.finetuning.adapters import ADAPTERS
 from cellglot.training.finetuning.cell_types import cell_type_task
 from cellglot.training.finetuning.cells import corpus_for, corpus_of_new_model, divide_as_fits
 from cellglot.training.finetuning.encoder_cache import EncoderMemory
 from cellglot.training.finetuning.genes import gene_task, table_facts, write_gene_labels
 from cellglot.training.finetuning.network import new_network, pretrained_network, what_learns
-from cellglot.training.finetuning.settings import METHODS, FinetuneSettings, finetune_settings
+from cellglot.training.finetuning.settings import FinetuneSettings, finetune_settings
 from cellglot.training.finetuning.tasks import Task
 from cellglot.training.finetuning.trainer import FineTuner
 from cellglot.training.finetuning.values import value_task
@@ -95,6 +95,7 @@ def finetune(
         ``eval_pearson``; those of test cells begin with ``test``. Empty without such cells.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    check_choices(task, method)
     family = _family(config.model, model, method)
     family.model_class(task)
     settings = finetune_settings(config.finetuning, task, method)
@@ -200,8 +201,6 @@ def _learn(
 
 def _family(section: Mapping[str, Any], model: str | Path | None, method: str) -> TrainedFamily:
     """Return the family of a pretrained model, or of the new one that the section ``model`` describes."""
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     if model is not None:
         if describe_model(model).is_adapter:
             raise ValueError(
@@ -325,4 +324,4 @@ def finetune_on(
     return finetune(config, model, corpus, output, **options)
 
 
-__all__ = ["METHODS", "config_name", "corpus_for", "divide_as_fits", "finetune", "finetune_on"]
+__all__ = ["config_name", "corpus_for", "divide_as_fits", "finetune", "finetune_on"]

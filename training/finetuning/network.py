@@ -13,11 +13,12 @@ from cellglot.modeling.loading import load_model
 from cellglot.modeling.model_files import check_loaded
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.training.choices import ADAPTERS
 from cellglot.training.config import check_keys, where
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.families.family import TrainedFamily
 from cellglot.training.families.recipe import new_configuration
-from cellglot.training.finetuning.adapters import ADAPTERS, put_adapter
+from cellglot.training.finetuning.adapters import put_adapter
 
 
 def pretrained_network(

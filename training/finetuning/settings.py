@@ -10,10 +10,8 @@ from huggingface_hub.dataclasses import strict
 from cellglot.training.config import check_keys, read_section, where
 from cellglot.training.data.splits import SPLITS
 from cellglot.training.families.recipe import check_share
-from cellglot.training.finetuning.adapters import ADAPTERS
 
 
-METHODS = ("full", "probe", *ADAPTERS)
 UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
 OF_ADAPTERS = {"lora": ("rank", "alpha", "dropout"), "dora": ("rank", "alpha", "dropout")}
 
@@ -134,4 +132,4 @@ def finetune_settings(section: Mapping[str, Any], task: str, method: str) -> Fin
     return read_section(FinetuneSettings, section, "finetuning")
 
 
-__all__ = ["METHODS", "FinetuneSettings", "finetune_settings"]
+__all__ = ["FinetuneSettings", "finetune_settings"]

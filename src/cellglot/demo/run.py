@@ -3,8 +3,7 @@
 import functools
 from pathlib import Path
 
-from cellglot.demo.cards import publish_demo_model
-from cellglot.demo.demo import Demo
+from cellglot.verbs.cells import existing
 
 
 def run_demo(cells: Path | None, labels: str | None, output: Path, quick: bool, seed: int) -> None:
@@ -28,6 +27,11 @@ def run_demo(cells: Path | None, labels: str | None, output: Path, quick: bool, 
     """
     if cells is not None and labels is None:
         raise ValueError("name the column of obs that holds the classes: --labels COLUMN")
+    if cells is not None:
+        existing(cells)
+    from cellglot.demo.cards import publish_demo_model
+    from cellglot.demo.demo import Demo
+
     publisher = functools.partial(publish_demo_model, source=None if cells is None else cells.name)
     Demo(cells, labels or "bulk_labels", output, quick, seed, publisher).run()
 

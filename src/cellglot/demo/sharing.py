@@ -148,7 +148,7 @@ class SharingDemo:
                     [
                         "Each folder in published/ contains weights, tokenizer, code, pipelines and a card "
                         "(README.md) whose numbers come from the records of this run; a process without cellglot "
-                        "loaded all of it and computed the same numbers. The command cellglot publish FOLDER OWNER/NAME "
+                        "loaded all of it and computed the same numbers. cellglot publish FOLDER OWNER/NAME "
                         "uploads such a folder."
                     ],
                     table=Table(["model", "loaded", "files", "numbers compared"], rows),

@@ -4,10 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellglot.evaluation.drawing import check_picture
+from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.modeling.collection import default_model
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
-from cellglot.verbs.cells import as_path, is_anndata, or_none, output_of, to_write
+from cellglot.outputs import check_files
+from cellglot.verbs.cells import as_path, existing, is_anndata, or_none, output_of, to_write
 from cellglot.verbs.models import check_dtype
 
 
@@ -151,9 +154,10 @@ def annotate(
     else:
         written = output_of(cells, output, copy)
     check_dtype(dtype)
-    from cellglot.outputs import check_files
-
-    file = target.filename if in_memory else as_path(cells)
+    check_annotated(written)
+    check_table(or_none(table))
+    check_picture(or_none(plot), target.n_obs if in_memory else None)
+    file = target.filename if in_memory else existing(cells)
     read: list[Any] = [file, in_corpus, adapter, getattr(model, "name", model)]
     read += [path for path in (candidates, ontology) if isinstance(path, os.PathLike)]
     check_files([written, or_none(table), or_none(plot)], read, overwrite=overwrite)

@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cellglot.verbs.cells import as_path, is_anndata, or_none
+from cellglot.evaluation.benchmark.tasks import check_tasks
+from cellglot.modeling.model_names import resolve_model
+from cellglot.verbs.cells import as_path, existing, is_anndata, or_none
 
 
 if TYPE_CHECKING:
@@ -95,6 +97,15 @@ def evaluate(
     >>> print(done.table().splitlines()[0])
     | | mine |
     """
+    named: Any = [models] if isinstance(models, str | os.PathLike) else models
+    for source in named.values() if isinstance(named, Mapping) else named:
+        if isinstance(source, str | os.PathLike):
+            resolve_model(source)
+    given = cells if is_anndata(cells) else existing(cells)
+    if tasks is not None:
+        check_tasks(tasks, markers)
+    if isinstance(markers, str | os.PathLike) and not as_path(markers).exists():
+        raise FileNotFoundError(f"{markers} does not exist: name a table of marker genes")
     from cellglot.evaluation.benchmark.evaluate import evaluate_models
     from cellglot.training.data.cell_types import open_ontology
 
@@ -103,11 +114,10 @@ def evaluate(
         "seed": seed, "test_fraction": test_fraction, "shots": shots, "marker_cells": marker_cells,
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
-    named: Any = [models] if isinstance(models, str | os.PathLike) else models
     table: Any = markers
     return evaluate_models(
         named,
-        cells if is_anndata(cells) else as_path(cells),
+        given,
         tasks,
         labels=labels,
         batches=batches,

@@ -40,6 +40,17 @@ def output_of(cells: Any, output: str | os.PathLike | None, copy: bool) -> Path:
     return as_path(output)
 
 
+def existing(cells: str | os.PathLike) -> Path:
+    """Return the path of a file of cells, and refuse one where nothing is before anything large is imported."""
+    path = as_path(cells)
+    if not path.exists():
+        from cellglot.tokenization.reading.errors import CellFileError
+        from cellglot.tokenization.reading.refusals import why_missing
+
+        raise CellFileError(why_missing(path))
+    return path
+
+
 def as_path(given: str | os.PathLike) -> Path:
     """Return a path, with ``~`` replaced by the home folder."""
     return Path(given).expanduser()
@@ -50,4 +61,4 @@ def or_none(given: str | os.PathLike | None) -> Path | None:
     return None if given is None else as_path(given)
 
 
-__all__ = ["KEY", "as_path", "is_anndata", "or_none", "output_of", "to_write"]
+__all__ = ["KEY", "as_path", "existing", "is_anndata", "or_none", "output_of", "to_write"]

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from cellglot.outputs import OutputFolder
 from cellglot.verbs.cells import as_path, or_none
 
 
@@ -62,9 +63,9 @@ def convert(
     given = (token_dictionary, gene_medians, text_tokenizer)
     if system == "langcell" and any(given) and not all(given):
         raise ValueError("a processor needs all of --token-dictionary, --gene-medians and --text-tokenizer")
-    from cellglot.outputs import OutputFolder
-
     source, target = as_path(checkpoint), as_path(output)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: name the released checkpoint")
     tokens, medians, types = or_none(token_dictionary), or_none(gene_medians), or_none(cell_types)
     with OutputFolder(target, "convert", [source, tokens, medians, types, text_tokenizer]) as folder:
         folder.refuse_earlier(overwrite)

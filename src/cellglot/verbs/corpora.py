@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellglot.contents import contents_of
-from cellglot.verbs.cells import as_path, is_anndata
+from cellglot.modeling.collection import in_collection
+from cellglot.verbs.cells import as_path, existing, is_anndata
 
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def tokenize(
     >>> corpus.n_cells("train") + corpus.n_cells("validation")
     60
     """
+    if not skip_broken:
+        check_given(cells)
     from cellglot.inputs import read_text
-    from cellglot.modeling.collection import in_collection
     from cellglot.tokenization import tokenize_corpus
 
     if isinstance(vocabulary, str | os.PathLike):
@@ -123,6 +125,13 @@ def tokenize(
             skip_broken=skip_broken,
             overwrite=overwrite,
         )
+
+
+def check_given(cells: Any) -> None:
+    """Refuse files where nothing is, before anything large is imported."""
+    for one in cells if isinstance(cells, list | tuple) else [cells]:
+        if isinstance(one, str | os.PathLike):
+            existing(one)
 
 
 @contextmanager
@@ -187,4 +196,4 @@ def open_corpus(folder: str | os.PathLike) -> "Corpus | Path":
     return as_path(folder) if is_corpus(folder) else Corpus.open(as_path(folder))
 
 
-__all__ = ["as_files", "is_corpus", "open_corpus", "tokenize"]
+__all__ = ["as_files", "check_given", "is_corpus", "open_corpus", "tokenize"]

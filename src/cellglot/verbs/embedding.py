@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellglot.evaluation.drawing import check_picture
+from cellglot.evaluation.endings import check_embeddings
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
-from cellglot.verbs.cells import KEY, as_path, is_anndata, or_none, output_of, to_write
+from cellglot.outputs import check_files
+from cellglot.verbs.cells import KEY, existing, is_anndata, or_none, output_of, to_write
 from cellglot.verbs.models import load_model
 
 
@@ -95,23 +98,26 @@ def embed(
         _embed_anndata(target, model, or_none(plot), color, overwrite, **options)
         return target if copy else None
     written, ready = output_of(cells, output, copy), model if isinstance(model, LoadedModel) else None
-    source = resolve_model(model) if ready is None else ready.name
+    source, path = resolve_model(model) if ready is None else ready.name, existing(cells)
+    check_embeddings(written)
+    check_picture(or_none(plot))
+    check_files([written, or_none(plot)], [path, source], overwrite=overwrite)
     from cellglot.evaluation.embed_file import embed_file
 
     files: dict[str, Any] = {"plot": or_none(plot), "color": color, "overwrite": overwrite, "loaded": ready}
-    return embed_file(source, as_path(cells), written, **files, **options)
+    return embed_file(source, path, written, **files, **options)
 
 
 def _embed_anndata(
     adata: "AnnData", model: Any, plot: Path | None, color: str | None, overwrite: bool, **options: Any
 ) -> None:
-    from cellglot.evaluation.drawing import check_picture
-    from cellglot.evaluation.embedding import embed_cells
-    from cellglot.outputs import check_files
-    from cellglot.tokenization.reading.cells import read_cells
-
     check_picture(plot, adata.n_obs)
     check_files([plot], [adata.filename], overwrite=overwrite)
+    if not isinstance(model, LoadedModel):
+        resolve_model(model)
+    from cellglot.evaluation.embedding import embed_cells
+    from cellglot.tokenization.reading.cells import read_cells
+
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     with read_cells(adata, layer=options.pop("layer")) as opened:
         column = color or opened.metadata_columns.get("cell_type")

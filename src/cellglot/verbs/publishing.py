@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cellglot.model_cards.kinds import folder_kind
+from cellglot.modeling.collection import in_collection
 from cellglot.verbs.cells import as_path, or_none
 from cellglot.verbs.corpora import as_files
 
@@ -95,11 +97,12 @@ def publish(
     >>> published.kind
     'model'
     """
-    from cellglot.model_cards.card.details import read_details
-    from cellglot.model_cards.publishing import publish as run
-    from cellglot.modeling.collection import in_collection
-
     folder = in_collection(folder) or folder
+    folder_kind(as_path(folder))
+    if repo is None and output is None and not dry_run:
+        raise ValueError("name a repository (owner/name), or a folder by output (--output)")
+    from cellglot.model_cards.card.details import read_details
+
     base = None if base is None else in_collection(base) or base
     details = read_details(
         as_path(folder),
@@ -112,6 +115,8 @@ def publish(
         ontology_release=ontology_release,
         title=title,
     )
+    from cellglot.model_cards.publishing import publish as run
+
     with as_files([] if cells is None else cells) as (files, _):
         return run(
             as_path(folder),

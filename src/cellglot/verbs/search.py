@@ -3,9 +3,11 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
-from cellglot.verbs.cells import as_path, is_anndata, or_none, to_write
+from cellglot.outputs import check_files
+from cellglot.verbs.cells import existing, is_anndata, or_none, to_write
 from cellglot.verbs.models import check_dtype
 
 
@@ -81,6 +83,10 @@ def query(
     >>> best = adata.obs.sort_values("cellglot_query", ascending=False).head(10)
     """
     check_dtype(dtype)
+    if not text.strip():
+        raise ValueError("the text to search for is empty")
+    if top < 1:
+        raise ValueError(f"top {top}: it is 1 or more")
     options: dict[str, Any] = {
         "layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "batch_size": batch_size,
         "device": device,
@@ -89,16 +95,22 @@ def query(
         source, ready = model.name, (model.network, model.processor)
     else:
         source, ready = resolve_model(model), None
-    from cellglot.evaluation.search.file import query_anndata, query_file
-
     if is_anndata(cells):
+        from cellglot.evaluation.search.file import query_anndata
+
         target = to_write(cells, copy, {"output": output, "table": table})
         query_anndata(source, target, text, loaded=ready, dtype=dtype, **options)
         return target if copy else None
     if copy:
         raise ValueError(f"copy is for an AnnData, {cells} is a file: name one for the result by output")
+    path = existing(cells)
     files: dict[str, Any] = {"output": or_none(output), "table": or_none(table), "overwrite": overwrite}
-    return query_file(source, as_path(cells), text, top=top, loaded=ready, dtype=dtype, **files, **options)
+    check_table(files["table"])
+    check_annotated(files["output"])
+    check_files([files["output"], files["table"]], [path, source], overwrite=overwrite)
+    from cellglot.evaluation.search.file import query_file
+
+    return query_file(source, path, text, top=top, loaded=ready, dtype=dtype, **files, **options)
 
 
 __all__ = ["query"]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
+from cellglot.training.choices import check_choices
 from cellglot.verbs.cells import as_path
-from cellglot.verbs.corpora import as_files, is_corpus
+from cellglot.verbs.corpora import as_files, check_given, is_corpus
 
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ def pretrain(
     >>> "eval_loss" in metrics
     True
     """
+    check_given(cells)
     from cellglot.training.config import load_config
+
+    chosen = load_config(config, list(settings)) if isinstance(config, str | os.PathLike) else config
     from cellglot.training.finetuning.cells import corpus_of_new_model
     from cellglot.training.pretraining.pretrain import pretrain as run
 
-    chosen = load_config(config, list(settings)) if isinstance(config, str | os.PathLike) else config
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
     if is_corpus(cells):
         return run(chosen, cast("Corpus | str", cells), as_path(output), **options)
@@ -136,19 +139,23 @@ def finetune(
     >>> "eval_accuracy" in metrics
     True
     """
-    from cellglot.training.config import load_config
-    from cellglot.training.families.records import family_of
-    from cellglot.training.finetuning.few_shot import few_shot_on
-    from cellglot.training.finetuning.finetune import config_name, finetune_on
-
     if model is None and (config is None or few_shot is not None):
         raise ValueError("name a pretrained model, or the configuration of a new one (--config)")
     if few_shot is not None and (task, method, gene_labels) != ("cell-type", "full", None):
         raise ValueError("few-shot learning trains both encoders on cell types: leave task, method, gene labels out")
+    check_choices(task, method)
+    check_given(cells)
     base = None if model is None else resolve_model(model.name if isinstance(model, LoadedModel) else model)
-    if config is None:
-        config = "langcell_few_shot.yaml" if few_shot is not None else config_name(family_of(str(base)).name, method)
+    from cellglot.training.config import load_config
+
     chosen = load_config(config, list(settings)) if isinstance(config, str | os.PathLike) else config
+    from cellglot.training.families.records import family_of
+    from cellglot.training.finetuning.few_shot import few_shot_on
+    from cellglot.training.finetuning.finetune import config_name, finetune_on
+
+    if chosen is None:
+        name = "langcell_few_shot.yaml" if few_shot is not None else config_name(family_of(str(base)).name, method)
+        chosen = load_config(name, list(settings))
     options: dict[str, Any] = {"label_column": labels, "resume": resume, "overwrite": overwrite}
 
     def learn(files: Any, corpus: Any) -> dict[str, float]:

@@ -20,8 +20,9 @@ from cellglot.modeling.adapters import (
     use_adapter,
     weights_fingerprint,
 )
+from cellglot.training.choices import ADAPTERS
 from cellglot.training.families.records import FAMILIES
-from cellglot.training.finetuning.adapters import ADAPTERS, adapter_config, put_adapter, save_adapter
+from cellglot.training.finetuning.adapters import adapter_config, put_adapter, save_adapter
 
 
 MODELS = sorted(FAMILIES)

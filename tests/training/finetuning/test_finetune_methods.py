@@ -13,13 +13,14 @@ from cellglot import modeling
 from cellglot.modeling.adapters import load_with_adapter, merge_adapter
 from cellglot.outputs import MANIFEST_FILE
 from cellglot.tokenization import ExceiverTokenizer, LangCellProcessor, RankValueTokenizer, tokenize_corpus
+from cellglot.training.choices import METHODS
 from cellglot.training.config import TrainingConfig
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.labels import read_column
 from cellglot.training.data.splits import divide
 from cellglot.training.families.records import FAMILIES
-from cellglot.training.finetuning.finetune import METHODS, finetune
+from cellglot.training.finetuning.finetune import finetune
 from cellglot.training.run import RUN_FILE
 from cellglot.training.runs.identity import IDENTITY_FILE
 
