@@ -143,7 +143,8 @@ def load_classifier(model: str | Path, adapter: str | Path | None = None, dtype:
             "(--adapter), or use a LangCell model with candidates"
         )
     if what.purpose != "classes of cells" and (adapter is None or what.is_adapter):
-        raise ValueError(f"{adapter or model}: {what.network_class.__name__} does not predict classes of cells; pass a classifier")
+        kind = what.network_class.__name__
+        raise ValueError(f"{adapter or model}: {kind} does not predict classes of cells; pass a classifier")
     loaded = load_any_model(model, adapter, dtype)
     return loaded.network, loaded.tokenizer
 

@@ -24,10 +24,10 @@ from cellglot.evaluation.output import KEY, add_results
 from cellglot.evaluation.text_model import (
     EncodedTexts,
     as_processor,
-    check_cell_text_model,
     encode_texts,
     fingerprint,
 )
+from cellglot.modeling.any_model import check_cell_text_model
 from cellglot.progress import progress_bars
 from cellglot.tokenization.count_matrix import open_counts
 from cellglot.tokenization.gene_report import GeneReport
