@@ -65,7 +65,6 @@ def embed_file(
     check_embeddings(output)
     check_picture(plot)
     check_files([output, plot], [cells, model], overwrite=overwrite)
-    loaded = loaded or load_any_model(model)
     report = GeneReport()
     with read_cells(cells, layer=layer) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")
@@ -73,6 +72,7 @@ def embed_file(
             raise ValueError(f"{cells}: no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")
         check_picture(plot, len(opened))
         table = opened.table() if output.suffix == ".h5ad" else None  # a damaged table is refused before the work
+        loaded = loaded or load_any_model(model)
         embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, report=report, **options)
         _write(opened, table, embedding, None, output)
         lines = [

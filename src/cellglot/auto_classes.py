@@ -1,8 +1,8 @@
-"""Our classes in the tables of transformers' Auto classes and pipelines, put there when the tables are first read.
+"""Registration of our classes with transformers' Auto classes and pipelines, when their tables are first read.
 
-Importing cellglot loads neither transformers nor PyTorch. It watches for the modules that hold the tables; when one of
-them is imported, by whomever, its tables are replaced by ones that take our classes up at the first look. So every
-process that imports cellglot, whatever started it, finds our models in the same way.
+Importing cellglot imports neither transformers nor PyTorch. It installs a finder that notices the import of modules
+with such tables, and replaces them by tables that register our classes when they are first read. So our models are
+found in every process that imports cellglot.
 """
 
 import importlib
@@ -44,8 +44,7 @@ _READS = (
 def register_auto_classes() -> None:
     """Register configurations, models, tokenizers, processors and pipelines with transformers now.
 
-    They are registered anyway as soon as transformers looks for them; this is for a table that was changed since, or
-    a family that was added since.
+    This is done anyway when transformers first reads its tables. Call it after you add a family.
     """
     _register_configs()
     for auto_class in AUTO_CLASSES:
@@ -101,15 +100,7 @@ def _register_pipelines() -> None:
 
 
 class FilledWhenRead(dict):
-    """A dictionary that calls `fill` before it is first read; what is written to it before stays.
-
-    Parameters
-    ----------
-    given
-        What it holds already.
-    fill
-        Adds the rest; may read the dictionary itself.
-    """
+    """A dictionary that calls `fill` before it is first read. `fill` may read it, too."""
 
     def __init__(self, given: dict, fill: Callable[[], None]):
         super().__init__(given)
@@ -135,7 +126,7 @@ for _name in _READS:
 
 
 def _once(fill: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that calls `fill` once, and again only after an error. Other threads wait for it."""
+    """Return a function that calls `fill` once, again only after an error. Other threads wait."""
     lock, begun = threading.RLock(), False
 
     def run() -> None:
@@ -154,7 +145,7 @@ def _once(fill: Callable[[], None]) -> Callable[[], None]:
 
 
 def _fill_when_read(fill: Callable[[], None], *tables: tuple[Any, str]) -> None:
-    """Replace tables, each an object and its attribute, by ones that are filled together when one is first read."""
+    """Replace tables, each an (object, attribute), by ones that are filled together when one is first read."""
     once = _once(fill)
     for owner, attribute in tables:
         setattr(owner, attribute, FilledWhenRead(getattr(owner, attribute), once))
@@ -184,7 +175,7 @@ def _pipelines_loaded(module: ModuleType) -> None:
 
 
 def _our_tokenizers_loaded(module: ModuleType) -> None:
-    """Tell tokenizers where the package's compiled loops are: their own file cannot, it travels with models."""
+    """Tell tokenizers where the compiled loops are: their file is copied to the Hub, where there are none."""
     compiled = partial(importlib.import_module, "cellglot.tokenization.kernels.encoding")
     module.GeneExpressionTokenizer.load_compiled = staticmethod(compiled)
 
@@ -200,7 +191,7 @@ WATCHED: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _Watcher(MetaPathFinder):
-    """Finds no module itself, but calls what `WATCHED` has for a module once it is loaded."""
+    """Calls the function in `WATCHED` after a module is loaded. It finds no modules itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Find a watched module as the other finders do."""
@@ -220,7 +211,7 @@ class _Watcher(MetaPathFinder):
 
 
 def watch() -> None:
-    """Register with the modules of transformers that are loaded, and watch for those that are not yet."""
+    """Register with the modules that are loaded, and watch for the import of the others."""
     if any(type(finder).__name__ == _Watcher.__name__ for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Watcher())

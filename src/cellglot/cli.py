@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Single-cell language models: tokens, pretraining, fine-tuning, embeddings, cell types.",
     epilog=(
         "Options that take several values take them between commas (--tasks clustering,markers), or are repeated "
-        "(--tasks clustering --tasks markers). A name that holds a comma is put in double quotes: "
+        "(--tasks clustering --tasks markers). Put a name that contains a comma in double quotes: "
         "--obs-column '\"age, years\",sex'."
     ),
     no_args_is_help=True,
@@ -90,7 +90,7 @@ def tokenize(
         Path | None, typer.Option(help="Folder of a tokenizer or model whose vocabulary to use; by default a new one.")
     ] = None,
     gene_table: Annotated[
-        Path | None, typer.Option(help="Table of Ensembl ids, symbols and aliases, for files with symbols alone.")
+        Path | None, typer.Option(help="Table of Ensembl ids, symbols and aliases, for files with symbols only.")
     ] = None,
     genes: Annotated[Path | None, typer.Option(help="Text file with the only genes to keep, one a line.")] = None,
     layer: Layer = None,
@@ -120,7 +120,7 @@ def tokenize(
     processes: Annotated[
         int | None, typer.Option(help="Number of processes; by default one for two processors.")
     ] = None,
-    skip_broken: Annotated[bool, typer.Option(help="Leave out files that cannot be used; they are named.")] = False,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out files that cannot be used, and name them.")] = False,
     overwrite: Restart = False,
 ) -> None:
     """Turn files of cells into token Parquet, with vocabulary and statistics. Resumes a run that was stopped."""
@@ -454,7 +454,7 @@ def evaluate(
     device: Device = None,
     overwrite: Restart = False,
 ) -> None:
-    """Evaluate models beside plain baselines: one JSON, one table, pictures. Resumes a run that was stopped."""
+    """Evaluate models and plain baselines: one JSON, one table, pictures. Resumes a run that was stopped."""
     done = cellglot.evaluate(
         _named_models(models),
         cells,
@@ -658,7 +658,7 @@ def _named_models(given: list[str]) -> Any:
 
 
 def _say(text: str) -> None:
-    """Print in the main process of a distributed run alone."""
+    """Print, in a distributed run only in its main process."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(text)
 

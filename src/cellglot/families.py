@@ -1,4 +1,4 @@
-"""Records of families of models: each layer keeps one a family, and looks up what differs between families there."""
+"""Records of families of models: each layer has one for each family, with what differs between them."""
 
 import importlib
 from typing import Any, Protocol, TypeVar
@@ -18,14 +18,14 @@ class Families(dict[str, Record]):
     Parameters
     ----------
     *records
-        The first ones; others are added by `add`.
+        The first records.
     """
 
     def __init__(self, *records: Record):
         super().__init__({record.name: record for record in records})
 
     def add(self, record: Record) -> None:
-        """Add the record of a further family, or replace that of its name."""
+        """Add the record of another family, or replace the one with its name."""
         self[record.name] = record
 
     def of(self, model_type: Any, source: Any) -> Record:
@@ -36,7 +36,7 @@ class Families(dict[str, Record]):
         model_type
             As in ``config.json`` or in the section ``model`` of a training configuration.
         source
-            What has this type, for the message.
+            The folder, repository or setting of this type, for the message.
         """
         if model_type not in self:
             known = ", ".join(sorted(self))
@@ -45,7 +45,7 @@ class Families(dict[str, Record]):
 
 
 def resolve(package: str, reference: Any) -> Any:
-    """Return what a record refers to: the public name of a package, imported now, or the thing itself."""
+    """Return an object of a record: a string is the public name of a package, which is imported now."""
     return getattr(importlib.import_module(package), reference) if isinstance(reference, str) else reference
 
 

@@ -1,4 +1,4 @@
-"""Lists in one text, as options of commands are written: parts between commas; double quotes keep a comma."""
+"""Lists in one text, as in options of commands: parts between commas; a part in double quotes may contain commas."""
 
 import csv
 import re
@@ -7,25 +7,19 @@ from pathlib import Path
 
 
 def split_list(text: str) -> list[str]:
-    """Split a text at its commas, except at those in double quotes: ``a,"b, c"`` has two parts.
-
-    Parameters
-    ----------
-    text
-        The list. Blanks around its parts stay.
-    """
+    """Split a text at its commas, except at those in double quotes: ``a,"b, c"`` has two parts. Blanks are kept."""
     if '"' not in text:
         return text.split(",")
     return next(csv.reader([re.sub(r'(^|,)\s+"', r'\1"', text.replace("\n", " "))]))
 
 
 def split_paths(text: str) -> list[str]:
-    """Split a text at commas as `split_list` does; the path of a file that exists is not split."""
+    """Split a text as `split_list` does, unless it is the path of an existing file."""
     return [text] if Path(text).expanduser().exists() else [part.strip() for part in split_list(text)]
 
 
 def split_pairs(text: str) -> list[str]:
-    """Split ``KEY=VALUE,KEY=VALUE`` at the commas that a new key follows; a comma inside of a value stays."""
+    """Split ``KEY=VALUE,KEY=VALUE`` at the commas before a key; values may contain commas."""
     pairs: list[str] = []
     for part in split_list(text):
         if pairs and ("=" not in part or "=" not in pairs[-1] or _is_open(pairs[-1])):
@@ -36,18 +30,12 @@ def split_pairs(text: str) -> list[str]:
 
 
 def split_settings(text: str) -> list[str]:
-    """Split ``SECTION.KEY=VALUE,SECTION.KEY=VALUE`` at the commas that a section and key follow.
-
-    Parameters
-    ----------
-    text
-        Settings between commas.
-    """
+    """Split ``SECTION.KEY=VALUE,SECTION.KEY=VALUE`` at the commas before a section and key."""
     return re.split(r",\s*(?=\w+(?:\.\w+)+=)", text)
 
 
 def _is_open(text: str) -> bool:
-    """Whether a bracket is open: a list or mapping goes on."""
+    """Whether a bracket is open, so that a list or mapping is incomplete."""
     return any(text.count(left) > text.count(right) for left, right in ("[]", "{}"))
 
 
@@ -57,7 +45,7 @@ def to_dict(pairs: Iterable[str], name: str) -> dict[str, str]:
     Parameters
     ----------
     name
-        Where they were given, for messages.
+        The option, for messages.
     """
     found = {}
     for text in pairs:

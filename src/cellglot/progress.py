@@ -1,4 +1,4 @@
-"""The progress bar of all verbs: how many of how many, the rate, the remaining time."""
+"""The progress bar of all verbs: number, rate and remaining time."""
 
 import os
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """Cells per second of the last half minute; a task's field ``cells`` says how many one step has."""
+    """Cells per second of the last half minute; the field ``cells`` of a task is the number of cells in a step."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -25,19 +25,19 @@ class _Rate(ProgressColumn):
 
 
 class _Note(ProgressColumn):
-    """What a task's field ``note`` says."""
+    """The field ``note`` of a task."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("note", ""))
 
 
 def progress_bars(unit: str = "cells", *, shown: bool = True, console: Console | None = None) -> Progress:
-    """Return bars to add tasks to; they are not drawn in processes other than the main one of a distributed run.
+    """Return bars to add tasks to. In a distributed run only the main process draws them.
 
     Parameters
     ----------
     unit
-        What is counted: ``"cells"``, ``"steps"``, or ``"bytes"``, which are shown as MB and GB and without a rate.
+        ``"cells"``, ``"steps"`` or ``"bytes"``; bytes are shown as MB and GB, without a rate.
     """
     counted = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit), _Rate(), _Note()]
     columns = TextColumn("{task.description:<10}"), BarColumn(), *counted, TimeRemainingColumn()

@@ -84,7 +84,7 @@ def test_a_result_of_another_kind_is_refused(tmp_path, first, second):
     with OutputFolder(tmp_path, first) as folder:
         _write(tmp_path, FILES[first])
         folder.finish()
-    with pytest.raises(OutputError, match="is not an output for"), OutputFolder(tmp_path, second):
+    with pytest.raises(OutputError, match="cannot be written to it"), OutputFolder(tmp_path, second):
         pass
     with OutputFolder(tmp_path, "evaluate") as folder:  # may lie beside a model
         _write(tmp_path, FILES["evaluate"])
@@ -118,7 +118,7 @@ def test_folders_of_earlier_versions_are_recognised_by_what_they_hold(tmp_path):
     _write(model, ["model.safetensors", "training_run.json"])
     (model / "training_run.json").write_text(json.dumps({"cellglot": "0.1.0"}))
     for kind in ("tokenize", "convert"):
-        with pytest.raises(OutputError, match="is not an output for"), OutputFolder(model, kind):
+        with pytest.raises(OutputError, match="cannot be written to it"), OutputFolder(model, kind):
             pass
     with OutputFolder(model, "pretrain") as folder:
         assert folder.own == ["model.safetensors", "training_run.json"]

@@ -99,7 +99,7 @@ def test_existing_files_are_replaced_only_when_asked(project):
 
 def test_a_folder_below_a_file_is_refused_by_name(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"result lies below .*notes\.txt, which is not a folder: choose a folder"):
+    with pytest.raises(OutputError, match=r"result is below .*notes\.txt, which is not a folder: choose a folder"):
         check_folder(tmp_path / "notes.txt" / "result")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -34,7 +34,7 @@ class DemoData:
     Parameters
     ----------
     labels
-        Column of obs that holds the classes.
+        Column of obs with the classes.
     quick
         Train a tenth of the steps.
     started

@@ -42,13 +42,13 @@ class Demo:
     cells
         File of cells; the 700 blood cells that scanpy ships by default.
     labels
-        Column of obs that holds the classes.
+        Column of obs with the classes.
     output
         Folder for everything the demo writes.
     quick
-        A tenth of the training, to see that everything works.
+        Train a tenth of the steps.
     publisher
-        Publishes the pretrained models to folders; None publishes nothing.
+        Writes the pretrained models to folders as published; without one nothing is published.
     """
 
     cells: Path | None
@@ -60,16 +60,16 @@ class Demo:
 
     @no_other_bars()
     def run(self) -> Path:
-        """Run every step; give the path of the report.
+        """Run every step, and return the path of the report.
 
         Raises
         ------
         OutputError
-            If the folder holds the cells, is a repository or home, or holds files of somebody else at names to write.
+            If results must not be written to the folder; see `OutputFolder`.
         ValueError
             If the file has no such labels.
         RuntimeError
-            If a saved model gives other numbers in a clean process.
+            If a saved model computes other numbers in a clean process.
         """
         console = Console(highlight=False)
         self.started = time.monotonic()
@@ -205,12 +205,12 @@ class Demo:
 
     def _strangers(self) -> Section:
         paragraph = (
-            "New processes in which cellglot cannot be imported loaded these folders by Auto classes, from the code "
-            f"beside the weights (transformers {transformers.__version__}), and gave the same numbers."
+            "New processes without cellglot loaded these folders by Auto classes, from the code that they contain "
+            f"(transformers {transformers.__version__}), and computed the same numbers."
         )
         header = ["folder", "classes", "numbers compared"]
         loading = _LOADING.format(folder=self.output / "exceiver-classifier")
-        return Section("Saved, and loaded by a stranger", [paragraph], loading, Table(header, self.clean))
+        return Section("Saved, and loaded without cellglot", [paragraph], loading, Table(header, self.clean))
 
 
 _LOADING = """from transformers import AutoModelForSequenceClassification, AutoTokenizer

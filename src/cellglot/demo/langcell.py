@@ -121,8 +121,8 @@ class LangCellDemo:
         )
         figures = [Picture("Losses of LangCell's pretraining", losses)]
         paragraphs = [
-            f"Cells are their {LENGTH - 1} highest-ranked genes, texts the names and definitions of their types. The "
-            "text encoder is new and knows no English but these words.",
+            f"Cells are their {LENGTH - 1} highest-ranked genes, and texts are the names and definitions of their "
+            "types. The text encoder starts from random weights and has read only these texts.",
         ]
         if "eval_text_accuracy" in metrics:
             paragraphs[0] += (
@@ -130,7 +130,7 @@ class LangCellDemo:
                 f"that it has learned (chance {metrics['eval_text_chance']:.1%})."
             )
         if not self.scores:
-            paragraphs.append("Too few labels stand for cell types: none were left out for zero-shot annotation.")
+            paragraphs.append("Too few labels match cell types: no type was left out for zero-shot annotation.")
             return [Section("LangCell: cells and texts", paragraphs, figures=figures)]
         paragraphs.append(self._judgement())
         picture = plots.confusion_plot(
@@ -145,14 +145,15 @@ class LangCellDemo:
         low = score["accuracy"][1]
         frequent = self.scores["the most frequent type, always"]["accuracy"][0]
         text = (
-            f"No cell and no text of {', '.join(self.ontology.name(t) for t in self.left_out)} was trained on; the "
-            "genes' medians alone come from all training cells. The rule that chose them: pairs of "
-            "nearest relatives in the ontology, of each the type with more cells, a third of the types in all. Their "
-            f"{len(self.truth):,} cells are annotated by the texts of these types. The interval of the {name} lies "
+            "The model was not trained on any cell or text of "
+            f"{', '.join(self.ontology.name(t) for t in self.left_out)}; only the medians of genes come from all "
+            "training cells. The types were chosen by a rule: of each pair of nearest relatives in the ontology the "
+            "type with more cells, up to a third of all types. Their "
+            f"{len(self.truth):,} cells are annotated by the texts of these types. The interval of the {name} is "
             f"{'above' if low > chance else 'not above'} chance ({chance:.1%}), and "
             f"{'above' if low > frequent else 'not above'} naming the most frequent type ({frequent:.1%})."
         )
-        return text + " Intervals are from 1,000 bootstrap samples of these cells; they do not cover another training."
+        return text + " Intervals are from 1,000 bootstrap samples of these cells, without the variation of trainings."
 
     def _table(self) -> Table:
         rows = []
@@ -170,7 +171,7 @@ def _best(annotation: CellAnnotation, scores: np.ndarray) -> np.ndarray:
 
 
 def choose_left_out(types: np.ndarray, ontology: CellOntology, share: float = LEFT_OUT) -> list[str]:
-    """Choose cell types to leave out of training, by the ontology alone.
+    """Choose cell types to leave out of training, by the ontology.
 
     Types are paired with their nearest relatives, the nearest pair first, each type once; of each pair the type with
     more cells is left out and the other stays, so that something is known of every type left out. A type with subtypes

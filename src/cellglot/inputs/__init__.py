@@ -1,4 +1,4 @@
-"""What is read: errors that name the file, digests of content, bounded JSON and YAML, names inside a folder."""
+"""Reading of documents: errors that name the file, digests, bounded JSON and YAML, names inside a folder."""
 
 from cellglot.inputs.documents import read_json, read_yaml
 from cellglot.inputs.errors import InputError, reading

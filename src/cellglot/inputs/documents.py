@@ -1,4 +1,4 @@
-"""JSON and YAML from outside, in bounded time and memory."""
+"""Reading of JSON and YAML in bounded time and memory."""
 
 import json
 import os
@@ -43,12 +43,12 @@ def read_json(
         except ValueError as error:
             raise InputError(f"{path} is not JSON ({error}): write the file again") from error
     if kind is not None and not isinstance(content, kind):
-        raise InputError(f"{path} holds {_word(content)}, not {_wanted(kind)}")
+        raise InputError(f"{path} contains {_word(content)}, not {_wanted(kind)}")
     return content
 
 
 def read_yaml(path: str | os.PathLike, loader: type = yaml.SafeLoader, *, most_bytes: int = MOST_YAML_BYTES) -> Any:
-    """Read a YAML file, without the objects that YAML could make.
+    """Read a YAML file. No Python objects are made from it.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
     Parameters
     ----------
     name
-        Of the file or option that it comes from, for messages.
+        Name of the file or option, for messages.
     loader
         `yaml.SafeLoader`, or a class below it.
     """
@@ -91,7 +91,7 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
 
 
 def _depth(text: str) -> int:
-    """Return how many brackets are open at once, for whose number PyYAML takes time by its square."""
+    """Return the depth of brackets: PyYAML takes time by its square."""
     depth = deepest = 0
     for found in _BRACKET.finditer(text):
         depth = max(depth + (1 if found.group() in "[{" else -1), 0)
@@ -100,7 +100,7 @@ def _depth(text: str) -> int:
 
 
 def _plain(content: Any, name: str) -> Any:
-    """Refuse content that grows or turns in circles through aliases."""
+    """Refuse content that aliases make too large or endless."""
     left = MOST_VALUES
 
     def count(value: Any, depth: int) -> None:

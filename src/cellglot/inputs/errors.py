@@ -1,4 +1,4 @@
-"""One border for errors: what a library raises while it reads a file becomes a sentence that names the file."""
+"""Errors of libraries that read a file, as one sentence that names the file."""
 
 import errno
 import os
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-# The system's, not the file's: said as they are.
+# Errors of the system, not of the file: they are raised unchanged.
 OF_THE_SYSTEM = {
     errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS,
 }  # fmt: skip
 
-# What libraries raise for what they read, beside ValueError and OSError.
+# Errors that libraries raise for their input, besides ValueError and OSError.
 OF_WHAT_IS_READ = (EOFError, ImportError, MemoryError, OverflowError, RecursionError)
 LIBRARIES = {
     "_pickle", "datasets", "gzip", "huggingface_hub", "peft", "pickle", "pronto", "pyarrow", "safetensors",
@@ -29,20 +29,20 @@ class InputError(ValueError):
 def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
     """Turn every error of a library that reads a file into an `InputError` that names it.
 
-    Put it around calls of libraries alone: it also takes errors that a mistake in our own code would raise. Errors
-    that name the file already pass, if they are of a kind that the command line prints.
+    Use it only around calls of libraries: it hides mistakes in our own code. Errors that already name the file, of
+    kinds that the command line prints, are raised unchanged.
 
     Parameters
     ----------
     path
         The file, folder or repository that is read.
     then
-        What to do about it, as the end of a sentence.
+        What the user can do: the end of the message.
 
     Raises
     ------
     OSError
-        If the system is at its limits (disk, memory, open files).
+        If the system has no space, memory or open files left.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def reading(path: str | os.PathLike, then: str = "") -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str | None:
-    """Return the message of an error that lies in what was given, None for one that is a mistake in the program."""
+    """Return the message of an error of the input, None for a mistake in the program."""
     if isinstance(error, KeyError):
         return str(error.args[0]) if error.args else "a key is missing"
     if isinstance(error, ValueError | OSError):
@@ -70,7 +70,7 @@ def message_of(error: BaseException) -> str | None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's message in one line, with its kind where the message alone says little."""
+    """Return an error's message in one line, with its class if the message is short."""
     if isinstance(error, MemoryError):
         return "this takes more memory than there is"
     if isinstance(error, RecursionError):

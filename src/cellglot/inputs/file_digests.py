@@ -1,4 +1,4 @@
-"""Digests of whole files and folders: the identity of a content, whatever its name, size or date."""
+"""Digests of the content of files and folders, independent of their names and dates."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from cellglot.progress import progress_bars
 KIND = "xxh128"
 CHUNK = 4 << 20
 THREADS = 4
-LARGE = 4 << 30  # from so many bytes on a bar is shown
+LARGE = 4 << 30  # bytes from which a progress bar is shown
 SETTLED_NS = 2_000_000_000  # a younger file may change again within one tick of the file system's clock
 
 _KNOWN: dict[tuple[str, "FileMark"], str] = {}
@@ -25,13 +25,7 @@ _KNOWN: dict[tuple[str, "FileMark"], str] = {}
 
 @dataclass(frozen=True)
 class FileMark:
-    """What tells cheaply that a file is the one that was read: no write leaves all of it as it was.
-
-    Parameters
-    ----------
-    size, mtime_ns, ctime_ns, inode, device
-        As the file system says.
-    """
+    """What the file system says of a file: every write changes some of it, so equal marks mean equal contents."""
 
     size: int
     mtime_ns: int
@@ -59,12 +53,12 @@ def digest_of(path: str | os.PathLike, *, progress: bool = False) -> str:
     Parameters
     ----------
     progress
-        Show a bar where there is much to read.
+        Whether to show a bar if there is much to read.
 
     Returns
     -------
     str
-        ``xxh128:`` and 32 hexadecimal digits. It tells damage and changes, not forgery.
+        ``xxh128:`` and 32 hexadecimal digits. It detects damage and changes, not forgery.
 
     Raises
     ------
@@ -77,13 +71,7 @@ def digest_of(path: str | os.PathLike, *, progress: bool = False) -> str:
 
 
 def digests_of(paths: Sequence[str | os.PathLike], *, progress: bool = False) -> list[str]:
-    """Hash several files or folders, see `digest_of`.
-
-    Parameters
-    ----------
-    progress
-        Show a bar where there is much to read.
-    """
+    """Hash several files or folders; see `digest_of`."""
     files = [_files(Path(path)) for path in paths]
     flat = [file for of_path in files for file in of_path]
     size = sum(file.stat().st_size for file in flat)
@@ -108,7 +96,7 @@ def _together(path: Path, files: list[Path], found: dict[Path, str]) -> str:
 
 
 def _hash(path: Path, bars: Progress, task: TaskID) -> str:
-    """Hash a file, but for one whose mark is known."""
+    """Hash a file, unless its mark is known."""
     before = file_mark(path)
     key = (str(path.absolute()), before)
     if key not in _KNOWN:

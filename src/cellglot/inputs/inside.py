@@ -1,4 +1,4 @@
-"""Names of files that a file gives: they stay inside its folder."""
+"""Names of files in other files: they must be inside the same folder."""
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -7,14 +7,14 @@ from cellglot.inputs.errors import InputError
 
 
 def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.PathLike) -> Path:
-    """Return the path of a file that another file names, and refuse one that leads out of the folder.
+    """Return the path of a file that another file names, and refuse one outside of the folder.
 
-    Links of the Hub's cache, which lead from a snapshot to the blobs of the same repository, are followed.
+    Links of the Hub's cache, from a snapshot to the blobs of its repository, are followed.
 
     Parameters
     ----------
     name
-        As it is named, relative to the folder.
+        Relative to the folder.
     """
     folder = Path(folder)
     if not isinstance(name, str) or not name or "\0" in name:
@@ -32,7 +32,7 @@ def path_inside(folder: str | os.PathLike, name: object, named_by: str | os.Path
 
 
 def _home(folder: Path) -> Path:
-    """Return the folder in which links may lead: of a snapshot in the Hub's cache, the one that has its blobs."""
+    """Return the folder that links may lead into: for a snapshot of the Hub's cache, the one with its blobs."""
     real = folder.resolve()
     for parent in real.parents:
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():

@@ -1,4 +1,4 @@
-"""Texts and tables from outside, plain or compressed, in bounded time and memory."""
+"""Reading of texts and tables, plain or compressed, in bounded time and memory."""
 
 import bz2
 import csv
@@ -42,7 +42,7 @@ def read_text(path: str | os.PathLike, *, most_bytes: int = MOST_BYTES) -> str:
         with opener(path, "rb") as file:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
-            raise InputError(f"{path} holds more than {most_bytes:,} bytes of text, more than such a file can have")
+            raise InputError(f"{path} contains more than {most_bytes:,} bytes of text, more than such a file can have")
         text = content.decode("utf-8-sig")
     longest = max(map(len, text.split("\n")))
     if longest > LONGEST_LINE:

@@ -1,4 +1,4 @@
-"""Everything about writing results: which paths may be written, whose files they are, one run at a time."""
+"""Writing of results: which paths may be written, which files belong to a run, one run at a time."""
 
 from cellglot.outputs.ending import exit_on_sigterm
 from cellglot.outputs.environment import EnvironmentFailureError, check_environment

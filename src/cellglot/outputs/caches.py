@@ -1,4 +1,4 @@
-"""Caches of libraries where home and installation cannot be written to, as in containers and on clusters."""
+"""Caches of libraries for homes and installations that are read-only, as in containers and on clusters."""
 
 import logging
 import os
@@ -13,11 +13,10 @@ _said: set[str] = set()
 
 
 def use_writable_caches() -> dict[str, str]:
-    """Send caches that cannot be written to a temporary folder, by the libraries' own variables; say so once.
+    """Move caches that cannot be written to a temporary folder, by the libraries' variables; warn once.
 
-    Call it before the libraries are imported: Numba, matplotlib, datasets, evaluate and transformers read these
-    variables then. Variables that name a folder that can be written to stay, and so does the cache of models, where
-    there is one: it may be read.
+    Call it before Numba, matplotlib, datasets, evaluate and transformers are imported: they read these variables then.
+    Variables that name a writable folder are kept, and so is an existing cache of models, which is only read.
 
     Returns
     -------
@@ -51,7 +50,7 @@ def use_writable_caches() -> dict[str, str]:
         _said.update(lost)
         variables = sorted({"HF_HOME" if name.startswith("HF_") else name for name in lost})
         _log.warning(
-            "caches go to %s, as their usual folders cannot be written to: set %s to folders that can",
+            "caches are written to %s, because their usual folders are read-only: set %s to writable folders",
             folder,
             " and ".join(variables),
         )
@@ -78,7 +77,7 @@ def _can_write(folder: Path) -> bool:
 
 
 def _own_temporary_folder() -> Path:
-    """Return a folder that this user alone can write to; the same in each run, where nobody else took its name."""
+    """Return a folder that only this user can write to; the same in each run, if its name is free."""
     owner = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir(), f"cellglot-caches-{owner}")
     try:

@@ -1,4 +1,4 @@
-"""How a process ends when it is asked to: by an exception, so that unfinished files are removed."""
+"""SIGTERM as an exception, so that unfinished files are removed."""
 
 import signal
 from types import FrameType
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process with status 143; a handler that is already installed stays."""
+    """Let SIGTERM end this process with status 143. An installed handler is kept."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Failures of the machine, which are nobody's file's fault: a full disk, a quota, memory, a worker that was killed."""
+"""Failures of the machine, not of a file: a full disk, a quota, memory, a worker that was killed."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _ERRORS = {
 
 
 class EnvironmentFailureError(OSError):
-    """The machine failed, not a file: no room, no memory, a worker that was killed."""
+    """The machine failed, not a file: a full disk, no memory, a worker that was killed."""
 
 
 def is_environment_failure(error: BaseException | None) -> bool:
@@ -32,15 +32,15 @@ def is_environment_failure(error: BaseException | None) -> bool:
 
 
 def _says_no_room(error: OSError) -> bool:
-    """Whether a library says in words alone that there is no room: HDF5 and Arrow do."""
+    """Whether only the text of an error says that the disk is full: so do HDF5 and Arrow."""
     text = str(error)
     return any(f"errno = {code}," in text or f"[errno {code}]" in text for code in _ERRORS)
 
 
 def check_environment(error: BaseException) -> None:
-    """Raise an error again where the machine failed, so that it is not laid to an input.
+    """Raise an error again if it is a failure of the machine.
 
-    Call it first where an error of reading becomes a fault of a file.
+    Call it before an error of reading is reported as an error of a file.
     """
     if isinstance(error, EnvironmentFailureError):
         raise error
@@ -51,16 +51,16 @@ def check_environment(error: BaseException) -> None:
 
 
 def check_room(folder: str | os.PathLike, needed: int, purpose: str, way_out: str) -> None:
-    """Refuse to write what the disk has no room for.
+    """Refuse to write more than the disk has space for.
 
     Parameters
     ----------
     folder
-        Where it is to be written; it exists.
+        An existing folder on that disk.
     needed
         Bytes.
     purpose
-        What needs them, as the beginning of a sentence.
+        What needs them: the beginning of the message.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -70,12 +70,12 @@ def check_room(folder: str | os.PathLike, needed: int, purpose: str, way_out: st
 
 
 def reserve(path: str | os.PathLike, size: int) -> None:
-    """Take the room of a file that is to be written through memory: without it a full disk kills the process.
+    """Allocate the space of a file that is written through memory: otherwise a full disk kills the process.
 
     Raises
     ------
     OSError
-        If there is no room.
+        If the disk is full.
     """
     with open(Path(path), "r+b") as file:
         if hasattr(os, "posix_fallocate") and size > 0:

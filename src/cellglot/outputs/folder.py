@@ -1,4 +1,4 @@
-"""Output folders that know their own files by a manifest: nothing else in them is ever touched."""
+"""Output folders with a manifest of their own files. Other files in them are never changed."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from cellglot.outputs.writing import is_leftover, sha256, share, write_json
 
 MANIFEST_FILE = ".cellglot-output.json"
 FORMAT_VERSION = 1
-DIGESTED_BYTES = 1 << 20  # larger files are known again by their size
+DIGESTED_BYTES = 1 << 20  # larger files are recognised by their size
 ASIDE = ".changed"
 DATA = (".parquet", ".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".tmp", ".h5ad", ".png")
 _log = logging.getLogger(__name__)
@@ -25,35 +25,35 @@ _log = logging.getLogger(__name__)
 class OutputFolder:
     """The folder of a result, for one run at a time.
 
-    Entering it checks everything before any work: that the folder is nobody's else (`check_folder`), that no other
-    run works there, that it holds no result of another kind, and that no file of somebody else has a name that is to
-    be written. After that, files with the names of the kind are the run's own.
+    Entering it checks, before any work, that results may be written to the folder (`check_folder`), that no other run
+    uses it, that it contains no result of another kind, and that no foreign file would be replaced. After that, files
+    with the names of the kind belong to the run.
 
     Parameters
     ----------
     path
-        The folder. Made where it does not exist.
+        The folder. Made if it does not exist.
     kind
         A key of `KINDS`: the verb that writes it.
     inputs
-        Files and folders that are read; names of repositories and None are passed over.
+        Files and folders that are read. Names of repositories and None are ignored.
     names
-        Names that are to be written, where they are known: no other names are taken for the run's own, but those that
-        an earlier run recorded.
+        Names of the files that will be written, if they are known. Then only these and those that an earlier run
+        recorded belong to the run.
 
     Attributes
     ----------
     own
         Names of the files that an earlier run of this kind wrote, as they were found on entering.
     was_finished
-        Whether an earlier run came to its end.
+        Whether an earlier run was finished.
 
     Raises
     ------
     OutputError
-        On entering, if the folder may not be written to; says why and what to do.
+        On entering, if the folder must not be written to.
     LockedError
-        On entering, if another run is at work there.
+        On entering, if another run uses it.
     """
 
     def __init__(
@@ -73,18 +73,12 @@ class OutputFolder:
         self._stack = ExitStack()
 
     def check(self) -> None:
-        """Refuse a folder that may not be written to, without writing anything.
-
-        Raises
-        ------
-        OutputError
-            Says why, and what to do.
-        """
+        """Refuse a folder that must not be written to. Nothing is written."""
         check_folder(self.path, self.inputs)
         self._look()
 
     def holds_earlier_result(self) -> bool:
-        """Whether the folder holds a result of this kind, whole or not, as its manifest or its content says."""
+        """Whether the folder contains a result of this kind, finished or not."""
         outputs = read_manifest(self.path)
         return self.kind in (outputs or kinds_of_earlier_versions(self.path))
 
@@ -116,7 +110,7 @@ class OutputFolder:
                 _remove_empty(self.path)
 
     def refuse_earlier(self, overwrite: bool) -> None:
-        """Refuse an earlier result of this kind, unless it is to be replaced."""
+        """Refuse an earlier result of this kind, unless it may be replaced."""
         if self.own and not overwrite:
             raise OutputError(
                 f"{self.path} holds {KINDS[self.kind].title}: choose another folder, or replace it by --overwrite "
@@ -126,13 +120,13 @@ class OutputFolder:
     def clear(self) -> list[Path]:
         """Delete the files of an earlier run, and nothing else.
 
-        A text or a whole table that was changed after cellglot wrote it is somebody's work: it is kept under a name
-        with ``.changed``. Damaged shards and weights are nobody's.
+        A text or a complete table that was changed after cellglot wrote it is renamed to ``NAME.changed``. Damaged
+        shards and weights are deleted.
 
         Returns
         -------
         list of Path
-            Files that were kept under another name.
+            The renamed files.
         """
         known, kept = self._record.get("files", {}), []
         for name, path in list(self._found()):
@@ -143,14 +137,14 @@ class OutputFolder:
         for folder in self._own_folders():
             _remove_empty(folder)
         if kept:
-            _log.warning("kept under another name, as they were changed: %s", ", ".join(map(str, kept)))
+            _log.warning("renamed instead of deleted, because they were changed: %s", ", ".join(map(str, kept)))
         self.own, self.was_finished = [], False
         self._record = {"finished": False, "files": {}}
         self._write()
         return kept
 
     def remove(self, name: str) -> None:
-        """Delete the run's own files at a name, or below a folder of that name, and nothing else."""
+        """Delete the run's own file of a name, or its own files in the folder of that name."""
         for found, path in list(self._found()):
             if (found == name or found.startswith(f"{name}/")) and not path.is_symlink():
                 path.unlink(missing_ok=True)
@@ -158,21 +152,21 @@ class OutputFolder:
             _remove_empty(self.path / name)
 
     def finish(self) -> None:
-        """Note that the run came to its end, and its files as they are now."""
+        """Record that the run is finished, and its files."""
         self._record["finished"] = True
         self._note()
 
     # ---------------------------------------------------------------- what is there
 
     def _look(self) -> None:
-        """Read the manifest, and refuse results of another kind and files of somebody else."""
+        """Read the manifest, and refuse results of another kind and foreign files."""
         outputs = read_manifest(self.path)
         mine: Kind = KINDS[self.kind]
         before = [] if outputs else kinds_of_earlier_versions(self.path)
         for other in [*outputs, *before]:
             if self.kind not in (*outputs, *before) and not (mine.companion or KINDS[other].companion):
                 raise OutputError(
-                    f"{self.path} holds {KINDS[other].title}: it is not an output for {mine.title}. Choose another "
+                    f"{self.path} contains {KINDS[other].title}: {mine.title} cannot be written to it. Choose another "
                     "folder"
                 )
         for folder in self._own_folders(links=True):
@@ -226,7 +220,7 @@ class OutputFolder:
     # ---------------------------------------------------------------- the manifest
 
     def _leave(self) -> None:
-        """Note how far a run came; one that was refused and changed nothing leaves a finished result finished."""
+        """Record an unfinished run; a finished result that it did not change stays finished."""
         sizes = {name: path.lstat().st_size for name, path in self._found()}
         if not sizes:
             self._forget()
@@ -237,7 +231,7 @@ class OutputFolder:
             self._note()
 
     def _note(self) -> None:
-        """Record the files as they are now."""
+        """Record the files."""
         found = [(name, path) for name, path in self._found() if not path.is_symlink()]
         for _, path in found:
             if path.suffix == ".safetensors":  # written readable to their owner alone
@@ -250,7 +244,7 @@ class OutputFolder:
         write_json(self.path / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "outputs": outputs})
 
     def _forget(self) -> None:
-        """Take a run that wrote nothing out of the manifest."""
+        """Remove a run that wrote nothing from the manifest."""
         outputs = {kind: record for kind, record in read_manifest(self.path).items() if kind != self.kind}
         if outputs:
             write_json(self.path / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "outputs": outputs})
@@ -259,7 +253,7 @@ class OutputFolder:
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Read what an output folder says of itself: kind -> finished, files; empty where there is no manifest."""
+    """Read the manifest of an output folder: kind -> finished, files; empty if there is none."""
     path = Path(folder, MANIFEST_FILE)
     if not path.exists():
         return {}
@@ -283,7 +277,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _is_of_somebody(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file is no longer the one that was written, nor that one damaged: what is lost if it is deleted."""
+    """Whether a file was changed by a user since it was written, and not only damaged."""
     size = path.stat().st_size
     as_written = size == facts.get("bytes") and ("sha256" not in facts or sha256(path) == facts["sha256"])
     if as_written or path.suffix in DATA:
@@ -306,7 +300,7 @@ def _put_aside(path: Path) -> Path:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder and those inside it, as far as they are empty."""
+    """Remove the empty folders in a folder, and the folder if it is empty."""
     for place, _, _ in os.walk(folder, topdown=False):
         try:
             os.rmdir(place)

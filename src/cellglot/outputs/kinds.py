@@ -17,19 +17,19 @@ class Kind:
     Parameters
     ----------
     title
-        What such a folder holds, in words.
+        What such a folder contains, in words.
     names
         Pattern of the names of its files, relative to the folder and with ``/`` between parts.
     folders
         Pattern of the names of its own folders, directly below the output.
     made_before
-        Whether a folder without a manifest was made by an earlier version of cellglot, for certain.
+        Whether a folder without a manifest was certainly made by an earlier version of cellglot.
     code
-        Whether the code that travels to the Hub is written beside.
+        Whether code for the Hub is written to it.
     companion
-        Whether it may lie in a folder beside another kind.
+        Whether it may be in one folder with another kind.
     named
-        Whether only names that the run gives are its own, also in folders of earlier versions.
+        Whether only the names of `OutputFolder` are its own, also in folders of earlier versions.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Kind:
 
 @cache
 def code_files() -> frozenset[str]:
-    """Return the names of the files of code that are written beside a model or tokenizer."""
+    """Return the names of the files of code that are saved with a model or tokenizer."""
     found: set[str] = set()
     for package in ("cellglot.modeling", "cellglot.tokenization"):
         spec = importlib.util.find_spec(package)
@@ -76,7 +76,7 @@ _TRAINED_FOLDERS = r"checkpoint-\d+|runs|text_tokenizer|tokenizer"
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is none."""
+    """Read a JSON object; an empty one if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -198,7 +198,7 @@ KINDS = {
 
 
 def kinds_of_earlier_versions(folder: Path) -> list[str]:
-    """Return the kinds of output that a folder without a manifest holds for certain."""
+    """Return the kinds of output that a folder without a manifest certainly contains."""
     return [name for name, kind in KINDS.items() if kind.made_before(folder)]
 
 

@@ -1,4 +1,4 @@
-"""One run an output: a lock that says who works there, and that ends with its process."""
+"""One run for each output: a lock that names its process and ends with it."""
 
 import json
 import os
@@ -24,25 +24,25 @@ _HELD: ContextVar[frozenset[tuple[int, int]]] = ContextVar("cellglot_locks", def
 
 
 class LockedError(OutputError):
-    """Another run works in the output."""
+    """Another run uses the output."""
 
 
 @contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Work alone in a folder; a second run is refused at once.
+    """Lock a folder for this run. A second run is refused at once.
 
-    The operating system's lock on ``.cellglot-lock`` decides, and the process that is named in it. Both end with the
-    process, however it ends. Within a run that holds the lock, taking it again does nothing.
+    The lock is that of the operating system on ``.cellglot-lock``, and the process that the file names. Both end with
+    the process. Within a run that has the lock, taking it again does nothing.
 
     Parameters
     ----------
     folder
-        The output. Made where it does not exist.
+        The output. Made if it does not exist.
 
     Raises
     ------
     LockedError
-        If another run works there; says its process, machine and start.
+        If another run uses it; names its process, machine and start.
     OSError
         If the folder cannot be written to.
     """
@@ -66,7 +66,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def holder(folder: str | os.PathLike) -> str | None:
-    """Say who works in a folder: process, machine and start; None where nobody does, as far as the lock tells."""
+    """Return the process, machine and start of the run that uses a folder, None if the lock names none."""
     record = _read(Path(folder) / LOCK_FILE)
     if record is None or is_alive(record["mark"]) is False:
         return None
@@ -89,7 +89,7 @@ def _take(path: Path) -> int:
                 continue
             if free is False or (free is None and alive is not False and record is not None):
                 raise LockedError(
-                    f"{path.parent} is the output of a run that is at work there: "
+                    f"{path.parent} is in use by another run: "
                     f"{_described(record) if record else 'its process is not known yet'}. Wait for its end, or choose "
                     "another output"
                 )
@@ -106,7 +106,7 @@ def _close(descriptor: int) -> None:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Lock an open file; False if another has it, None where the file system has no locks."""
+    """Lock an open file; False if another process has it, None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -133,7 +133,7 @@ def _write(descriptor: int) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Read who holds a lock; a holder that has just taken it gets a moment to write its name."""
+    """Read the record of a lock; wait a moment for one that is being written."""
     for wait in (0.02, 0.08, 0):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

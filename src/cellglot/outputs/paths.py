@@ -1,4 +1,4 @@
-"""Which paths may be written: never an input, a folder that holds one, a repository, a home or a root."""
+"""Which paths may be written: never an input, a folder that contains one, a repository, a home or a root."""
 
 import os
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ REPOSITORIES = (".git", ".hg", ".svn", ".jj")
 
 
 class OutputError(ValueError):
-    """An output cannot be written to without harm, or belongs to something else."""
+    """An output must not be written to."""
 
 
 def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Whether two paths are one file or folder: through links, ``..`` and other spellings."""
+    """Whether two paths are the same file or folder; links and ``..`` are followed."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -21,41 +21,40 @@ def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
 
 
 def _ancestors(path: str | os.PathLike) -> list[Path]:
-    """Return a path and all folders above it, as it is spelt and with its links followed."""
+    """Return a path and all folders above it, as it is written and with its links followed."""
     spelt, followed = Path(os.path.abspath(path)), Path(os.path.realpath(path))
     return list(dict.fromkeys([spelt, *spelt.parents, followed, *followed.parents]))
 
 
 def holds(folder: str | os.PathLike, path: str | os.PathLike) -> bool:
-    """Whether a folder is, or holds at any depth, a file or folder; also one that is linked into it."""
+    """Whether a folder is, or contains at any depth, a file or folder; also by a link."""
     return any(same_file(folder, above) for above in _ancestors(path))
 
 
 def local(given: Iterable[str | os.PathLike | None]) -> list[Path]:
-    """Return those inputs that are files or folders of this machine; names of repositories are left out."""
+    """Return the inputs that are files or folders of this machine, without names of repositories."""
     return [Path(path) for path in given if path is not None and os.path.lexists(path)]
 
 
 def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
-    """Refuse a folder for results that is somebody's already.
+    """Refuse a folder that results must not be written to.
 
     Parameters
     ----------
     output
-        The folder; it need not exist.
+        The folder. It does not have to exist.
     inputs
-        Files and folders that are read: cells, models, tables, settings. None and names of repositories are passed
-        over.
+        Files and folders that are read: cells, models, tables, settings. None and names of repositories are ignored.
     """
     output = Path(output)
-    other = "choose a folder of its own for the result"
+    other = "choose a folder that nothing else uses"
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file: {other}")
     if os.path.lexists(output) and not output.exists():
         raise OutputError(f"{output} is a link to a place that does not exist: {other}")
     above = next((path for path in output.parents if os.path.lexists(path)), None)
     if above is not None and not above.is_dir():
-        raise OutputError(f"{output} lies below {above}, which is not a folder: {other}")
+        raise OutputError(f"{output} is below {above}, which is not a folder: {other}")
     real = Path(os.path.realpath(output))
     if real == real.parent:
         raise OutputError(f"{output} is the root of a file system: {other}")
@@ -66,7 +65,7 @@ def check_folder(output: str | os.PathLike, inputs: Iterable[str | os.PathLike |
             what = "is an input" if same_file(output, path) else f"holds the input {path}"
             raise OutputError(f"{output} {what}: {other}")
         if path.suffix == ".zarr" and path.is_dir() and holds(path, output):
-            raise OutputError(f"{output} lies inside the input {path}: {other}")
+            raise OutputError(f"{output} is inside the input {path}: {other}")
     for name in REPOSITORIES:
         if os.path.lexists(output / name):
             raise OutputError(f"{output} is the root of a repository ({name}): {other}")
@@ -86,15 +85,15 @@ def _homes() -> list[Path]:
 def check_file(
     output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = (), *, overwrite: bool = False
 ) -> None:
-    """Refuse a file for a result that is an input or that somebody else's content is in.
+    """Refuse a file for a result that is an input, or that exists.
 
     Parameters
     ----------
     output
-        The file; it need not exist.
+        The file. It does not have to exist.
     inputs
-        Files and folders that are read. Never replaced, also not by `overwrite`; neither are files inside folders
-        among them. None and names of repositories are passed over.
+        Files and folders that are read. They and the files inside of them are never replaced, also not by
+        `overwrite`. None and names of repositories are ignored.
     overwrite
         Replace a file that exists.
     """
@@ -103,7 +102,7 @@ def check_file(
         if output.exists() and (same_file(output, path) or (path.is_dir() and holds(path, output))):
             raise OutputError(f"{output} is {_input_name(output, path)}: write the result to another file")
         if path.suffix == ".zarr" and path.is_dir() and holds(path, output):
-            raise OutputError(f"{output} lies inside the input {path}: write the result to another place")
+            raise OutputError(f"{output} is inside the input {path}: write the result to another place")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: name a file for the result")
     if not output.parent.is_dir():
@@ -126,7 +125,7 @@ def check_files(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Check several files as `check_file` does, before any work; also that no two of them are one file."""
+    """Check several files as `check_file` does, and that no two of them are the same file."""
     given, inputs = [Path(path) for path in outputs if path is not None], list(inputs)
     for number, output in enumerate(given):
         if any(same_file(output, earlier) for earlier in given[:number]):

@@ -1,4 +1,4 @@
-"""Marks of processes: which one wrote a file, and whether it still runs."""
+"""Marks of processes: they tell which process wrote a file, and whether it still runs."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ def _host_digest() -> str:
 
 
 def start_of(pid: int) -> int | None:
-    """Return when a process of this machine started, in clock ticks since boot; 0 where nothing tells.
+    """Return when a process of this machine started, in clock ticks since boot; 0 if the system does not tell.
 
-    A process number is given again after the process ended; number and start together are not.
+    The number of a process is used again after its end. Number and start together are unique.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def own_mark() -> str:
 
 
 def is_alive(mark: str) -> bool | None:
-    """Return whether the process of a mark runs; None if it is of another machine, where nobody can tell."""
+    """Return whether the process of a mark runs; None if it is of another machine, and so unknown."""
     where, pid, start = mark.split("-") if _MARK.match(mark) else ("", "0", "0")
     if where != _host_digest():
         return None

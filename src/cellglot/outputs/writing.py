@@ -1,4 +1,4 @@
-"""Files that are whole under their own name: written under a temporary name first, then moved."""
+"""Atomic writing: files are written under a temporary name, then renamed."""
 
 import hashlib
 import json
@@ -39,16 +39,16 @@ def temporary_name(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file so that nobody ever sees half of it.
+    """Write a file completely or not at all.
 
-    Yields a temporary path in the same folder, with the same ending and a name of its own. At the end the file is
-    flushed to disk, gets the permissions that the umask says, and takes its name; after an error it is removed, and
-    what stood under the name stays.
+    Yields a temporary path in the same folder, with the same ending and a unique name. At the end the file is flushed
+    to disk, gets the permissions of the umask, and is renamed. After an error it is removed, and an existing file is
+    unchanged.
 
     Parameters
     ----------
     path
-        The file. Its folder is made where it does not exist. A link is replaced, not followed.
+        The file. Its folder is made if it does not exist. A link is replaced, not followed.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def publish_file(temporary: Path, path: Path) -> None:
-    """Flush a whole file to disk, give it the permissions that the umask says, and its name."""
+    """Flush a file to disk, set the permissions of the umask, and rename it."""
     share(temporary)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
@@ -74,12 +74,12 @@ def publish_file(temporary: Path, path: Path) -> None:
 
 
 def share(path: str | os.PathLike) -> None:
-    """Return a file the permissions that the umask says; some libraries write files that only the owner reads."""
+    """Set the permissions of the umask: some libraries write files that only their owner can read."""
     os.chmod(path, 0o666 & ~umask())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file (UTF-8, line ends as they are), whole or not at all."""
+    """Write a text file (UTF-8, line ends unchanged) completely or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
@@ -87,7 +87,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(
     path: str | os.PathLike, content: Any, *, indent: int | None = 1, default: Callable[[Any], Any] | None = None
 ) -> None:
-    """Write a JSON file, whole or not at all; NaN and infinities are refused."""
+    """Write a JSON file completely or not at all. NaN and infinities are refused."""
     text = json.dumps(content, indent=indent, default=default, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -108,13 +108,13 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is the temporary one of a process of this machine that has ended."""
+    """Whether a file is the temporary file of a process of this machine that has ended."""
     match = _PART.match(path.name)
     return match is not None and is_alive(match["mark"]) is False
 
 
 def remove_leftovers(path: str | os.PathLike) -> None:
-    """Remove temporary files that killed runs left beside a file, which were to become this file."""
+    """Remove the temporary files of a file that killed runs left."""
     path = Path(path)
     for found in path.parent.glob(f".{_escaped(path.stem[:100])}.*.part{_escaped(path.suffix)}"):
         if is_leftover(found):
@@ -122,7 +122,7 @@ def remove_leftovers(path: str | os.PathLike) -> None:
 
 
 def remove_leftover_folders(parent: str | os.PathLike, prefix: str) -> None:
-    """Remove folders of unfinished work, ``PREFIX-MARK-...``, of processes of this machine that have ended."""
+    """Remove the folders ``PREFIX-MARK-...`` of processes of this machine that have ended."""
     for path in Path(parent).glob(f"{_escaped(prefix)}-*"):
         mark = "-".join(path.name.removeprefix(f"{prefix}-").split("-")[:3])
         if path.is_dir() and not path.is_symlink() and is_alive(mark) is False:

@@ -77,8 +77,8 @@ def annotate(
         Folder or repository of an adapter that was trained on `model`.
     candidates
         For a LangCell model: names, ids or synonyms of cell types (a list, or one text with commas); class -> text or
-        texts; or a ``pathlib.Path`` to a file that holds either. A name that the ontology does not know is used as its
-        own text.
+        texts; or a ``pathlib.Path`` to a file with either. A name that the ontology does not know is used as its own
+        text.
     ontology_branch
         All cell types below this one are candidates, too.
     leaves_only
@@ -136,7 +136,7 @@ def annotate(
 
     >>> cellglot.annotate(adata, "langcell", candidates=["B cell", "CD14+ monocyte"])
     """
-    asked = {
+    of_texts = {
         "candidates": candidates, "ontology_branch": ontology_branch, "leaves_only": leaves_only,
         "in_corpus": in_corpus, "template": template, "alpha": alpha != 0.1, "shortlist": shortlist, "smooth": smooth,
         "back_off_below": back_off_below, "labels": labels,
@@ -144,8 +144,8 @@ def annotate(
     reading = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "device": device}
     in_memory = is_anndata(cells)
     if model is None:
-        if adapter is not None or any(asked.values()):
-            options = ", ".join([*(["adapter"] if adapter is not None else []), *(k for k, v in asked.items() if v)])
+        if adapter is not None or any(of_texts.values()):
+            options = ", ".join([*(["adapter"] if adapter else []), *(k for k, v in of_texts.items() if v)])
             raise ValueError(f"{options}: name the model that they are for")
         model = default_model()
     if in_memory:
@@ -165,7 +165,7 @@ def annotate(
     loaded = model if isinstance(model, LoadedModel) else None
     source = loaded.name if loaded is not None else resolve_model(str(model))
     adapted = None if adapter is None else resolve_model(adapter)
-    given = [name for name, value in asked.items() if value]
+    given = [name for name, value in of_texts.items() if value]
     chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64})
     if _by_texts(loaded or source, adapted, given):
         chosen = _candidates(candidates, ontology_branch, leaves_only, in_corpus, ontology, template)
@@ -188,7 +188,7 @@ def annotate(
 
 
 def _by_texts(model: str | LoadedModel, adapter: str | None, given: list[str]) -> bool:
-    """Whether cells are annotated by texts: the model reads them, and has no classes of its own."""
+    """Whether cells are annotated by texts: the model reads texts, and has no classes."""
     if isinstance(model, LoadedModel):
         name, with_classes, texts = model.name, bool(model.classes), model.processor is not None
         if adapter is not None:

@@ -1,4 +1,4 @@
-"""``evaluate``: models beside plain baselines on labelled cells."""
+"""``evaluate``: models and plain baselines on labelled cells."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def evaluate(
     device: str | None = None,
     overwrite: bool = False,
 ) -> "Evaluation":
-    """Evaluate models, beside plain baselines, on labelled cells.
+    """Evaluate models and plain baselines on labelled cells.
 
     An evaluation that was stopped resumes where it was, when it is called again with the same `output`.
 
@@ -54,8 +54,8 @@ def evaluate(
     output
         Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all that there
-        are labels, batches and markers for.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all for
+        which there are labels, batches and markers.
     labels, batches, donors
         Columns of obs with cell types, batches, and donors or data sets, which are not split.
     markers
@@ -88,7 +88,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        If a model, column or task does not exist, or `output` holds something else.
+        If a model, column or task does not exist, or `output` contains something else.
 
     Examples
     --------

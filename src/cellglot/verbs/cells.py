@@ -1,4 +1,4 @@
-"""What the verbs share about cells that are in memory."""
+"""Cells as arguments of verbs: AnnData or paths."""
 
 import os
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def output_of(cells: Any, output: str | os.PathLike | None, copy: bool) -> Path:
 
 
 def existing(cells: str | os.PathLike) -> Path:
-    """Return the path of a file of cells, and refuse one where nothing is before anything large is imported."""
+    """Return the path of a file of cells. Refuse one that does not exist, before large libraries are imported."""
     path = as_path(cells)
     if not path.exists():
         from cellglot.tokenization.reading.errors import CellFileError

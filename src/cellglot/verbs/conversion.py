@@ -1,4 +1,4 @@
-"""Released checkpoints to folders that ``from_pretrained`` loads, with a tokenizer where there are tables for one."""
+"""``convert``: released checkpoints to folders that ``from_pretrained`` loads."""
 
 import os
 from pathlib import Path
@@ -118,7 +118,7 @@ def _convert_sccello(
         )
         if tokenizer.vocab_size != config.vocab_size:
             raise ValueError(
-                f"{token_dictionary} gives {tokenizer.vocab_size:,} tokens, but the checkpoint has "
+                f"{token_dictionary} has {tokenizer.vocab_size:,} tokens, but the checkpoint has "
                 f"vocab_size={config.vocab_size:,}"
             )
     convert_sccello.save_converted(model, output)
@@ -164,7 +164,7 @@ def _convert_langcell(
         ("--text-tokenizer", len(texts), config.text_config.vocab_size),
     ):
         if found != size:
-            raise ValueError(f"{kind} gives {found:,} tokens, but the checkpoint has {size:,}")
+            raise ValueError(f"{kind} has {found:,} tokens, but the checkpoint has {size:,}")
     convert_langcell.save_converted(model, output)
     LangCellProcessor(genes, texts).save_pretrained(output)
     return f"{report} Tokenizers of {config.vocab_size - 3:,} genes and {len(texts):,} words."

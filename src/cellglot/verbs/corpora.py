@@ -1,4 +1,4 @@
-"""``tokenize``: cells to a corpus of tokens. What trains takes cells in the same forms."""
+"""``tokenize``: cells to a corpus of tokens. Verbs that train take cells in the same forms."""
 
 import os
 import tempfile
@@ -40,7 +40,7 @@ def tokenize(
 ) -> "Corpus":
     """Turn cells into a corpus: token Parquet with vocabulary and statistics, ready for training.
 
-    A run that was stopped resumes where it was, when it is called again with the same arguments.
+    Call it again with the same arguments to resume a run that was stopped.
 
     Parameters
     ----------
@@ -49,22 +49,22 @@ def tokenize(
     output
         Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
     tokenizer
-        ``"exceiver"`` or ``"rank-value"`` (scCello, LangCell), or a tokenizer, which is used as it is.
+        ``"exceiver"`` or ``"rank-value"`` (scCello, LangCell), or a tokenizer.
     vocabulary
         Folder of a tokenizer or model, or name of a model of the collection, whose vocabulary is used; or a
         `GeneVocabulary`. By default a new one is made of the training cells.
     gene_table
-        Table of Ensembl ids, symbols and aliases, for cells with symbols alone.
+        Table of Ensembl ids, symbols and aliases, for cells with symbols only.
     genes
         The only genes to keep: their ids or names, or a text file with one a line.
     layer
         Where the raw counts are: ``"X"``, ``"raw.X"`` or the name of a layer. Found by default.
     gene_column
-        Column of var that holds ids of genes; ``"index"`` for the index. Found by default.
+        Column of var with the ids of genes; ``"index"`` for the index. Found by default.
     rename
-        Column of obs -> name under which the corpus carries it.
+        Column of obs -> its name in the corpus.
     obs_columns
-        Columns of obs that the corpus carries beside those of the CELLxGENE schema.
+        Columns of obs to keep in the corpus, besides those of the CELLxGENE schema.
     tokenizer_options
         Options of the tokenizer, such as ``{"total": "vocabulary"}``.
     validation_fraction, test_fraction
@@ -81,12 +81,12 @@ def tokenize(
     Returns
     -------
     Corpus
-        The corpus; ``print(corpus.summary())`` says what it holds and what was left out.
+        The corpus; ``print(corpus.summary())`` says what it contains and what was left out.
 
     Raises
     ------
     ValueError
-        If cells cannot be used, the vocabulary covers too few of their counts, `output` holds something else, or an
+        If cells cannot be used, the vocabulary covers too few of their counts, `output` contains something else, or an
         option is unknown.
 
     Examples
@@ -128,7 +128,7 @@ def tokenize(
 
 
 def check_given(cells: Any) -> None:
-    """Refuse files where nothing is, before anything large is imported."""
+    """Refuse files that do not exist, before large libraries are imported."""
     for one in cells if isinstance(cells, list | tuple) else [cells]:
         if isinstance(one, str | os.PathLike):
             existing(one)
@@ -136,7 +136,7 @@ def check_given(cells: Any) -> None:
 
 @contextmanager
 def as_files(cells: Any, layer: str | None = None) -> Iterator[tuple[list[Path], str | None]]:
-    """Return files of cells, and where their counts are; files of AnnData are temporary, with counts in X.
+    """Return files of cells, and where their counts are. Files of AnnData are temporary and have counts in X.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _write(adata: "AnnData", path: Path, layer: str | None) -> None:
 
 
 def is_corpus(cells: Any) -> bool:
-    """Whether cells are a corpus, or its folder: one that is not a store of cells."""
+    """Whether cells are a corpus, or its folder; not a store of cells."""
     from cellglot.tokenization import Corpus
 
     if not isinstance(cells, str | os.PathLike):
@@ -184,7 +184,7 @@ def is_corpus(cells: Any) -> bool:
 
 
 def open_corpus(folder: str | os.PathLike) -> "Corpus | Path":
-    """Return the folder of a corpus, which is opened where it is used.
+    """Return the folder of a corpus.
 
     Raises
     ------

@@ -54,13 +54,13 @@ def embed(
     plot
         Picture of a UMAP: ``.png``, ``.svg`` or ``.pdf``.
     color
-        Column of obs by which the picture is coloured; by default the one that holds cell types.
+        Column of obs by which the picture is coloured; by default cell types.
     batch_size
         Number of cells that are computed at once.
     layer
         Where the raw counts are: ``"X"``, ``"raw.X"`` or the name of a layer. Found by default.
     gene_column
-        Column of var that holds ids of genes; ``"index"`` for the index. Found by default.
+        Column of var with the ids of genes; ``"index"`` for the index. Found by default.
     min_coverage
         Smallest share of the counts that the model's genes have to cover; by default 0.5.
     device

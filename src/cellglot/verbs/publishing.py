@@ -38,7 +38,7 @@ def publish(
 ) -> "Published":
     """Publish a model, an adapter, a corpus or a metric with a card.
 
-    Before, a process without cellglot loads the folder and has to return the same numbers.
+    Before that, a process without cellglot loads the folder, and must compute the same numbers.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def publish(
     repo
         Repository on the Hub, ``owner/name``.
     output
-        Folder to write to, to look at the result; in place of `repo` or beside it.
+        Folder to write to, instead of `repo` or in addition to it.
     license
         Identifier of the Hub, such as ``"apache-2.0"``.
     training_data
@@ -86,8 +86,8 @@ def publish(
     Raises
     ------
     ValueError
-        If the card is not complete, the folder cannot be published or holds a secret, or a process without cellglot
-        returns other numbers.
+        If the card is not complete, the folder cannot be published or contains a secret, or a process without cellglot
+        computes other numbers.
 
     Examples
     --------

@@ -53,7 +53,7 @@ def pretrain(
     Raises
     ------
     ValueError
-        If configuration and cells do not fit together, `output` holds something else, or a loss is not finite.
+        If configuration and cells do not fit together, `output` contains something else, or a loss is not finite.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def finetune(
         ``"full"``: all weights learn. ``"probe"``: only the head. ``"lora"``, ``"dora"``, ``"ia3"``: the head and an
         adapter.
     labels
-        Column of obs that holds the classes or values.
+        Column of obs with the classes or values.
     gene_labels
         For genes: gene -> class, or a table with genes in the first column and classes in the second.
     config
@@ -129,8 +129,8 @@ def finetune(
     Raises
     ------
     ValueError
-        If model, cells and options do not fit together, labels are missing, `output` holds something else, or a loss
-        is not finite.
+        If model, cells and options do not fit together, labels are missing, `output` contains something else, or a
+        loss is not finite.
 
     Examples
     --------
