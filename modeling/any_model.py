@@ -57,7 +57,7 @@ class ModelDescription:
     @property
     def model_type(self) -> str:
         """The type that the configuration names."""
-        return str(self.config["model_type"])
+        return str(self.config.get("model_type"))
 
     @property
     def reads_texts(self) -> bool:
