@@ -29,16 +29,12 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     ----------
     vocab_size
         Genes and the special tokens ``<pad>``, ``<mask>`` and ``<cls>``.
-    hidden_size
-        Size of a token's hidden state.
-    num_hidden_layers
-        Layers.
-    num_attention_heads
-        Heads of each.
-    intermediate_size
-        Hidden size of their feed-forward blocks.
+    hidden_size, intermediate_size
+        Sizes of a token's hidden state, and within the feed-forward blocks.
+    num_hidden_layers, num_attention_heads
+        Layers, and heads of each.
     hidden_act
-        Activation of these blocks and of the head of masked gene modelling.
+        Activation of the feed-forward blocks and of the head of masked gene modelling.
     hidden_dropout_prob
         Dropout on embeddings and on the outputs of attention and feed-forward blocks; the only difference between the
         two passes of the cell-cell objective.
@@ -46,10 +42,8 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Dropout on attention weights: 0 is our choice, so that fused attention works on every device.
     max_position_embeddings
         Longest cell in tokens, ``<cls>`` included.
-    layer_norm_eps
-        Epsilon of all layer norms.
-    initializer_range
-        Standard deviation of the weights at the start.
+    layer_norm_eps, initializer_range
+        Epsilon of layer norms; standard deviation of the weights at the start.
     projection_dim
         Size of a cell embedding.
     pooling
@@ -119,24 +113,18 @@ class LangCellTextConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     ----------
     vocab_size
         Tokens.
-    hidden_size
-        Size of a token's hidden state.
-    num_hidden_layers
-        Layers.
-    num_attention_heads
-        Heads of each, in self-attention and cross attention.
-    intermediate_size
-        Hidden size of their feed-forward blocks.
+    hidden_size, intermediate_size
+        Sizes of a token's hidden state, and within the feed-forward blocks.
+    num_hidden_layers, num_attention_heads
+        Layers, and heads of each, in self-attention and cross attention.
     hidden_act
-        Activation of these blocks.
+        Activation of the feed-forward blocks.
     hidden_dropout_prob, attention_probs_dropout_prob
         Dropout on embeddings and on the outputs of the blocks, and on attention weights.
     max_position_embeddings
         Longest text in tokens, ``[CLS]`` and ``[SEP]`` included.
-    layer_norm_eps
-        Epsilon of all layer norms.
-    initializer_range
-        Standard deviation of the weights at the start.
+    layer_norm_eps, initializer_range
+        Epsilon of layer norms; standard deviation of the weights at the start.
     encoder_hidden_size
         Size of the cells' hidden states that cross attention reads.
     projection_dim

@@ -21,16 +21,12 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     ----------
     vocab_size
         Genes and the special tokens ``<pad>``, ``<mask>`` and ``<cls>``.
-    hidden_size
-        Size of a token's hidden state.
-    num_hidden_layers
-        Layers of the encoder.
-    num_attention_heads
-        Heads of each.
-    intermediate_size
-        Hidden size of their feed-forward blocks.
+    hidden_size, intermediate_size
+        Sizes of a token's hidden state, and within the feed-forward blocks.
+    num_hidden_layers, num_attention_heads
+        Layers, and heads of each.
     hidden_act
-        Activation of these blocks and of the prediction heads.
+        Activation of the feed-forward blocks and of the prediction heads.
     hidden_dropout_prob
         Dropout on embeddings and on the outputs of attention and feed-forward blocks; also the noise of the second
         pass of the relational alignment.
@@ -38,10 +34,8 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Dropout on attention weights: 0 is our choice, so that fused attention works on every device.
     max_position_embeddings
         Longest cell in tokens, ``<cls>`` included.
-    layer_norm_eps
-        Epsilon of all layer norms.
-    initializer_range
-        Standard deviation of the weights at the start, and of prototypes.
+    layer_norm_eps, initializer_range
+        Epsilon of layer norms; standard deviation of the weights (and prototypes) at the start.
     tau
         Temperature: products of representations are cosines divided by it.
     num_cell_types
