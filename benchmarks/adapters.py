@@ -1,12 +1,12 @@
-"""LoRA against full fine-tuning at the published sizes: a training step, its memory, what is saved.
+"""LoRA against full fine-tuning at the published sizes: a training step, its memory, and the saved files.
 
     python benchmarks/adapters.py [--quick]
 
-A step is forward, backward and AdamW over the weights that learn, for ten classes of cells. LoRA is the preset of
-`cellglot.training.finetuning.adapters`: rank 8 on all linear layers of the encoder, the head whole. Both sides have
-the same weights, cells and dropout. Memory is what a process takes beyond its size before the first step, freed blocks
-of 256 KiB and more given back at once: what the C library keeps of them depends on their order, is up to twice as
-much, and is more with LoRA. What is saved is counted in the files of weights.
+A step is forward, backward and AdamW over the trained weights, for ten classes of cells. LoRA is the preset of
+`cellglot.training.finetuning.adapters`: rank 8 on all linear layers of the encoder, and the whole head. Both sides
+have the same weights, cells and dropout. Memory is the growth of a process from before its first step, with freed
+blocks of 256 KiB and more returned to the system at once: otherwise the C library keeps freed blocks, depending on
+their order, up to twice as much, and more with LoRA. Saved sizes are those of the weight files.
 """
 
 import tempfile

@@ -2,9 +2,9 @@
 
 python benchmarks/cell_ontology.py
 
-networkx runs as the released code of scCello does: a call per class with its defaults (100 iterations at most, early
-stopping). Its time for all classes is extrapolated from a sample of them, unless --all is given. Asked for: under 1/20
-of its time.
+networkx runs as in the released code of scCello: one call per class with defaults (at most 100 iterations, early
+stopping). Its time for all classes is extrapolated from a sample of them, unless --all is given. Target: less than
+1/20 of its time.
 """
 
 import tempfile

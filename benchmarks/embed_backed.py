@@ -1,14 +1,14 @@
-"""Embedding a backed h5ad: as fast as from memory, in memory that does not grow with the cells.
+"""Embedding a backed h5ad: as fast as from memory, with memory that does not grow with the number of cells.
 
 python benchmarks/embed_backed.py
 
 Simulated cells have the density and values of pbmc_facs (its cells in seeded shuffles). The model is a small scCello
-(a layer of 32, 256 genes of a cell) with random weights, so that reading weighs more than it does with a large one.
-Rates: the same cells as an AnnData in memory, as one that is backed, and as a file that `read_cells` opens, in turn.
-Memory: the peak of a new process beyond what it holds once model and file are open; the embeddings, which are held,
-are taken off. It is measured twice: as it is, where the C library keeps freed blocks of many sizes and they scatter as
-time goes by, and with freed blocks of 64 KiB and more given back at once, which shows what is in use. Asked for: the
-rate backed at least 0.9 of that in memory, and the peak of 100,000 cells at most 1.2 times that of 10,000.
+(one layer of size 32, 256 genes of a cell) with random weights, so that reading has more weight than with a large one.
+Rates: the same cells as an AnnData in memory, as a backed one, and as a file opened by `read_cells`, in turn. Memory:
+the peak of a new process minus its memory with model and file open, and minus the embeddings. It is measured twice:
+with the default settings, where the C library keeps freed blocks of many sizes and fragments with time, and with freed
+blocks of 64 KiB and more returned to the system at once, which shows the memory in use. Targets: a backed rate of at
+least 0.9 of that in memory, and a peak of 100,000 cells of at most 1.2 times that of 10,000.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ SIZE = 32
 
 def main() -> None:
     options = parser(__doc__, repeats=5)
-    options.add_argument("--sizes", type=int, nargs=2, default=[10_000, 100_000], help="numbers of cells, rising")
+    options.add_argument("--sizes", type=int, nargs=2, default=[10_000, 100_000], help="numbers of cells, ascending")
     options.add_argument("--timed", type=int, default=10_000, help="cells in each timed run (default %(default)s)")
     options.add_argument("--source", type=Path, default=SOURCE, help="small .h5ad file to draw cells from")
     options.add_argument("--folder", type=Path, help="folder for temporary files")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def timings(path: Path, given: Any) -> tuple[list[dict[str, Any]], float]:
-    """Time the three ways in turn; gives rows of the table, and the rate backed over that in memory."""
+    """Time the three ways in turn; return rows of the table, and the backed rate divided by that in memory."""
     model, tokenizer = network(path)
     loaded, backed = anndata.read_h5ad(path), anndata.read_h5ad(path, backed="r")
 
@@ -79,7 +79,7 @@ def timings(path: Path, given: Any) -> tuple[list[dict[str, Any]], float]:
 
 
 def network(path: Path) -> tuple[Any, Any]:
-    """Make the small model and a tokenizer of the file's genes."""
+    """Make the small model and a tokenizer with the genes of the file."""
     genes = list(anndata.read_h5ad(path, backed="r").var_names)
     vocabulary = GeneVocabulary.from_statistics(genes, medians=[1.0] * len(genes))
     tokenizer = RankValueTokenizer.from_vocabulary(vocabulary, model_max_length=256)
@@ -92,7 +92,7 @@ def network(path: Path) -> tuple[Any, Any]:
 
 
 def prepare(path: Path) -> Any:
-    """Open model and cells; gives the function whose memory is measured."""
+    """Open model and cells; return the function whose memory is measured."""
     torch.set_num_threads(2)
     model, tokenizer = network(path)
     cells = anndata.read_h5ad(path, backed="r")

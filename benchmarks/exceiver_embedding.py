@@ -1,10 +1,10 @@
-"""Exceiver cell embeddings at the published size: ours against attention over all genes, as released.
+"""Exceiver cell embeddings at the published size: ours against attention over all genes, as in the released code.
 
 python benchmarks/exceiver_embedding.py
 
-Released: `nn.MultiheadAttention` over all 19,067 genes, returning its weights; also without them. All models have
-the same parameters, and `bias` gives the released numbers, which is checked. Asked for, with 10% of genes expressed:
-8 times as fast with `exclude`, 5 times with `bias`, and never slower than without weights.
+Released: `nn.MultiheadAttention` over all 19,067 genes, which returns its weights; and the same without weights. All
+models have the same parameters. That `bias` gives the released numbers is checked. Targets, with 10% of genes
+expressed: 8 times as fast with `exclude`, 5 times with `bias`, and never slower than without weights.
 """
 
 import torch
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser(__doc__, repeats=9)
     options.add_argument("--cells", type=int, nargs="+", default=[1, 4, 16], help="numbers of cells in a batch")
     options.add_argument("--expressed", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="shares of genes")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
     given = options.parse_args()
     if given.quick:
         given.cells, given.repeats = given.cells[-1:], 3

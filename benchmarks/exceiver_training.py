@@ -1,9 +1,9 @@
-"""A training step of Exceiver at the published size: ours against attention over all genes, as released.
+"""A training step of Exceiver at the published size: ours against attention over all genes, as in the released code.
 
 python benchmarks/exceiver_training.py
 
-A step is forward, backward and Adam on cells of which 15% of the expressed genes are masked. Memory is what a step
-takes beyond model and cells, in a process of its own. Asked for: 6 times as fast, at most a quarter of the memory.
+A step is forward, backward and Adam on cells with 15% of the expressed genes masked. Memory is that of a step beyond
+model and cells, in a new process. Targets: 6 times as fast, at most a quarter of the memory.
 """
 
 import torch
@@ -15,7 +15,7 @@ SIDES = ("as released", "without weights", "exclude", "bias")
 
 
 def prepare(side: str, n_cells: int, share: float, threads: int):
-    """Return the function that does a training step."""
+    """Return the function that runs a training step."""
     torch.set_num_threads(threads)
     cells, model = draw_cells(n_cells, share), models()[side].train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-5)
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser(__doc__, repeats=7)
     options.add_argument("--cells", type=int, nargs="+", default=[4, 16], help="numbers of cells in a batch")
     options.add_argument("--expressed", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="shares of genes")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
     given = options.parse_args()
     if given.quick:
         given.cells, given.repeats = given.cells[-1:], 3

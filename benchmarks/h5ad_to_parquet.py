@@ -1,11 +1,11 @@
-"""From h5ad on disk to token Parquet: how its rate compares with h5py alone reading the same matrix.
+"""From h5ad on disk to token Parquet: the rate compared with h5py only reading the same matrix.
 
 python benchmarks/h5ad_to_parquet.py
 
-The file is gzip-compressed, as anndata writes it: pbmc_facs cells in seeded shuffles. h5py reads and decompresses
-data and indices in one process and does nothing else. Asked for: at least half that rate, both for the whole way
-(statistics, vocabulary, tokens) and for tokens alone with a given vocabulary, by as many processes as cellglot takes
-by default: one on two processors, whose threads read ahead and write behind.
+The file is gzip-compressed, as anndata writes it: pbmc_facs cells in seeded shuffles. h5py reads and decompresses data
+and indices in one process. Target: at least half of its rate, both for all steps (statistics, vocabulary, tokens) and
+for tokens with a given vocabulary, with the default number of processes of cellglot: one on two processors, whose
+threads read ahead and write behind.
 """
 
 import shutil
@@ -23,7 +23,7 @@ VALUES_AT_ONCE = 1 << 21
 
 
 def read_by_h5py(path: Path) -> None:
-    """Read the matrix, and nothing else."""
+    """Read only the matrix."""
     with h5py.File(path, "r") as file:
         x = file["X"]
         for start in range(0, x["data"].shape[0], VALUES_AT_ONCE):
@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--source", type=Path, default=SOURCE, help="small .h5ad file to draw cells from")
     options.add_argument("--tokenizers", nargs="+", default=["rank-value", "exceiver"], help="kinds of tokens")
     options.add_argument(
-        "--processes", type=int, default=default_processes(), help="of cellglot (default %(default)s)"
+        "--processes", type=int, default=default_processes(), help="processes of cellglot (default %(default)s)"
     )
     options.add_argument("--folder", type=Path, help="folder for temporary files")
     given = options.parse_args()

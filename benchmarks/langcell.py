@@ -1,17 +1,16 @@
-"""LangCell's zero-shot annotation at its published size, against running every (cell, text) pair from scratch.
+"""LangCell's zero-shot annotation at its published size, against a full computation for each (cell, text) pair.
 
     python benchmarks/langcell.py [few] [many] [same] [memory] [--quick] [--model FOLDER]
 
-12 layers of 512 for cells and 12 of 768 for texts, cells of 1,024 gene tokens, texts of 60 tokens, random weights.
-The straightforward way (`straightforward_langcell.py`) does what the released notebook does: cells once, texts in
-text mode once, then every pair through the text encoder from scratch, with explicit attention weights. One row has
-PyTorch's fused attention on the straightforward side, too. All sides of a row run in turn, after a small run of each;
-with many classes, where the straightforward way takes minutes, there is one round. That float32 gives the same scores
-is checked. How many cells get the same class in bfloat16 is asked of a trained model, ``--model FOLDER``, such as
-that of ``make demo``: 700 blood cells and their ten types. The row beside it has random weights of the published
-size, three times as large as at the start of training; what tells classes apart there is hardly more than rounding.
-Memory is what a process takes beyond its size before. Each part writes a file of results of its own as soon as it is
-done.
+12 layers of size 512 for cells and 12 of size 768 for texts, cells of 1,024 gene tokens, texts of 60 tokens, random
+weights. The straightforward way (`straightforward_langcell.py`) does what the released notebook does: encode cells
+once and texts once, then run the text encoder for each pair, with explicit attention weights. In one row PyTorch's
+fused attention is on the straightforward side, too. All sides of a row run in turn, after a small run of each; with
+many classes, where the straightforward way takes minutes, there is one round. It is checked that float32 gives the
+same scores. The share of cells with the same class in bfloat16 is a target for a trained model, ``--model FOLDER``,
+such as that of ``make demo``: 700 blood cells and their ten types. The row for random weights of the published size,
+three times as large as at the start of training, has no target: its classes differ by little more than rounding.
+Memory is the growth of a process. Each part writes its own file of results when it is done.
 """
 
 import argparse
@@ -59,7 +58,7 @@ def make_batch(cells: int, classes: int, genes: int = GENES, words: int = WORDS)
 
 
 def annotation(cells: int, classes: int, genes: int) -> Callable[[], torch.Tensor]:
-    """Return a function that annotates so many cells with so many classes."""
+    """Return a function that annotates `cells` cells with `classes` classes."""
     model, batch = make_model(), make_batch(cells, classes, genes)
     return lambda: model.annotate(**batch).scores
 
@@ -71,13 +70,13 @@ def has_bf16_instructions() -> bool:
 
 
 class Table:
-    """Rows of the table and what is asked for."""
+    """Rows of the table and targets."""
 
     def __init__(self, quick: bool):
         self.quick, self.rows, self.targets = quick, [], []
 
     def add(self, work: str, slow: list[float], fast: list[float], asked: float | None = None) -> None:
-        """Add a row, and what is asked of it."""
+        """Add a row, and its target."""
         speed = ratio(slow, fast)
         seconds = {"straightforward, s": median(slow), "ours, s": median(fast), "times as fast": speed}
         self.rows.append({"work": work, **seconds})
@@ -137,7 +136,7 @@ def many_classes(table: Table, model: LangCellModel, half: LangCellModel, genes:
 
 
 def same_in_bfloat16(table: Table, cells: int, trained: Path | None) -> None:
-    """Add the share of cells that get the same class: random weights, and those of a trained model."""
+    """Add the share of cells with the same class in bfloat16, for random weights and for a trained model."""
     share = same_class(make_model(0.06), make_batch(cells, 8, 128, 30))
     table.rows.append({"work": f"{cells} cells x 8 classes, random weights, bfloat16", "same class": share})
     if trained is None:

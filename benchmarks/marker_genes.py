@@ -1,11 +1,11 @@
-"""Marker genes by masking: every gene of a cell hidden once, at scCello's published size.
+"""Marker genes by masking: each gene of a cell masked once, at scCello's published size.
 
 python benchmarks/marker_genes.py
 
-A cell of 1,000 genes, float32, random weights; 64 of its genes are hidden, which takes a sixteenth of the whole cell's
-time. Ours is `cellglot.modeling.masked_genes`: the first attention is shared by all copies, the last layer computes
-``<cls>`` alone. The straightforward way masks genes in copies of the cell, 32 at a time, and runs the whole encoder on
-them, once by eager and once by fused attention. All give the same embeddings. Asked for: twice as fast as eager.
+A cell of 1,000 genes, float32, random weights; 64 of its genes are masked, which takes a sixteenth of the time of the
+whole cell. Ours is `cellglot.modeling.masked_genes`: all copies share the first attention, and the last layer computes
+only ``<cls>``. The straightforward way masks genes in copies of the cell, 32 at a time, and runs the whole encoder on
+them, with eager and with fused attention. All give the same embeddings. Target: twice as fast as eager.
 """
 
 from itertools import islice

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timings, peak memory of processes, tables, results as JSON."""
+"""Code that the benchmarks share: alternating timings, peak memory of processes, tables, results as JSON."""
 
 import argparse
 import ctypes
@@ -23,11 +23,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CELLGLOT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
 MIB = 1 << 20
-M_MMAP_THRESHOLD = -3  # of malloc.h
+M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have; the script's docstring is its help."""
+    """Return a parser with the options of all benchmarks; the docstring of the script is its help."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     name = Path(sys.argv[0]).stem
     results = Path(__file__).parent / "results" / f"{name}.json"
@@ -38,7 +38,7 @@ def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, untimed: int = 1) -> dict[str, list[float]]:
-    """Time functions in turn, so that all see the same noise, after an untimed round.
+    """Time functions in turn, so that all have the same noise, after untimed rounds.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, untimed: int
     repeats
         Timed rounds; each starts with another side.
     untimed
-        Rounds before them; none where both sides have run already.
+        Rounds before them; 0 if both sides have already run.
 
     Returns
     -------
     dict
-        Name -> seconds of every round.
+        Name -> seconds of each round.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -72,7 +72,7 @@ def median(times: Sequence[float]) -> float:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return the median over rounds of how many times as long the first side took."""
+    """Return the median over rounds of the time of the first side divided by that of the second."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -80,19 +80,17 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 
 class TreeMemory:
-    """Peak resident memory of a process and its children, polled; pages that they share count for each of them.
+    """Peak resident memory of a process and its children, polled; shared pages count for each of them.
 
     Parameters
     ----------
-    pid
-        The process.
     interval
-        Seconds between looks.
+        Seconds between polls.
 
     Attributes
     ----------
     peak, processes : int
-        Bytes, and most processes at once that hold more than 32 MiB.
+        Bytes, and the highest number of processes at once with more than 32 MiB.
     """
 
     def __init__(self, pid: int, interval: float = 0.02):
@@ -112,7 +110,7 @@ class TreeMemory:
         try:
             for process in [self.root, *self.root.children(recursive=True)]:
                 sizes.append(process.memory_info().rss)
-        except psutil.Error:  # it has ended meanwhile
+        except psutil.Error:  # the process has ended
             pass
         return sizes
 
@@ -126,12 +124,12 @@ class TreeMemory:
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
-    """Run a command; give its seconds and the peak memory of its process tree, in MiB.
+    """Run a command; return its seconds and the peak memory of its process tree, in MiB.
 
     Raises
     ------
     RuntimeError
-        If it fails; carries the end of what it printed.
+        If the command fails; the message has the end of its output.
     """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -143,15 +141,15 @@ def run(command: Sequence[str]) -> dict[str, float]:
 
 
 def memory_of(prepare: Callable[..., Callable[[], Any]], *arguments: Any, returned_from: int | None = None) -> float:
-    """Return the memory, in MiB, that a function takes at its peak beyond what was there before it.
+    """Return the memory, in MiB, that a function needs at its peak beyond the memory before it.
 
     Parameters
     ----------
     prepare
-        Function at the top of a module; called with `arguments` in a new process, gives the function to measure.
+        Function at the top of a module; called with `arguments` in a new process, returns the function to measure.
     returned_from
-        Size in bytes from which the C library gives freed blocks back to the system at once. By default it moves this
-        size up to that of the largest block freed so far, and keeps smaller blocks, more or less scattered.
+        Size in bytes from which the C library returns freed blocks to the system at once. By default it raises this
+        size to that of the largest block freed so far, and keeps smaller blocks, which fragment.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -171,9 +169,9 @@ def _memory_in_child(
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, returned_from)
     function = prepare(*arguments)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what preparing freed is given back, and not counted as there before
+    ctypes.CDLL(None).malloc_trim(0)  # memory that `prepare` freed is not part of the memory before
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the kernel's high-water mark
     function()
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) << 10 for line in status.split("\n") if line.startswith("VmHWM"))
@@ -205,7 +203,7 @@ def _lines(path: str) -> list[str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows as a Markdown table; the first column is text, the others stand to the right."""
+    """Return rows as a Markdown table; the first column is text, the others are aligned to the right."""
     head = list(rows[0])
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     lines += ["| " + " | ".join(_text(row[name]) for name in head) + " |" for row in rows]
@@ -223,21 +221,21 @@ def _text(value: Any) -> str:
 def report(
     options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], targets: Sequence[tuple[str, float, float, bool]]
 ) -> None:
-    """Print the table and what is asked for, and write both as JSON.
+    """Print the table and the targets, and write both as JSON.
 
     Parameters
     ----------
     options
         From `parser`.
     rows
-        Of the table.
+        Rows of the table.
     targets
-        (what is asked for, its bound, what was measured, whether it is met).
+        (target, its bound, measured value, whether it is met).
     """
     print(table(rows))
     print()
     for what, bound, measured, met in targets:
-        print(f"{'met' if met else 'MISSED'}: {what}: asked {bound:g}, measured {measured:.3g}")
+        print(f"{'met' if met else 'MISSED'}: {what}: target {bound:g}, measured {measured:.3g}")
     content = {
         "benchmark": options.output.stem,
         "date": datetime.date.today().isoformat(),

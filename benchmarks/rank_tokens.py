@@ -2,10 +2,10 @@
 
 python benchmarks/rank_tokens.py
 
-The dense way makes each run of 512 cells dense, divides by totals and medians, and sorts each cell's genes
-(Geneformer's code, which scCello and LangCell use). Asked for: at least 12 times as fast. A tokenizer works in NumPy
-until its process has had 134 million counts, then by compiled loops; copies that travel with models stay with NumPy.
-Both are timed, the loading of the latter (half a second, once) aside.
+The dense way makes each run of 512 cells dense, divides by totals and medians, and sorts the genes of each cell
+(Geneformer's code, which scCello and LangCell use). Target: at least 12 times as fast. A tokenizer uses NumPy until
+its process has read 134 million counts, then compiled loops; copies in model repositories always use NumPy. Both are
+timed, without the loading of the compiled loops (half a second, once).
 """
 
 import os
@@ -31,7 +31,7 @@ PBMC_FACS = 3_874  # cells
 
 
 def prepare(side: str, cells: Path, genes: Path, n_cells: int):
-    """Return the function that makes the tokens of `n_cells` cells, cells repeated where the file has fewer."""
+    """Return the function that makes the tokens of `n_cells` cells; cells are repeated if the file has fewer."""
     released = (genes / "token_dictionary.pkl", genes / "gene_median_dictionary.pkl")
     tokenizer = RankValueTokenizer.from_vocabulary(GeneVocabulary.from_released(*released))
     adata = anndata.read_h5ad(cells)
@@ -46,7 +46,7 @@ def prepare(side: str, cells: Path, genes: Path, n_cells: int):
 
 
 def dense_tokens(matrix, known, ids, medians, cls_token_id, max_length=2048) -> list[np.ndarray]:
-    """Do as the released tokenizers do."""
+    """Compute tokens as the released tokenizers do."""
     tokens = []
     for start in range(0, matrix.shape[0], 512):
         part = matrix[start : start + 512]
@@ -59,7 +59,7 @@ def dense_tokens(matrix, known, ids, medians, cls_token_id, max_length=2048) -> 
 
 
 def check(sides) -> float:
-    """Return the share of our tokens at the place of the dense way; they differ where values are tied."""
+    """Return the share of our tokens that are the same as those of the dense way; they differ for tied values."""
     ours, same = (
         [t for block in sides[side]() for t in np.split(block.tokens, block.indptr[1:-1])] for side in SIDES[1:]
     )
@@ -96,7 +96,7 @@ def main() -> None:
             row[f"{side}, peak MiB"] = memory_of(prepare, side, *arguments)
         rows.append(row | {"same place": f"{same:.2%}"})
         if n in given.sizes[-2:]:
-            ways = SIDES[2:] if n >= LARGE else SIDES[1:]  # so much work is done by compiled loops alone
+            ways = SIDES[2:] if n >= LARGE else SIDES[1:]  # for this many cells only compiled loops are used
             targets += [(f"times as fast, {n:,} cells, {side}", 12, ratios[side], ratios[side] >= 12) for side in ways]
     report(given, rows, targets)
 

@@ -1,7 +1,7 @@
-"""Exceiver as the released code computes it, for comparison, and cells for it and for ours.
+"""Exceiver as in the released code, for comparison, and cells for it and for ours.
 
-`nn.MultiheadAttention` goes over all genes with a float mask that adds 1 to the logits of unexpressed ones, and
-returns its weights. Parameters have the released names, so that `convert_exceiver.convert` takes them over.
+`nn.MultiheadAttention` reads all genes, with a float mask that adds 1 to the logits of unexpressed ones, and returns
+its weights. Parameters have the released names, so `convert_exceiver.convert` accepts them.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
 
 
 class ReleasedExceiver(nn.Module):
-    """The released model; `need_weights` False leaves the attention weights out, and all else as it is."""
+    """The released model; with `need_weights` False it does not return attention weights."""
 
     def __init__(self, need_weights: bool = True, sizes: dict[str, Any] | None = None):
         super().__init__()
@@ -83,7 +83,7 @@ class ReleasedExceiver(nn.Module):
 
 
 def draw_cells(n_cells: int, share: float, seed: int = 0, mask_fraction: float = 0.15) -> dict[str, torch.Tensor]:
-    """Draw cells that express a share of the genes, for both models, some of them masked.
+    """Draw cells that express a share of the genes, for both models, with some genes masked.
 
     Returns
     -------

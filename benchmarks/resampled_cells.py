@@ -1,4 +1,4 @@
-"""Large files of cells with the density and values of real ones: cells of a small file, shuffled anew again and again.
+"""Large files of cells with the density and values of real ones: the cells of a small file, shuffled again and again.
 
 python benchmarks/resampled_cells.py --cells 100000 --output cells.h5ad
 """
@@ -16,25 +16,14 @@ SOURCE = DATA / "cells" / "pbmc_facs.h5ad"
 
 
 def write_cells(path: Path, n_cells: int, source: Path = SOURCE, seed: int = 0, compression_level: int = 4) -> int:
-    """Write a gzip-compressed h5ad file as anndata lays it out, a shuffle at a time, in bounded memory.
+    """Write a gzip-compressed h5ad file, one shuffle at a time, in bounded memory; return the number of counts.
 
     Parameters
     ----------
-    path
-        The file.
-    n_cells
-        Cells.
     source
-        The small file: counts by rows in X.
-    seed
-        Of the shuffles.
+        The small file, with counts by rows in X.
     compression_level
-        Of gzip; 4 is what anndata takes.
-
-    Returns
-    -------
-    int
-        Counts stored.
+        Level of gzip; 4 is anndata's default.
     """
     import anndata
 

@@ -3,10 +3,10 @@
     python benchmarks/sccello.py [--quick]
 
 A step is forward, backward and AdamW. Both sides have the same weights, cells, dropout of hidden states (0.02) and no
-dropout of attention weights; a further row has the published dropout of attention weights, 0.02, on both. The
-straightforward way attends with explicit weights, scores all tokens at all positions, encodes the noised pass after
-the first and loops over cells, levels and positives (`straightforward_sccello.py`). Without dropout both give the same
-loss and gradients, which is checked first. Memory is what a process takes beyond its size before the first step.
+dropout of attention weights; in a further row both have the published dropout of attention weights, 0.02. The
+straightforward way computes explicit attention weights, scores all tokens at all positions, encodes the noised pass
+after the first, and loops over cells, levels and positives (`straightforward_sccello.py`). It is checked first that
+both give the same loss and gradients without dropout. Memory is the growth of a process from before its first step.
 """
 
 import functools
@@ -25,7 +25,7 @@ SIDES = ("straightforward", "ours")
 
 
 def made_up_ontology(types: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels and ancestors of a tree in which every type has two children."""
+    """Levels and ancestors of a tree in which each type has two children."""
     parents = [[0]]
     for t in range(1, types):
         parents.append([t, *parents[(t - 1) // 2]])

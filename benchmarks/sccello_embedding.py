@@ -1,10 +1,10 @@
-"""Embedding cells of mixed lengths by scCello at its published size, against padding to the longest of the corpus.
+"""Embedding cells of mixed lengths with scCello at its published size, against padding to the longest of the corpus.
 
 python benchmarks/sccello_embedding.py
 
 Cells of several sets, the released vocabulary, random weights. Ours is `cellglot.evaluation.embed_cells`: batches of
-cells of similar length, padded to their own longest. The other way makes batches in the order of the cells, padded to
-the longest cell of all. Both see the same tokens and give the same embeddings. Asked for: twice as fast.
+cells of similar length, padded to the longest of the batch. The other way makes batches in the order of the cells,
+padded to the longest of all cells. Both read the same tokens and give the same embeddings. Target: twice as fast.
 """
 
 import anndata
@@ -67,7 +67,7 @@ def main() -> None:
     some = {name: values[:BATCH] for name, values in tokens.items()}
     first = embed_cells(model, tokenizer, cells[:BATCH], batch_size=4, progress=False, device="cpu")
     np.testing.assert_allclose(first, embed_padded(model, some), atol=1e-4)
-    times = alternate(sides, given.repeats, untimed=0)  # some cells of each have run
+    times = alternate(sides, given.repeats, untimed=0)  # both have already run on some cells
     speed = ratio(times["padded to the longest"], times["ours"])
     row = {
         "cells": len(lengths),

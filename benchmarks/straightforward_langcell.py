@@ -1,8 +1,7 @@
-"""LangCell's zero-shot annotation the straightforward way, as the released notebook does it, on the same weights.
+"""LangCell's zero-shot annotation the straightforward way, as in the released notebook, with the same weights.
 
-Cells are encoded once, texts in text mode once; then every (cell, text) pair goes through the text encoder from
-scratch, one text with all cells at a time, padded, with explicit attention weights. `fused` has attention computed by
-PyTorch's fused kernel instead.
+Cells are encoded once, and texts once; then the text encoder runs on each (cell, text) pair, one text with all cells
+at a time, padded, with explicit attention weights. With `fused`, attention is PyTorch's fused kernel.
 """
 
 import torch

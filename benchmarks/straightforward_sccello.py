@@ -1,7 +1,7 @@
-"""scCello's objectives computed the straightforward way, on the weights of our model.
+"""scCello's objectives computed the straightforward way, with the weights of our model.
 
-Written after `systems/sccello.md`: attention with explicit weights, scores of all tokens at all positions, a second
-pass of the encoder for the noise, three nested loops for the relational alignment.
+Attention with explicit weights, scores of all tokens at all positions, a second pass of the encoder for the noise,
+three nested loops for the relational alignment.
 """
 
 import torch

@@ -1,11 +1,11 @@
-"""Peak memory of `cellglot tokenize` as the number of cells grows: it should stay as it is.
+"""Peak memory of `cellglot tokenize` with a growing number of cells: it should not grow.
 
 python benchmarks/tokenize_memory.py
 
-Simulated files have the density of pbmc_facs (its cells in seeded shuffles). Memory is the sum over the command's
-processes, polled; pages that they share count for each. A million cells need some GB of disk and some minutes.
-A file of few cells is one piece of work, for one process whatever number is asked for. Asked for: flat from 10,000 to
-1,000,000 cells (the peak of equally many processes grows by less than a fifth).
+Simulated files have the density of pbmc_facs (its cells in seeded shuffles). Memory is the polled sum over the
+processes of the command; shared pages count for each of them. A million cells need some GB of disk and some minutes. A
+file with few cells is one unit of work, for one process. Target: with the same number of processes, the peak grows by
+less than a fifth from 10,000 to 1,000,000 cells.
 """
 
 import shutil
@@ -20,11 +20,13 @@ from resampled_cells import SOURCE, write_cells
 def main() -> None:
     options = parser(__doc__, repeats=1)
     options.add_argument(
-        "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of cells, rising"
+        "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of cells, ascending"
     )
     options.add_argument("--source", type=Path, default=SOURCE, help="small .h5ad file to draw cells from")
     options.add_argument("--tokenizer", default="rank-value", help="rank-value or exceiver (default %(default)s)")
-    options.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of cellglot (default 1 2)")
+    options.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2], help="processes of cellglot (default 1 2)"
+    )
     options.add_argument("--folder", type=Path, help="folder for temporary files")
     given = options.parse_args()
     if given.quick:
@@ -43,7 +45,7 @@ def main() -> None:
                     shutil.rmtree(output, ignore_errors=True)
                     runs.append(run(command))
                 seconds = median([r["seconds"] for r in runs])
-                worked = min(processes, max(r["processes"] for r in runs))  # others, as at the start, came and went
+                worked = min(processes, max(r["processes"] for r in runs))  # some others run only at the start
                 row = sizes | {"workers asked for": processes, "processes": worked}
                 row |= {"seconds": seconds, "cells per second": n / seconds}
                 rows.append(row | {"peak MiB": max(r["peak_mib"] for r in runs)})

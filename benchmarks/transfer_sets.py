@@ -1,4 +1,4 @@
-"""The cells of the study of transfer: those to train on, and those of others with what is right for each."""
+"""The cells of the transfer study: those for training, and those of other laboratories with the right classes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ B, MONOCYTE, STEM, NK, T = ("B cell",), ("CD14+",), ("CD34+",), ("NK cell",), ("
 
 @dataclass(frozen=True)
 class TestSet:
-    """Cells that no model is trained on.
+    """Labelled cells for a test.
 
     Parameters
     ----------
     name
-        What the tables call it.
+        Name in the tables.
     file
-        In the folder of data.
+        Path in the folder of data.
     column
         Column of labels.
     classes
@@ -98,13 +98,7 @@ TEST_SETS = [
 
 @dataclass(frozen=True)
 class MarkerSet:
-    """Cells without labels, of which those are taken that marker genes name beyond doubt.
-
-    Parameters
-    ----------
-    name, file
-        As for `TestSet`.
-    """
+    """Cells without labels, of which those are used that marker genes identify clearly."""
 
     name: str
     file: str
@@ -126,19 +120,7 @@ MARKERS = {
 
 @dataclass
 class Labelled:
-    """Cells with what is right for each.
-
-    Parameters
-    ----------
-    name
-        Of the set.
-    cells
-        Raw counts of the cells that have a label.
-    labels
-        Label of each cell.
-    right
-        Classes that are right for each cell.
-    """
+    """Raw counts of labelled cells, with the classes that are right for each."""
 
     name: str
     cells: AnnData
@@ -155,19 +137,10 @@ def open_test_set(test: TestSet, data: Path) -> Labelled:
 
 
 def open_marker_set(test: MarkerSet, data: Path, vocabulary: GeneVocabulary) -> Labelled:
-    """Read cells and name them by the mean log expression of `MARKERS`; cells that these leave in doubt are left out.
+    """Read cells and label them by the mean log expression of `MARKERS` in the vocabulary; unclear cells are left out.
 
-    B cells and monocytes have their own markers and none of the others'; cells with markers of T or NK cells that are
-    not clearly one of the two may be either.
-
-    Parameters
-    ----------
-    test
-        The set.
-    data
-        In which folder.
-    vocabulary
-        Its genes are the only markers that count.
+    B cells and monocytes express their own markers and none of the others. Cells with markers of T or NK cells that
+    are not clearly one of the two may be either.
     """
     cells = read_cells(data / test.file).to_anndata()
     symbols = [vocabulary.symbol(gene) for gene in vocabulary.genes]
@@ -192,17 +165,7 @@ def open_marker_set(test: MarkerSet, data: Path, vocabulary: GeneVocabulary) -> 
 
 
 def held_out_cells(corpus: Corpus, data: Path, thinned: bool) -> Labelled:
-    """Return the cells of the training file that the corpus holds out, or the same with fewer counts and genes.
-
-    Parameters
-    ----------
-    corpus
-        Of the training file.
-    data
-        Folder of data.
-    thinned
-        Keep 30% of counts and 40% of genes, both drawn at random.
-    """
+    """Return the held-out cells of the training file, or (`thinned`) 30% of their counts on 40% of the genes."""
     cells = cells_of(corpus, "validation", data)
     if thinned:
         random = np.random.default_rng(0)
@@ -241,7 +204,7 @@ def log_counts_on(vocabulary: GeneVocabulary, cells: AnnData) -> csr_matrix:
 
 
 def identical_cells(vocabulary: GeneVocabulary, one: Cells, other: Cells) -> int:
-    """Count the cells of `other` whose counts on all genes that both measured are those of a cell of `one`."""
+    """Count the cells of `other` that have the same counts as a cell of `one` on all genes measured in both."""
     first, second = (match.token_ids[match.known] for match in (_match(vocabulary, cells) for cells in (one, other)))
     both = np.isin(vocabulary.gene_token_ids, np.intersect1d(first, second))
     rows = [_digests(counts_on(vocabulary, cells)[:, both]) for cells in (one, other)]
@@ -262,7 +225,7 @@ def _digests(counts: csr_matrix) -> list[bytes]:
 
 
 def some_cells(tests: Sequence[Labelled], most: int) -> list[Labelled]:
-    """Draw at most so many cells of each set, the same ones every time."""
+    """Draw at most `most` cells of each set, always the same ones."""
     random = np.random.default_rng(0)
     drawn = []
     for test in tests:

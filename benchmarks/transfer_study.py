@@ -1,6 +1,6 @@
 """Training on one set of cells, testing on sets of other laboratories: ``python -m transfer_study``.
 
-The tables of docs/studies/transfer.md come from here.
+This script writes the tables of docs/studies/transfer.md.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PLAIN = [
     "data.drop_tokens=null",
 ]
 CLS = {"sccello": ["model.pooling=cls"], "langcell": ["model.cell_config.pooling=cls"], "exceiver": []}
-# Name -> changes of the configuration that comes with the package.
+# Name -> changes of the configuration in the package.
 SETTINGS: dict[str, list[str]] = {
     "default": [],
     "no thinning, no dropout of tokens": ["data.thin_to_median=null", "data.drop_tokens=null"],
@@ -66,19 +66,19 @@ SETTINGS: dict[str, list[str]] = {
 
 
 def settings_of(model_type: str, name: str) -> list[str]:
-    """Return the changes of the configuration that a name stands for.
+    """Return the changes of the configuration with a name.
 
     Parameters
     ----------
     model_type
         ``"exceiver"``, ``"langcell"`` or ``"sccello"``.
     name
-        One of `SETTINGS`, ``"<cls>"`` or ``"plain"``, which is without all that the default adds.
+        One of `SETTINGS`, ``"<cls>"`` or ``"plain"``, without all that the default adds.
 
     Raises
     ------
     ValueError
-        If there is no such name.
+        If the name does not exist.
     """
     if name == "plain":
         return PLAIN + CLS[model_type]
@@ -93,7 +93,7 @@ def settings_of(model_type: str, name: str) -> list[str]:
 
 
 def scores(predicted: np.ndarray, test: Labelled) -> dict[str, Any]:
-    """Return accuracy, its mean over labels, and what each label's cells were taken for."""
+    """Return accuracy, its mean over labels, and the predicted classes of each label's cells."""
     right = np.array([p in classes for p, classes in zip(predicted, test.right, strict=True)])
     of_label = {label: right[test.labels == label] for label in sorted(set(test.labels))}
     return {
@@ -110,9 +110,9 @@ def _counted(values: np.ndarray) -> dict[str, int]:
 
 
 def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> dict[str, dict[str, Any]]:
-    """Score the most frequent class, and logistic regression on log counts of the training file's genes.
+    """Score the most frequent class, and logistic regression on log counts of the genes of the training file.
 
-    The latter also without the training cells that look like another class, as the models are trained.
+    The regression also without training cells that look like another class, as for the models.
     """
     vocabulary = corpus.tokenizer().vocabulary
     train = cells_of(corpus, "train", data)
@@ -142,23 +142,7 @@ def baseline_scores(corpus: Corpus, data: Path, tests: Sequence[Labelled]) -> di
 def model_scores(
     model_type: str, changes: Sequence[str], seed: int, corpus: Corpus, tests: Sequence[Labelled], output: Path
 ) -> dict[str, Any]:
-    """Train a new model by the configuration that comes with the package, with some changes, and score it.
-
-    Parameters
-    ----------
-    model_type
-        As for `settings_of`.
-    changes
-        Of that configuration, ``section.key=value``.
-    seed
-        Of everything drawn.
-    corpus
-        Cells to train on.
-    tests
-        Cells to score.
-    output
-        Folder for the model.
-    """
+    """Train a new model with the package's configuration and changes (``section.key=value``), and score it."""
     changes = [*changes, f"trainer.seed={seed}", "trainer.save_strategy=no"]
     config = load_config(f"{model_type}_small_finetune.yaml", [*changes, "trainer.eval_strategy=no"])
     started = time.monotonic()
@@ -178,23 +162,23 @@ def model_scores(
 
 
 def earlier_results(output: Path, data: Path, most: int | None, overwrite: bool = False) -> dict[str, Any]:
-    """Read the rows of an earlier run on the same cells, which are not done again; note what cells these are.
+    """Read the rows of an earlier run on the same cells, which are not computed again; record which cells these are.
 
     Parameters
     ----------
     output
-        Folder of the study; ``study_data.json`` notes digests of its cells and configurations.
+        Folder of the study; ``study_data.json`` has digests of its cells and configurations.
     data
         Folder of the cells.
     most
-        Cells to score of each set, None for all.
+        Number of cells to score of each set, None for all.
     overwrite
-        Leave earlier rows out: they are done again.
+        Ignore earlier rows and compute them again.
 
     Raises
     ------
     ValueError
-        If the rows are of other cells or configurations, or nobody knows of which; names what differs.
+        If the rows are of other cells or configurations, or this is unknown; the message has the differences.
     """
     files = [TRAIN_FILE, *(test.file for test in TEST_SETS), *(test.file for test in MARKER_SETS)]
     now: dict[str, Any] = {file: sha256(data / file) for file in files if (data / file).is_file()}
@@ -202,9 +186,9 @@ def earlier_results(output: Path, data: Path, most: int | None, overwrite: bool 
     now["--most"] = most
     record, noted = output / RESULTS_FILE, output / DATA_FILE
     results = json.loads(record.read_text(encoding="utf-8")) if record.exists() and not overwrite else {}
-    way_out = "Choose another folder by --output, or do all rows again by --overwrite"
+    way_out = "Choose another folder with --output, or compute all rows again with --overwrite"
     if results and not noted.exists():
-        raise ValueError(f"{record} does not say what cells its rows are of. {way_out}")
+        raise ValueError(f"{record} does not record which cells its rows are from. {way_out}")
     there = json.loads(noted.read_text(encoding="utf-8")) if results else now
     changed = [name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)]
     if changed:
@@ -215,13 +199,7 @@ def earlier_results(output: Path, data: Path, most: int | None, overwrite: bool 
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Write results as Markdown: a row a method, accuracy / mean over labels for each set of cells.
-
-    Parameters
-    ----------
-    results
-        Row -> set -> scores.
-    """
+    """Return results (row -> set -> scores) as Markdown: a row a method, accuracy / mean over labels for each set."""
     names = list(next(iter(results.values())))
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for row, tests in results.items():
@@ -237,10 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for models and transfer_study.json")
     parser.add_argument("--models", nargs="*", default=sorted(FAMILIES), choices=sorted(FAMILIES))
     parser.add_argument("--settings", nargs="*", default=["default"], help=f"of plain, <cls>, {', '.join(SETTINGS)}")
-    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="changes beside these")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="further changes")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--most", type=int, help="score at most so many cells of each set")
-    parser.add_argument("--overwrite", action="store_true", help="do rows of an earlier run again")
+    parser.add_argument("--most", type=int, help="maximum number of cells to score of each set")
+    parser.add_argument("--overwrite", action="store_true", help="compute the rows of an earlier run again")
     parser.add_argument("--baselines", action="store_true", help="also score the baselines, and count identical cells")
     given = parser.parse_args(arguments)
     for name in given.settings:
