@@ -1,4 +1,4 @@
-"""Training: data, collators, the Trainer, pretraining, fine-tuning and the demo."""
+"""Training: data, collators, the trainer, pretraining and fine-tuning."""
 
 import importlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from cellglot.outputs.caches import use_writable_caches
 
 
-use_writable_caches()  # libraries read where their caches are when they are imported
+use_writable_caches()  # before libraries are imported, which then read the paths of their caches
 
 _PUBLIC = {
     "CellDataset": "data.dataset",

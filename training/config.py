@@ -19,7 +19,7 @@ Settings = TypeVar("Settings")
 
 
 class Section(dict[str, Any]):
-    """A section of a configuration, and the file that it was read from."""
+    """A section of a configuration, with the file that it was read from."""
 
     file = ""
 
@@ -37,30 +37,30 @@ def _joined(file: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> S
 
 
 def where(section: Mapping[str, Any], name: str) -> str:
-    """Return the name of a section for messages, with its file where it was read from one."""
+    """Return the name of a section for messages, with its file if there is one."""
     file = getattr(section, "file", "")
     return f"{file}: {name}" if file else name
 
 
 @dataclass
 class TrainingConfig:
-    """What a training run is made of.
+    """The settings of a training run, in sections.
 
     Each section is checked when it is used: `read_section` makes typed settings of it.
 
     Parameters
     ----------
     model
-        ``type`` names the configuration class (``exceiver``), other keys are its fields; sizes that the corpus
-        decides (``vocab_size``) are left out. For fine-tuning, fields to change in the model that is loaded.
+        ``type`` is the type of model (``exceiver``); the other keys are fields of its configuration, without those
+        that depend on the corpus (``vocab_size``). For fine-tuning, fields to change in the pretrained model.
     data
-        Fields of the collator: shares of masked genes and so on.
+        Settings of the cells: share of masked genes, thinning, ontology, ...
     optimizer
         ``name`` (``adamw``, or ``adam`` with weight decay added to gradients, as published for Exceiver).
     trainer
         Fields of `transformers.TrainingArguments`.
     finetuning
-        For fine-tuning: how cells are divided, weights of classes, early stopping, sizes of adapters.
+        For fine-tuning: division of cells, weights of classes, early stopping, sizes of adapters.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class TrainingConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
+    """Reads 1e-3 as a number, which is a text in YAML 1.1."""
 
 
 _Loader.add_implicit_resolver(
@@ -87,31 +87,31 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Train
     path
         YAML file with the sections of `TrainingConfig`, or the name of one that comes with the package.
     overrides
-        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``. Where a key holds a mapping, a dot goes
-        into it: ``model.cell_config.pooling=mean``.
+        ``section.key=value``, the value as YAML: ``trainer.max_steps=100``. Keys of nested mappings are separated by
+        dots: ``model.cell_config.pooling=mean``.
 
     Raises
     ------
     ValueError
-        If the file is no YAML of sections, a section does not exist, or an override is not of that form.
+        If the file is not YAML with these sections, or an override is not of this form.
     FileNotFoundError
-        If there is no such file; names the configurations that come with the package.
+        If there is no such file; the message lists the configurations in the package.
     """
     path = Path(path)
     shipped = {p.name: p for p in sorted(configs_folder().glob("*.yaml"))}
     if not path.exists() and str(path) not in shipped:
-        raise FileNotFoundError(f"no configuration {path}; with the package come {', '.join(shipped)}")
+        raise FileNotFoundError(f"no configuration {path}; the package has {', '.join(shipped)}")
     path = path if path.exists() else shipped[str(path)]
     content = read_yaml(path, _Loader) or {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no mapping of sections")
+        raise ValueError(f"{path} is not a mapping of sections")
     names = [f.name for f in dataclasses.fields(TrainingConfig)]
     check_keys(content, names, f"{path}: section")
     sections: dict[str, Section] = {}
     for name in names:
         section = content.get(name) or {}
         if not isinstance(section, dict):
-            raise ValueError(f"{path}: section {name!r} is no mapping of keys")
+            raise ValueError(f"{path}: section {name!r} is not a mapping of keys")
         sections[name] = _joined(str(path), section, {})
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -124,12 +124,12 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Train
 
 
 def read_section(settings: type[Settings], section: Mapping[str, Any], name: str) -> Settings:
-    """Make typed settings of a section. A key without a value has its default.
+    """Make typed settings of a section; a key without a value has its default.
 
     Parameters
     ----------
     settings
-        A strict dataclass whose fields are the keys.
+        A strict dataclass with the keys as fields.
     """
     fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     given = {key: value for key, value in section.items() if value is not None}
@@ -147,22 +147,21 @@ def read_section(settings: type[Settings], section: Mapping[str, Any], name: str
 
 
 def _set(section: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
-    """Set what a chain of keys leads to."""
     *outer, last = keys
     for depth, key in enumerate(outer):
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
-            raise ValueError(f"override {override!r}: {'.'.join(outer[: depth + 1])} holds {section!r}, no mapping")
+            raise ValueError(f"override {override!r}: {'.'.join(outer[: depth + 1])} is {section!r}, not a mapping")
     section[last] = value
 
 
 def configs_folder() -> Path:
-    """Folder of the configurations that come with the package."""
+    """Return the folder of the configurations in the package."""
     return Path(__file__).parent / "configs"
 
 
 def check_keys(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Refuse keys that do not exist, with the one that may be meant."""
+    """Refuse keys that do not exist; the message has a similar key or all keys."""
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

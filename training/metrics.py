@@ -1,49 +1,64 @@
-"""Metrics of evaluation during training, added up batch by batch."""
+"""Metrics of evaluation during training, updated batch by batch."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.training.data.expression import CorpusExpression
 
 
-IGNORED = -100
-
-
-class MaskedExpressionMetrics:
-    """Mean squared error and explained variance of masked expression.
-
-    ``masked_mse`` is the mean of (y - p)^2 over all masked genes of all held-out cells; ``explained_variance`` is
-    1 - Var(y - p) / Var(y) over the same values, 0 for a constant guess.
-    """
+class BatchMetrics:
+    """Metrics that are updated batch by batch."""
 
     def __init__(self) -> None:
         self._reset()
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; after the last one return the metrics and start again."""
+        self.add(_numpy(prediction.predictions), _numpy(prediction.label_ids))
+        if not compute_result:
+            return {}
+        metrics = self.compute()
+        self._reset()
+        return metrics
+
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add the predictions and labels of a batch."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all batches since the start."""
+        raise NotImplementedError
+
+    def _reset(self) -> None:
+        raise NotImplementedError
+
+
+class MaskedExpressionMetrics(BatchMetrics):
+    """Mean squared error and explained variance of masked expression.
+
+    ``masked_mse`` is the mean of (y - p)^2 over all masked genes of all held-out cells; ``explained_variance`` is
+    1 - Var(y - p) / Var(y) over the same values, 0 for a constant prediction. Labels of -100 are left out.
+    """
 
     def _reset(self) -> None:
         self.n = 0
         self.sums = np.zeros(4)
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one."""
-        self.add(_numpy(prediction.predictions), _numpy(prediction.label_ids))
-        return self.compute() if compute_result else {}
-
-    def add(self, predicted: np.ndarray, target: np.ndarray) -> None:
-        """Add values of any shape; targets of -100 are left out."""
-        known = target != IGNORED
-        target = target[known].astype(np.float64)
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add values of any shape."""
+        known = labels != IGNORED
+        target = labels[known].astype(np.float64)
         error = target - predicted[known]
         self.n += target.size
         self.sums += [target.sum(), (target**2).sum(), error.sum(), (error**2).sum()]
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics and begin anew."""
+        """Return the metrics."""
         mean, squares, error_mean, error_squares = self.sums / max(self.n, 1)
-        self._reset()
         variance = squares - mean**2
         return {
             "masked_mse": float(error_squares),
@@ -51,36 +66,58 @@ class MaskedExpressionMetrics:
         }
 
 
-class ClassificationMetrics:
-    """Accuracy and macro F1 over the classes that occur among labels or predictions; label -100 is left out.
+class MaskedGeneMetrics(BatchMetrics):
+    """Metrics of masked genes, and of a property that a model finds right or wrong for each cell.
 
-    Labels beyond the model's classes can never be predicted: they count as errors, and as classes with an F1 of 0.
+    ``masked_gene_loss``: mean cross entropy of masked genes over the vocabulary; ``masked_gene_accuracy``: share of
+    masked genes whose score is the highest; and `name`: share of cells for which the model is right, among those with
+    a label. Each batch is that of `masked_gene_rows` with one column more: right, and whether the cell has a label.
     """
 
-    def __init__(self) -> None:
-        self._reset()
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _reset(self) -> None:
+        self.sums = np.zeros(5)
+
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add rows of shape (cells, 3) and (cells, 2)."""
+        self.sums += np.concatenate([predicted, labels], axis=1).sum(axis=0, dtype=np.float64)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; those without genes or cells are missing."""
+        loss, found, right, genes, cells = self.sums.tolist()
+        metrics = {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes} if genes else {}
+        return metrics | ({self.name: right / cells} if cells else {})
+
+
+class ClassificationMetrics(BatchMetrics):
+    """Accuracy and macro F1 over the classes that occur among labels or predictions; label -100 is left out.
+
+    Labels beyond the classes of the model count as errors, and as classes with an F1 of 0.
+    """
 
     def _reset(self) -> None:
         self.predicted: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one."""
-        labels = _numpy(prediction.label_ids).astype(np.int64)
-        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1)[labels != IGNORED])
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add scores, shape (cells, classes), and classes, shape (cells,)."""
+        labels = labels.astype(np.int64)
+        self.predicted.append(predicted.argmax(axis=-1)[labels != IGNORED])
         self.labels.append(labels[labels != IGNORED])
-        if not compute_result:
-            return {}
-        predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
-        self._reset()
-        return _class_scores(labels, predicted)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; none without labels."""
+        return _class_scores(np.concatenate(self.labels), np.concatenate(self.predicted))
 
 
 class LabelSetMetrics(ClassificationMetrics):
-    """Accuracy and macro F1 of labels that leave several classes open.
+    """Accuracy and macro F1 of labels that allow several classes.
 
-    A prediction is right where the label may be it. Macro F1 is over the classes of cells whose label leaves one class
-    open. Labels that no class is for count as errors.
+    A prediction is right if the label allows it. Macro F1 is over the classes of cells whose label allows only one.
+    Labels that allow no class count as errors.
 
     Parameters
     ----------
@@ -92,51 +129,40 @@ class LabelSetMetrics(ClassificationMetrics):
         super().__init__()
         self.sets = sets
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; return the metrics at the last one."""
-        labels = _numpy(prediction.label_ids).astype(np.int64)
-        self.predicted.append(_numpy(prediction.predictions).argmax(axis=-1)[labels != IGNORED])
-        self.labels.append(labels[labels != IGNORED])
-        if not compute_result:
-            return {}
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; none without labels."""
         predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
-        self._reset()
         if not len(labels):
             return {}
-        of_cells, open_classes = self.sets[labels], self.sets.sum(axis=1)[labels]
+        of_cells = self.sets[labels]
         scores = {"accuracy": float(of_cells[np.arange(len(labels)), predicted].mean())}
-        one = open_classes == 1
+        one = of_cells.sum(axis=1) == 1
         if one.any():
             scores["macro_f1"] = _class_scores(of_cells[one].argmax(axis=1), predicted[one])["macro_f1"]
         return scores
 
 
-class GeneClassMetrics:
-    """Accuracy and macro F1 of genes, each with the class of the highest mean probability over the cells it is in.
+class GeneClassMetrics(BatchMetrics):
+    """Accuracy and macro F1 of genes; a gene's class is that of the highest mean probability over its cells.
 
-    ``token_accuracy`` and ``token_macro_f1`` are those of every gene in every cell on its own.
+    ``token_accuracy`` and ``token_macro_f1`` are those of each gene in each cell.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._reset()
+        super().__init__()
 
     def _reset(self) -> None:
         self.sums: dict[int, np.ndarray] = {}
         self.classes: dict[int, int] = {}
         self.table = np.zeros((self.number, self.number), dtype=np.int64)
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one.
-
-        Predictions are scores, shape (cells, tokens, classes); labels are classes and token ids, shape (cells, tokens,
-        2), -100 where there is none.
-        """
-        given = _numpy(prediction.label_ids).astype(np.int64)
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add scores, shape (cells, tokens, classes), and classes with token ids, shape (cells, tokens, 2)."""
+        given = labels.astype(np.int64)
         kept = given[..., 0] != IGNORED
         labels, genes = given[kept].T
-        scores = torch.from_numpy(_numpy(prediction.predictions)[kept])
-        probabilities = scores.softmax(dim=-1).numpy()
+        probabilities = torch.from_numpy(predicted[kept]).softmax(dim=-1).numpy()
         np.add.at(self.table, (labels, probabilities.argmax(axis=-1)), 1)
         different, rows = np.unique(genes, return_inverse=True)
         sums = np.zeros((len(different), self.number))
@@ -144,41 +170,37 @@ class GeneClassMetrics:
         for gene, total in zip(different.tolist(), sums, strict=True):
             self.sums[gene] = self.sums.get(gene, 0) + total
         self.classes.update(zip(genes.tolist(), labels.tolist(), strict=True))
-        return self._compute() if compute_result else {}
 
-    def _compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; none without labels."""
         genes = list(self.sums)
         predicted = np.array([int(self.sums[g].argmax()) for g in genes], dtype=np.int64)
         of_genes = _class_scores(np.array([self.classes[g] for g in genes], dtype=np.int64), predicted)
         rows, columns = self.table.nonzero()
         of_tokens = _class_scores(rows, columns, self.table[rows, columns])
-        self._reset()
         return of_genes | {f"token_{name}": value for name, value in of_tokens.items()}
 
 
-class ValueMetrics:
-    """Mean squared error, in the value's unit, R2 and Pearson correlation of a predicted value; NaN is left out.
+class ValueMetrics(BatchMetrics):
+    """Mean squared error, in the unit of the value, R2 and Pearson correlation of a predicted value; NaN is left out.
 
-    R2 and Pearson's are there only where they are defined: for values that differ, and predictions that do.
+    R2 and Pearson's correlation are missing if they are undefined: if all values, or all predictions, are the same.
     """
-
-    def __init__(self) -> None:
-        self._reset()
 
     def _reset(self) -> None:
         self.predicted: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one."""
-        values = _numpy(prediction.label_ids).astype(np.float64).ravel()
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add predictions and values, shape (cells,) or (cells, 1)."""
+        values = labels.astype(np.float64).ravel()
         known = ~np.isnan(values)
         self.values.append(values[known])
-        self.predicted.append(_numpy(prediction.predictions).astype(np.float64).reshape(len(values))[known])
-        if not compute_result:
-            return {}
+        self.predicted.append(predicted.astype(np.float64).reshape(len(values))[known])
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; none without values."""
         predicted, values = np.concatenate(self.predicted), np.concatenate(self.values)
-        self._reset()
         if not len(values):
             return {}
         scores = {"mse": float(np.mean((values - predicted) ** 2))}
@@ -190,7 +212,7 @@ class ValueMetrics:
 
 
 def _class_scores(labels: np.ndarray, predicted: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, float]:
-    """Score predicted classes, each standing for some number of items; nothing where there are no items."""
+    """Score predicted classes, each of some number of items; nothing without items."""
     from sklearn.metrics import accuracy_score, f1_score
 
     if not len(labels):
@@ -207,16 +229,16 @@ def masked_gene_rows(logits: torch.Tensor | None, labels: torch.Tensor) -> tuple
     Parameters
     ----------
     logits
-        Scores at masked positions, shape (masked positions, vocabulary), None where there is no such objective.
+        Scores at masked positions, shape (masked positions, vocabulary), None without this objective.
     labels
         Ids of masked genes, -100 elsewhere, shape (cells, tokens).
 
     Returns
     -------
     predictions
-        Summed cross entropy of masked genes, and how many have the highest score; shape (cells, 2).
+        Summed cross entropy of masked genes, and number of those with the highest score; shape (cells, 2).
     numbers
-        Masked genes, shape (cells, 1).
+        Number of masked genes, shape (cells, 1).
     """
     predictions = torch.zeros(len(labels), 2, device=labels.device)
     masked = labels != IGNORED
@@ -229,39 +251,36 @@ def masked_gene_rows(logits: torch.Tensor | None, labels: torch.Tensor) -> tuple
 
 
 def expressed_gene_mean_scores(corpus: Corpus) -> dict[str, float]:
-    """Score the guess that an expressed gene has its mean among the training cells that express it.
-
-    What a model of masked expression has to beat: it knows which gene is asked for, and nothing of the cell.
+    """Score a baseline of masked expression: for each gene its mean among the training cells that express it.
 
     Returns
     -------
     dict
         ``mse`` and ``explained_variance`` over all expressed genes of the held-out cells, as in
-        `MaskedExpressionMetrics` (which looks at a random part of the same values).
+        `MaskedExpressionMetrics` (which uses a random part of the same values).
     """
-    size = corpus.manifest["vocab_size"]
-    counts, sums = np.zeros(size), np.zeros(size)
-    for ids, values in _expression(corpus, "train"):
-        counts += np.bincount(ids, minlength=size)
-        sums += np.bincount(ids, weights=values, minlength=size)
+    train, held_out = (CorpusExpression(corpus, [split]) for split in ("train", "validation"))
+    counts, sums = np.zeros(train.n_genes), np.zeros(train.n_genes)
+    for values in train.values():
+        counts += np.bincount(values.indices, minlength=train.n_genes)
+        sums += np.bincount(values.indices, weights=values.data, minlength=train.n_genes)
     means = sums / np.maximum(counts, 1)
     metrics = MaskedExpressionMetrics()
-    for ids, values in _expression(corpus, "validation"):
-        metrics.add(means[ids], values)
+    for values in held_out.values():
+        metrics.add(means[values.indices], values.data)
     scores = metrics.compute()
     return {"mse": scores["masked_mse"], "explained_variance": scores["explained_variance"]}
-
-
-def _expression(corpus: Corpus, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for shard in corpus.shards(split):
-        for batch in pq.ParquetFile(shard).iter_batches(batch_size=4096, columns=["input_ids", "expression_values"]):
-            ids, values = batch.column(0), batch.column(1)
-            part = slice(ids.offsets[0].as_py(), ids.offsets[-1].as_py())
-            yield ids.values.to_numpy()[part], values.values.to_numpy()[part].astype(np.float64)
 
 
 def _numpy(values: Any) -> np.ndarray:
     return values.float().cpu().numpy() if hasattr(values, "cpu") else np.asarray(values)
 
 
-__all__ = ["ClassificationMetrics", "GeneClassMetrics", "LabelSetMetrics", "MaskedExpressionMetrics", "ValueMetrics"]
+__all__ = [
+    "ClassificationMetrics",
+    "GeneClassMetrics",
+    "LabelSetMetrics",
+    "MaskedExpressionMetrics",
+    "MaskedGeneMetrics",
+    "ValueMetrics",
+]

@@ -1,4 +1,4 @@
-"""A progress bar for training: steps, cells per second, loss, and a line for every evaluation."""
+"""A progress bar for training: steps, cells per second, loss, and a line for each evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from cellglot.progress import progress_bars
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows a bar on a terminal, and a line for every evaluation anywhere."""
+    """Shows a bar on a terminal, and prints a line for each evaluation."""
 
     def __init__(self, description: str = "training"):
         self.description = description
@@ -65,7 +65,7 @@ class TrainingProgress(TrainerCallback):
 
 @contextmanager
 def no_other_bars() -> Iterator[None]:
-    """Keep the bars of transformers for reading and writing weights off for a while."""
+    """Turn off the progress bars of transformers for reading and writing weights."""
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:

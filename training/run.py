@@ -1,4 +1,4 @@
-"""What every training run has in common: arguments, checks, the loop, the record."""
+"""What all training runs share: arguments, checks, the loop, the record."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.dataclasses import strict
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 
 import cellglot
 from cellglot.tokenization.corpus.corpus import Corpus
@@ -68,14 +68,14 @@ def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, mo
 
 
 def training_arguments(config: TrainingConfig, output: str | Path, **defaults_of_run: Any) -> TrainingArguments:
-    """Make the trainer's arguments, with our defaults and those of the run where the configuration is silent."""
+    """Return the trainer's arguments: those of the configuration, else of the run, else our defaults."""
     given = dict(config.trainer)
     fields = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
     name = where(config.trainer, "trainer")
     check_keys(given, list(fields), name)
     read_section(OptimizerSettings, config.optimizer, "optimizer")
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if given.get(key) is False:  # YAML reads a bare no as false
+        if given.get(key) is False:  # YAML reads an unquoted no as false
             given[key] = "no"
     for key, value in given.items():
         _check_type(f"{name}.{key}", value, fields[key])
@@ -87,14 +87,14 @@ def training_arguments(config: TrainingConfig, output: str | Path, **defaults_of
         "save_total_limit": 2,
         "logging_steps": 50,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_nan_inf_filter": False,  # a loss that is not finite ends the training
+        "logging_nan_inf_filter": False,  # a loss that is not finite stops the training
     }
     given["enable_jit_checkpoint"] = False  # SIGTERM always saves a checkpoint
     return TrainingArguments(output_dir=str(output), **(defaults | defaults_of_run | given))
 
 
 def _check_type(name: str, value: Any, wanted: Any) -> None:
-    """Refuse a value of another type than a trainer's field of plain type has."""
+    """Refuse a value of the wrong type, for fields of the trainer with a plain type."""
     kinds = set(get_args(wanted) or (wanted,))
     if not kinds <= {bool, int, float, str, type(None)}:
         return
@@ -107,7 +107,7 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
 def check_held_out(
     arguments: TrainingArguments, held_out: CellDataset | None, corpus: Corpus, label_column: str | None = None
 ) -> None:
-    """Refuse to evaluate during training where there are no cells to evaluate on."""
+    """Refuse to evaluate during training if there are no cells to evaluate on."""
     if held_out is not None or arguments.eval_strategy == "no":
         return
     if label_column is None or not corpus.n_cells("validation"):
@@ -118,9 +118,9 @@ def check_held_out(
     groups = sorted(g for g, split in corpus.manifest["split"]["held_out"].items() if split == "validation")
     named = f" ({', '.join(groups[:5])}{', ...' if len(groups) > 5 else ''})" if groups else ""
     raise ValueError(
-        f"none of the {corpus.n_cells('validation'):,} held-out cells{named} has a label in {label_column!r}, so that "
-        "there is none to evaluate on: leave cells without a label out of the file, hold others out (cellglot "
-        "tokenize with another --seed, then --corpus), or set trainer.eval_strategy=no"
+        f"none of the {corpus.n_cells('validation'):,} held-out cells{named} of {corpus.folder} has a label in "
+        f"{label_column!r}, so there is nothing to evaluate on: remove cells without a label from the file, hold out "
+        "other cells (cellglot tokenize with another --seed, then --corpus), or set trainer.eval_strategy=no"
     )
 
 
@@ -137,15 +137,7 @@ def training_output(
     inputs: Sequence[str | Path | None] = (),
     **parts: Any,
 ) -> TrainingOutput:
-    """Return the output of a run, to be entered before any work.
-
-    Parameters
-    ----------
-    verb, base, **parts
-        As for `run_identity`.
-    resume, overwrite, inputs
-        As for `TrainingOutput`.
-    """
+    """Return the output of a run, to be entered before any work; parameters as for its class and `run_identity`."""
     named = [getattr(config, section).get(key) for section, keys in FILES.items() for key in keys]
     read = [*inputs, *(str(name) for name in named if name is not None)]
     return TrainingOutput(
@@ -163,16 +155,19 @@ def training_output(
     )
 
 
-def finished_metrics(output: TrainingOutput) -> dict[str, float]:
-    """Return the metrics of a run that is finished, and say that there is nothing to do."""
-    assert output.record is not None
-    if output.arguments.process_index == 0:
-        print(
-            f"{output.folder} holds this run, finished: nothing is left to do. To train again: --overwrite "
-            "(overwrite=True), or another folder",
-            flush=True,
-        )
-    return dict(output.record.get("metrics") or {})
+def run_once(output: TrainingOutput, train: Callable[[TrainingOutput], dict[str, float]]) -> dict[str, float]:
+    """Train and return the metrics; if the folder contains this run, finished, only return its metrics."""
+    with output:
+        if output.record is None:
+            set_seed(output.arguments.seed)
+            return train(output)
+        if output.arguments.process_index == 0:
+            print(
+                f"{output.folder} contains this run, finished: there is nothing to do. To train again: --overwrite "
+                "(overwrite=True), or another folder",
+                flush=True,
+            )
+        return dict(output.record.get("metrics") or {})
 
 
 def run_training(
@@ -184,28 +179,29 @@ def run_training(
 ) -> dict[str, float]:
     """Train, from the last checkpoint if there is one, evaluate, and write the model and its record.
 
-    SIGTERM and SIGINT end it with a checkpoint and without a model.
+    SIGTERM and SIGINT stop the run: it writes a checkpoint, but no model.
 
     Parameters
     ----------
     evaluate
-        Gives metrics of the trained model.
+        Returns the metrics of the trained model.
     facts
-        Returns what ``training_run.json`` says besides configuration, software, metrics and losses.
+        Returns further entries of ``training_run.json``.
     save
-        Writes the model to a folder, as the trainer does by default; every process calls it.
+        Writes the model to a folder, by default as the trainer does; every process calls it.
 
     Raises
     ------
     ValueError
-        If the loss or weights are not finite; nothing is saved then but earlier checkpoints.
+        If the loss or weights are not finite. Only earlier checkpoints are kept.
     KeyboardInterrupt, SystemExit
         After a signal, when the checkpoint is written.
     """
     trainer.identity = output.identity
     output.begin()
     if output.checkpoint is not None:
-        say(trainer, f"going on from {output.checkpoint}")
+        name = Path(output.checkpoint).name
+        say(trainer, f"resuming from {output.checkpoint}, going on at step {name.rpartition('-')[2]}")
     with StopRequest() as stop:
         trainer.stop = stop
         try:
@@ -225,7 +221,7 @@ def run_training(
 
 
 def finite(value: Any) -> Any:
-    """Return JSON without numbers that are not finite: None in their place."""
+    """Return the same JSON with None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -234,7 +230,7 @@ def finite(value: Any) -> Any:
 
 
 def final_metrics(trainer: CellTrainer) -> dict[str, float]:
-    """Return the held-out cells' metrics of the model that was saved, evaluated now unless the last step did."""
+    """Return the metrics of held-out cells for the saved model; evaluate it unless the last step did."""
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     averaged = any(isinstance(callback, WeightAverage) for callback in trainer.callback_handler.callbacks)
     last_is_saved = not averaged and not trainer.args.load_best_model_at_end
@@ -244,7 +240,7 @@ def final_metrics(trainer: CellTrainer) -> dict[str, float]:
 
 
 def say(trainer: CellTrainer, text: str) -> None:
-    """Print on the main process alone."""
+    """Print on the main process only."""
     if trainer.is_world_process_zero():
         print(text, flush=True)
 
@@ -252,7 +248,6 @@ def say(trainer: CellTrainer, text: str) -> None:
 def _record(
     trainer: CellTrainer, output: TrainingOutput, metrics: dict[str, float], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the record of a run: configuration, corpus, software, metrics and the log of losses."""
     return {
         "cellglot": cellglot.__version__,
         "transformers": transformers.__version__,
@@ -269,27 +264,19 @@ def _record(
 
 
 def say_empty_cells(trainer: CellTrainer, *parts: CellDataset | None) -> int:
-    """Say how many cells express no gene of the vocabulary, and return their number.
-
-    Parameters
-    ----------
-    trainer
-        Its main process prints.
-    *parts
-        Cells for training, held-out and test cells; None where there are none.
-    """
+    """Print how many cells express no gene of the vocabulary, and return this number."""
     given = [part for part in parts if part is not None]
     empty, cells = sum(p.without_genes for p in given), sum(p.chosen for p in given)
     if empty:
         say(
             trainer,
-            f"{empty:,} of {cells:,} cells express no gene of the vocabulary, and are left out: an unfiltered file?",
+            f"{empty:,} of {cells:,} cells express no gene of the vocabulary and are left out: an unfiltered file?",
         )
     return empty
 
 
 def leave_group() -> None:
-    """Leave the group of processes of a distributed run, where there is one."""
+    """Leave the process group of a distributed run, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -300,8 +287,8 @@ __all__ = [
     "check_same_vocabulary",
     "check_vocabulary",
     "final_metrics",
-    "finished_metrics",
     "leave_group",
+    "run_once",
     "run_training",
     "say",
     "say_empty_cells",

@@ -1,4 +1,4 @@
-"""The trainer: `transformers.Trainer` with exact batches over processes, and every part of the loss in the log."""
+"""The trainer: `transformers.Trainer` with exact batches over processes, and all parts of the loss in the log."""
 
 import functools
 import json
@@ -42,31 +42,31 @@ from cellglot.training.runs.stopping import EvaluationStopped, StopRequest, leav
 LOWER_RATE = (
     "Training diverged: set a lower trainer.learning_rate or a longer warm-up, and start again with --overwrite"
 )
-# How PyTorch says that a file cannot be written.
+# Parts of PyTorch's messages that a file cannot be written.
 WRITING = ("PytorchStreamWriter", "inline_container", "write failed", "cannot be opened")
 
 
 class CellTrainer(Trainer):
     """Trains on cells.
 
-    - Every cell is seen once an epoch, or drawn by the dataset's ``weights``, for any number of processes. A step's
-      loss and gradients are those of all processes' cells together: each batch counts by its share of the labels of
-      the whole step.
-    - The parts of the loss (fields of the model's output that end in ``_loss``) are logged beside it.
-    - Folders hold weights, configuration, tokenizer and code, and nothing pickled beside them.
-    - A loss, a norm of gradients or a weight that is not finite ends the training before anything of it is saved.
-    - A checkpoint is whole or not there, and says what it is of.
-    - Where `stop` asks for it, all processes stop after the same step, with a checkpoint from which a resumed run
-      gives the weights of an uninterrupted one.
+    - Each cell is seen once an epoch, or drawn by the dataset's ``weights``, for any number of processes. Loss and
+      gradients of a step are those of the cells of all processes together: the weight of a batch is its share of the
+      labels of the step.
+    - The parts of the loss (fields of the model's output that end in ``_loss``) are logged, too.
+    - Folders contain weights, configuration, tokenizer and code, and no pickled files.
+    - A loss, gradient norm or weight that is not finite stops the training; nothing of that step is saved.
+    - A checkpoint is complete or does not exist, and records its run.
+    - After a signal (`stop`), all processes stop after the same step and write a checkpoint. A run resumed from it has
+      the weights of an uninterrupted run.
 
     Parameters
     ----------
     description
-        What is trained, for the progress bar.
+        Label of the progress bar.
     optimizer_name
-        ``"adamw"``, or ``"adam"``: weight decay of all parameters added to their gradients.
+        ``"adamw"``, or ``"adam"``: weight decay of all parameters is added to their gradients.
     summarize
-        (model, batch, output) -> what `compute_metrics` gets as predictions and labels, one row a cell; by default
+        (model, batch, output) -> predictions and labels for `compute_metrics`, one row for each cell; by default
         the output's predictions and the labels.
     **kwargs
         As for `transformers.Trainer`.
@@ -74,11 +74,11 @@ class CellTrainer(Trainer):
     Attributes
     ----------
     stop : StopRequest
-        Signals that ask for the end; none by default.
+        Signals that ask to stop; none by default.
     stopping : bool
-        Whether the training ended early, or is about to.
+        Whether the training stopped early, or is about to.
     identity : dict
-        From `run_identity`, noted in every checkpoint.
+        From `run_identity`, written to each checkpoint.
     """
 
     data_collator: Any
@@ -118,21 +118,22 @@ class CellTrainer(Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def begin_steps(self) -> None:
-        """Get ready for the first step, or the first one after a checkpoint.
+        """Prepare the first step, or the first step after a checkpoint.
 
         Raises
         ------
         ValueError
-            If the checkpoint is beyond the steps that are asked for, or weights are not finite.
+            If the checkpoint has more steps than the run, or weights are not finite.
         """
         self._parts, self._parts_since = {}, self.state.global_step
         if self.state.global_step > self.state.max_steps:
             raise ValueError(
-                f"{self._resumed_from} is of step {self.state.global_step:,}, beyond the {self.state.max_steps:,} "
-                "steps that are asked for: choose another folder for the result, or begin again by --overwrite"
+                f"{self._resumed_from} is of step {self.state.global_step:,}, but this run has only "
+                f"{self.state.max_steps:,} steps: set more, choose another folder for the result, or start again with "
+                "--overwrite"
             )
-        where = self._resumed_from or "the model that training starts from"
-        check_weights(self.model, str(where), "There is nothing to train: use another model or checkpoint")
+        where = self._resumed_from or "the model before training"
+        check_weights(self.model, str(where), "Use another model or checkpoint")
         saved = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
         for callback in self._patience() if isinstance(saved, dict) and self._resumed_from else ():
             callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
@@ -141,7 +142,7 @@ class CellTrainer(Trainer):
         return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless the checkpoint is that of the last step."""
+        """Run an epoch, unless the checkpoint is already of the last step."""
         over = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in self._patience())
         if self.state.global_step >= self.state.max_steps or (over and self._resumed_from is not None):
             if self._evaluation_is_due:
@@ -153,14 +154,11 @@ class CellTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = self._train_batch_size * self.args.world_size
-        weights = getattr(dataset, "weights", None)
-        return EpochSampler(dataset.lengths, together, self._data_seed(), weights=weights)
-
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(dataset.lengths, together, seed, weights=getattr(dataset, "weights", None))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Return the loader of held-out cells, with its own collator where there is one."""
+        """Return the loader of held-out cells, with their collator if there is one."""
         training = self.data_collator
         self.data_collator = self.eval_data_collator or training
         try:
@@ -176,11 +174,11 @@ class CellTrainer(Trainer):
         return loader
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Count the items of a step as models do, over all its batches and processes, and who asks to stop."""
+        """Count the items of a step as models do, over batches and processes, and the processes with a signal."""
         if not batch_samples:
             return None
-        items = sum(_count(batch) for batch in batch_samples)
-        assert isinstance(items, torch.Tensor)
+        counts = [count_items(b.get("labels"), b["attention_mask"].bool().any(dim=1).sum()) for b in batch_samples]
+        items = torch.stack(counts).sum()
         asked = items.new_tensor(self.stop.signal is not None)
         items, self._asked = self.accelerator.reduce(torch.stack([items, asked]).to(device), "sum").unbind()
         return items
@@ -188,8 +186,9 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss, and remember its parts for the log."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        """Compute the loss, and store its parts for the log."""
+        given = self._of_model(inputs)
+        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             for name, value in outputs.items():
                 if name.endswith("_loss") and value is not None:
@@ -197,19 +196,19 @@ class CellTrainer(Trainer):
                     self._step_parts[name] = self._step_parts.get(name, 0.0) + value.detach().float()
         return (loss, outputs) if return_outputs else loss
 
-    # ---------------------------------------------------------------- numbers that are none
+    # ---------------------------------------------------------------- NaN and infinite numbers
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Compute the gradients of a batch, and keep its loss to be looked at."""
+        """Compute the gradients of a batch, and store its loss for a check."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         self._batches.append(inputs)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Return the norm of a step's gradients; refuse a step that is not finite before it changes weights.
+        """Return the gradient norm of a step; refuse a step that is not finite before it changes weights.
 
-        With a gradient scaler (float16) gradients that are too large are usual, and skipped by it.
+        A gradient scaler (float16) itself skips steps with too large gradients, which are usual.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         scaled = getattr(self.accelerator, "scaler", None) is not None
@@ -236,14 +235,14 @@ class CellTrainer(Trainer):
             check_weights(self.model, f"after step {self.state.global_step:,}", LOWER_RATE)
             raise NonFiniteError(
                 f"{', '.join(bad)} of the held-out cells is {metrics[bad[0]]} after step {self.state.global_step:,}, "
-                "though weights are finite: look for values that are not in the corpus's held-out cells"
+                "but all weights are finite: look for NaN or infinite values in the held-out cells of the corpus"
             )
         return metrics
 
     # ---------------------------------------------------------------- stopping and checkpoints
 
     def is_asked_to_stop(self) -> bool:
-        """Return whether a signal asks to stop; the same on all processes within a step."""
+        """Return whether a signal asks to stop, with the same result on all processes."""
         if self.args.world_size == 1 or self._asked is None:
             return self.stop.signal is not None
         return bool(self._asked)
@@ -254,7 +253,7 @@ class CellTrainer(Trainer):
             raise EvaluationStopped
 
     def stop_after_step(self, control: Any) -> None:
-        """Let the training end after this step with a checkpoint; an evaluation is left to the resumed run."""
+        """Stop after this step with a checkpoint; an evaluation that is due is left to the resumed run."""
         self.stopping = True
         whole_epoch = self.state.epoch == int(self.state.epoch or 0)
         by_epoch = self.args.eval_strategy == "epoch" and self.args.eval_delay <= (self.state.epoch or 0)
@@ -283,7 +282,7 @@ class CellTrainer(Trainer):
             self._evaluate_late()
 
     def _evaluate_late(self) -> None:
-        """Evaluate the checkpoint's weights, which the run that wrote it was stopped before."""
+        """Run the evaluation that was due when the run was stopped."""
         metrics = Trainer._evaluate(self, None, None)
         self._evaluation_is_due = False
         is_best = super()._determine_best_metric(metrics, None)
@@ -294,12 +293,12 @@ class CellTrainer(Trainer):
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
 
     def save_stopped(self) -> None:
-        """Write a checkpoint after the last step, where there is none yet."""
+        """Write a checkpoint after the last step, if there is none yet."""
         if not Path(self.args.output_dir, checkpoint_name(self.state.global_step)).exists():
             self._save_checkpoint(self.model_wrapped, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place, and move it there when it is whole."""
+        """Write a checkpoint to a temporary folder, and rename it when it is complete."""
         step, output = self.state.global_step, Path(self._get_output_dir(trial))
         check_weights(self.model, f"after step {step:,}", LOWER_RATE)
         place, part = output / checkpoint_name(step), unfinished_folder(output, step)
@@ -320,21 +319,21 @@ class CellTrainer(Trainer):
                 put_in_place(part / place.name, place)
                 rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()
-            if self.args.local_process_index == 0 and (part / place.name).exists():  # a disk of its own
+            if self.args.local_process_index == 0 and (part / place.name).exists():  # another machine's disk
                 put_in_place(part / place.name, place)
         except (OSError, RuntimeError, SafetensorError) as error:
             if isinstance(error, RuntimeError) and not any(w in str(error) for w in WRITING):
                 raise
             raise OSError(
-                f"{place} could not be written ({error}); the last whole checkpoint is {last_checkpoint(output)}. See "
-                "to space and permissions, then run the same command: it resumes from there"
+                f"{place} could not be written ({error}); the last complete checkpoint is {last_checkpoint(output)}. "
+                "Check disk space and permissions, then run the same command again: it resumes from there"
             ) from error
         finally:
             self.args.save_only_model, self._unfinished = only_model, None
             shutil.rmtree(part, ignore_errors=True)
 
     def _complete(self, folder: Path) -> None:
-        """Write what callbacks keep, and what the checkpoint is of."""
+        """Write the files of callbacks and the identity of the run."""
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "write_checkpoint"):
                 callback.write_checkpoint(folder)
@@ -342,10 +341,10 @@ class CellTrainer(Trainer):
             write_json(folder / STOPPED_FILE, {"evaluation_is_due": bool(self._evaluation_is_due)})
         seal(folder, self.identity)
 
-    # ---------------------------------------------------------------- as in every training
+    # ---------------------------------------------------------------- log, optimizer, evaluation, saving
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the mean of every part of the loss since the last time."""
+        """Log, with the mean of each part of the loss since the last log."""
         if "loss" in logs and self._parts:
             steps = max(self.state.global_step - self._parts_since, 1)
             for name in sorted(self._parts):
@@ -356,7 +355,7 @@ class CellTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Set up the optimizer."""
+        """Create the optimizer."""
         if self.optimizer is None and self.optimizer_name == "adam":
             module = self.model if model is None else model
             self.optimizer = torch.optim.Adam(
@@ -371,17 +370,25 @@ class CellTrainer(Trainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Evaluate a batch; give predictions and labels, no hidden states."""
+        """Evaluate a batch; return loss, predictions and labels, no hidden states."""
         self._end_evaluation_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            outputs = model(**inputs)
+            outputs = model(**self._of_model(inputs))
         if prediction_loss_only:
             return outputs.loss.detach(), None, None
+        return outputs.loss.detach(), *self._predicted(model, inputs, outputs)
+
+    def _of_model(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a batch that the model takes, before each forward pass."""
+        return inputs
+
+    def _predicted(self, model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[Any, Any]:
+        """Return predictions and labels of a batch for the metrics."""
         if self.summarize is not None:
-            return outputs.loss.detach(), *self.summarize(self.accelerator.unwrap_model(model), inputs, outputs)
+            return self.summarize(self.accelerator.unwrap_model(model), inputs, outputs)
         predicted = outputs["logits"] if "logits" in outputs else outputs["predicted_expression"]
-        return outputs.loss.detach(), predicted.detach(), inputs["labels"]
+        return predicted.detach(), inputs["labels"]
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
         with no_other_bars():
@@ -392,34 +399,29 @@ class CellTrainer(Trainer):
                 os.remove(arguments)
 
 
-def _count(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Count the labels of a batch that are not -100, or its cells where there are no labels."""
-    return count_items(batch.get("labels"), batch["attention_mask"].bool().any(dim=1).sum())
-
-
 class _TurningPoints(TrainerCallback):
-    """Calls the trainer where its loop begins, and where a step or an epoch ends; the last of the callbacks."""
+    """Calls the trainer at the start of its loop and at the end of steps and epochs; the last of the callbacks."""
 
     def __init__(self, trainer: CellTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Get ready for the first step."""
+        """Prepare the first step."""
         self.trainer.begin_steps()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where that is asked for."""
+        """Stop after a signal."""
         if self.trainer.is_asked_to_stop():
             self.trainer.stop_after_step(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Do nothing more after a stop: the epoch may not be over, and the checkpoint is written."""
+        """Do nothing after a stop: the epoch may be incomplete, and the checkpoint is written."""
         if self.trainer.stopping:
             control.should_evaluate = control.should_save = control.should_log = False
 
 
 def _start_worker(function: Any, worker: int) -> None:
-    """Begin a process that reads cells."""
+    """Initialise a loader process."""
     leave_signals_to_parent()
     if function is not None:
         function(worker)

@@ -1,4 +1,4 @@
-"""The mean of a model's weights over the last steps of training, in place of its last weights."""
+"""The mean of the weights over the last steps of training, instead of the last weights."""
 
 from pathlib import Path
 from typing import Any
@@ -7,28 +7,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from cellglot.training.runs.checkpoints import checkpoint_name
 
 
 FILE = "weight_average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Averages the weights that learn after each of the last steps, and gives the model the average at the end.
+    """Averages the trained weights after each of the last steps, and sets the model to the average at the end.
 
-    Weights averaged along a training lie in a flatter part of the loss than its last ones, and serve cells of other
-    laboratories better: stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407), densely as in SWAD (Cha
-    et al. 2021, arXiv 2102.08604), with a fixed share of the steps, which is our choice.
+    Averaged weights are in a flatter region of the loss than the last ones, and predict better for cells of other
+    laboratories: stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407), after every step as in SWAD
+    (Cha et al. 2021, arXiv 2102.08604). The fixed share of the steps is our choice.
 
     Parameters
     ----------
     share
-        Of all steps, above 0 and at most 1.
-
-    Raises
-    ------
-    ValueError
-        If the share is none.
+        Share of all steps, above 0 and at most 1.
     """
 
     def __init__(self, share: float):
@@ -39,9 +35,9 @@ class WeightAverage(TrainerCallback):
         self.mean: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up the average of a training that goes on."""
+        """Read the average of a resumed training."""
         self.steps = self._averaged(state)
-        path = _checkpoint(args, state) / FILE
+        path = Path(args.output_dir, checkpoint_name(state.global_step), FILE)
         if path.exists():
             with safe_open(path, "pt") as file:
                 written = int(file.metadata()["steps"])
@@ -50,8 +46,8 @@ class WeightAverage(TrainerCallback):
             written = 0
         if written != self.steps:
             raise ValueError(
-                f"{path.parent} holds an average of {written:,} steps where it should be of {self.steps:,}: it is of "
-                "a training with other finetuning.average_weights or steps; choose another folder, or begin again by "
+                f"{path.parent} has an average of {written:,} steps instead of {self.steps:,}: it is of a training "
+                "with other finetuning.average_weights or steps. Choose another folder, or start again with "
                 "--overwrite"
             )
 
@@ -63,26 +59,22 @@ class WeightAverage(TrainerCallback):
             mean.copy_(mean.to(weights.device).lerp_(weights.float(), 1 / self.steps))
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write the average into a checkpoint that is being written."""
+        """Write the average to a checkpoint."""
         if self.steps:
             save_file(self.mean, folder / FILE, metadata={"steps": str(self.steps)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Return the model the average."""
+        """Set the weights of the model to the average."""
         for name, weights in _learning(model) if self.steps else ():
             weights.copy_(self.mean[name])
 
     def _averaged(self, state: Any) -> int:
-        """Return the number of steps, up to now, whose weights are averaged."""
+        """Return the number of steps so far whose weights are averaged."""
         return max(state.global_step - int((1 - self.share) * state.max_steps), 0)
 
 
 def _learning(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, weights.detach()) for name, weights in model.named_parameters() if weights.requires_grad]
-
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 __all__ = ["WeightAverage"]

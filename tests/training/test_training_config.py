@@ -7,7 +7,7 @@ import pytest
 from cellglot.cli import main
 from cellglot.training.config import check_keys, configs_folder, load_config, read_section
 from cellglot.training.families.records import FAMILIES
-from cellglot.training.finetuning.few_shot import FewShotSettings
+from cellglot.training.finetuning.few_shot_task import FewShotSettings
 from cellglot.training.finetuning.settings import FinetuneSettings
 from cellglot.training.run import training_arguments
 
@@ -80,7 +80,7 @@ def test_a_bare_no_is_a_strategy(tmp_path):
         ("trainer.max_steps", "write section.key=value"),
         ("training.max_steps=3", "section 'training' does not exist; is 'trainer' meant"),
         ("trainer.=3", "write section.key=value"),
-        ("trainer.learning_rate.of=3", "learning_rate holds .*, no mapping"),
+        ("trainer.learning_rate.of=3", "learning_rate is .*, not a mapping"),
         ("trainer.max_steps=[3", r"override 'trainer.max_steps=\[3' is not YAML"),
     ],
 )
@@ -91,13 +91,13 @@ def test_overrides_that_are_none(override, message):
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n"])
 def test_a_file_without_sections(tmp_path, text):
-    with pytest.raises(ValueError, match="is no mapping of sections"):
+    with pytest.raises(ValueError, match="is not a mapping of sections"):
         load_config(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("overrides", [[], ["trainer.max_steps=3"]])
 def test_a_section_that_is_no_mapping(tmp_path, overrides):
-    with pytest.raises(ValueError, match="section 'trainer' is no mapping"):
+    with pytest.raises(ValueError, match="section 'trainer' is not a mapping"):
         load_config(written(tmp_path, "trainer: 3\n"), overrides)
 
 
@@ -107,9 +107,7 @@ def test_a_file_that_is_no_yaml(tmp_path):
 
 
 def test_a_missing_file_names_those_of_the_package(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no configuration .*nowhere.yaml; with the package come .*exceiver_tiny"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no configuration .*nowhere.yaml; the package has .*exceiver_tiny"):
         load_config(tmp_path / "nowhere.yaml")
 
 
@@ -129,7 +127,7 @@ def test_unknown_keys_name_what_may_be_meant(tmp_path):
         ("model.hidden_size=large", "hidden_size"),
         ("model.hidden_size=6", "hidden_size=6 is not a multiple of"),
         ("model.pooling=max", "pooling='max'"),
-        ("model.vocab_size=5", "model.vocab_size is 5, the corpus has 767 ids: leave it out"),
+        ("model.vocab_size=5", "model.vocab_size is 5, but the corpus has 767 ids: remove it"),
         ("data.mask_share=0.1", "data 'mask_share' does not exist"),
         ("data.mask_fraction=0.0001", "masks no gene"),
         ("data.mask_fraction=much", "data.mask_fraction"),

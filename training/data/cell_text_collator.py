@@ -1,4 +1,4 @@
-"""Cells with their texts to batches."""
+"""From cells and their texts to batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,24 +6,25 @@ from typing import Any
 
 import torch
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.training.data.rank_value_collator import RankValueCollator
-from cellglot.training.data.texts import IGNORED, Values, row_values
+from cellglot.training.data.texts import Values, row_values
 
 
 @dataclass
 class CellTextCollator:
-    """Pads cells and masks their genes, and adds each cell's text, tokenized before.
+    """Pads cells and masks their genes, and adds the text of each cell, which is already tokenized.
 
     Parameters
     ----------
     cells
-        Makes the part of the batch that is cells.
+        Collator of the cells.
     text_tokens
-        Tokens of every text, each text once.
+        Tokens of each different text.
     text_of
-        Values of `columns` -> place in `text_tokens`, -100 for none.
+        Values of `columns` -> position in `text_tokens`, -100 for none.
     columns
-        Columns from which a cell's text is known.
+        Columns that determine the text of a cell.
     """
 
     cells: RankValueCollator
@@ -33,21 +34,17 @@ class CellTextCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Parameters
-        ----------
-        examples
-            From `cellglot.training.data.dataset.CellDataset`, with `columns`.
+        """Make a batch of examples of `cellglot.training.data.dataset.CellDataset`, read with `columns`.
 
         Returns
         -------
         dict
-            What `RankValueCollator` gives, ``text_input_ids`` and ``text_attention_mask``, shape (cells, text tokens),
-            and ``text_ids``, shape (cells,). A cell without text, and one that fills up the batch, has a text of
-            padding alone and the id -100.
+            The batch of `RankValueCollator`, ``text_input_ids`` and ``text_attention_mask``, shape (cells, text
+            tokens), and ``text_ids``, shape (cells,). The text of a cell without text, and of the cell -1, is only
+            padding, and its id is -100.
         """
-        ids = [self._text(example) for example in examples]
+        known = (row_values(e, self.columns) if e["cell"] >= 0 else None for e in examples)
+        ids = [IGNORED if values is None else self.text_of.get(values, IGNORED) for values in known]
         tokens = [[] if i == IGNORED else list(self.text_tokens[i]) for i in ids]
         width = max(1, *map(len, tokens))
         padded = torch.tensor([t + [self.pad_token_id] * (width - len(t)) for t in tokens])
@@ -57,11 +54,6 @@ class CellTextCollator:
             "text_attention_mask": (torch.arange(width) < lengths[:, None]).long(),
             "text_ids": torch.tensor(ids),
         }
-
-    def _text(self, example: Mapping[str, Any]) -> int:
-        if example["cell"] < 0:
-            return IGNORED
-        return self.text_of.get(row_values(example, self.columns), IGNORED)
 
 
 __all__ = ["CellTextCollator"]

@@ -1,25 +1,21 @@
-"""Labels of a corpus -> cell types of the Cell Ontology that a model has prototypes for."""
+"""From labels of a corpus to cell types of the Cell Ontology for which a model has prototypes."""
 
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology, CellTypeTables
 from cellglot.tokenization.ontology.labels import CellLabelReport
-from cellglot.training.data.collators import class_name
+from cellglot.training.data.labels import label_rows
 
 
-logger = logging.getLogger(__name__)
-
-IGNORED = -100
 LABEL_COLUMNS = ("cell_type_ontology_term_id", "cell_type")
 
 Labels = tuple[str, ...]
@@ -32,15 +28,15 @@ class CorpusCellTypes:
     Parameters
     ----------
     columns
-        Columns that hold labels, the first whose label stands for a cell type counts.
+        Columns with labels; the first label that is a cell type is used.
     tables
-        Types with their geometry, None where no label stands for one.
+        The types with ancestors and similarities, None if no label is a cell type.
     rows
-        Label -> row of `tables`, -100 where it stands for a type that no training cell has.
+        Label -> row of `tables`, -100 for a type that no training cell has.
     report
-        What became of the labels of the training cells.
+        How the labels of the training cells were resolved.
     held_out_without
-        Held-out cells without a label, or whose type no training cell has.
+        Number of held-out cells without a label, or of a type that no training cell has.
     """
 
     columns: list[str]
@@ -51,12 +47,12 @@ class CorpusCellTypes:
 
     @property
     def training_without(self) -> int:
-        """Training cells that train without cell type."""
+        """Number of training cells without a cell type."""
         return self.report.lost
 
 
 def open_ontology(name: str | os.PathLike | date) -> CellOntology:
-    """Open an ontology: ``"blood"``, the table that comes with the package; a release's date; or a file."""
+    """Open an ontology: ``"blood"``, the table in the package; the date of a release; or a file."""
     if str(name) == "blood":
         return CellOntology.blood()
     if Path(str(name)).exists():
@@ -64,30 +60,28 @@ def open_ontology(name: str | os.PathLike | date) -> CellOntology:
     if str(name)[:4].isdigit() and len(str(name)) == 10:
         return CellOntology.from_release(str(name))
     raise ValueError(
-        f"ontology {str(name)!r}: it is 'blood' (comes with cellglot), a release's date such as '2024-04-05', or "
-        "an OBO or OWL file, and there is no such file"
+        f"ontology {str(name)!r} is not a file: write 'blood' (comes with cellglot), the date of a release such as "
+        "'2024-04-05', or an OBO or OWL file"
     )
 
 
 def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str] = LABEL_COLUMNS) -> CorpusCellTypes:
     """Resolve the labels of a corpus.
 
-    A cell's label is the first of its columns that stands for a type, or, where none does, the first that is not
-    missing. Types are those of training cells alone, in the order of their ids. Labels that stand for none are
-    counted; their cells train without a type.
+    The label of a cell is the first of its columns that is a cell type, else the first that is not missing. The types
+    are those of the training cells only, in the order of their ids. Cells of other labels train without a type; the
+    report counts them.
 
     Parameters
     ----------
-    ontology
-        Where to look labels up.
     columns
-        Columns of labels, those that the corpus does not have are passed over.
+        Columns of labels; those that the corpus does not have are skipped.
     """
     present = [c for c in columns if c in _columns(corpus)]
     if not present:
         raise ValueError(
-            f"{corpus.folder} has no column {' or '.join(columns)}: carry the labels when tokenizing, e.g. "
-            "cellglot tokenize --rename my_labels=cell_type"
+            f"{corpus.folder} has no column {' or '.join(columns)}: tokenize with the labels, e.g. cellglot tokenize "
+            "--rename my_labels=cell_type"
         )
     train, held_out = (_labels(corpus, split, present) for split in ("train", "validation"))
     by_label = _known_labels([*train, *held_out], ontology)
@@ -113,26 +107,19 @@ def _columns(corpus: Corpus) -> list[str]:
 
 
 def _labels(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[Labels]:
-    """Count the cells of a split by their labels in all columns; those that are missing are left out."""
-    return Counter(labels for shard in corpus.shards(split) for labels in _read(shard, columns))
-
-
-def _read(shard: str, columns: Sequence[str]) -> Iterator[Labels]:
-    for batch in pq.ParquetFile(shard).iter_batches(columns=list(columns)):
-        values: list[list[Any]] = [batch.column(c).to_pylist() for c in columns]
-        for row in zip(*values, strict=True):
-            yield tuple(name for name in map(class_name, row) if name)
+    """Count the cells of a split by their labels in all columns; missing ones are left out."""
+    return Counter(tuple(label for label in row if label) for row in label_rows(corpus, split, columns))
 
 
 def _known_labels(cells: Sequence[Labels], ontology: CellOntology) -> dict[str, str]:
-    """Return the cell type of each label that stands for one."""
+    """Return label -> cell type, for labels that are one."""
     found = ontology.resolve(sorted({label for labels in cells for label in labels}))
     pairs = zip(found.labels, found.cell_types, strict=True)
     return {label: cell_type for label, cell_type in pairs if label is not None and cell_type is not None}
 
 
 def _chosen(cells: Counter[Labels], by_label: Mapping[str, str]) -> tuple[Counter[str], Counter[str]]:
-    """Count the label that counts in each cell (empty where it has none), and those passed over for a further one."""
+    """Count the label that is used of each cell (empty if it has none), and first labels that are not used."""
     chosen, passed_over = Counter[str](), Counter[str]()
     for labels, n in cells.items():
         known = [label for label in labels if label in by_label]

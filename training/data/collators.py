@@ -1,4 +1,4 @@
-"""Cells to batches: padding, and masks that depend on seed, epoch and cell alone."""
+"""From cells to batches: padding, and masks that depend only on seed, epoch and cell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from cellglot.training.data.thinning import Thinning
 class ExceiverCollator:
     """Pads cells and masks expressed genes, as Exceiver is trained.
 
-    ``num_masked`` of each cell's expressed genes are drawn without replacement; they keep their place and id, are
-    flagged by ``masked_genes``, and their ids and values are queries and labels (Connell et al. 2022 and the
-    released code). The draw depends on seed, epoch and cell, so that it is the same in any process and after a resume.
+    ``num_masked`` of the expressed genes of each cell are drawn without replacement. They keep their position and id
+    and are marked in ``masked_genes``; their ids are the queries, their values the labels (Connell et al. 2022 and the
+    released code). The draw depends on seed, epoch and cell, so it is the same in any process and after resuming.
 
     Parameters
     ----------
     pad_token_id
-        Id of padding.
+        Token id of padding.
     num_masked
-        Genes to mask in each cell; 0 masks none and gives no queries. A cell with fewer than twice as many genes gets
-        half of them masked and padded queries.
+        Genes to mask in each cell; 0 masks none and gives no queries. In a cell with fewer than twice as many genes,
+        half of the genes are masked and the queries are padded.
     seed
-        Of the draw.
+        Seed of the masks.
     labels
-        Class name -> number, for classification by the column `label_column`.
+        Class name -> number, for classification.
     label_column
         Column of class names.
     thinning
-        Takes counts and genes from training cells, before anything else is done with them.
+        Removes counts and genes from training cells, before all other steps.
     """
 
     pad_token_id: int
@@ -45,19 +45,14 @@ class ExceiverCollator:
     thinning: Thinning | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Parameters
-        ----------
-        examples
-            From `cellglot.training.data.dataset.CellDataset`.
+        """Make a batch of examples of `cellglot.training.data.dataset.CellDataset`.
 
         Returns
         -------
         dict
             ``input_ids``, ``expression_values``, ``attention_mask``, shape (cells, genes); with masking
-            ``masked_genes``, and ``query_ids`` and labels of shape (cells, num_masked). Labels of expression are
-            ``labels``, or ``expression_labels`` beside the classes in ``labels``.
+            ``masked_genes``, and ``query_ids`` and labels of shape (cells, num_masked). The labels of expression are
+            ``labels``, or ``expression_labels`` if ``labels`` are classes.
 
         Raises
         ------
@@ -93,12 +88,12 @@ class ExceiverCollator:
             batch["query_ids"] = torch.from_numpy(query_ids)
             batch["labels" if self.labels is None else "expression_labels"] = torch.from_numpy(targets)
         if self.labels is not None:
-            names = [class_name(e.get(self.label_column)) for e in examples]  # type: ignore[arg-type]
+            names = [label_text(e.get(self.label_column)) for e in examples]  # type: ignore[arg-type]
             batch["labels"] = torch.tensor([-100 if name is None else self.labels.get(name, -100) for name in names])
         return batch
 
     def _draw(self, example: Mapping[str, Any], n: int) -> np.ndarray:
-        """Draw the places to mask among a cell's `n` genes, in ascending order."""
+        """Draw the positions to mask among the `n` genes of a cell, in ascending order."""
         num_masked = min(self.num_masked, n // 2)
         if num_masked == 0:
             return np.empty(0, dtype=np.int64)
@@ -106,9 +101,4 @@ class ExceiverCollator:
         return np.sort(random.choice(n, num_masked, replace=False))
 
 
-def class_name(value: Any) -> str | None:
-    """Return the name of a cell's class, as every verb reads labels; None where it is missing."""
-    return label_text(value)
-
-
-__all__ = ["ExceiverCollator", "class_name"]
+__all__ = ["ExceiverCollator"]

@@ -1,4 +1,4 @@
-"""Token Parquet for training: cells by number, epochs in an order that depends on the seed alone."""
+"""Cells of token Parquet by number, and epochs in an order that depends only on the seed."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,39 +12,27 @@ from torch.utils.data import Dataset, Sampler
 from cellglot.tokenization.corpus.corpus import Corpus
 
 
-# What the tokenizer wrote of a cell, as far as it did.
+# Columns that the tokenizer writes, not all of them for each corpus.
 TOKEN_COLUMNS = ("input_ids", "expression_values", "expression_total", "clipped_counts")
 
 
 class DamagedCellError(ValueError):
-    """A cell of a corpus holds what no tokenizer writes.
-
-    Parameters
-    ----------
-    message
-        Names the shard and the row.
-    """
+    """A cell of a corpus contains values that no tokenizer writes; the message names the shard and the row."""
 
     def __init__(self, message: str):
-        # a process that reads data passes its error on as the text of its trace, which ends with the message
+        # from a loader process comes the text of its traceback, which ends with the message
         super().__init__(message.rsplit("DamagedCellError: ", 1)[-1].strip())
 
 
 def special_tokens(corpus: Corpus) -> int:
-    """Return how many tokens of every cell are no genes."""
+    """Return the number of tokens of each cell that are not genes."""
     path = corpus.tokenizer_folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return int(bool(settings.get("add_cls_token")))
 
 
 def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None:
-    """Return whether each cell of some splits expresses a gene of the vocabulary, shape (cells,); None where all do.
-
-    Parameters
-    ----------
-    splits
-        Splits of the corpus, one after the other.
-    """
+    """Return whether each cell of some splits expresses a gene of the vocabulary, shape (cells,); None if all do."""
     if not any(file["report"]["cells_without_genes"] for file in corpus.manifest["files"]):
         return None
     shards = [shard for split in splits for shard in corpus.shards(split)]
@@ -54,7 +42,7 @@ def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None
 
 
 def median_length(corpus: Corpus) -> float:
-    """Return the median number of tokens of the training cells that express a gene, 0 where none does."""
+    """Return the median number of tokens of the training cells that express a gene, 0 if none does."""
     if (expressed := cells_with_genes(corpus, ["train"])) is None:
         return float(corpus.manifest["median_length"])
     lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in corpus.shards("train")]
@@ -62,34 +50,33 @@ def median_length(corpus: Corpus) -> float:
 
 
 class CellDataset(Dataset):
-    """Cells of a split of a corpus, read from disk when asked for.
+    """Cells of one or more splits of a corpus, read from disk on access.
 
-    Cells that express no gene of the vocabulary are left out; `without_genes` counts them. Tokens and values are
-    checked while they are read.
+    Cells that express no gene of the vocabulary are left out; `without_genes` is their number. Tokens and values are
+    checked when they are read (`DamagedCellError`).
 
-    Keys are (epoch, cell) pairs as `EpochSampler` gives them, or cells alone (epoch -1). The cell -1 is no cell: it
-    fills up the last batch, and has no tokens and no label.
+    Keys are (epoch, cell) pairs from `EpochSampler`, or numbers of cells (epoch -1). The cell -1 is padding for the
+    last batch; it has no tokens and no label.
 
     Parameters
     ----------
     corpus
-        The corpus.
+        The corpus, from `cellglot.tokenize`.
     split
-        ``"train"``, ``"validation"`` or ``"test"``, or several of them, one after the other.
+        ``"train"``, ``"validation"`` or ``"test"``, or a list of them.
     columns
-        Columns to read beside the tokens.
+        Columns to read in addition to the tokens.
     least_tokens
-        Cells with fewer tokens are left out; `left_out` counts them, those without genes among them.
+        Cells with fewer tokens are left out; `left_out` is their number, with those without genes.
     keep
-        Whether to keep each cell of the splits, shape (cells,); those not kept are not counted. `chosen` is the
-        number of those that are.
+        Whether to keep each cell of the splits, shape (cells,); `chosen` is the number of cells to keep.
     without_genes
-        Cells without genes that `keep` has left out already, and that count among the chosen.
+        Number of cells without genes that `keep` already leaves out; added to `chosen`.
 
     Raises
     ------
     ValueError
-        If there are no such cells, or none with as many tokens. While reading: `DamagedCellError`.
+        If there are no such cells, or none with enough tokens.
     """
 
     def __init__(
@@ -164,7 +151,7 @@ class CellDataset(Dataset):
         return column.to_pylist()
 
     def _check(self, tokens: dict[str, list[Any]], rows: np.ndarray) -> None:
-        """Refuse token ids beyond the vocabulary, and values that are not finite or not one a token."""
+        """Refuse token ids beyond the vocabulary, and values that are not finite or do not match the tokens."""
         ids = tokens["input_ids"]
         flat = np.concatenate(ids)
         if len(flat) and (flat.min() < 0 or flat.max() >= self.vocab_size):
@@ -179,7 +166,7 @@ class CellDataset(Dataset):
             whole = np.concatenate(values) if isinstance(values[0], np.ndarray) else np.array(values, dtype=float)
             if whole.dtype.kind == "f" and not np.isfinite(whole).all():
                 bad = [not np.isfinite(np.array(v, dtype=float)).all() for v in values]
-                self._refuse(rows, bad, f"{name} holds NaN or infinite values")
+                self._refuse(rows, bad, f"{name} contains NaN or infinite values")
 
     def _refuse(self, rows: np.ndarray, bad: Sequence[Any], what: str) -> None:
         row = int(rows[next(i for i, wrong in enumerate(bad) if wrong)])
@@ -187,8 +174,7 @@ class CellDataset(Dataset):
             cells = pq.read_metadata(shard).num_rows
             if row < cells:
                 raise DamagedCellError(
-                    f"{shard}, row {row:,}: {what}. The corpus is damaged: make it again by cellglot tokenize "
-                    "--overwrite"
+                    f"{shard}, row {row:,}: {what}. The corpus is damaged: run cellglot tokenize --overwrite"
                 )
             row -= cells
 
@@ -199,7 +185,7 @@ class CellDataset(Dataset):
 
 
 def _read_shards(shards: Sequence[str], split: str) -> datasets.Dataset:
-    """Open Parquet shards by `datasets`, whose own progress bars stay out of those of the training."""
+    """Open Parquet shards with `datasets`, without its progress bars."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -210,26 +196,26 @@ def _read_shards(shards: Sequence[str], split: str) -> datasets.Dataset:
 
 
 class EpochSampler(Sampler):
-    """Every cell once an epoch, in batches of similar length, the same for any number of processes.
+    """Yields each cell once an epoch, in batches of similar length that do not depend on the number of processes.
 
-    A batch here is what all processes take together in one step. The last one is filled up with the cell -1, so that
-    every process has as many batches and no cell is seen twice.
+    A batch is all cells of one step, over all processes. The last one is padded with the cell -1: all processes have
+    the same number of batches, and no cell is seen twice.
 
     Parameters
     ----------
     lengths
-        Tokens of each cell.
+        Number of tokens of each cell.
     batch_size
-        Cells of all processes in one step.
+        Number of cells in one step, over all processes.
     seed
-        Of the order.
+        Seed of the order.
     shuffle
-        Draw a new order every epoch.
+        Draw a new order in each epoch.
     pool
-        Batches from which cells of similar length are put together; 1 leaves the order as drawn.
+        Number of batches whose cells are sorted by length; 1 keeps the drawn order.
     weights
-        Chance of each cell to be drawn, up to a factor, shape (cells,): an epoch then has as many cells as there are,
-        drawn with replacement. By default every cell is there once.
+        Chance of each cell to be drawn, up to a factor, shape (cells,): an epoch has the same number of cells, drawn
+        with replacement. By default each cell is seen once.
     """
 
     def __init__(
@@ -246,11 +232,11 @@ class EpochSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of cells, those that fill up included."""
+        """Return the number of cells, including padding."""
         return -(-len(self.lengths) // self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

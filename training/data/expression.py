@@ -1,4 +1,4 @@
-"""Expression of a corpus's cells as sparse matrices, read back from their tokens a batch at a time."""
+"""Expression of the cells of a corpus as sparse matrices, read from the tokens batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ CELLS_AT_ONCE = 2048
 
 @dataclass
 class CorpusExpression:
-    """The expression values that a corpus holds beside its tokens, genes in the order of token ids.
+    """The expression values of a corpus, genes in the order of token ids.
 
     Parameters
     ----------
     splits
-        Splits of the corpus to read, one after the other.
+        Splits of the corpus to read, in this order.
     wanted_for, otherwise
-        For the message that there are no values: what needs them, and what can be done without.
+        For the error if there are no values: what needs them, and what else to do.
     """
 
     corpus: Corpus
     splits: Sequence[str] = ("train",)
-    wanted_for: str = "are asked for"
+    wanted_for: str = "this needs"
     otherwise: str = ""
 
     def __post_init__(self) -> None:
@@ -41,23 +41,23 @@ class CorpusExpression:
 
     @staticmethod
     def held_by(corpus: Corpus) -> bool:
-        """Whether a corpus holds expression values."""
+        """Whether a corpus has expression values."""
         return "expression_values" in pq.read_schema(corpus.shards("train")[0]).names
 
     def values(self, keep: np.ndarray | None = None) -> Iterator[csr_matrix]:
-        """Yield the values as the model eats them, shape (cells, genes) each; genes without counts are not stored.
+        """Yield the values as a model reads them, shape (cells, genes) each; genes without counts are not stored.
 
         Parameters
         ----------
         keep
-            Whether each cell of the splits is wanted, shape (cells,); by default all are.
+            Whether to read each cell of the splits, shape (cells,); by default all.
         """
         first = 0
         for shard in (shard for split in self.splits for shard in self.corpus.shards(split)):
             file = pq.ParquetFile(shard)
             if "expression_values" not in file.schema_arrow.names:
                 raise ValueError(
-                    f"{self.corpus.folder} holds no expression values, which {self.wanted_for}: tokenize with "
+                    f"{self.corpus.folder} has no expression values, which {self.wanted_for}: tokenize with "
                     f"--option return_expression_values=true{self.otherwise}"
                 )
             for batch in file.iter_batches(batch_size=CELLS_AT_ONCE, columns=["input_ids", "expression_values"]):
@@ -70,13 +70,7 @@ class CorpusExpression:
                     yield self._matrix(ids, values)
 
     def logs(self, keep: np.ndarray | None = None) -> Iterator[csr_matrix]:
-        """Yield log1p of scaled counts, whatever the tokenizer; values that it clipped stay clipped.
-
-        Parameters
-        ----------
-        keep
-            As for `values`.
-        """
+        """Yield log1p of scaled counts for any tokenizer; clipped values stay clipped. `keep` is as for `values`."""
         vocabulary = self.tokenizer.vocabulary
         for values in self.values(keep):
             if is_standardized(self.tokenizer):
@@ -86,7 +80,7 @@ class CorpusExpression:
             yield values
 
     def _matrix(self, ids: pa.ListArray, values: pa.ListArray) -> csr_matrix:
-        """Put the tokens of some cells into their genes' columns; special tokens have none."""
+        """Return a matrix of some cells; special tokens have no column."""
         indptr = ids.offsets.to_numpy()
         part = slice(indptr[0], indptr[-1])
         genes = self._columns[ids.values.to_numpy()[part]]

@@ -1,4 +1,4 @@
-"""Gene embeddings that start from the co-expression of a corpus."""
+"""Initial gene embeddings from the co-expression in a corpus."""
 
 from typing import Any
 
@@ -19,21 +19,20 @@ MOST_DEVIATIONS = 10.0  # as Exceiver's tokenizer clips
 def co_expression_vectors(
     corpus: Corpus, size: int, seed: int = 0, most_cells: int = MOST_CELLS, keep: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return genes that are expressed together similar vectors, by a truncated SVD of standardised expression.
+    """Return a vector for each gene by a truncated SVD of standardised expression: co-expressed genes are similar.
 
-    The matrix of cells x genes is that of the tokens, with each gene's background where it has no counts; it is never
-    made dense. Genes are its right singular vectors times singular values, scaled to a standard deviation of 1.
+    The matrix of cells x genes is that of the tokens, with the background of each gene if it has no counts; it is
+    never made dense. The vectors are its right singular vectors times singular values, scaled to a standard deviation
+    of 1.
 
     Parameters
     ----------
     corpus
-        Token Parquet with expression values.
-    seed
-        Of the sample of cells and of the decomposition's start.
+        Corpus with expression values.
     most_cells
-        Training cells to use at the most.
+        Maximum number of training cells to use.
     keep
-        Whether each training cell may be used, shape (training cells,); by default all may.
+        Whether each training cell may be used, shape (training cells,); by default all.
 
     Returns
     -------
@@ -44,7 +43,8 @@ def co_expression_vectors(
     n_cells, n_genes = values.shape
     if min(n_cells, n_genes) <= size:
         raise ValueError(
-            f"co-expression of {n_cells:,} cells and {n_genes:,} genes gives no vectors of {size}: choose smaller ones"
+            f"{corpus.folder}: {n_cells:,} cells and {n_genes:,} genes are too few for gene embeddings of size {size} "
+            "from co-expression: choose a smaller size, or set data.initialize_gene_embeddings=false"
         )
     expressed, background = _standardize(values, corpus.tokenizer())
     difference = expressed.copy()
@@ -63,7 +63,7 @@ def co_expression_vectors(
 
 
 def _standardize(values: csr_matrix, tokenizer: Any) -> tuple[csr_matrix, np.ndarray]:
-    """Return standardised expression of expressed genes, and of genes without counts, shape (genes,)."""
+    """Return standardised expression of expressed genes, and that of genes without counts, shape (genes,)."""
     expressed = values.copy()
     if is_standardized(tokenizer):
         expressed.data -= 1.0
@@ -78,7 +78,7 @@ def _standardize(values: csr_matrix, tokenizer: Any) -> tuple[csr_matrix, np.nda
 
 
 def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None) -> csr_matrix:
-    """Read the expression values of some training cells, shape (cells, genes), genes in the order of token ids."""
+    """Read the expression values of a sample of training cells, shape (cells, genes)."""
     n_cells, expressed = corpus.n_cells("train"), cells_with_genes(corpus, ["train"])
     if expressed is not None:
         keep = expressed if keep is None else keep & expressed
@@ -86,7 +86,7 @@ def _sample(corpus: Corpus, seed: int, most_cells: int, keep: np.ndarray | None)
     drawn = np.random.default_rng([seed, 1]).random(n_cells) < share
     expression = CorpusExpression(
         corpus,
-        wanted_for="gene embeddings start from",
+        wanted_for="initial gene embeddings need",
         otherwise=", or set data.initialize_gene_embeddings=false",
     )
     return vstack(list(expression.values(drawn if keep is None else drawn & keep)), format="csr")
@@ -99,18 +99,16 @@ def initialize_gene_embeddings(
     keep: np.ndarray | None = None,
     deviation: float = 1.0,
 ) -> None:
-    """Start the rows of an embedding from `co_expression_vectors`; special tokens stay as they are.
+    """Set the rows of a gene embedding to `co_expression_vectors`; special tokens are not changed.
 
-    Where embeddings of ranks are added to those of genes, `deviation` has to be that of the ranks: genes of a larger
-    scale drown the ranks in the normalisation that follows, and with them all that the model knows of expression.
+    If a model adds embeddings of ranks to those of genes, both need the same standard deviation: with larger gene
+    embeddings the ranks have almost no weight after normalisation, and only the ranks carry expression.
 
     Parameters
     ----------
     embedding
-        Gene embedding of a model for the corpus's vocabulary.
-    corpus
-        The corpus.
-    seed, keep
+        Gene embedding of a model with the vocabulary of the corpus.
+    corpus, seed, keep
         As for `co_expression_vectors`.
     deviation
         Standard deviation of the vectors.

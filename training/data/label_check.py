@@ -1,4 +1,4 @@
-"""Cells whose label is hardly theirs: those of a class that look like another one."""
+"""Cells with an unlikely label: they look like another class."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ LEAST_CELLS = 10
 
 @dataclass
 class LabelCheck:
-    """What checking the labels of cells found.
+    """The result of `check_labels`.
 
     Parameters
     ----------
     looks_like
         Class that a cell with an unlikely label looks like, -1 for all other cells; shape (cells,).
     margin
-        Correlation with the mean cell of the own class less that with the nearest other; NaN where it was not
-        checked. Shape (cells,).
+        Correlation with the mean cell of the own class minus that with the nearest other class; NaN for cells that
+        were not checked. Shape (cells,).
     """
 
     looks_like: np.ndarray
@@ -38,13 +38,7 @@ class LabelCheck:
         return self.looks_like >= 0
 
     def pairs(self, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Count the unlikely labels: class -> class that its cells look like -> cells.
-
-        Parameters
-        ----------
-        labels
-            As for `check_labels`.
-        """
+        """Count the unlikely labels: class -> class that its cells look like -> cells."""
         found = zip(labels[self.unlikely].tolist(), self.looks_like[self.unlikely].tolist(), strict=True)
         pairs: dict[str, dict[str, int]] = {}
         for (given, other), cells in Counter(found).most_common():
@@ -53,27 +47,27 @@ class LabelCheck:
 
 
 def check_labels(expression: CorpusExpression, labels: np.ndarray, seed: int = 0) -> LabelCheck:
-    """Find cells that look like another class than the one that they are labelled with.
+    """Find cells that look like another class than that of their label.
 
-    Sorted populations hold cells of others, and clusters are named as a whole: a flexible model learns such labels by
-    whatever else these cells have in common, their library or their depth, and then names cells of other laboratories
-    by it. Here every cell is compared, by Pearson correlation of log expression, with the mean cell of each class over
-    the genes that differ most between these means; the cell's own fifth of the cells is left out of the means. A label
-    is unlikely where another class is nearer, and the cell's margin lies more than three robust standard deviations
-    (1.4826 times the median absolute deviation) below the median of its class: cells of classes that run into each
-    other, where small margins are usual, are therefore left alone. Our choice, see docs/studies/transfer.md.
+    Sorted populations contain other cells, and clusters are labelled as a whole. A flexible model learns wrong labels
+    from other properties of these cells, such as library or depth, and then fails on cells of other laboratories. Here
+    each cell is compared, by Pearson correlation of log expression, with the mean cell of each class, over the genes
+    that differ most between these means. The means are computed without the fold (a fifth) of the cell. A label is
+    unlikely if another class is nearer and the margin is more than three robust standard deviations (1.4826 times the
+    median absolute deviation) below the median margin of the class. Cells of classes that overlap, in which small
+    margins are usual, are therefore not affected. Our choice, see docs/studies/transfer.md.
 
     Parameters
     ----------
     expression
-        Of the cells; read twice, a batch at a time.
+        Expression of the cells; read twice, batch by batch.
     labels
         Class of each cell, -1 for none, shape (cells,).
 
     Returns
     -------
     LabelCheck
-        Classes of fewer than 10 cells are not checked.
+        Classes with fewer than 10 cells are not checked.
     """
     folds = np.random.default_rng([seed, 2]).integers(FOLDS, size=len(labels))
     known = labels >= 0
@@ -104,7 +98,7 @@ def check_labels(expression: CorpusExpression, labels: np.ndarray, seed: int = 0
 
 @dataclass
 class _MeanCells:
-    """Mean cells of the classes over the genes that differ most between them, scaled for correlations."""
+    """The mean cells of the classes over the genes that differ most between them, scaled for correlations."""
 
     genes: np.ndarray
     cells: np.ndarray
@@ -112,14 +106,14 @@ class _MeanCells:
 
     @classmethod
     def of(cls, sums: np.ndarray, cells: np.ndarray, without: int) -> "_MeanCells":
-        """Average all folds but one."""
+        """Average all folds except one."""
         number = cells.sum(axis=0) - cells[without]
         means = (sums.sum(axis=0) - sums[without]) / np.maximum(number, 1)[:, None]
         genes = np.argsort(-means[number > 0].std(axis=0), kind="stable")[:GENES]
         return cls(genes, _scaled(means[:, genes]), number > 0)
 
     def margins(self, logs: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how much nearer the own class is than the nearest other, and which one that is."""
+        """Return the margin of each cell, and the nearest other class."""
         logs = logs[:, self.genes]
         length = np.sqrt(_row_sums(logs.power(2)) - _row_sums(logs) ** 2 / len(self.genes))
         correlations = logs @ self.cells.T / np.where(length > 0, length, 1.0)[:, None]  # the means are centred
@@ -132,7 +126,7 @@ class _MeanCells:
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:
-    """Centre rows and scale them to length 1; constant rows become 0."""
+    """Centre rows and scale them to length 1; constant rows to 0."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     return centred / np.where(length > 0, length, 1.0)
@@ -143,7 +137,7 @@ def _row_sums(rows: csr_matrix) -> np.ndarray:
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:
-    """Return robust standard deviations from the median."""
+    """Return the distances from the median in robust standard deviations."""
     away = values - np.median(values)
     return away / max(1.4826 * float(np.median(np.abs(away))), 1e-12)
 

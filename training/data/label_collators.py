@@ -1,4 +1,4 @@
-"""Batches with labels: of cells, of their genes."""
+"""Batches with labels of cells or of genes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,25 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.splits import Part
 
 
-IGNORED = -100
-
-
 class LabelledCells(CellDataset):
-    """Cells of a corpus, each with a label: ``label`` of an example. The cell -1 has none.
+    """Cells of a corpus with labels: ``label`` of an example. The cell -1 has none.
 
     Parameters
     ----------
     number
-        Tells these cells from those of other parts.
+        Number of the part, which is ``part`` of an example.
     labels
-        Label of each cell of the part's splits, class numbers or values; shape (cells of the splits,).
+        Label of each cell of the splits of the part, class numbers or values; shape (cells of the splits,).
     keep
-        Cells to keep, of the same shape: those with a label.
+        Whether to keep each cell, of the same shape.
 
     Attributes
     ----------
@@ -50,16 +48,16 @@ class LabelledCells(CellDataset):
 
 @dataclass
 class CellClassCollator:
-    """Adds classes to a batch of cells: ``labels`` to learn from, and ``truth``, which also knows unlearned classes.
+    """Adds classes to a batch of cells: ``labels`` for the loss, and ``truth`` with classes that the model lacks, too.
 
-    ``cells`` tells the cells apart.
+    ``cells`` identifies the cells by part and number.
 
     Parameters
     ----------
     number
-        Classes that the model knows; higher numbers are -100 in ``labels``.
+        Number of classes of the model; higher ones are -100 in ``labels``.
     weights
-        Weight of each class in the loss, shape (classes,), None for equal ones.
+        Weight of each class in the loss, shape (classes,); None for equal weights.
     """
 
     cells: Callable[..., dict[str, torch.Tensor]]
@@ -100,7 +98,7 @@ class LabelSetCollator:
 
 @dataclass
 class CellValueCollator:
-    """Adds values to a batch of cells, NaN for none."""
+    """Adds values to a batch of cells; NaN if a cell has none."""
 
     cells: Callable[..., dict[str, torch.Tensor]]
 
@@ -113,14 +111,14 @@ class CellValueCollator:
 
 @dataclass
 class GeneClassCollator:
-    """Adds classes of genes to a batch of cells, -100 for genes without; ``truth`` has the genes' ids beside them.
+    """Adds classes of genes to a batch of cells, -100 for genes without a class; ``truth`` also has the token ids.
 
     Parameters
     ----------
     classes
         Class of each token id, -100 for none, shape (vocabulary,).
     weights
-        Weight of each class in the loss, shape (classes,), None for equal ones.
+        Weight of each class in the loss, shape (classes,); None for equal weights.
     """
 
     cells: Callable[..., dict[str, torch.Tensor]]
@@ -174,13 +172,7 @@ def sampling_weights(
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
-    """Return weights by which every class counts alike: items / (classes * items of the class), shape (classes,).
-
-    Parameters
-    ----------
-    counts
-        Items of each class, shape (classes,).
-    """
+    """Return a weight for each class: items / (classes * items of the class), from items of each class."""
     return counts.sum() / (len(counts) * np.maximum(counts, 1))
 
 

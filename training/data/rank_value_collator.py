@@ -1,4 +1,4 @@
-"""Cells as rank-value tokens to batches: padding, masked genes, rows of cell types, classes."""
+"""From cells as rank-value tokens to batches: padding, masked genes, rows of cell types."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,39 +7,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellglot.training.data.collators import class_name
+from cellglot.modeling.cell_losses import IGNORED
+from cellglot.tokenization.reading.labels import label_text
 from cellglot.training.data.thinning import Thinning
-
-
-IGNORED = -100
 
 
 @dataclass
 class RankValueCollator:
-    """Pads cells and masks genes as BERT does; draws depend on seed, epoch and cell alone.
+    """Pads cells and masks genes as BERT does; draws depend only on seed, epoch and cell.
 
-    Of the gene tokens, never ``<cls>`` or ``<pad>``, a share is drawn one by one; of those 80% become ``<mask>``, 10%
-    a random gene and 10% stay (the released code of Geneformer and scCello). A random gene is drawn from genes: our
-    choice, the release draws from all tokens.
+    Each gene token (never ``<cls>`` or ``<pad>``) is drawn with the same chance; of those drawn, 80% become
+    ``<mask>``, 10% a random gene, and 10% stay (the released code of Geneformer and scCello). Random tokens are drawn
+    from the genes: our choice, the released code draws from all tokens.
 
     Parameters
     ----------
     gene_ids
-        Ids of genes, to draw random ones from.
+        Ids of all genes.
     mask_fraction
-        Chance of a gene to be masked; 0 masks none and gives no ``labels`` of genes.
+        Chance of a gene to be masked; 0 masks none and gives no ``labels``.
     max_length
-        Tokens to keep of a cell, those of the lowest ranks cut; None keeps all.
+        Tokens of a cell to keep; the genes of the lowest ranks are cut. None keeps all.
     cell_types
         Label -> row of the model's cell types, -100 for a type that the model does not have, for ``cell_type_ids``.
     cell_type_columns
-        Columns that hold labels, the first with a label among these counts.
-    labels
-        Class name -> number, for classification by the column `label_column`.
-    label_column
-        Column of class names.
+        Columns with labels; the first label that is in `cell_types` is used.
     thinning
-        Takes counts and genes from training cells, before anything else is done with them.
+        Removes counts and genes from training cells, before all other steps.
     """
 
     pad_token_id: int
@@ -51,24 +45,16 @@ class RankValueCollator:
     max_length: int | None = None
     cell_types: Mapping[str, int] | None = None
     cell_type_columns: Sequence[str] = ()
-    labels: Mapping[str, int] | None = None
-    label_column: str | None = None
     thinning: Thinning | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Parameters
-        ----------
-        examples
-            From `cellglot.training.data.dataset.CellDataset`.
+        """Make a batch of examples of `cellglot.training.data.dataset.CellDataset`.
 
         Returns
         -------
         dict
             ``input_ids`` and ``attention_mask``, shape (cells, tokens). With masking ``labels`` of that shape, -100
-            where no gene is masked; with cell types ``cell_type_ids``, with classes ``labels``, shape (cells,), -100
-            for none.
+            for genes that are not masked; with cell types ``cell_type_ids``, shape (cells,), -100 for none.
         """
         if not examples:
             raise ValueError("no cells to make a batch of")
@@ -90,9 +76,6 @@ class RankValueCollator:
             batch["labels"] = torch.from_numpy(targets)
         if self.cell_types is not None:
             batch["cell_type_ids"] = torch.tensor([self._cell_type(e) for e in examples])
-        if self.labels is not None:
-            names = [class_name(e.get(self.label_column)) for e in examples]  # type: ignore[arg-type]
-            batch["labels"] = torch.tensor([IGNORED if n is None else self.labels.get(n, IGNORED) for n in names])
         return batch
 
     def _mask(self, example: Mapping[str, Any], tokens: np.ndarray, row: np.ndarray, targets: np.ndarray) -> None:
@@ -105,13 +88,13 @@ class RankValueCollator:
         row[chosen] = np.where(fate < 0.8, self.mask_token_id, np.where(fate < 0.9, replaced, tokens[chosen]))
 
     def _cell_type(self, example: Mapping[str, Any]) -> int:
-        names = (class_name(example.get(column)) for column in self.cell_type_columns)
+        names = (label_text(example.get(column)) for column in self.cell_type_columns)
         known = self.cell_types or {}
         return next((known[name] for name in names if name is not None and name in known), IGNORED)
 
 
 def rank_value_collator(tokenizer: Any, **options: Any) -> RankValueCollator:
-    """Make the collator of a `RankValueTokenizer`; `options` are the collator's other fields."""
+    """Make the collator of a `RankValueTokenizer`; `options` are the other fields of the collator."""
     return RankValueCollator(
         tokenizer.pad_token_id,
         tokenizer.mask_token_id,

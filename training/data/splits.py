@@ -1,4 +1,4 @@
-"""Which cells a model is fine-tuned on and which are held out: as the corpus says, or drawn by class."""
+"""The division of cells for fine-tuning: that of the corpus, or drawn by class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ class Part:
 
     Parameters
     ----------
+    splits
+        Splits of the corpus.
     chosen
-        Whether each cell of these splits, one split after the other, is among them; shape (cells,).
+        Whether each cell of these splits, in this order, belongs to the part; shape (cells,).
     without_genes
-        Cells that are not among them because they express no gene of the vocabulary.
+        Number of cells that were left out because they express no gene of the vocabulary.
     """
 
     splits: tuple[str, ...]
@@ -32,14 +34,12 @@ class Part:
 
 @dataclass
 class Division:
-    """Cells for training, cells held out, and cells for a final test.
+    """Cells for training, held-out cells, and cells for a final test; None for a part without cells.
 
     Parameters
     ----------
     by
-        What they were divided by, in words.
-    train, held_out, test
-        The parts, None where there are no such cells.
+        What the cells were divided by, as text.
     """
 
     by: str
@@ -48,45 +48,34 @@ class Division:
     test: Part | None
 
     def parts(self) -> list[Part]:
-        """Return the parts that there are."""
+        """Return the parts with cells."""
         return [part for part in (self.train, self.held_out, self.test) if part is not None]
 
 
-def check_split(corpus: Corpus, how: str) -> None:
-    """Refuse a way to divide cells that there is not, or that would put one donor's cells on both sides.
+def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Division:
+    """Divide the cells of a corpus; cells without genes are left out.
 
     Parameters
     ----------
     how
-        ``"corpus"`` or ``"stratified"``.
+        ``"corpus"``: as the corpus was tokenized, by donor, else data set, else cell. ``"stratified"``: draw the share
+        of held-out cells again in each stratum, as `draw_by_stratum` does.
+    strata
+        Stratum of each cell for training and validation, in this order; None for cells without one.
     """
+    by = corpus.manifest["split"]["by"]
     if how not in SPLITS:
         raise ValueError(f"finetuning.split {how!r}: it is one of {', '.join(SPLITS)}")
-    by = corpus.manifest["split"]["by"]
     if how == "stratified" and by != "cell":
         raise ValueError(
-            f"{corpus.folder} holds cells out by {by}; finetuning.split=stratified would put cells of one donor or "
-            "data set on both sides: leave it out"
+            f"{corpus.folder} holds out cells by {by}; finetuning.split=stratified would put cells of one donor or "
+            "data set into both parts: remove this setting"
         )
-
-
-def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Division:
-    """Divide the cells of a corpus, those without genes left out.
-
-    Parameters
-    ----------
-    how
-        ``"corpus"``: as it was tokenized, by donor, else data set, else cell. ``"stratified"``: of every stratum the
-        corpus's share of held-out cells is drawn anew, at least one cell where there are two, never the last.
-    strata
-        Stratum of each cell for training and validation, in this order, None for cells of none.
-    """
-    check_split(corpus, how)
     test = _whole(corpus, ("test",))
     n_train, n_validation = corpus.n_cells("train"), corpus.n_cells("validation")
     if how == "corpus":
         train = _whole(corpus, ("train",)) or Part(("train",), np.ones(0, dtype=bool))
-        return Division(corpus.manifest["split"]["by"], train, _whole(corpus, ("validation",)), test)
+        return Division(by, train, _whole(corpus, ("validation",)), test)
     both = tuple(split for split, n in (("train", n_train), ("validation", n_validation)) if n)
     share = float(corpus.manifest["split"]["fractions"]["validation"])
     expressed = cells_with_genes(corpus, both)
@@ -100,7 +89,7 @@ def divide(corpus: Corpus, how: str, strata: Sequence[Any], seed: int) -> Divisi
 
 
 def _whole(corpus: Corpus, splits: tuple[str, ...]) -> Part | None:
-    """Return all cells of some splits that express a gene; None where there are no cells."""
+    """Return the cells of some splits that express a gene; None if there are no cells."""
     n_cells = sum(map(corpus.n_cells, splits))
     if not n_cells:
         return None
@@ -111,12 +100,9 @@ def _whole(corpus: Corpus, splits: tuple[str, ...]) -> Part | None:
 
 
 def draw_by_stratum(strata: Sequence[Any], fraction: float, seed: int) -> np.ndarray:
-    """Draw a share of every stratum, at least one where there are two and never all; shape (items,), bool.
+    """Draw a share of each stratum, at least one of two items and never all; shape (items,), bool.
 
-    Parameters
-    ----------
-    strata
-        Stratum of each item; None counts as one of its own.
+    Items whose stratum is None are one further stratum.
     """
     drawn = np.zeros(len(strata), dtype=bool)
     if fraction <= 0:
@@ -130,4 +116,4 @@ def draw_by_stratum(strata: Sequence[Any], fraction: float, seed: int) -> np.nda
     return drawn
 
 
-__all__ = ["SPLITS", "Division", "Part", "check_split", "divide", "draw_by_stratum"]
+__all__ = ["SPLITS", "Division", "Part", "divide", "draw_by_stratum"]

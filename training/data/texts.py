@@ -1,4 +1,4 @@
-"""Texts of a corpus's cells: what they say, which cell has which, and a tokenizer made of their own words."""
+"""The texts of the cells of a corpus, and a tokenizer of their words."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,16 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertTokenizerFast
 
+from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ASPECTS, ORGAN_COLUMNS, describe_cells
 from cellglot.tokenization.ontology.labels import CellLabelReport
+from cellglot.tokenization.reading.labels import label_text
 from cellglot.training.data.cell_types import LABEL_COLUMNS
-from cellglot.training.data.collators import class_name
+from cellglot.training.data.labels import label_rows
 
 
-IGNORED = -100
 MOST_WORDS = 30_000
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -36,19 +37,19 @@ class CorpusTexts:
     columns
         Columns that the texts are made of.
     texts
-        Different texts; their places are the text ids.
+        The different texts; a text's position is its id.
     text_of
         Values of `columns` -> text id, -100 for none.
     left_out
         Values of `columns` of cells that are left out.
     cells
-        Split -> text id -> cells; -100 counts those without a text. Cells left out are not among them.
+        Split -> text id -> number of cells that are not left out; -100 is for cells without a text.
     cells_left_out
-        Split -> cells left out.
+        Split -> number of cells left out.
     aspects
-        Aspects that some text tells.
+        Aspects that appear in a text.
     labels
-        What became of the training cells' labels of cell types, those left out among them.
+        How the cell type labels of all training cells were resolved, also of those left out.
     """
 
     columns: list[str]
@@ -65,20 +66,20 @@ class CorpusTexts:
         return self.cells[split][IGNORED]
 
     def ids(self, split: str) -> list[int]:
-        """Return the ids of a split's texts, in their order."""
+        """Return the sorted ids of the texts of a split."""
         return sorted(i for i in self.cells[split] if i != IGNORED)
 
     def keep(self, corpus: Corpus, split: str) -> np.ndarray | None:
-        """Return whether each cell of a split is kept, shape (cells,); None where none is left out."""
+        """Return whether each cell of a split is kept, shape (cells,); None if all are."""
         if not self.left_out:
             return None
-        return np.array([values not in self.left_out for values in _rows(corpus, split, self.columns)])
+        return np.array([values not in self.left_out for values in label_rows(corpus, split, self.columns)])
 
     def summary(self) -> str:
-        """Say how many texts there are, what they tell, and which cells have none."""
-        told = ", ".join(self.aspects) or "nothing"
+        """Return a text for the user: number of texts, their aspects, and cells without a text."""
+        aspects = ", ".join(self.aspects) or "none"
         lines = [
-            f"{len(self.ids('train')):,} different texts of training cells (they tell {told}); cells without one: "
+            f"{len(self.ids('train')):,} different texts of training cells (aspects: {aspects}); cells without one: "
             f"{self.without_text('train'):,} for training, {self.without_text('validation'):,} held out"
         ]
         if self.left_out:
@@ -96,19 +97,17 @@ def texts_of(
     leave_out: Sequence[str] = (),
     **options: Any,
 ) -> CorpusTexts:
-    """Describe the cells of a corpus by their metadata; each combination of values is looked at once.
+    """Describe the cells of a corpus by their metadata; each combination of values once.
 
     Parameters
     ----------
-    aspects
-        As for `describe_cells`.
     label_columns
-        Columns of the cell type, the first that is not missing in a cell counts.
+        Columns of the cell type; the first value that is not missing is used.
     leave_out
-        Cell types by id, name or synonym. Their cells and those of types below them are left out; so are cells whose
-        label, unknown to the ontology, is given as it stands.
-    **options
-        Further options of `describe_cells`.
+        Cell types by id, name or synonym, or labels that the ontology does not know. Cells of these types, of types
+        below them, and of these labels are left out.
+    aspects, **options
+        As for `describe_cells`.
     """
     present = pq.read_schema(corpus.shards("train")[0]).names
     wanted = list(label_columns) if "cell type" in aspects or leave_out else []
@@ -117,7 +116,7 @@ def texts_of(
         wanted += [*names, *(f"{name}_ontology_term_id" for name in names)]
     columns = [c for c in dict.fromkeys(wanted) if c in present]
     labelled = [c for c in label_columns if c in columns]
-    counts = {split: Counter(_rows(corpus, split, columns)) for split in ("train", "validation")}
+    counts = {split: Counter(label_rows(corpus, split, columns)) for split in ("train", "validation")}
     combinations = sorted({v for c in counts.values() for v in c}, key=lambda v: [x or "" for x in v])
     frame = pd.DataFrame(combinations, columns=columns, dtype=object)
     labels = [_first(values[: len(labelled)]) for values in combinations]
@@ -157,7 +156,7 @@ def _left_out(
     combinations: Sequence[Values], labels: Sequence[str | None], ontology: CellOntology, leave_out: Sequence[str]
 ) -> set[Values]:
     if isinstance(leave_out, str):
-        raise ValueError(f"data.leave_out {leave_out!r} is one text: write a list")
+        raise ValueError(f"data.leave_out {leave_out!r} is not a list: write [{leave_out}]")
     if not leave_out:
         return set()
     types = dict(zip(labels, ontology.resolve(labels).cell_types, strict=True))
@@ -167,33 +166,25 @@ def _left_out(
         below = set() if of_name is None else {of_name, *ontology.descendants(of_name)}
         found = {label for label, t in types.items() if label is not None and (label == name or t in below)}
         if not found:
-            raise ValueError(f"data.leave_out {name!r}: no cell of the corpus is of this type")
+            raise ValueError(f"data.leave_out {name!r}: the corpus has no cell of this type")
         gone |= found
     return {values for values, label in zip(combinations, labels, strict=True) if label in gone}
 
 
-def _rows(corpus: Corpus, split: str, columns: Sequence[str]) -> Iterable[Values]:
-    """Read columns of a split, cell by cell."""
-    for shard in corpus.shards(split):
-        for batch in pq.ParquetFile(shard).iter_batches(columns=list(columns)):
-            read: list[list[Any]] = [batch.column(c).to_pylist() for c in columns]
-            yield from zip(*(map(class_name, values) for values in read), strict=True) if read else [()] * len(batch)
-
-
 def row_values(example: Mapping[str, Any], columns: Sequence[str]) -> Values:
-    """Return a cell's values of some columns, as `CorpusTexts` counts them."""
-    return tuple(class_name(example.get(column)) for column in columns)
+    """Return the values of a cell in some columns: a key of `CorpusTexts.text_of`."""
+    return tuple(label_text(example.get(column)) for column in columns)
 
 
 def word_tokenizer(texts: Iterable[str], longest: int = 512, most_words: int = MOST_WORDS) -> BertTokenizerFast:
-    """Make a BERT tokenizer of texts' own words, where there is no pretrained text encoder. Our choice.
+    """Make a BERT tokenizer of the words of some texts, if there is no pretrained text encoder. Our choice.
 
-    Its vocabulary is the most frequent words, in lower case, and all letters and signs, to spell other words.
+    The vocabulary is the most frequent words, in lower case, and all characters, to spell other words.
 
     Parameters
     ----------
     longest
-        Tokens of a text at the most.
+        Maximum number of tokens of a text.
     """
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts = Counter(w for t in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))

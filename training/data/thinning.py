@@ -1,8 +1,8 @@
-"""Training cells with fewer counts and fewer genes, drawn anew every epoch, so that a model can do without."""
+"""Training cells with fewer counts and genes, drawn again in every epoch, to make a model robust."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,17 +15,7 @@ from cellglot.training.data.panels import Panels, panels_of
 
 
 Example = Mapping[str, Any]
-_STREAM = 1  # draws of their own, beside those of masked genes
-
-
-class CountEncoding(Protocol):
-    """How a tokenizer turns the counts of a cell into tokens, and back."""
-
-    def counts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Return a cell's genes, as token ids, and their raw counts."""
-
-    def encode(self, example: Example, tokens: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
-        """Return the cell with other genes and counts."""
+_STREAM = 1  # makes these draws independent of those of masked genes
 
 
 @dataclass
@@ -35,16 +25,16 @@ class RankValueCounts:
     Parameters
     ----------
     weights
-        One over the gene's median for each token id, 0 for special tokens, shape (vocabulary,).
+        1 / median of the gene of each token id, 0 for special tokens, shape (vocabulary,).
     target_sum
-        Sum to which a cell's counts were scaled.
+        Sum to which the counts of a cell were scaled.
     """
 
     weights: np.ndarray = field(repr=False)
     target_sum: float
 
     def counts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Return genes and counts, shape (genes,) each, in the order of the tokens; special tokens have none."""
+        """Return genes and counts, shape (genes,) each, in the order of the tokens, without special tokens."""
         tokens = np.asarray(example["input_ids"])
         genes = self.weights[tokens] > 0
         values = np.asarray(example["expression_values"], dtype=np.float64)[genes]
@@ -69,7 +59,7 @@ class StandardizedCounts:
     Parameters
     ----------
     means, stds
-        Of each token id's gene, shape (vocabulary,).
+        Statistics of the gene of each token id, shape (vocabulary,).
     """
 
     means: np.ndarray = field(repr=False)
@@ -86,42 +76,45 @@ class StandardizedCounts:
         return tokens, counts
 
     def encode(self, example: Example, tokens: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
-        """Standardise as the tokenizer does, by the cell's own total."""
+        """Standardise as the tokenizer does, with the new total of the cell."""
         logs = np.log1p(counts * (self.target_sum / max(float(counts.sum()), 1.0)))
         values = np.minimum((logs - self.means[tokens]) / self.stds[tokens], self.clip) + 1.0
         return {"input_ids": tokens, "expression_values": values.astype(np.float32)}
 
 
+CountEncoding = RankValueCounts | StandardizedCounts
+
+
 def _from_log(values: np.ndarray, total: float, target_sum: float) -> np.ndarray:
-    """Return the whole counts behind log1p of scaled counts; float32 keeps them exact up to about a million."""
+    """Return counts from log1p of scaled counts; with float32 this is exact up to about a million."""
     return np.rint(np.expm1(values) * (float(total) / target_sum))
 
 
 @dataclass
 class Thinning:
-    """Takes counts and genes from training cells; draws depend on seed, epoch and cell alone.
+    """Removes counts and genes from training cells; draws depend only on seed, epoch and cell.
 
-    Each count stays with a chance that is drawn for the cell (a binomial draw for each gene), as if the cell had been
-    sequenced less deeply; each gene is left out with a chance drawn for the cell, as if it had not been measured. The
-    rest is tokenized as the tokenizer would. Held-out cells (those without an epoch), and cells that would lose
-    everything, stay as they are. Counts that the tokenizer cut off stay cut off.
+    For each cell two chances are drawn: that a count is kept (a binomial draw for each gene), as if the cell had been
+    sequenced less deeply, and that a gene is removed, as if it had not been measured. The remaining counts are
+    tokenized like other cells. Held-out cells (without an epoch), and cells that would lose all genes, are not
+    changed. Genes that the tokenizer cut off are not restored.
 
-    A share of its counts leaves a deep cell deeper than a shallow one: where some classes were sequenced deeper than
-    others, depth still tells them apart. A number of counts that is drawn without regard to the cell does not.
+    If some classes were sequenced more deeply than others, keeping a share of the counts (`keep`) preserves this
+    difference, and a model can use it. Thinning to a number that does not depend on the cell (`to`) removes it.
 
     Parameters
     ----------
     counts
-        The tokenizer's way from counts to tokens and back; None where counts stay as they are.
+        Conversion between counts and tokens; None if counts are not changed.
     keep
-        Range of the chance of a count to stay.
+        Range of the chance that a count is kept.
     to
-        Range of the number of counts to thin a cell to, drawn on a logarithmic scale; a cell with fewer keeps them.
-        None sets no number.
+        Range of the number of counts to which a cell is thinned, drawn on a logarithmic scale; a cell with fewer
+        counts is not thinned. None for no limit.
     drop
-        Range of the chance of a gene to be left out.
+        Range of the chance that a gene is removed.
     special_ids
-        Tokens that are no genes.
+        Tokens that are not genes.
     panels
         Genes of the data sets, for cells that keep only those of another one; None to keep all.
     """
@@ -135,7 +128,7 @@ class Thinning:
     panels: Panels | None = None
 
     def __call__(self, example: Example) -> Example:
-        """Return a cell of `cellglot.training.data.dataset.CellDataset` with what is left of it."""
+        """Return an example of `cellglot.training.data.dataset.CellDataset` with fewer counts and genes."""
         if example["epoch"] < 0 or not len(example["input_ids"]):
             return example
         random = np.random.default_rng([self.seed, example["epoch"] + 1, example["cell"], _STREAM])
@@ -171,18 +164,18 @@ Amount = int | float | list | tuple | bool | None
 @strict
 @dataclass(kw_only=True)
 class ThinningSettings:
-    """Keys of the section ``data`` that take counts and genes from training cells.
+    """Keys of the section ``data`` that remove counts and genes from training cells.
 
-    Each is a number, or a pair from between which each cell's is drawn; by default nothing is taken.
+    Each is a number, or a pair: the range from which a number is drawn for each cell. By default nothing is removed.
 
     Parameters
     ----------
     thin_counts
-        Share of a cell's counts to keep.
+        Share of the counts of a cell to keep.
     thin_to_median
-        Number of counts to thin a cell to, in units of the median training cell's.
+        Number of counts to which a cell is thinned, in units of the median over the training cells.
     drop_tokens
-        Share of a cell's genes to leave out.
+        Share of the genes of a cell to remove.
     swap_panels
         Chance of a cell to keep only the genes of another data set of the corpus, see `Panels`.
     panel_column
@@ -213,13 +206,7 @@ class ThinningSettings:
 def thinning_of(
     settings: ThinningSettings, tokenizer: GeneExpressionTokenizer, corpus: Corpus, seed: int
 ) -> Thinning | None:
-    """Make what the section ``data`` of a configuration asks for; None where nothing is taken.
-
-    Raises
-    ------
-    ValueError
-        If counts are to be thinned and the corpus does not hold them.
-    """
+    """Return the thinning that `settings` describe, None for none; refuse a corpus without the values for it."""
     keep, to, drop = settings.keep or (1.0, 1.0), settings.to, settings.drop or (0.0, 0.0)
     panels = None
     if settings.swap_panels:
@@ -236,13 +223,7 @@ def thinning_of(
 
 
 def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountEncoding:
-    """Return the way from counts to a tokenizer's tokens and back.
-
-    Parameters
-    ----------
-    corpus
-        Tokenized with the same vocabulary; its tokenizer says what values were scaled to.
-    """
+    """Return the conversion between counts and tokens of a corpus that has the vocabulary of `tokenizer`."""
     scaled_to: Any = corpus.tokenizer()
     vocabulary = tokenizer.vocabulary
 
@@ -262,17 +243,17 @@ def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountE
 
 
 def _totals(corpus: Corpus) -> np.ndarray:
-    """Return the counts of every training cell that has some, as the tokenizer noted them."""
+    """Return the totals of the training cells with counts, as the tokenizer recorded them."""
     names = pq.read_schema(corpus.shards("train")[0]).names
     if "expression_values" not in names:
         raise ValueError(
-            f"{corpus.folder} holds no expression values, from which counts could be thinned: tokenize with "
+            f"{corpus.folder} has no expression values, which thinning of counts needs: tokenize with "
             "--option return_expression_values=true, or set data.thin_counts=null and data.thin_to_median=null"
         )
     if "expression_total" not in names:
         raise ValueError(
-            f"{corpus.folder} does not hold the cells' totals, without which counts cannot be thinned: tokenize "
-            "again, or set data.thin_counts=null and data.thin_to_median=null"
+            f"{corpus.folder} has no totals of cells, which thinning of counts needs: tokenize again, or set "
+            "data.thin_counts=null and data.thin_to_median=null"
         )
     shards = [pq.read_table(shard, columns=["expression_total"]) for shard in corpus.shards("train")]
     totals = np.concatenate([shard["expression_total"].to_numpy() for shard in shards])
@@ -280,13 +261,13 @@ def _totals(corpus: Corpus) -> np.ndarray:
 
 
 def _range(name: str, given: Any, what: str, fits: Callable[[float], bool]) -> tuple[float, float] | None:
-    """Read a number or a pair of them; None where there is none."""
+    """Return a number or a pair of numbers as a pair; None for none."""
     if given is None or given is False:
         return None
     pair = given if isinstance(given, list | tuple) else [given, given]
     numbers = len(pair) == 2 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
     if not numbers or not all(fits(x) for x in pair) or pair[0] > pair[1]:
-        raise ValueError(f"{name} {given!r}: it is {what}, or a pair of them, the smaller first")
+        raise ValueError(f"{name} {given!r}: it is {what}, or a pair of these, the smaller first")
     return float(pair[0]), float(pair[1])
 
 

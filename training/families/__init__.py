@@ -1,1 +1,1 @@
-"""What differs between families of models in training: recipes, heads, collators, adapters."""
+"""The differences between families of models in training: recipes, heads, collators, adapters."""

@@ -1,4 +1,4 @@
-"""Exceiver in training: masked expression, and a classifier whose head is a decoder."""
+"""Exceiver in training: masked expression, and classifiers with a decoder as head."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ class FinetuningData(ThinningSettings):
     Parameters
     ----------
     mask_fraction
-        Share of the median cell's genes that are masked in a cell.
+        Number of genes to mask in each cell, as a share of the genes of the median cell.
     initialize_gene_embeddings
-        Start the gene embeddings of a new model from the corpus's co-expression.
+        Start the gene embeddings of a new model from the co-expression in the corpus.
     """
 
     mask_fraction: float | int = 0.0
@@ -54,8 +54,8 @@ class PretrainingData(FinetuningData):
 def exceiver_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of Exceiver.
 
-    As released, the number of masked genes is a share of the median cell's, and cells with fewer than twice as many
-    genes are left out.
+    As in the released code, all cells have the same number of masked genes, a share of the genes of the median cell,
+    and cells with fewer than twice as many genes are left out.
     """
     tokenizer = tokenizer_of(corpus, "Exceiver")
     made = ExceiverForMaskedExpression(new_configuration(ExceiverConfig, model, tokenizer))
@@ -66,7 +66,7 @@ def exceiver_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
     if num_masked < 1:
         raise ValueError(
             f"data.mask_fraction {data.mask_fraction} of a median of {median_length(corpus):g} expressed genes masks "
-            "no gene"
+            "no gene: set a larger share"
         )
     train = CellDataset(corpus, "train", least_tokens=2 * num_masked)
     held_out = None
@@ -82,28 +82,22 @@ def exceiver_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
         ),
         metrics=MaskedExpressionMetrics(),
         summary=f"{count_parameters(made):,} parameters; {len(train):,} cells for training and "
-        f"{0 if held_out is None else len(held_out):,} held out; {num_masked:,} genes masked in each; left out for "
-        f"having fewer than {2 * num_masked:,} expressed genes: {train.left_out:,} and "
+        f"{0 if held_out is None else len(held_out):,} held out; {num_masked:,} genes masked in each; left out with "
+        f"fewer than {2 * num_masked:,} expressed genes: {train.left_out:,} and "
         f"{0 if held_out is None else held_out.left_out:,}",
         facts={"num_masked": num_masked, "cells_left_out": train.left_out, "training_cells": len(train)},
     )
 
 
 def tokenizer_of(corpus: Corpus, model: str) -> Any:
-    """Return the tokenizer of a corpus of Exceiver's tokens.
-
-    Raises
-    ------
-    ValueError
-        If it is another tokenizer.
-    """
+    """Return the tokenizer of a corpus, which has to be Exceiver's."""
     tokenizer = corpus.tokenizer()
     check_tokenizer(tokenizer, ExceiverTokenizer, corpus, model, "exceiver")
     return tokenizer
 
 
 def set_up(model: Any, tokenizer: Any) -> None:
-    """Tell a new model the values of genes without counts."""
+    """Set the values of genes without counts in a new model."""
     model.exceiver.set_background_values(tokenizer.background_values)
 
 
@@ -127,9 +121,9 @@ EXCEIVER = TrainedFamily(
     heads=("decoder", "classifier"),
     head_reads="last_hidden_state",
     collators=collators,
-    # The head is trained whole, the decoder with it. LoRA leaves feed-forward blocks out: the published latents have
-    # size 4, at which low-rank matrices hold more weights than the layers, and whole blocks are computed faster than
-    # layer by layer (wide_feed_forward).
+    # The whole head is trained, with the decoder. LoRA leaves feed-forward blocks out: the published latents have size
+    # 4, so low-rank matrices would have more weights than the layers, and whole blocks are computed faster than layer
+    # by layer (wide_feed_forward).
     adapters=AdapterPreset(
         low_rank=r"exceiver\.(encoder\.cross_attn|layers\.\d+\.self_attn)\.[qkvo]_proj",
         scaled=r"exceiver\.(encoder\.cross_attn\.[kv]_proj|layers\.\d+\.(self_attn\.[kv]_proj|fc2))",

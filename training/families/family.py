@@ -1,4 +1,4 @@
-"""The record of a family of models in training."""
+"""The record of one family of models in training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class AdapterPreset:
     low_rank
         Layers that LoRA and DoRA change.
     scaled
-        Layers whose output, or input, IA3 scales: keys, values, and the second layers of feed-forward blocks.
+        Layers whose output or input IA3 scales: keys, values, and second layers of feed-forward blocks.
     inner
-        Those of them whose input is scaled.
+        Of these, the layers whose input is scaled.
     """
 
     low_rank: str
@@ -32,13 +32,7 @@ class AdapterPreset:
 
     @classmethod
     def of_layers(cls, layers: str) -> "AdapterPreset":
-        r"""Return the preset of a BERT: all linear layers of its encoder.
-
-        Parameters
-        ----------
-        layers
-            The names of its layers, such as ``sccello\.layers\.\d+``.
-        """
+        r"""Return the preset of a BERT, from the names of its layers such as ``sccello\.layers\.\d+``."""
         return cls(
             low_rank=rf"{layers}\.(self_attn\.[qkvo]_proj|fc[12])",
             scaled=rf"{layers}\.(self_attn\.[kv]_proj|fc2)",
@@ -48,34 +42,32 @@ class AdapterPreset:
 
 @dataclass(frozen=True)
 class TrainedFamily:
-    """What differs between families of models in training. `rank_value.RANK_VALUE` has what BERTs over genes share.
+    """What differs between families of models in training. BERTs over genes share `rank_value.RANK_VALUE`.
 
     Parameters
     ----------
     pretraining_data, finetuning_data
         Strict dataclasses: the keys of the section ``data``. Those of fine-tuning include
-        ``initialize_gene_embeddings``, which is for new models.
+        ``initialize_gene_embeddings``, for new models.
     recipe
-        (section ``model``, settings of ``data``, corpus, seed) -> what its pretraining takes.
+        (section ``model``, settings of ``data``, corpus, seed) -> `Recipe` of pretraining.
     model_classes
         Task -> class with a head for it.
     heads
-        Modules of these classes that are new, or belong to the head: all that a linear probe trains.
+        Names of the modules of the head, which a linear probe trains.
     head_reads
         Field of the encoder's output that heads for cells read.
     collators
         (tokenizer, model's configuration, settings of ``data``, corpus, seed) -> collators for training and for
         evaluation, without labels.
-    adapters
-        Layers that adapters change.
     tokenizer_of
         (corpus, name of the model for messages) -> its tokenizer, after a check that the model can read it.
     saved_tokenizer
-        (tokenizer of the corpus, model's configuration) -> the one that is saved with a model.
+        (tokenizer of the corpus, model's configuration) -> tokenizer to save with the model.
     corpus_tokenizer
-        Tokenizer of a model -> the one that makes a corpus for its training.
+        Tokenizer of a model -> tokenizer for a corpus to train on.
     set_up
-        (new model, tokenizer) -> None: gives the model what it takes from the tokenizer besides sizes.
+        (new model, tokenizer) -> None: sets other values of the model that depend on the tokenizer.
     gene_scale
         Model's configuration -> standard deviation of gene embeddings that start from co-expression.
     """
@@ -96,13 +88,7 @@ class TrainedFamily:
     gene_scale: Callable[[Any], float] = lambda config: 1.0
 
     def model_class(self, task: str) -> type[PreTrainedModel]:
-        """Return the class for a task.
-
-        Parameters
-        ----------
-        task
-            ``"cell-type"``, ``"gene"`` or ``"regression"``.
-        """
+        """Return the class for a task."""
         if task not in self.model_classes:
             raise ValueError(
                 f"{self.name} has no head for the task {task!r}, only for {', '.join(self.model_classes)}"
@@ -111,12 +97,12 @@ class TrainedFamily:
 
     @property
     def encoder(self) -> str:
-        """Name of the module that embeds cells, in a model with a head."""
+        """Name of the encoder of cells in a model with a head."""
         return NETWORKS[self.name].encoder
 
     @property
     def tokenizer_class(self) -> Any:
-        """Class of its tokenizer."""
+        """Class of the tokenizer."""
         return INPUTS[self.name].tokenizer_class
 
 

@@ -1,6 +1,5 @@
-"""LangCell in training: cells alone in stage 1, cells and the texts that describe them in stage 2."""
+"""LangCell in training: only cells in stage 1, cells and their texts in stage 2."""
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,16 @@ from cellglot.tokenization.processing_langcell import LangCellProcessor
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 from cellglot.training.config import check_keys, where
 from cellglot.training.data.cell_text_collator import CellTextCollator
-from cellglot.training.data.cell_types import LABEL_COLUMNS, open_ontology
+from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
 from cellglot.training.data.texts import CorpusTexts, texts_of, word_tokenizer
-from cellglot.training.data.thinning import ThinningSettings, thinning_of
+from cellglot.training.data.thinning import thinning_of
 from cellglot.training.families.family import AdapterPreset, TrainedFamily
-from cellglot.training.families.rank_value import RANK_VALUE, saved_tokenizer, tokenizer_of
-from cellglot.training.families.recipe import Recipe, check_share, new_configuration
-from cellglot.training.metrics import masked_gene_rows
+from cellglot.training.families.rank_value import RANK_VALUE, PretrainingData, saved_tokenizer, tokenizer_of
+from cellglot.training.families.recipe import Recipe, new_configuration
+from cellglot.training.metrics import MaskedGeneMetrics, masked_gene_rows
 from cellglot.training.run import check_same_vocabulary
 from cellglot.training.trainer import count_parameters
 
@@ -46,29 +45,25 @@ FROZEN = ("cell", "text", "none")
 
 @strict
 @dataclass(kw_only=True)
-class PretrainingData(ThinningSettings):
+class LangCellData(PretrainingData):
     """Keys of the section ``data`` in pretraining.
 
     Parameters
     ----------
     aspects, template
-        Of the texts, as for `describe_cells`.
+        For the texts, as for `describe_cells`.
     text_checkpoint
-        Folder or repository of a BERT from which the text tower starts, with its tokenizer. Without one the tower is
-        new, and its tokenizer is made of the words of the texts and of the ontology (our choice).
+        Folder or repository of a BERT with its tokenizer, from which the text encoder starts. By default the encoder
+        is new, and its tokenizer is made of the words of the texts and the ontology (our choice).
     start_from
-        Folder of a LangCell to start from, for instance that of stage 1.
+        Folder of a LangCell to start from, such as that of stage 1.
     freeze
-        ``cell``, ``text`` or ``none``: the tower that stays as it is, but for its projection and the text tower's
-        cross attention (our choice).
+        ``cell``, ``text`` or ``none``: the encoder that is not trained, except for its projection and for the cross
+        attention of the text encoder (our choice).
     leave_out
-        Cell types whose cells take no part, neither in training nor in the metrics of held-out cells.
+        Cell types whose cells are left out of training and evaluation.
     """
 
-    mask_fraction: float | int = 0.15
-    initialize_gene_embeddings: bool = False
-    ontology: str | datetime.date = "blood"
-    label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
     aspects: list[str] | tuple[str, ...] = tuple(ASPECTS)
     template: str = ASPECT_TEMPLATE
     text_checkpoint: str | None = None
@@ -77,23 +72,20 @@ class PretrainingData(ThinningSettings):
     leave_out: list[str] | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit."""
+        """Refuse values out of range."""
         super().__post_init__()
-        check_share("mask_fraction", self.mask_fraction, "a cell's genes")
-        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
         if self.freeze not in FROZEN:
             raise ValueError(f"freeze {self.freeze!r}: it is one of {', '.join(FROZEN)}")
 
 
-def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
+def langcell_recipe(model: Mapping[str, Any], data: LangCellData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of LangCell.
 
     The section ``model`` has fields of `LangCellConfig` (``stage``, weights of the objectives, ...), those of the
-    towers under ``cell_config`` and ``text_config``. Cells without a text are counted and train the objectives on
-    cells.
+    encoders in ``cell_config`` and ``text_config``. Cells without a text only train the objectives for cells.
     """
     if data.freeze == "cell" and model.get("stage", 2) == 1:
-        raise ValueError("data.freeze=cell in stage 1: the cell encoder is all that learns there")
+        raise ValueError("data.freeze=cell in stage 1 leaves nothing to train: set data.freeze=none")
     tokenizer = tokenizer_of(corpus, "LangCell")
     ontology = open_ontology(data.ontology)
     texts = _texts(data, corpus, ontology, model.get("stage", 2))
@@ -101,7 +93,10 @@ def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
     keep = texts.keep(corpus, "train")
     if data.initialize_gene_embeddings and not data.start_from:
         initialize_gene_embeddings(made.get_input_embeddings(), corpus, seed, keep)
-    _freeze(made, data.freeze)
+    if data.freeze == "cell":
+        made.freeze_cell_encoder()
+    elif data.freeze == "text" and made.config.stage == 2:
+        made.freeze_text_encoder()
     longest = made.config.cell_config.max_position_embeddings
     processor = LangCellProcessor(saved_tokenizer(tokenizer, made.config), text_tokenizer)
     train, held_out = _datasets(corpus, texts, made.config.stage)
@@ -121,6 +116,7 @@ def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
         collator = CellTextCollator(cells, tokens, texts.text_of, texts.columns, pad)
     metrics = LangCellMetrics(tokens, texts.ids("validation"))
     cut = int((train.lengths > longest).sum())
+    trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
     return Recipe(
         model=made,
         processing_class=processor,
@@ -131,10 +127,10 @@ def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
         summarize=metrics.summarize,
         summary="\n".join(
             [
-                f"stage {made.config.stage}: {count_parameters(made):,} parameters, {_learning(made):,} of them "
-                f"learn; {len(train):,} cells for training and {0 if held_out is None else len(held_out):,} held out; "
+                f"stage {made.config.stage}: {count_parameters(made):,} parameters, {trained:,} trained; "
+                f"{len(train):,} cells for training and {0 if held_out is None else len(held_out):,} held out; "
                 f"{data.mask_fraction:.0%} of genes masked; {cut:,} cells cut to {longest:,} tokens",
-                f"text tower: {origin}; {len(text_tokenizer):,} words; {processor.texts_cut:,} texts cut",
+                f"text encoder: {origin}; {len(text_tokenizer):,} words; {processor.texts_cut:,} texts cut",
                 texts.summary(),
             ]
         ),
@@ -157,7 +153,7 @@ def langcell_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
 # -------------------------------------------------------------------- cells and texts
 
 
-def _texts(data: PretrainingData, corpus: Corpus, ontology: CellOntology, stage: int) -> CorpusTexts:
+def _texts(data: LangCellData, corpus: Corpus, ontology: CellOntology, stage: int) -> CorpusTexts:
     texts = texts_of(
         corpus,
         ontology,
@@ -168,8 +164,8 @@ def _texts(data: PretrainingData, corpus: Corpus, ontology: CellOntology, stage:
     )
     if not texts.ids("train") and stage == 2:
         raise ValueError(
-            f"no training cell of {corpus.folder} has a text: carry its metadata when tokenizing, e.g. cellglot "
-            "tokenize --rename my_labels=cell_type, or train on cells alone by model.stage=1"
+            f"no training cell of {corpus.folder} has a text: tokenize with the metadata of the cells, e.g. cellglot "
+            "tokenize --rename my_labels=cell_type, or train on cells only by model.stage=1"
         )
     return texts
 
@@ -188,13 +184,13 @@ def _datasets(corpus: Corpus, texts: CorpusTexts, stage: int) -> tuple[CellDatas
 
 def _model(
     section: Mapping[str, Any],
-    data: PretrainingData,
+    data: LangCellData,
     corpus: Corpus,
     tokenizer: RankValueTokenizer,
     ontology: CellOntology,
     texts: CorpusTexts,
 ) -> tuple[LangCellForPreTraining, Any, str]:
-    """Make the model and its text tokenizer; say where the text tower comes from."""
+    """Return the model, its text tokenizer, and the origin of the text encoder."""
     for name, tower in TOWERS.items():
         check_keys(section.get(name) or {}, list(tower.__dataclass_fields__), f"{where(section, 'model')}.{name}")
     if data.start_from:
@@ -216,20 +212,19 @@ def _model(
 def _from_checkpoint(
     built: LangCellConfig, checkpoint: str | Path, cells: str | Path | None = None
 ) -> LangCellForPreTraining:
-    """Make a model whose text tower is that of a checkpoint, its cell encoder new or that of a folder."""
+    """Make a model with the text encoder of a checkpoint and a new cell encoder, or that of the folder `cells`."""
     names = [n for n in LangCellConfig.__dataclass_fields__ if n in LangCellConfig.__annotations__]
     options = {n: getattr(built, n) for n in names if n not in ("text_config", "auto_map")}
     try:
-        model = from_text_checkpoint(checkpoint, cells, LangCellForPreTraining, **options)
+        return from_text_checkpoint(checkpoint, cells, LangCellForPreTraining, **options)
     except CheckpointError as error:
         raise ValueError(f"data.text_checkpoint: {error}") from error
-    return model
 
 
 def _started_from(
     section: Mapping[str, Any], corpus: Corpus, folder: str, checkpoint: str | None
 ) -> tuple[LangCellForPreTraining, Any, str]:
-    """Load a model to go on from; the sizes of the section ``model`` have to be its own."""
+    """Load the model of `folder`; sizes in the section ``model`` have to match it."""
     check_same_vocabulary(load_tokenizer(folder, RankValueTokenizer), corpus, folder)
     earlier = load_configuration(folder, LangCellConfig)
     given = {k: v for k, v in section.items() if k not in ("type", *TOWERS)}
@@ -241,79 +236,66 @@ def _started_from(
             there = getattr(getattr(earlier, name) if name else earlier, key)
             if value != there:
                 what = f"model.{name}.{key}" if name else f"model.{key}"
-                raise ValueError(f"{what} is {value!r}, but {folder} has {there!r}: leave it out, or start anew")
+                raise ValueError(
+                    f"{what} is {value!r}, but {folder} has {there!r}: remove one of {what} and data.start_from"
+                )
     if checkpoint and earlier.stage != 1:
         raise ValueError(
-            f"{folder} is of stage {earlier.stage}, its text tower has been trained: leave data.text_checkpoint out"
+            f"{folder} is of stage {earlier.stage}, its text encoder is already trained: remove data.text_checkpoint"
         )
     options = given | {"stage": given.get("stage", 2)}
     heads = ("gene_head", "matching_head", *(("text_model",) if checkpoint else ()))  # trained, or from elsewhere
     model: Any = load_model(LangCellForPreTraining, folder, new=heads, **options)
     model.config.validate()
-    if checkpoint:
-        return _text_tower_anew(model, folder, checkpoint)
+    if checkpoint:  # the text encoder of the checkpoint replaces that of stage 1
+        made = _from_checkpoint(model.config, checkpoint, folder)
+        made.gene_head.load_state_dict(model.gene_head.state_dict())
+        return made, load_tokenizer(checkpoint), f"{checkpoint}; the cell encoder is that of {folder}"
     processor: Any = load_processor(folder)
     return model, processor.text_tokenizer, f"that of {folder}"
-
-
-def _text_tower_anew(
-    model: LangCellForPreTraining, folder: str, checkpoint: str
-) -> tuple[LangCellForPreTraining, Any, str]:
-    """Return a model of stage 1 the text tower of a checkpoint; one that it had already is as it was."""
-    anew = _from_checkpoint(model.config, checkpoint, folder)
-    anew.gene_head.load_state_dict(model.gene_head.state_dict())
-    return anew, load_tokenizer(checkpoint), f"{checkpoint}; cells are those of {folder}"
-
-
-def _freeze(model: LangCellForPreTraining, tower: str) -> None:
-    if tower == "cell":
-        model.freeze_cell_encoder()
-    elif tower == "text" and model.config.stage == 2:
-        model.freeze_text_encoder()
-
-
-def _learning(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 # -------------------------------------------------------------------- metrics
 
 
-class LangCellMetrics:
-    """Metrics of held-out cells.
+class LangCellMetrics(MaskedGeneMetrics):
+    """Metrics of held-out cells: those of `MaskedGeneMetrics`, and of the texts.
 
-    ``masked_gene_loss``: mean cross entropy of masked genes over the vocabulary; ``masked_gene_accuracy``: share of
-    masked genes whose score is the highest; ``text_accuracy``: share of cells with a text that lie nearest to it among
-    all texts of held-out cells, by cosine, masked genes masked; ``text_chance``: what a random choice gives.
+    ``text_accuracy``: share of cells that are nearest to their own text, by cosine, among all texts of held-out cells,
+    with masked genes; ``text_chance``: the accuracy of a random choice.
 
     Parameters
     ----------
     text_tokens
-        Tokens of every text; none in stage 1.
+        Tokens of each text; none in stage 1.
     held_out
         Ids of the texts of held-out cells.
     """
 
     def __init__(self, text_tokens: Sequence[Sequence[int]], held_out: Sequence[int]):
+        super().__init__("text_accuracy")
         self.text_tokens, self.held_out = text_tokens, list(held_out)
-        self._begin()
 
-    def _begin(self) -> None:
-        self._sums = torch.zeros(5, dtype=torch.float64)
+    def _reset(self) -> None:
+        super()._reset()
         self._features: torch.Tensor | None = None
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; those without genes or texts are missing."""
+        metrics = super().compute()
+        return metrics | ({"text_chance": 1 / len(self.held_out)} if self.name in metrics else {})
 
     @torch.no_grad()
     def summarize(self, model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum up a batch of held-out cells, one row a cell.
-
-        Texts are embedded at the first batch of an evaluation.
+        """Sum up a batch of held-out cells, one row for each cell; embed the texts at the first batch.
 
         Returns
         -------
         predictions
-            Masked genes' cross entropy, masked genes found, whether the nearest text is the cell's; shape (cells, 3).
+            Cross entropy of masked genes, number of masked genes found, whether the nearest text is that of the cell;
+            shape (cells, 3).
         labels
-            Masked genes, whether the cell has a text; shape (cells, 2).
+            Number of masked genes, whether the cell has a text; shape (cells, 2).
         """
         sums = masked_gene_rows(outputs.logits, inputs["labels"])
         predictions, labels = (nn.functional.pad(t, (0, 1)) for t in sums)
@@ -335,25 +317,10 @@ class LangCellMetrics:
         mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         return model.get_text_features(tokens, mask)
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one."""
-        rows = torch.cat([torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)], dim=1)
-        self._sums += rows.double().sum(dim=0).cpu()
-        if not compute_result:
-            return {}
-        loss, found, right, genes, cells = self._sums.tolist()
-        self._begin()
-        metrics: dict[str, float] = {}
-        if genes:
-            metrics |= {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes}
-        if cells:
-            metrics |= {"text_accuracy": right / cells, "text_chance": 1 / len(self.held_out)}
-        return metrics
-
 
 LANGCELL = TrainedFamily(
     name="langcell",
-    pretraining_data=PretrainingData,
+    pretraining_data=LangCellData,
     recipe=langcell_recipe,
     model_classes={
         "cell-type": LangCellForSequenceClassification,

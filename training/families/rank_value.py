@@ -1,6 +1,7 @@
-"""What families over rank-value tokens share: their tokenizers, collators and settings of fine-tuning."""
+"""Fields that families with rank-value tokens share: tokenizers, collators and settings of fine-tuning."""
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ from huggingface_hub.dataclasses import strict
 
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
+from cellglot.training.data.cell_types import LABEL_COLUMNS
 from cellglot.training.data.rank_value_collator import rank_value_collator
 from cellglot.training.data.thinning import ThinningSettings, thinning_of
-from cellglot.training.families.recipe import check_tokenizer
+from cellglot.training.families.recipe import check_share, check_tokenizer
 
 
 WHOLE_CELL = 2048  # tokens, as in the published models
@@ -24,10 +26,36 @@ class FinetuningData(ThinningSettings):
     Parameters
     ----------
     initialize_gene_embeddings
-        Start the gene embeddings of a new model from the corpus's co-expression.
+        Start the gene embeddings of a new model from the co-expression in the corpus.
     """
 
     initialize_gene_embeddings: bool = False
+
+
+@strict
+@dataclass(kw_only=True)
+class PretrainingData(FinetuningData):
+    """Keys of the section ``data`` in pretraining.
+
+    Parameters
+    ----------
+    mask_fraction
+        Share of the genes of a cell that are masked.
+    ontology
+        ``blood``, the date of a release, or an OBO or OWL file.
+    label_columns
+        Columns of the cell type; the first label that is a cell type is used.
+    """
+
+    mask_fraction: float | int = 0.15
+    ontology: str | datetime.date = "blood"
+    label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        super().__post_init__()
+        check_share("mask_fraction", self.mask_fraction, "a cell's genes")
+        self.ontology = str(self.ontology)  # YAML reads the date of a release as a date
 
 
 def tokenizer_of(corpus: Corpus, model: str) -> RankValueTokenizer:
@@ -36,14 +64,14 @@ def tokenizer_of(corpus: Corpus, model: str) -> RankValueTokenizer:
     check_tokenizer(tokenizer, RankValueTokenizer, corpus, model, "rank-value --option add_cls_token=true")
     if not tokenizer.add_cls_token:
         raise ValueError(
-            f"cells of {corpus.folder} do not begin with <cls>, {model}'s cell embedding: tokenize with "
-            "--option add_cls_token=true"
+            f"cells of {corpus.folder} do not begin with <cls>, which {model} needs for its cell embedding: tokenize "
+            "with --option add_cls_token=true"
         )
     return tokenizer
 
 
 def saved_tokenizer(tokenizer: RankValueTokenizer, config: Any) -> RankValueTokenizer:
-    """Return the tokenizer that is saved with a model: no longer cells than it reads, and nothing but its inputs."""
+    """Return the tokenizer to save with a model: limited to its length, without expression values."""
     return RankValueTokenizer.from_vocabulary(
         tokenizer.vocabulary,
         add_cls_token=True,
@@ -54,7 +82,7 @@ def saved_tokenizer(tokenizer: RankValueTokenizer, config: Any) -> RankValueToke
 
 
 def corpus_tokenizer(tokenizer: RankValueTokenizer) -> RankValueTokenizer:
-    """Return the same tokenizer with expression values, and no shorter than whole cells mostly are."""
+    """Return the same tokenizer with expression values, and long enough for most whole cells."""
     return RankValueTokenizer.from_vocabulary(
         tokenizer.vocabulary,
         add_cls_token=tokenizer.add_cls_token,
@@ -78,16 +106,16 @@ def collators(tokenizer: Any, model_config: Any, data: ThinningSettings, corpus:
 
 
 def gene_scale(config: Any) -> float:
-    """Return the scale of embeddings of ranks, which are added to those of genes."""
+    """Return the scale of the embeddings of ranks, which are added to those of genes."""
     return _of_cells(config).initializer_range
 
 
 def _of_cells(config: Any) -> Any:
-    """Return the configuration of the cell encoder, a part of its own in models of cells and texts."""
+    """Return the configuration of the cell encoder."""
     return getattr(config, "cell_config", config)
 
 
-# Fields of the record of a family over these tokens.
+# Fields of the record of a family with these tokens.
 RANK_VALUE: dict[str, Any] = {
     "finetuning_data": FinetuningData,
     "tokenizer_of": tokenizer_of,
@@ -97,4 +125,4 @@ RANK_VALUE: dict[str, Any] = {
     "gene_scale": gene_scale,
 }
 
-__all__ = ["RANK_VALUE", "FinetuningData", "saved_tokenizer", "tokenizer_of"]
+__all__ = ["RANK_VALUE", "FinetuningData", "PretrainingData", "saved_tokenizer", "tokenizer_of"]

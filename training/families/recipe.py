@@ -1,4 +1,4 @@
-"""What pretraining of one model consists of, beside what all have in common."""
+"""The parts of pretraining that differ between models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,22 +15,20 @@ from cellglot.training.data.dataset import CellDataset
 
 @dataclass
 class Recipe:
-    """A model with what its pretraining takes.
+    """A model with everything for its pretraining.
 
     Parameters
     ----------
     processing_class
-        Tokenizer or processor, saved beside the model.
-    collator
-        Cells -> batch.
+        Tokenizer or processor, saved with the model.
     metrics
-        Of held-out cells, added up batch by batch.
+        Metrics of held-out cells, updated batch by batch.
     summary
-        Line to print before training.
+        Text to print before training.
     facts
-        For the record of the run.
+        Entries of the record of the run.
     summarize
-        Batch and output -> tensors of one row a cell for `metrics`; by default predictions and labels.
+        (model, batch, output) -> tensors for `metrics` with one row for each cell; by default predictions and labels.
     """
 
     model: PreTrainedModel
@@ -48,26 +46,18 @@ def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Co
     """Refuse a corpus that another tokenizer made."""
     if not isinstance(tokenizer, wanted):
         raise ValueError(
-            f"{corpus.folder} was tokenized by {type(tokenizer).__name__}, {model} reads {wanted.__name__}: "
+            f"{corpus.folder} was tokenized by {type(tokenizer).__name__}, but {model} needs {wanted.__name__}: "
             f"cellglot tokenize --tokenizer {name}"
         )
 
 
 def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: Any, **given: Any) -> Any:
-    """Make a model's configuration from the section ``model``, the vocabulary's size filled in.
-
-    Parameters
-    ----------
-    section
-        The section ``model``.
-    **given
-        Fields that the corpus decides; those of the section take precedence.
-    """
+    """Return the configuration of a model from the section ``model``, which has precedence over `given`."""
     name, sizes = where(section, "model"), given | {k: v for k, v in section.items() if k != "type"}
     check_keys(sizes, list(config_class.__dataclass_fields__), name)
     if sizes.setdefault("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
         raise ValueError(
-            f"{name}.vocab_size is {sizes['vocab_size']:,}, the corpus has {tokenizer.vocab_size:,} ids: leave it out"
+            f"{name}.vocab_size is {sizes['vocab_size']:,}, but the corpus has {tokenizer.vocab_size:,} ids: remove it"
         )
     try:
         return config_class(**sizes)
@@ -76,7 +66,7 @@ def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: 
 
 
 def check_share(name: str, given: float, what: str) -> None:
-    """Refuse a number that is not a share from 0 to below 1."""
+    """Refuse a number that is not in [0, 1)."""
     if not 0 <= given < 1:
         raise ValueError(f"{name} {given!r}: it is a share of {what}, from 0 to below 1")
 

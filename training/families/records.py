@@ -14,13 +14,7 @@ FAMILIES: Families[TrainedFamily] = Families(EXCEIVER, SCCELLO, LANGCELL)
 
 
 def family_of(model: str | Path) -> TrainedFamily:
-    """Return the family of a model.
-
-    Raises
-    ------
-    ValueError
-        If it belongs to none.
-    """
+    """Return the family of a model; raise ValueError if it belongs to none."""
     return FAMILIES.of(describe_model(model).model_type, model)
 
 

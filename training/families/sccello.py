@@ -1,12 +1,9 @@
-"""scCello in training: masked genes, and the Cell Ontology's view of the cells' types."""
+"""scCello in training: masked genes, and cell types with their relations in the Cell Ontology."""
 
-import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from cellglot.modeling.cell_losses import IGNORED
@@ -17,57 +14,23 @@ from cellglot.modeling.modeling_sccello import (
     ScCelloForTokenClassification,
 )
 from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.data.cell_types import LABEL_COLUMNS, cell_types_of, open_ontology
+from cellglot.training.data.cell_types import cell_types_of, open_ontology
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
-from cellglot.training.data.thinning import ThinningSettings, thinning_of
+from cellglot.training.data.thinning import thinning_of
 from cellglot.training.families.family import AdapterPreset, TrainedFamily
-from cellglot.training.families.rank_value import RANK_VALUE, saved_tokenizer, tokenizer_of
-from cellglot.training.families.recipe import Recipe, check_share, new_configuration
-from cellglot.training.metrics import masked_gene_rows
+from cellglot.training.families.rank_value import RANK_VALUE, PretrainingData, saved_tokenizer, tokenizer_of
+from cellglot.training.families.recipe import Recipe, new_configuration
+from cellglot.training.metrics import MaskedGeneMetrics, masked_gene_rows
 from cellglot.training.trainer import count_parameters
-
-
-@strict
-@dataclass(kw_only=True)
-class PretrainingData(ThinningSettings):
-    """Keys of the section ``data`` in pretraining.
-
-    Parameters
-    ----------
-    mask_fraction
-        Share of a cell's genes that are masked.
-    initialize_gene_embeddings
-        Start the gene embeddings from the corpus's co-expression.
-    ontology
-        ``blood``, a release's date, an OBO or OWL file.
-    label_columns
-        Columns of the cell type; the first whose label is a cell type counts.
-    """
-
-    mask_fraction: float | int = 0.15
-    initialize_gene_embeddings: bool = False
-    ontology: str | datetime.date = "blood"
-    label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
-
-    def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
-        super().__post_init__()
-        check_share("mask_fraction", self.mask_fraction, "a cell's genes")
-        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
 
 
 def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of scCello.
 
-    Prototypes are those of the types of training cells. Cells whose label is not a cell type are counted and train
-    masked gene prediction alone.
-
-    Raises
-    ------
-    ValueError
-        If configuration, corpus and model do not fit together.
+    Prototypes are those of the types of the training cells. Cells whose label is not a cell type only train the
+    prediction of masked genes; the summary has their number.
     """
     tokenizer = tokenizer_of(corpus, "scCello")
     ontology = open_ontology(data.ontology)
@@ -97,15 +60,15 @@ def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corp
         train=train,
         held_out=held_out,
         collator=collator,
-        metrics=ScCelloMetrics(),
+        metrics=MaskedGeneMetrics("cell_type_accuracy"),
         summarize=summarize_sccello,
         summary="\n".join(
             [
                 f"{count_parameters(made):,} parameters; {len(train):,} cells for training and "
                 f"{0 if held_out is None else len(held_out):,} held out; {fraction:.0%} of genes masked; "
                 f"{cut:,} cells cut to {longest:,} tokens",
-                f"{len(types):,} cell types of {ontology.source} {ontology.release}; cells that train on genes alone: "
-                f"{found.training_without:,}; held-out cells without a type of these: {found.held_out_without:,}",
+                f"{len(types):,} cell types of {ontology.source} {ontology.release}; training cells without a type: "
+                f"{found.training_without:,}; held-out cells without one of these types: {found.held_out_without:,}",
                 found.report.summary(),
             ]
         ),
@@ -121,15 +84,15 @@ def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corp
 
 
 def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum up a batch of held-out cells, one row a cell.
+    """Sum up a batch of held-out cells for `MaskedGeneMetrics`, one row for each cell.
 
     Returns
     -------
     predictions
-        Masked genes' cross entropy, masked genes found, whether the nearest prototype is that of the cell's type;
-        shape (cells, 3).
+        Cross entropy of masked genes, number of masked genes found, whether the nearest prototype is that of the
+        cell's type; shape (cells, 3).
     labels
-        Masked genes, whether the cell has a type; shape (cells, 2).
+        Number of masked genes, whether the cell has a type; shape (cells, 2).
     """
     cell_types = inputs["cell_type_ids"]
     known = cell_types != IGNORED
@@ -140,33 +103,6 @@ def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple
         predictions[:, 2] = ((nearest == cell_types) & known).float()
         labels[:, 1] = known.float()
     return predictions, labels
-
-
-class ScCelloMetrics:
-    """Metrics of held-out cells.
-
-    ``masked_gene_loss``: mean cross entropy of masked genes over the vocabulary; ``masked_gene_accuracy``: share of
-    masked genes whose score is the highest; ``cell_type_accuracy``: share of cells with a known type whose
-    representation is nearest to its prototype.
-    """
-
-    def __init__(self) -> None:
-        self._sums = torch.zeros(5, dtype=torch.float64)
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; give the metrics at the last one."""
-        rows = torch.cat([torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)], dim=1)
-        self._sums += rows.double().sum(dim=0).cpu()
-        if not compute_result:
-            return {}
-        loss, found, right, genes, cells = self._sums.tolist()
-        self._sums = torch.zeros(5, dtype=torch.float64)
-        metrics: dict[str, float] = {}
-        if genes:
-            metrics |= {"masked_gene_loss": loss / genes, "masked_gene_accuracy": found / genes}
-        if cells:
-            metrics["cell_type_accuracy"] = right / cells
-        return metrics
 
 
 SCCELLO = TrainedFamily(
@@ -184,4 +120,4 @@ SCCELLO = TrainedFamily(
     **RANK_VALUE,
 )
 
-__all__ = ["SCCELLO", "ScCelloMetrics", "sccello_recipe", "summarize_sccello"]
+__all__ = ["SCCELLO", "sccello_recipe", "summarize_sccello"]

@@ -1,4 +1,4 @@
-"""Adapters to train: which layers of each model they change, and their folder."""
+"""Adapters: which layers of each model they change, and their folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from cellglot.training.config import check_keys
 from cellglot.training.families.records import FAMILIES
 
 
-# End of a model class's name -> what PEFT calls its task, by which `AutoPeftModelFor...` knows the class of the base.
+# End of the name of a model class -> task of PEFT, from which `AutoPeftModelFor...` finds the class of the base model.
 TASK_TYPES = {"ForSequenceClassification": TaskType.SEQ_CLS, "ForTokenClassification": TaskType.TOKEN_CLS}
 
 
@@ -27,20 +27,14 @@ def adapter_config(
     settings: dict[str, Any] | None = None,
     task_type: TaskType | None = None,
 ) -> PeftConfig:
-    """Make the configuration of an adapter.
+    """Return the configuration of an adapter.
 
     Parameters
     ----------
-    method
-        ``"lora"``, ``"dora"`` or ``"ia3"``.
-    model_type
-        Family of the model, such as ``"exceiver"``.
     heads
-        Modules that are trained whole and saved with the adapter.
+        Modules of which all weights are trained, and saved with the adapter.
     settings
         ``rank`` (8), ``alpha`` (twice the rank) and ``dropout`` (0) of LoRA and DoRA; IA3 has none.
-    task_type
-        What PEFT calls the task.
     """
     if method not in ADAPTERS:
         raise ValueError(f"method {method!r}: the adapters are {', '.join(ADAPTERS)}")
@@ -56,7 +50,7 @@ def adapter_config(
     check_keys(settings, ["rank", "alpha", "dropout"], f"finetuning of {method}: setting")
     rank = settings.get("rank", 8)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"finetuning.rank {rank!r}: a rank is a whole number from 1 on")
+        raise ValueError(f"finetuning.rank {rank!r}: it is a whole number, at least 1")
     return LoraConfig(
         task_type=task_type,
         r=rank,
@@ -71,14 +65,9 @@ def adapter_config(
 def put_adapter(
     model: PreTrainedModel, method: str, heads: tuple[str, ...], settings: dict[str, Any] | None = None
 ) -> PeftModel:
-    """Freeze a model and put a new adapter on it; its heads go on learning whole.
+    """Freeze a model except for its heads, and add a new adapter; parameters as for `adapter_config`.
 
-    The adapter records where the model was loaded from, and the revision of a repository.
-
-    Parameters
-    ----------
-    method, heads, settings
-        As for `adapter_config`.
+    The adapter records the folder or repository of the model, and the revision of a repository.
     """
     task_type = next((kind for end, kind in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
     config = adapter_config(method, model.config.model_type, heads, settings, task_type)
@@ -88,17 +77,16 @@ def put_adapter(
 
 
 def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any] | None = None) -> None:
-    """Write an adapter: its weights with the head, and the configuration of the model that it makes.
+    """Write an adapter: its weights and those of the head, the configuration of the model with it, and the code.
+
+    Auto classes load the folder without cellglot. The tokenizer is that of the base model.
 
     Parameters
     ----------
     model
         From `put_adapter`.
-    folder
-        Where to write. Code of model and pipelines is written beside it, so that Auto classes load it anywhere; the
-        tokenizer is the base model's.
     state_dict
-        Weights of the model where it does not hold them itself, as when they are spread over devices.
+        Weights of the model if they are spread over devices.
     """
     base = model.get_base_model()
     with _no_card(model):
@@ -111,7 +99,7 @@ def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Any
 
 @contextmanager
 def _no_card(model: PeftModel) -> Iterator[None]:
-    """Keep PEFT from writing its form of a card, or into a card that is there: ours is made when publishing."""
+    """Keep PEFT from writing or changing a card: `publish` writes ours."""
     model.create_or_update_model_card = lambda output_dir: None
     try:
         yield

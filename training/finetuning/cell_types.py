@@ -14,20 +14,24 @@ from cellglot.training.data.labels import labels_of, read_column
 from cellglot.training.data.splits import Part, divide
 from cellglot.training.finetuning.label_levels import class_ids, label_level_task, set_weights
 from cellglot.training.finetuning.settings import FinetuneSettings
-from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells, listed
+from cellglot.training.finetuning.tasks import (
+    BOTH,
+    Task,
+    common_facts,
+    head_fields,
+    labelled_cells,
+    listed,
+    n_cells,
+)
 from cellglot.training.metrics import ClassificationMetrics
 
 
 def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: int) -> Task:
     """Prepare the classification of cells.
 
-    Classes are those of the training cells. Cells without a label are left out; held-out cells of other classes count
-    as errors; training cells that look like another class than theirs are left out if asked. All are counted.
-
-    Parameters
-    ----------
-    settings
-        Section ``finetuning`` of the configuration.
+    The classes are those of the training cells. Cells without a label are left out, held-out cells of other classes
+    count as errors, and ``unlikely_labels=leave_out`` leaves out training cells that look like another class than
+    theirs. The facts have all these numbers.
     """
     if settings.levels:
         return label_level_task(corpus, column, settings, seed)
@@ -41,8 +45,8 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
     classes = sorted(counts)
     if len(classes) < 2:
         raise ValueError(
-            f"{column!r} has {len(classes)} classes among the training cells ({', '.join(classes) or 'none'}): "
-            "classification needs two"
+            f"{corpus.folder}: {column!r} has {len(classes)} classes among the training cells "
+            f"({', '.join(classes) or 'none'}): classification needs two"
         )
     numbers = {name: i for i, name in enumerate(classes)}
     for part in division.parts():
@@ -77,15 +81,7 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
     weights = balanced_weights(np.array([counts[c] for c in classes])) if settings.balanced else None
     unknown = f"; held-out cells of classes without training cells, which count as errors: {listed(other)}"
     return Task(
-        fields={
-            "id2label": dict(enumerate(classes)),
-            "label2id": {name: i for i, name in enumerate(classes)},
-            "problem_type": "single_label_classification",
-            "label_cl_ids": ids or None,
-            "target_mean": None,
-            "target_std": None,
-        },
-        division=division,
+        fields=head_fields(classes, "single_label_classification", label_cl_ids=ids or None),
         train=train,
         held_out=held_out,
         test=test,
@@ -97,36 +93,36 @@ def cell_type_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed
             "classes": classes,
             "cells_of_each_class": {name: counts[name] for name in classes},
             "label_cl_ids": ids,
-            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            **common_facts(division, train, held_out, test),
             "cells_without_label": without,
             "unlikely_labels": None if check is None else {"left_out": left_out, "looks_like": pairs},
             "held_out_cells_of_other_classes": sum(other.values()),
             "other_classes": dict(other.most_common()),
         },
         summary=f"{len(classes):,} classes, {len(ids):,} of them cell types of the ontology; {len(train):,} cells for "
-        f"training, {0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} "
-        f"without label{_said(pairs, left_out)}" + (unknown if other else "") + (f"; {note}" if note else ""),
+        f"training, {n_cells(held_out):,} held out by {division.by}; left out: {without:,} without label"
+        f"{_unlikely(pairs, left_out)}" + (unknown if other else "") + (f"; {note}" if note else ""),
     )
 
 
 def _checked(
     corpus: Corpus, part: Part, labels: np.ndarray, settings: FinetuneSettings, seed: int
 ) -> LabelCheck | None:
-    """Check the labels of training cells; None where that is not asked for, or there are no values to do it by."""
+    """Check the labels of training cells; return None if that is off or the corpus has no expression values."""
     how = settings.unlikely_labels
     if how == "unchecked" or (how == "keep" and not CorpusExpression.held_by(corpus)):
         return None
     expression = CorpusExpression(
         corpus,
         part.splits,
-        wanted_for="labels are checked by",
+        wanted_for="the check of labels needs",
         otherwise=", or set finetuning.unlikely_labels=unchecked",
     )
     return check_labels(expression, np.where(part.chosen, labels, -1), seed)
 
 
-def _said(pairs: Mapping[str, Mapping[str, int]], left_out: bool) -> str:
-    """Name training cells with unlikely labels in a summary."""
+def _unlikely(pairs: Mapping[str, Mapping[str, int]], left_out: bool) -> str:
+    """Return the part of the summary about training cells with unlikely labels."""
     if not pairs:
         return ""
     found = {f"{given} like {other}": n for given, others in pairs.items() for other, n in others.items()}

@@ -1,4 +1,4 @@
-"""What a frozen encoder gave for each cell: a linear probe computes it once."""
+"""Outputs of a frozen encoder for each cell: a linear probe computes them only once."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,25 +7,25 @@ import torch
 from torch import nn
 
 
-MOST_BYTES = 1 << 31  # kept at the most; further cells are computed every time
+MOST_BYTES = 1 << 31  # outputs to keep; those of further cells are computed each time
 
 
 class EncoderMemory:
-    """Lets an encoder give again what it gave for a cell before, without computing it.
+    """Lets an encoder return an earlier output for a cell without computing it.
 
-    Exact to rounding: in evaluation mode a cell's output does not depend on the cells or the padding beside it.
+    Exact up to rounding: in evaluation mode the output for a cell does not depend on other cells or padding.
 
     Parameters
     ----------
     encoder
-        Changed in place: its ``forward`` asks the memory first, until `release`.
+        Changed in place: its ``forward`` looks in the memory first, until `release`.
     field
-        The field of its output that the head reads, of the same shape for every cell.
+        The field of the output that the head reads, of the same shape for every cell.
 
     Attributes
     ----------
     cells : torch.Tensor
-        Part and number of the cells of the next call, shape (cells, 2).
+        Part and number of each cell of the next call, shape (cells, 2).
     """
 
     def __init__(self, encoder: nn.Module, field: str):
@@ -51,7 +51,7 @@ class EncoderMemory:
         return output
 
     def release(self) -> None:
-        """Return the encoder its own ``forward`` back, and forget."""
+        """Restore the ``forward`` of the encoder, and empty the memory."""
         del self._encoder.forward
         self.known.clear()
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback
 
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.any_model import describe_model
@@ -28,14 +28,14 @@ from cellglot.training.run import (
     check_same_vocabulary,
     check_vocabulary,
     final_metrics,
-    finished_metrics,
+    run_once,
     run_training,
     say,
     say_empty_cells,
     training_arguments,
     training_output,
 )
-from cellglot.training.runs.output import TrainingOutput, check_no_other_model
+from cellglot.training.runs.output import TrainingOutput
 from cellglot.training.trainer import count_parameters
 from cellglot.training.weight_average import WeightAverage
 
@@ -54,37 +54,24 @@ def finetune(
     overwrite: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
-    """Fine-tune a model on labels.
+    """Fine-tune a model on labels: see `cellglot.finetune`.
 
-    Held-out cells (whole donors or data sets where the metadata has them) are for evaluation. Classes are those of
-    the training cells; cells without a label are left out, held-out cells of other classes count as errors, and both
-    are counted.
+    Held-out cells (whole donors or data sets, if the metadata names them) are for evaluation. The classes are those of
+    the training cells. Cells without a label are left out, held-out cells of other classes count as errors; the run
+    prints and records both numbers.
 
     Parameters
     ----------
     config
-        The configuration. Its section ``model`` changes fields of the model's own; keys of ``finetuning`` are those of
-        `FinetuneSettings`, keys of ``data`` those of the model's family.
+        The configuration. Its section ``model`` changes fields of the model's configuration; keys of ``finetuning``
+        are those of `FinetuneSettings`, keys of ``data`` those of the model's family.
     model
-        Folder or repository of a pretrained model. None for a new one of the section ``model``.
-    corpus
-        Cells tokenized with the model's vocabulary.
-    output
-        Folder for the result: a model ready for the Hub, or an adapter.
-    task
-        ``"cell-type"`` (or any class of cells), ``"gene"`` or ``"regression"``.
-    method
-        ``"full"``: all weights learn. ``"probe"``: the head alone. ``"lora"``, ``"dora"``, ``"ia3"``: the head and an
-        adapter.
+        Folder or repository of a pretrained model; None for a new model with the sizes of the section ``model``.
     label_column
-        Column of the corpus that holds classes or values.
+        Column of the corpus with the classes or values.
     gene_labels
-        For genes: gene -> class, which is written as ``gene_labels.json`` beside the result, or a file that
-        `cellglot.training.data.labels.read_gene_labels` reads.
-    resume
-        Resume from the last checkpoint in `output`, if there is one. A run that is finished is not done again.
-    overwrite
-        Delete what an earlier run wrote in `output`, and nothing else, and start from the beginning.
+        For genes: gene -> class, which is saved as ``gene_labels.json`` with the result; or a file for
+        `cellglot.training.data.labels.read_gene_labels`.
     callbacks
         Further callbacks of the trainer.
 
@@ -101,7 +88,9 @@ def finetune(
     settings = finetune_settings(config.finetuning, task, method)
     data: Any = read_section(family.finetuning_data, config.data, "data")
     if model is not None and "initialize_gene_embeddings" in config.data:
-        raise ValueError(f"{where(config.data, 'data')}.initialize_gene_embeddings is for new models: leave it out")
+        raise ValueError(
+            f"{where(config.data, 'data')}.initialize_gene_embeddings is only for new models: remove this key"
+        )
     arguments = training_arguments(config, output, **settings.of_trainer(config.trainer, task))
     claim = training_output(
         config,
@@ -118,11 +107,10 @@ def finetune(
         labels=None if task == "gene" else label_column,
         gene_labels=None if gene_labels is None else table_facts(gene_labels)["sha256"],
     )
-    with claim as claimed:
-        if claimed.record is not None:
-            return finished_metrics(claimed)
-        set_seed(arguments.seed)
-        return _learn(claimed, family, settings, data, task, method, label_column, gene_labels, callbacks)
+    return run_once(
+        claim,
+        lambda claimed: _learn(claimed, family, settings, data, task, method, label_column, gene_labels, callbacks),
+    )
 
 
 def _learn(
@@ -153,7 +141,7 @@ def _learn(
     tuned, frozen = what_learns(network, method, family.heads, settings.of_adapter(method))
     collator, eval_collator = family.collators(tokenizer, network.config, data, corpus, seed)
     memory = None
-    if method == "probe" and task != "gene" and _gives_the_same_every_epoch(collator):
+    if method == "probe" and task != "gene" and _is_same_every_epoch(collator):
         memory = EncoderMemory(getattr(network, family.encoder), family.head_reads)
     trainer = FineTuner(
         model=tuned,
@@ -171,7 +159,7 @@ def _learn(
     )
     trainer.eval_data_collator = prepared.collator(eval_collator, False)
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    say(trainer, f"{count_parameters(tuned):,} parameters, {trained:,} of them learn ({method}); {prepared.summary}")
+    say(trainer, f"{count_parameters(tuned):,} parameters, {trained:,} trained ({method}); {prepared.summary}")
     say_empty_cells(trainer, prepared.train, prepared.held_out, prepared.test)
     facts = {
         "task": task,
@@ -200,7 +188,7 @@ def _learn(
 
 
 def _family(section: Mapping[str, Any], model: str | Path | None, method: str) -> TrainedFamily:
-    """Return the family of a pretrained model, or of the new one that the section ``model`` describes."""
+    """Return the family of a pretrained model, or of the new model of the section ``model``."""
     if model is not None:
         if describe_model(model).is_adapter:
             raise ValueError(
@@ -214,7 +202,6 @@ def _family(section: Mapping[str, Any], model: str | Path | None, method: str) -
 
 
 def _callbacks(settings: FinetuneSettings) -> list[Any]:
-    """Return what stops training early, or averages weights."""
     stopping = [] if settings.patience is None else [EarlyStoppingCallback(settings.patience)]
     averaging = [] if settings.average_weights is None else [WeightAverage(settings.average_weights)]
     return [*stopping, *averaging]
@@ -237,7 +224,7 @@ def _task(
     return (value_task if task == "regression" else cell_type_task)(corpus, column, settings, seed)
 
 
-def _gives_the_same_every_epoch(collator: Any) -> bool:
+def _is_same_every_epoch(collator: Any) -> bool:
     return collator.thinning is None and not getattr(collator, "num_masked", 0)
 
 
@@ -255,7 +242,7 @@ def _evaluate(trainer: FineTuner, task: Task) -> dict[str, float]:
         if cells is not None and f"{part}_{name}" not in metrics
     ]
     if undefined:
-        say(trainer, f"undefined for these cells, and left out: {', '.join(undefined)}")
+        say(trainer, f"metrics that are undefined for these cells: {', '.join(undefined)}")
         task.facts["undefined_metrics"] = undefined
     return metrics
 
@@ -271,7 +258,6 @@ def _base_facts(claimed: TrainingOutput) -> dict[str, Any]:
 
 
 def _stopped(trainer: FineTuner, settings: FinetuneSettings) -> dict[str, Any]:
-    """Say which step's weights were kept."""
     if settings.patience is None:
         return {}
     state = trainer.state
@@ -279,15 +265,7 @@ def _stopped(trainer: FineTuner, settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def config_name(model_type: str, method: str) -> str:
-    """Return the configuration that comes with the package for a model and a method.
-
-    Parameters
-    ----------
-    model_type
-        Its family, such as ``"exceiver"``.
-    method
-        As for `finetune`.
-    """
+    """Return the name of the configuration that comes with the package for a family and a method."""
     return f"{model_type}_finetune.yaml" if method == "full" else f"{model_type}_finetune_adapter.yaml"
 
 
@@ -299,21 +277,15 @@ def finetune_on(
     output: str | Path,
     **options: Any,
 ) -> dict[str, float]:
-    """Fine-tune on files of cells, which are tokenized first, or on a corpus.
+    """Run `finetune` on a corpus, or on files of cells, which are tokenized first.
 
     Parameters
     ----------
-    config, model, corpus, output, **options
-        As for `finetune`.
     cells
-        Files of cells, where there is no corpus.
+        Files of cells, used if `corpus` is None.
     """
     if corpus is None:
-        if not cells:
-            raise ValueError("pass labelled cells, or their tokens as a corpus")
         overwrite = options.get("overwrite", False)
-        if not overwrite:
-            check_no_other_model(output)
         column = None if options.get("task") == "gene" else options.get("label_column", "cell_type")
         if model is None:
             family = _family(config.model, None, "full")
@@ -324,4 +296,4 @@ def finetune_on(
     return finetune(config, model, corpus, output, **options)
 
 
-__all__ = ["config_name", "corpus_for", "divide_as_fits", "finetune", "finetune_on"]
+__all__ = ["config_name", "finetune", "finetune_on"]

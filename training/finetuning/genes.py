@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.outputs import sha256
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.training.data.dataset import CellDataset
@@ -16,7 +17,7 @@ from cellglot.training.data.label_collators import GeneClassCollator, balanced_w
 from cellglot.training.data.labels import gene_classes, read_gene_labels
 from cellglot.training.data.splits import divide, draw_by_stratum
 from cellglot.training.finetuning.settings import FinetuneSettings
-from cellglot.training.finetuning.tasks import BOTH, Task, common_facts
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, head_fields, n_cells
 from cellglot.training.metrics import GeneClassMetrics
 
 
@@ -32,18 +33,14 @@ def gene_task(
 ) -> Task:
     """Prepare the classification of genes in their cells.
 
-    Genes are held out, not only cells: a gene has the same class in every cell, and a model would know it by its name.
-    A share of every class's genes (``finetuning.held_out_genes``, 0.2) is never learned from; metrics are those of
-    these genes in the held-out cells.
+    Genes are held out, too: a gene has the same class in every cell, so a model could learn its name. A share of the
+    genes of each class (``finetuning.held_out_genes``, 0.2) is not used for training; the metrics are those of these
+    genes in the held-out cells.
 
     Parameters
     ----------
     table
-        Gene -> class, or a file that `read_gene_labels` reads.
-    settings
-        Section ``finetuning`` of the configuration.
-    seed
-        Of the draw of genes, and of the division of cells.
+        Gene -> class, or a file for `read_gene_labels`.
     """
     given = dict(table) if isinstance(table, Mapping) else read_gene_labels(table)
     found = gene_classes(given, vocabulary)
@@ -54,11 +51,10 @@ def gene_task(
     classes = sorted(counts)
     if len(classes) < 2:
         raise ValueError(
-            f"{len(found):,} of {len(given):,} genes of the table are in the model's vocabulary, of {len(classes)} "
-            f"classes ({', '.join(classes) or 'none'}): classification needs two"
+            f"{len(found):,} of {len(given):,} genes of the table are in the vocabulary of the model, with "
+            f"{len(classes)} classes ({', '.join(classes) or 'none'}): classification needs two"
         )
-    label2id = {name: i for i, name in enumerate(classes)}
-    numbers = np.array([label2id[name] for name in names])
+    numbers = np.array([classes.index(name) for name in names])
     to_learn, to_test = (np.full(vocabulary.vocab_size, -100, dtype=np.int64) for _ in range(2))
     to_learn[tokens[~away]], to_test[tokens[away]] = numbers[~away], numbers[away]
     division = divide(corpus, settings.split, [0] * sum(map(corpus.n_cells, BOTH)), seed)
@@ -77,15 +73,7 @@ def gene_task(
 
     unknown = len(given) - len(found)
     return Task(
-        fields={
-            "id2label": dict(enumerate(classes)),
-            "label2id": label2id,
-            "problem_type": None,
-            "label_cl_ids": None,
-            "target_mean": None,
-            "target_std": None,
-        },
-        division=division,
+        fields=head_fields(classes, None),
         train=train,
         held_out=held_out,
         test=test,
@@ -98,28 +86,19 @@ def gene_task(
             "genes_of_each_class": {name: counts[name] for name in classes},
             "held_out_genes": {vocabulary.symbol(vocabulary.tokens[t]): found[t] for t in tokens[away].tolist()},
             "genes_not_in_the_vocabulary": unknown,
-            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            **common_facts(division, train, held_out, test),
         },
-        summary=f"{len(classes):,} classes; {int((~away).sum()):,} genes to learn from in {len(train):,} cells, "
-        f"{int(away.sum()):,} held out in {0 if held_out is None else len(held_out):,} cells held out by "
-        f"{division.by}; left out: {unknown:,} genes that are not in the vocabulary, or other names of one that is",
+        summary=f"{len(classes):,} classes; {int((~away).sum()):,} genes for training in {len(train):,} cells, "
+        f"{int(away.sum()):,} genes held out in {n_cells(held_out):,} cells held out by {division.by}; left out: "
+        f"{unknown:,} genes that are not in the vocabulary, or are second names of a gene",
     )
 
 
 def table_facts(table: str | Path | Mapping[str, str]) -> dict[str, str]:
-    """Name the table of genes and its checksum; that of a mapping is the file of `write_gene_labels`.
-
-    Parameters
-    ----------
-    table
-        Gene -> class, or a file.
-    """
-    named, content = (
-        (GENE_LABELS_FILE, _as_json(table).encode())
-        if isinstance(table, Mapping)
-        else (Path(table).name, Path(table).read_bytes())
-    )
-    return {"file": named, "sha256": hashlib.sha256(content).hexdigest()}
+    """Return name and checksum of the table of genes; for a mapping, those of the file of `write_gene_labels`."""
+    if isinstance(table, Mapping):
+        return {"file": GENE_LABELS_FILE, "sha256": hashlib.sha256(_as_json(table).encode()).hexdigest()}
+    return {"file": Path(table).name, "sha256": sha256(table)}
 
 
 def _as_json(labels: Mapping[str, str]) -> str:
@@ -127,13 +106,7 @@ def _as_json(labels: Mapping[str, str]) -> str:
 
 
 def write_gene_labels(labels: Mapping[str, str], folder: str | Path) -> None:
-    """Write gene -> class as a file that ``--gene-labels`` takes, ``gene_labels.json``.
-
-    Parameters
-    ----------
-    labels
-        Gene -> class.
-    """
+    """Write gene -> class to ``gene_labels.json``, a file for ``--gene-labels``."""
     Path(folder, GENE_LABELS_FILE).write_text(_as_json(labels), encoding="utf-8")
 
 

@@ -18,25 +18,20 @@ from cellglot.training.data.label_levels import label_levels
 from cellglot.training.data.labels import labels_of, read_column
 from cellglot.training.data.splits import Part, divide
 from cellglot.training.finetuning.settings import FinetuneSettings
-from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, labelled_cells, listed
+from cellglot.training.finetuning.tasks import BOTH, Task, common_facts, head_fields, labelled_cells, listed, n_cells
 from cellglot.training.metrics import LabelSetMetrics
 
 
 def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, seed: int) -> Task:
-    """Prepare the classification of cells whose labels stand at several levels, such as T cell and naive CD4 T cell.
+    """Prepare the classification of cells with labels at several levels, such as T cell and naive CD4 T cell.
 
     Classes are the finest types with enough training cells; see `cellglot.training.data.label_levels.label_levels`. A
-    coarser label learns the summed probability of the classes below it. Training cells without a class are left out;
-    held-out cells without one count as errors. Both are counted.
-
-    Parameters
-    ----------
-    settings
-        Section ``finetuning`` of the configuration.
+    coarser label trains the summed probability of the classes below it. Training cells without a class are left out,
+    held-out cells without one count as errors; the facts have both numbers.
     """
     if settings.unlikely_labels == "leave_out":
         raise ValueError(
-            "finetuning.unlikely_labels=leave_out compares classes: it is not for labels at several levels"
+            "finetuning.unlikely_labels=leave_out does not work with finetuning.levels: set it to keep or unchecked"
         )
     read = read_labels(read_column(corpus, BOTH, column))
     division = divide(corpus, settings.split, read.texts.tolist(), seed)
@@ -72,15 +67,7 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
     weights = balanced_weights(used) if settings.balanced else None
     without = sum(name is None for p in division.parts() for name in np.array(names[id(p)], dtype=object)[p.chosen])
     return Task(
-        fields={
-            "id2label": dict(enumerate(levels.classes)),
-            "label2id": {name: i for i, name in enumerate(levels.classes)},
-            "problem_type": "single_label_classification",
-            "label_cl_ids": levels.ids or None,
-            "target_mean": None,
-            "target_std": None,
-        },
-        division=division,
+        fields=head_fields(levels.classes, "single_label_classification", label_cl_ids=levels.ids or None),
         train=train,
         held_out=held_out,
         test=test,
@@ -95,7 +82,7 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
                 for label, number in numbers.items()
             },
             "label_cl_ids": levels.ids,
-            **common_facts(division, {"training": train, "held_out": held_out, "test": test}),
+            **common_facts(division, train, held_out, test),
             "cells_without_label": without,
             "labels_with_too_few_cells": unused,
             "held_out_cells_of_other_classes": sum(unknown.values()),
@@ -103,22 +90,14 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
         },
         summary=f"{len(levels.classes):,} classes from {len(numbers):,} labels, {len(levels.ids):,} of them cell "
         f"types of the ontology; {len(train):,} cells for training, "
-        f"{0 if held_out is None else len(held_out):,} held out by {division.by}; left out: {without:,} without label"
+        f"{n_cells(held_out):,} held out by {division.by}; left out: {without:,} without label"
         + (f", and labels with too few cells: {listed(unused)}" if unused else "")
         + (f"; held-out cells without a class, which count as errors: {listed(unknown)}" if unknown else ""),
     )
 
 
 def set_weights(train: LabelledCells, corpus: Corpus, settings: FinetuneSettings, numbers: Mapping[str, int]) -> None:
-    """Set how often each training cell is drawn, where the settings ask for it.
-
-    Parameters
-    ----------
-    train
-        Training cells.
-    numbers
-        Class or label -> its number among the labels of `train`.
-    """
+    """Set how often each training cell is drawn, if the settings balance labels; `numbers` is label -> number."""
     if not settings.balance and not settings.balance_shares:
         return
     groups = np.zeros(len(train), dtype=np.int64)
@@ -128,19 +107,13 @@ def set_weights(train: LabelledCells, corpus: Corpus, settings: FinetuneSettings
     shares = settings.balance_shares or {}
     missing = [name for name in shares if name not in numbers]
     if missing:
-        raise ValueError(f"finetuning.balance_shares names {', '.join(missing)}, which no label is")
+        raise ValueError(f"finetuning.balance_shares has {', '.join(missing)}: no label has this name")
     of_labels = {numbers[name]: share for name, share in shares.items()}
     train.weights = sampling_weights(train.labels, groups, float(settings.balance), of_labels)
 
 
 def class_ids(classes: Sequence[str], settings: FinetuneSettings) -> dict[str, str]:
-    """Find Cell Ontology ids of classes: class -> id, for those that are a cell type.
-
-    Parameters
-    ----------
-    settings
-        Their ``ontology`` says where to look.
-    """
+    """Find classes in the ontology of `settings`: class -> Cell Ontology id, for classes that are a cell type."""
     found = open_ontology(settings.ontology).resolve(classes)
     return {name: i for name, i in zip(classes, found.cell_types, strict=True) if i is not None}
 

@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: a pretrained one with a head, or a new one for small corpora; and what learns."""
+"""The network that is fine-tuned: pretrained or new, with a head; and which of its weights are trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,18 +28,16 @@ def pretrained_network(
 
     Parameters
     ----------
-    task
-        As for `finetune`.
     section
         The section ``model``: fields of the model's configuration to change.
     fields
-        Of the configuration, that the task decides.
+        Fields of the configuration from the task.
     """
     model_class = family.model_class(task)
     changes = {k: v for k, v in section.items() if k != "type"}
     check_keys(changes, list(model_class.config_class.__dataclass_fields__), where(section, "model"))
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the table of weights that are new; said in one line instead
+    logging.set_verbosity_error()  # no table of new weights: one line is printed instead
     try:
         made, info = load_model(
             model_class,
@@ -76,23 +74,14 @@ def new_network(
 
     Parameters
     ----------
-    task
-        As for `finetune`.
     section
-        The section ``model``: its sizes.
+        The section ``model``: sizes of the network.
     corpus
-        Cells tokenized for this type of model; its vocabulary becomes the model's.
-    seed
-        Of the start of the gene embeddings.
+        Cells tokenized for this type of model, with the vocabulary of the new model.
     initialize_embeddings
-        Start gene embeddings from the training cells' co-expression.
+        Start gene embeddings from the co-expression of the training cells.
     **given
         Further fields of the model's configuration, such as its classes.
-
-    Raises
-    ------
-    ValueError
-        If configuration, corpus and model do not fit together.
     """
     model_class: Any = family.model_class(task)
     tokenizer = family.tokenizer_of(corpus, model_class.__name__)
@@ -108,13 +97,7 @@ def new_network(
 def what_learns(
     network: PreTrainedModel, method: str, heads: tuple[str, ...], sizes: dict[str, Any]
 ) -> tuple[Any, list[nn.Module]]:
-    """Return the model that learns, and the modules of it that are frozen and run as in evaluation.
-
-    Parameters
-    ----------
-    method
-        As for `finetune`.
-    """
+    """Return the model to train, and its frozen modules, which run in evaluation mode."""
     if method in ADAPTERS:
         return put_adapter(network, method, heads, sizes), []
     if method == "full":

@@ -19,7 +19,7 @@ OF_ADAPTERS = {"lora": ("rank", "alpha", "dropout"), "dora": ("rank", "alpha", "
 @strict
 @dataclass(kw_only=True)
 class FinetuneSettings:
-    """Keys of the section ``finetuning``; those of other tasks may be there and are not used.
+    """Keys of the section ``finetuning``; keys of other tasks are allowed and not used.
 
     Parameters
     ----------
@@ -28,30 +28,30 @@ class FinetuneSettings:
     patience
         Evaluations without improvement after which training stops; the best state is kept.
     average_weights
-        Share of the last steps whose mean weights are kept.
+        Share of the last steps; the mean of their weights is kept.
     class_weights
-        ``balanced``, or ``none``.
+        ``balanced`` or ``none``.
     levels
-        Whether labels stand at several levels of the ontology: see `cellglot.training.data.label_levels`.
+        Whether labels are at several levels of the ontology: see `cellglot.training.data.label_levels`.
     classes
         With `levels`, the classes: ids or names. By default they are found.
     fewest_cells
-        With `levels`, training cells that a class needs to be found.
+        With `levels`, minimum number of training cells of a class that is found.
     balance
-        How evenly labels are drawn for training: 0, as frequent as they are; 1, all equally often; 0.5, by the root
-        of their number of cells.
+        How evenly labels are drawn for training: 0, by their number of cells; 1, all equally often; 0.5, by the square
+        root of their number of cells.
     balance_by
         Column of the corpus: labels are balanced within each of its values, such as ``dataset_id``.
     balance_shares
-        Label -> share of the draws that its cells get.
+        Label -> share of the draws.
     ontology
-        Where to look for cell types: ``blood``, a release's date, an OBO or OWL file.
+        ``blood``, the date of a release, or an OBO or OWL file.
     unlikely_labels
-        Training cells that look like another class: ``keep``, ``leave_out``, ``unchecked``.
+        Training cells that look like another class: ``keep``, ``leave_out``, or ``unchecked``.
     held_out_genes
-        Share of each class's genes that are held out.
+        Share of the genes of each class that is held out.
     rank, alpha, dropout
-        Of LoRA and DoRA.
+        Settings of LoRA and DoRA.
     """
 
     split: str = "corpus"
@@ -72,8 +72,8 @@ class FinetuneSettings:
     dropout: float | int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit."""
-        self.ontology = str(self.ontology)  # YAML reads a release's date as a date
+        """Refuse values out of range."""
+        self.ontology = str(self.ontology)  # YAML reads the date of a release as a date
         for name, choices in (("split", SPLITS), ("unlikely_labels", UNLIKELY_LABELS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it is one of {', '.join(choices)}")
@@ -86,27 +86,27 @@ class FinetuneSettings:
         if sum((self.balance_shares or {}).values()) >= 1 or any(v <= 0 for v in (self.balance_shares or {}).values()):
             raise ValueError(f"balance_shares {self.balance_shares!r}: they are shares above 0, together below 1")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience {self.patience!r}: it is a whole number of evaluations from 1 on")
+            raise ValueError(f"patience {self.patience!r}: it is a number of evaluations, at least 1")
         if self.average_weights is not None and not 0 < self.average_weights <= 1:
             raise ValueError(f"average_weights {self.average_weights!r}: it is a share of the steps, up to 1")
         if self.patience is not None and self.average_weights is not None:
             raise ValueError("patience keeps the best state, average_weights a mean: set one of them to null")
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank {self.rank!r}: a rank is a whole number from 1 on")
+            raise ValueError(f"rank {self.rank!r}: it is a whole number, at least 1")
         check_share("held_out_genes", self.held_out_genes, "each class's genes")
 
     @property
     def balanced(self) -> bool:
-        """Whether classes count alike in the loss, whatever their numbers of cells."""
+        """Whether all classes have the same weight in the loss."""
         return self.class_weights == "balanced"
 
     def of_adapter(self, method: str) -> dict[str, Any]:
-        """Return the sizes that are set for a method's adapter."""
+        """Return the settings for the adapter of a method."""
         names = OF_ADAPTERS.get(method, ())
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def of_trainer(self, section: Mapping[str, Any], task: str) -> dict[str, Any]:
-        """Return what the trainer needs to keep the best state, where training is to stop early."""
+        """Return the trainer's settings for early stopping on the best state, if there is a `patience`."""
         if self.patience is None:
             return {}
         if section.get("eval_strategy", "no") in ("no", False):
@@ -119,13 +119,7 @@ class FinetuneSettings:
 
 
 def finetune_settings(section: Mapping[str, Any], task: str, method: str) -> FinetuneSettings:
-    """Read the section ``finetuning``.
-
-    Raises
-    ------
-    ValueError
-        If a key does not exist, or is of another method; or a value does not fit.
-    """
+    """Read the section ``finetuning``; refuse keys of other methods and values out of range."""
     others = {name for names in OF_ADAPTERS.values() for name in names} - set(OF_ADAPTERS.get(method, ()))
     known = [name for name in FinetuneSettings.__dataclass_fields__ if name not in others]
     check_keys(section, known, f"{where(section, 'finetuning')} ({task}, {method}): setting")

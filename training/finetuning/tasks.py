@@ -1,6 +1,6 @@
-"""What a model is fine-tuned for: cells with what is to be predicted of them."""
+"""Tasks of fine-tuning: cells with what is predicted for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,37 +12,32 @@ from cellglot.training.data.label_collators import LabelledCells
 from cellglot.training.data.splits import Division, Part
 
 
-# Splits of a corpus that cells for training and for evaluation come from.
+# Splits of a corpus with cells for training and for evaluation.
 BOTH = ("train", "validation")
 LISTED = 5
 
 
 @dataclass
 class Task:
-    """Cells with what is to be predicted of them.
+    """Cells with what is predicted for them.
 
     Parameters
     ----------
     fields
-        Of the model's configuration.
-    division
-        How the cells were divided.
-    train, held_out, test
-        Cells, None where there are none.
+        Fields of the model's configuration, from `head_fields`.
     collator
         (collator of cells, whether for training) -> collator that adds labels.
     metrics
-        Of held-out cells, added up batch by batch.
+        Metrics of held-out cells, updated batch by batch.
     metric_names
-        Their names; one that is undefined is missing among the metrics.
+        Names of the metrics; an undefined metric is missing in the results.
     facts
-        For the record of the run.
+        Entries of the record of the run.
     summary
         Line to print before training.
     """
 
     fields: dict[str, Any]
-    division: Division
     train: CellDataset
     held_out: CellDataset | None
     test: CellDataset | None
@@ -53,32 +48,40 @@ class Task:
     summary: str
 
 
-def common_facts(division: Division, parts: Mapping[str, CellDataset | None]) -> dict[str, Any]:
-    """Return what the record of a run says of cells, whatever the task.
+def head_fields(outputs: Sequence[str], problem_type: str | None, **fields: Any) -> dict[str, Any]:
+    """Return the configuration of a head with these outputs; fields of other tasks are set to None."""
+    return {
+        "id2label": dict(enumerate(outputs)),
+        "label2id": {name: i for i, name in enumerate(outputs)},
+        "problem_type": problem_type,
+        "label_cl_ids": None,
+        "target_mean": None,
+        "target_std": None,
+    } | fields
 
-    Parameters
-    ----------
-    division
-        How the cells were divided.
-    parts
-        Name -> cells.
-    """
+
+def common_facts(division: Division, *parts: CellDataset | None) -> dict[str, Any]:
+    """Return the entries of the record of a run about its training, held-out and test cells."""
+    named = zip(("training", "held_out", "test"), parts, strict=True)
     return {
         "divided_by": division.by,
-        **{f"{name}_cells": 0 if cells is None else len(cells) for name, cells in parts.items()},
-        "cells_without_genes": sum(cells.left_out for cells in parts.values() if cells is not None),
+        **{f"{name}_cells": n_cells(cells) for name, cells in named},
+        "cells_without_genes": sum(cells.left_out for cells in parts if cells is not None),
     }
+
+
+def n_cells(cells: CellDataset | None) -> int:
+    """Return the number of cells, 0 for None."""
+    return 0 if cells is None else len(cells)
 
 
 def labelled_cells(
     corpus: Corpus, division: Division, labels: Callable[[Part], tuple[np.ndarray, np.ndarray]]
 ) -> list[Any]:
-    """Return training, held-out and test cells with their labels; None where no cell has one.
+    """Return training, held-out and test cells with their labels; None for a part without labels.
 
     Parameters
     ----------
-    division
-        How the cells were divided.
     labels
         Part -> label of each cell of its splits, and whether it has one.
     """
@@ -91,15 +94,9 @@ def labelled_cells(
 
 
 def listed(counts: Mapping[str, int]) -> str:
-    """Name the first things that were counted.
-
-    Parameters
-    ----------
-    counts
-        Name -> number.
-    """
+    """Return the first names with their numbers, as text."""
     names = ", ".join(f"{name} ({n:,})" for name, n in list(counts.items())[:LISTED])
     return names + (", ..." if len(counts) > LISTED else "")
 
 
-__all__ = ["BOTH", "Task", "common_facts", "labelled_cells", "listed"]
+__all__ = ["BOTH", "Task", "common_facts", "head_fields", "labelled_cells", "listed", "n_cells"]

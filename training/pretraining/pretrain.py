@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.families.records import FAMILIES
@@ -13,13 +11,14 @@ from cellglot.training.run import (
     check_held_out,
     check_vocabulary,
     final_metrics,
-    finished_metrics,
+    run_once,
     run_training,
     say,
     say_empty_cells,
     training_arguments,
     training_output,
 )
+from cellglot.training.runs.output import TrainingOutput
 from cellglot.training.trainer import CellTrainer
 
 
@@ -32,31 +31,12 @@ def pretrain(
     overwrite: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
-    """Pretrain a model on a corpus.
+    """Pretrain a model on a corpus: see `cellglot.pretrain`.
 
     Parameters
     ----------
-    corpus
-        Folder that ``cellglot tokenize`` made.
-    output
-        Folder for the model (weights, configuration, tokenizer, code: ready for the Hub), checkpoints and the
-        record of the run.
-    resume
-        Resume from the last checkpoint in `output`, if there is one. A run that is finished is not done again.
-    overwrite
-        Delete what an earlier run wrote in `output`, and nothing else, and start from the beginning.
     callbacks
         Further callbacks of the trainer.
-
-    Returns
-    -------
-    dict
-        Metrics of the held-out cells, named ``eval_...`` as in the model's recipe; empty without such cells.
-
-    Raises
-    ------
-    ValueError
-        If configuration, corpus and model do not fit together, `output` holds another run, or a loss is not finite.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     family = FAMILIES.of(config.model.get("type"), where(config.model, "model.type"))
@@ -64,13 +44,11 @@ def pretrain(
     check_keys(config.finetuning, [], where(config.finetuning, "finetuning"))
     arguments = training_arguments(config, output)
     claim = training_output(config, corpus, arguments, output, "pretrain", resume=resume, overwrite=overwrite)
-    with claim as claimed:
-        if claimed.record is not None:
-            return finished_metrics(claimed)
-        set_seed(arguments.seed)
-        recipe = family.recipe(config.model, data, corpus, arguments.seed)
-        check_vocabulary(recipe.model, corpus)
-        check_held_out(arguments, recipe.held_out, corpus)
+
+    def train(claimed: TrainingOutput) -> dict[str, float]:
+        recipe = family.recipe(config.model, data, claimed.corpus, arguments.seed)
+        check_vocabulary(recipe.model, claimed.corpus)
+        check_held_out(arguments, recipe.held_out, claimed.corpus)
         trainer = CellTrainer(
             model=recipe.model,
             args=arguments,
@@ -92,3 +70,5 @@ def pretrain(
             lambda: final_metrics(trainer) if recipe.held_out is not None else {},
             lambda: facts,
         )
+
+    return run_once(claim, train)

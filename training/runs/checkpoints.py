@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, each says what it is of."""
+"""Checkpoints of a run: each is complete or does not exist, and records its run."""
 
 import json
 import os
@@ -26,12 +26,12 @@ def checkpoint_name(step: int) -> str:
 
 
 def unfinished_folder(output: str | Path, step: int) -> Path:
-    """Return the folder in which a checkpoint's folder is written before it takes its place."""
+    """Return the temporary folder in which a checkpoint is written."""
     return Path(output) / f".{checkpoint_name(step)}.part"
 
 
 def checkpoint_folders(output: str | os.PathLike) -> list[Path]:
-    """Return the folders of checkpoints, whole or not, ordered by step."""
+    """Return the folders of checkpoints, also of incomplete ones, ordered by step."""
     output = Path(output)
     if not output.is_dir():
         return []
@@ -40,9 +40,9 @@ def checkpoint_folders(output: str | os.PathLike) -> list[Path]:
 
 
 def last_checkpoint(output: str | os.PathLike) -> str | None:
-    """Return the last whole checkpoint in a folder, None where there is none.
+    """Return the last complete checkpoint in a folder, None if there is none.
 
-    A whole one has its state, which is written last, and all files in the sizes that it notes of them.
+    A complete checkpoint has its state, which is written last, and all files with their recorded sizes.
     """
     for folder in reversed(checkpoint_folders(output)):
         if _is_whole(folder):
@@ -59,13 +59,7 @@ def remove_unfinished(output: str | Path) -> None:
 
 
 def seal(folder: str | Path, identity: Mapping[str, Any]) -> None:
-    """Note in a checkpoint what it is of, and the sizes of its files.
-
-    Parameters
-    ----------
-    identity
-        From `run_identity`.
-    """
+    """Write to a checkpoint the identity of its run, from `run_identity`, and the sizes of its files."""
     folder = Path(folder)
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     for path in files.values():
@@ -75,13 +69,7 @@ def seal(folder: str | Path, identity: Mapping[str, Any]) -> None:
 
 
 def put_in_place(folder: Path, target: Path) -> None:
-    """Move a checkpoint to its place; one of the same step gives way.
-
-    Parameters
-    ----------
-    folder, target
-        Where it was written, and its place.
-    """
+    """Move a checkpoint to `target`, and remove an earlier one of the same step."""
     earlier = target.with_name(f".{target.name}.part") / "earlier"
     if target.is_dir():
         os.replace(target, earlier)
@@ -90,13 +78,7 @@ def put_in_place(folder: Path, target: Path) -> None:
 
 
 def rotate(output: str | Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond a number, never the one that was written last or the best.
-
-    Parameters
-    ----------
-    limit
-        Checkpoints to keep; None or 0 keeps all.
-    """
+    """Delete the oldest checkpoints beyond `limit` (None or 0: no limit), but never the last written or the best."""
     if not limit:
         return
     own = [p for p in checkpoint_folders(output) if read_identity(p) is not None]

@@ -1,4 +1,4 @@
-"""Numbers that are none: where they are in a step of training, in weights and in statistics of genes."""
+"""NaN and infinite numbers in a training step, in weights and in statistics of genes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ class NonFiniteError(ValueError):
 
 
 def is_finite(*values: Any) -> bool:
-    """Return whether all values are finite; on a device this waits once.
+    """Return whether all values are finite, with one synchronisation; None is skipped.
 
     Parameters
     ----------
     *values
-        Tensors of any shape, also spread over devices, or numbers; None is passed over.
+        Numbers, or tensors of any shape, also distributed ones.
     """
     tensors = [v.full_tensor() if hasattr(v, "full_tensor") else v for v in values if isinstance(v, torch.Tensor)]
     numbers = [float(v) for v in values if v is not None and not isinstance(v, torch.Tensor)]
@@ -33,53 +33,33 @@ def is_finite(*values: Any) -> bool:
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:
-    """Return the names of the weights that hold NaN or infinite values.
-
-    Parameters
-    ----------
-    model
-        Its weights may be spread over processes: those that are here are looked at.
-    """
+    """Return the names of the weights of this process with NaN or infinite values."""
     named = [(name, weights.detach()) for name, weights in model.named_parameters() if weights.is_floating_point()]
     named = [(name, w.to_local() if hasattr(w, "to_local") else w) for name, w in named]
     named = [(name, w) for name, w in named if w.device.type != "meta" and w.numel()]
     if not named:
         return []
-    # The sum of finite numbers may overflow, that of others is never finite: one number a tensor, one wait in all.
+    # One number a tensor, one synchronisation: a sum with NaN or infinity is never finite, others may overflow.
     sums = torch.stack([torch.isfinite(w.sum(dtype=torch.float32)).to(named[0][1].device) for _, w in named]).tolist()
     return [name for (name, w), finite in zip(named, sums, strict=True) if not finite and not torch.isfinite(w).all()]
 
 
 def check_weights(model: nn.Module, where: str, advice: str) -> None:
-    """Refuse a model with weights that are NaN or infinite.
-
-    Parameters
-    ----------
-    where
-        Where the weights are from, for the message.
-    """
+    """Refuse a model with NaN or infinite weights; `where` is their source, for the message."""
     found = non_finite_weights(model)
     if found:
         raise NonFiniteError(f"{where}: NaN or infinite values in {_listed(found)}. {advice}")
 
 
 def check_statistics(vocabulary: Any, where: str) -> None:
-    """Refuse a vocabulary whose medians, means or standard deviations are NaN or infinite.
-
-    Parameters
-    ----------
-    vocabulary
-        A `cellglot.tokenization.GeneVocabulary`.
-    where
-        Its folder, for the message.
-    """
+    """Refuse a vocabulary with NaN or infinite medians, means or standard deviations; `where` is its folder."""
     for name in ("medians", "means", "stds"):
         values = getattr(vocabulary, name)
         if values is not None and not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).sum())
             raise NonFiniteError(
                 f"{where}: the {name} of {bad:,} of {len(values):,} genes are NaN or infinite "
-                "(gene_stats.safetensors): make the corpus again by cellglot tokenize"
+                "(gene_stats.safetensors): run cellglot tokenize again"
             )
 
 
@@ -92,16 +72,14 @@ def describe_step(
     model: nn.Module,
     learning_rate: float,
 ) -> str:
-    """Say what is not finite in a step of training, and what its cause may be.
+    """Return a message that names what is not finite in a training step, and the probable cause.
 
     Parameters
     ----------
     parts
         Part of the loss -> its value, summed over the batches.
     batches
-        What the model was given.
-    model
-        As it was during the step.
+        Inputs of the model.
     """
     bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
     what = "the loss" if bad else "the norm of the gradients"
@@ -115,7 +93,7 @@ def describe_step(
 def _cause(batches: Sequence[Mapping[str, Any]], model: nn.Module, learning_rate: float) -> str:
     inputs = [text for batch in batches for text in _non_finite_inputs(batch)]
     if inputs:
-        return f"NaN or infinite values were given to the model: {'; '.join(inputs[:LISTED])}: the corpus is damaged"
+        return f"The inputs have NaN or infinite values in {'; '.join(inputs[:LISTED])}: the corpus is damaged"
     weights = non_finite_weights(model)
     if weights:
         return (
@@ -123,14 +101,14 @@ def _cause(batches: Sequence[Mapping[str, Any]], model: nn.Module, learning_rate
             f"trainer.learning_rate (now {learning_rate:g}) or a longer warm-up, and start again with --overwrite"
         )
     return (
-        "Inputs and weights of this process are finite: the numbers became too large within the step. Set a lower "
+        "Inputs and weights of this process are finite: numbers became too large within the step. Set a lower "
         f"trainer.learning_rate (now {learning_rate:g}), or train without trainer.fp16 or trainer.bf16, and start "
         "again with --overwrite"
     )
 
 
 def _non_finite_inputs(batch: Mapping[str, Any]) -> list[str]:
-    """Name the fields of a batch that are not finite; a label that is NaN is none."""
+    """Name the fields of a batch that are not finite; a label of NaN means no label."""
     found = []
     for name, values in batch.items():
         if not isinstance(values, torch.Tensor) or not values.is_floating_point():

@@ -1,4 +1,4 @@
-"""What a training run is of: corpus, labels, task, base weights and settings, to be compared when it resumes."""
+"""The identity of a training run: corpus, labels, task, base weights and settings, compared when it resumes."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ IDENTITY_FILE = "run_identity.json"
 FORMAT_VERSION = 1
 LISTED = 8
 
-# Fields of TrainingArguments that change no weight, or none before the point of resuming.
+# Fields of TrainingArguments that do not change weights, or not those before the resumed step.
 _NO_MATTER = {
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "torch_empty_cache_steps",
     "run_name", "project", "report_to", "disable_tqdm", "prediction_loss_only", "batch_eval_metrics", "label_names",
@@ -37,15 +37,15 @@ _NO_MATTER = {
     "data_seed",
 }  # fmt: skip
 _NO_MATTER_BEGINNINGS = ("log", "save_", "hub_", "trackio_", "dataloader_", "ddp_", "do_", "eval_", "include_")
-# These matter where they decide which weights are kept.
+# These matter if they decide which weights are kept.
 _OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay")
 _BEST = ("metric_for_best_model", "greater_is_better")
-# Settings that name files: their content is compared instead.
+# Settings that name files, whose content is compared instead of the name.
 FILES = {"data": ("ontology", "start_from", "text_checkpoint"), "finetuning": ("ontology",)}
 
 
 class OtherRunError(ValueError):
-    """A folder holds another run than the one that is to be written there."""
+    """An output folder contains another run."""
 
 
 def run_identity(
@@ -57,14 +57,14 @@ def run_identity(
     base: str | Path | None = None,
     **parts: Any,
 ) -> dict[str, Any]:
-    """Describe a run by what decides its weights.
+    """Describe a run by everything that determines its weights.
 
     Parameters
     ----------
     verb
         ``"pretrain"``, ``"finetune"`` or ``"few-shot"``.
     corpus
-        The corpus; described by its content, not by its place.
+        The corpus; described by its content, not by its path.
     base
         Folder or repository of the model that the run starts from.
     **parts
@@ -73,13 +73,13 @@ def run_identity(
     Returns
     -------
     dict
-        ``parts`` to compare, their ``digest``, the run's ``length`` (epochs and steps, which may be raised), and
+        ``parts`` to compare, their ``digest``, ``length`` (epochs and steps, which may be increased later), and
         ``names`` for messages.
 
     Raises
     ------
     ValueError
-        If the base holds no weights, or the statistics of the corpus's genes are not finite.
+        If the base has no weights, or the statistics of genes in the corpus are not finite.
     """
     tokenizer = corpus.tokenizer()
     check_statistics(tokenizer.vocabulary, str(corpus.tokenizer_folder))
@@ -104,15 +104,20 @@ def run_identity(
         "digest": _digest(found),
         "parts": found,
         "names": names,
-        "length": {"max_steps": arguments.max_steps, "num_train_epochs": float(arguments.num_train_epochs)},
+        "length": run_length(arguments),
     }
+
+
+def run_length(arguments: TrainingArguments) -> dict[str, Any]:
+    """Return the length of a run, in steps and epochs."""
+    return {"max_steps": arguments.max_steps, "num_train_epochs": float(arguments.num_train_epochs)}
 
 
 # -------------------------------------------------------------------- parts
 
 
 def _corpus(corpus: Corpus) -> dict[str, Any]:
-    """Describe what a corpus holds. Its plan tells the files of cells where shards have no digests."""
+    """Describe the content of a corpus; if its shards have no digests, by the files of cells in its plan."""
     manifest = corpus.manifest
     content = {name: manifest.get(name) for name in ("tokenizer", "vocab_size", "split", "shards")}
     known = {"file", "split", "cells", "tokens", "bytes"}
@@ -134,13 +139,7 @@ def _settings(config: TrainingConfig, arguments: TrainingArguments, base: str | 
 
 
 def trainer_settings(arguments: TrainingArguments) -> dict[str, Any]:
-    """Return the trainer's settings that change its weights, defaults filled in.
-
-    Parameters
-    ----------
-    arguments
-        Of the trainer. Batches are counted over all processes.
-    """
+    """Return the trainer's settings that change the weights, with defaults; batch sizes are over all processes."""
     wanted = [
         f.name
         for f in dataclasses.fields(arguments)
@@ -150,24 +149,21 @@ def trainer_settings(arguments: TrainingArguments) -> dict[str, Any]:
         wanted += _OF_THE_BEST
     else:
         wanted = [name for name in wanted if name not in _BEST]
-    settings = {name: _value(getattr(arguments, name)) for name in wanted}
+    given = {name: getattr(arguments, name) for name in wanted}
+    settings = {name: getattr(value, "value", value) for name, value in given.items()}  # of enumerations
     settings["cells_per_batch"] = arguments.train_batch_size * arguments.world_size
     settings["data_seed"] = "as seed" if arguments.data_seed in (None, arguments.seed) else arguments.data_seed
     settings["dataloader_drop_last"] = arguments.dataloader_drop_last
     return json.loads(json.dumps(settings, default=str))
 
 
-def _value(value: Any) -> Any:
-    return getattr(value, "value", value)
-
-
 def _plain(section: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a section without its empty settings, which mean the default."""
+    """Return a section without empty settings, which mean the default."""
     return {name: value for name, value in section.items() if value is not None and name not in without}
 
 
 def _model_defaults(config: TrainingConfig, base: str | Path | None) -> Mapping[str, Any]:
-    """Return what holds where the section ``model`` is silent: fields of the base, or of a new configuration."""
+    """Return the defaults of the section ``model``: fields of the base model, or of a new configuration."""
     from transformers import PreTrainedConfig
 
     if base is not None:
@@ -196,7 +192,7 @@ def _not_default(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 def _weights(base: str | Path) -> dict[str, str]:
-    """Describe a model by its weights and by what its configuration says of the network."""
+    """Describe a model by its weights and the fields of its configuration about the network."""
     found = {"weights": weights_fingerprint(base)}
     path = cached_file(base, "config.json", _raise_exceptions_for_missing_entries=False)
     if path is not None:
@@ -207,7 +203,7 @@ def _weights(base: str | Path) -> dict[str, str]:
 
 
 def _content(given: str) -> str:
-    """Describe a file, or a folder or repository of a model, by its content; a name by itself."""
+    """Describe a file, or a folder or repository of a model, by its content; other names by the name."""
     if os.path.isfile(given):
         return sha256(given)
     if os.path.isdir(given) or given.count("/") == 1:
@@ -223,18 +219,12 @@ def _digest(value: Any) -> str:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what two runs differ in, with both values.
-
-    Parameters
-    ----------
-    there, now
-        From `run_identity`.
-    """
+    """Return the differences of two runs, from `run_identity`, as texts with both values."""
     before, asked = _flat(there["parts"]), _flat(now["parts"])
     said: list[str] = []
     for name in dict.fromkeys([*before, *asked]):
         missing = name not in before or name not in asked
-        if missing and name.startswith("settings.trainer."):  # a field that another version of transformers lacks
+        if missing and name.startswith("settings.trainer."):  # another version of transformers lacks this field
             continue
         if before.get(name) != asked.get(name):
             values = (_shown(name, values, of) for values, of in ((before, there), (asked, now)))
@@ -267,33 +257,24 @@ def _shown(name: str, values: Mapping[str, Any], identity: Mapping[str, Any]) ->
 
 
 def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuse to write a run to the output of another one.
+    """Refuse to write the run `now` to a folder with the run `there`, both from `run_identity`."""
+    if there.get("digest") != now["digest"]:
+        refuse_differences(folder, differences(there, now))
 
-    Parameters
-    ----------
-    there
-        From `run_identity`, of the run that the folder holds.
-    now
-        Of the run that is to begin.
-    """
-    if there.get("digest") == now["digest"]:
+
+def refuse_differences(folder: str | Path, found: list[str]) -> None:
+    """Refuse a folder whose run has any differences from the one to write."""
+    if not found:
         return
-    found = differences(there, now)
-    if found:
-        raise OtherRunError(other_run(folder, found))
-
-
-def other_run(folder: str | Path, found: list[str]) -> str:
-    """Say that a folder holds another run."""
     more = f"; and {len(found) - LISTED:,} more" if len(found) > LISTED else ""
-    return (
-        f"{folder} holds a run that differs in {'; '.join(found[:LISTED])}{more}. Choose another folder for the "
-        "result, or delete that run and begin again by --overwrite (overwrite=True)"
+    raise OtherRunError(
+        f"{folder} contains a run that differs in {'; '.join(found[:LISTED])}{more}. Choose another folder for the "
+        "result, or delete that run and start again with --overwrite (overwrite=True)"
     )
 
 
 def read_identity(folder: str | Path) -> dict[str, Any] | None:
-    """Read what a folder says of its run; None where it says nothing that can be read."""
+    """Read the identity of the run in a folder; None if there is no readable one."""
     try:
         content = json.loads(Path(folder, IDENTITY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -306,7 +287,7 @@ def read_identity(folder: str | Path) -> dict[str, Any] | None:
 
 
 def recorded_corpus(corpus: Corpus) -> dict[str, Any]:
-    """Return what the record of a run says of its corpus."""
+    """Return the entry ``corpus`` of the record of a run."""
     return {
         **{name: corpus.manifest[name] for name in ("tokenizer", "vocab_size", "split")},
         "files": [{k: f[k] for k in ("name", "n_cells", "counts_in")} for f in corpus.manifest["files"]],
@@ -320,21 +301,17 @@ def recorded_differences(
     trainer_of: Callable[[TrainingConfig], TrainingArguments],
     base: str | Path | None,
 ) -> list[str]:
-    """Name what a run differs in from the record of one of an earlier version, which says nothing of its identity.
+    """Return the differences between a run and the record of a run of an earlier version, which has no identity.
 
-    Compared is what ``training_run.json`` holds: settings, names and sizes of the corpus's files, its split, task,
+    The record, ``training_run.json``, has settings, names and sizes of the files of the corpus, its split, task,
     method, column of labels, table of genes and base weights.
 
     Parameters
     ----------
-    record
-        Content of ``training_run.json``.
-    now
-        From `run_identity`.
-    corpus, base
-        Of the run that is to begin.
+    now, corpus, base
+        Identity, corpus and base model of the new run.
     trainer_of
-        Makes the trainer's arguments of a configuration.
+        Makes the trainer's arguments from a configuration.
     """
     config = TrainingConfig(**{k: v for k, v in (record.get("config") or {}).items() if isinstance(v, dict)})
     parts, given = now["parts"], record.get("corpus") or {}
@@ -343,13 +320,8 @@ def recorded_differences(
     of_corpus = recorded_corpus(corpus)
     before["corpus"] = {name: given.get(name) for name in of_corpus}
     asked["corpus"] = of_corpus
-    facts = {
-        "task": "task",
-        "method": "method",
-        "labels": "label_column",
-        "cells_of_each_class": "cells_of_each_class",
-    }
-    for name, key in facts.items():
+    for name in ("task", "method", "labels", "cells_of_each_class"):
+        key = "label_column" if name == "labels" else name
         if key in record and name in parts:
             before[name], asked[name] = record[key], parts[name]
     if "gene_labels" in parts:
@@ -369,10 +341,11 @@ __all__ = [
     "OtherRunError",
     "check_same_run",
     "differences",
-    "other_run",
     "read_identity",
     "recorded_corpus",
     "recorded_differences",
+    "refuse_differences",
     "run_identity",
+    "run_length",
     "trainer_settings",
 ]

@@ -1,4 +1,4 @@
-"""The output folder of a training run: whose run it holds, its checkpoints, and how it is finished."""
+"""The output folder of a training run: its run, its checkpoints, and the final model."""
 
 import json
 import os
@@ -19,9 +19,10 @@ from cellglot.training.runs.identity import (
     IDENTITY_FILE,
     OtherRunError,
     check_same_run,
-    other_run,
     read_identity,
     recorded_differences,
+    refuse_differences,
+    run_length,
 )
 
 
@@ -34,35 +35,35 @@ SAVING = ".model.part"
 
 
 class TrainingOutput:
-    """The output of one training run, from before any work to its end.
+    """The output of one training run, as a context that is entered before any work.
 
-    On entering, the main process looks at the folder and decides; the others get its answer. A folder with the same
-    run resumes; with another run, or with a model that no run of this kind made there, it is refused.
+    On entering, the main process checks the folder, and all processes get the result. If the folder contains the same
+    run, this run resumes it. If it contains another run, or a model that was not trained there, it is refused.
 
     Parameters
     ----------
     kind
         ``"pretrain"`` or ``"finetune"``.
     identity
-        Makes the description of the run, by `run_identity`; called on the main process alone.
+        Returns the identity of the run, from `run_identity`; called only on the main process.
     trainer_of
-        Makes the trainer's arguments of a configuration, to compare with a run of an earlier version.
+        Makes the trainer's arguments from a configuration, for the comparison with a run of an earlier version.
     inputs
         Further files and folders that are read.
     resume
-        Resume from the last checkpoint of the same run, if there is one; otherwise the run starts from its beginning.
+        Resume from the last checkpoint of the same run, if there is one; else start from the beginning.
     overwrite
         Delete what an earlier run wrote, and nothing else, and start from the beginning.
 
     Attributes
     ----------
     record : dict or None
-        Record of the run where it is finished: there is nothing to do.
+        Record of the run if it is finished and there is nothing to do.
 
     Raises
     ------
     ValueError
-        On entering, if the folder may not be written to, or holds something else; says what differs.
+        On entering, if the folder may not be written to or contains something else; the message has the differences.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TrainingOutput:
     ):
         self.folder, self.arguments, self.config = Path(folder), arguments, config
         read = [base, *inputs]
-        if not same_file(corpus.folder, self.folder / "corpus"):  # tokens of files of cells lie beside the model
+        if not same_file(corpus.folder, self.folder / "corpus"):  # where `finetune` tokenizes files of cells
             read.append(corpus.folder)
         self._own = OutputFolder(folder, kind, read)
         self._identify, self.corpus, self.base, self._trainer_of = identity, corpus, base, trainer_of
@@ -103,7 +104,7 @@ class TrainingOutput:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    # ---------------------------------------------------------------- what the folder holds
+    # ---------------------------------------------------------------- reading the folder
 
     def _look(self) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
         if not self.overwrite:
@@ -123,7 +124,7 @@ class TrainingOutput:
         return identity, last_checkpoint(self.folder) if self.resume else None, None
 
     def _compare(self, identity: Mapping[str, Any]) -> None:
-        """Refuse a folder that holds another run; every checkpoint says for itself what it is of."""
+        """Refuse a folder with another run, or with a checkpoint of another run."""
         there = read_identity(self.folder)
         if there is not None:
             check_same_run(there, identity, self.folder)
@@ -137,16 +138,16 @@ class TrainingOutput:
         record = _json(self.folder / RUN_FILE)
         if record and there is None:
             found = recorded_differences(record, identity, self.corpus, self._trainer_of, self.base)
-            if found:
-                raise OtherRunError(other_run(self.folder, found))
+            refuse_differences(self.folder, found)
         elif unknown and there is None:
             raise OtherRunError(
-                f"{unknown[-1]} is of an earlier version of cellglot and does not say what it was trained on. Choose "
-                "another folder for the result, or delete that run and begin again by --overwrite (overwrite=True)"
+                f"{unknown[-1]} is of an earlier version of cellglot and does not record what it was trained on. "
+                "Choose another folder for the result, or delete that run and start again with --overwrite "
+                "(overwrite=True)"
             )
 
     def _is_finished(self, record: Mapping[str, Any], identity: Mapping[str, Any], checkpoint: str | None) -> bool:
-        """Whether the run came to its end, is not to be longer now, and nobody took its last checkpoint away."""
+        """Whether the run is finished, has its last checkpoint, and has the length of the new run."""
         there = read_identity(self.folder) or {}
         finished, length = there.get("finished"), there.get("length") or _recorded_length(record, self._trainer_of)
         if there and finished is None:
@@ -159,28 +160,28 @@ class TrainingOutput:
             return True
         if checkpoint is None:
             raise OtherRunError(
-                f"{self.folder} holds this run, finished with {_length(length)}, and no checkpoint to resume from; "
-                f"now {_length(identity['length'])} are asked for. Choose another folder for the result, or begin "
-                "again by --overwrite (overwrite=True)"
+                f"{self.folder} contains this run, finished with {_length(length)}, but no checkpoint from which to "
+                f"resume for {_length(identity['length'])}. Choose another folder for the result, or start again with "
+                "--overwrite (overwrite=True)"
             )
         return False
 
     # ---------------------------------------------------------------- writing
 
     def begin(self) -> None:
-        """Note in the folder what is trained there, before the first checkpoint."""
+        """Write the identity of the run to the folder, before the first checkpoint."""
         if self.arguments.process_index == 0:
             write_json(self.folder / IDENTITY_FILE, self.identity)
 
     def finish(self, save: Callable[[str], None], record: Mapping[str, Any]) -> None:
-        """Write the model, then the record: a folder with a record is whole.
+        """Write the model, then the record: a folder with a record is complete.
 
         Parameters
         ----------
         save
             Writes the model to a folder; every process calls it.
         record
-            Of the run; without numbers that are not finite.
+            Record of the run, without NaN or infinite numbers.
         """
         main, staged = self.arguments.process_index == 0, self.folder / SAVING
         if main:
@@ -203,25 +204,19 @@ class TrainingOutput:
 
 
 def check_no_other_model(folder: str | Path) -> None:
-    """Refuse a folder that holds a model which no training run made there."""
+    """Refuse a folder with a model that was not trained there."""
     folder = Path(folder)
     found = [name for name in MODEL_FILES if (folder / name).exists()]
     made_here = read_identity(folder) is not None or bool(_json(folder / RUN_FILE))
     if found and not made_here:
         raise OutputError(
-            f"{folder} holds a model ({', '.join(found[:3])}) that was not trained there: choose another folder for "
-            "the result"
+            f"{folder} contains a model ({', '.join(found[:3])}) that was not trained there: choose another folder "
+            "for the result"
         )
 
 
 def on_main_process(arguments: TrainingArguments, function: Callable[[], Any]) -> Any:
-    """Call a function on the main process; every process gets its result, or its error.
-
-    Parameters
-    ----------
-    function
-        Its result can be pickled.
-    """
+    """Call a function on the main process; all processes get its result (which has to be picklable) or its error."""
     if arguments.world_size == 1 or not torch.distributed.is_initialized():
         return function()
     answer: list[Any] = [None, None]
@@ -246,7 +241,7 @@ def _wait(arguments: TrainingArguments) -> None:
 
 
 def _move(staged: Path, folder: Path) -> None:
-    """Move whole files to their place, readable as the umask says."""
+    """Move files to their place, with the permissions of the umask."""
     for path in sorted(p for p in staged.rglob("*") if p.is_file()):
         target = folder / path.relative_to(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -265,9 +260,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _recorded_length(
     record: Mapping[str, Any], trainer_of: Callable[[TrainingConfig], TrainingArguments]
 ) -> dict[str, Any]:
-    config = TrainingConfig(trainer=dict((record.get("config") or {}).get("trainer") or {}))
-    given = trainer_of(config)
-    return {"max_steps": given.max_steps, "num_train_epochs": float(given.num_train_epochs)}
+    given = trainer_of(TrainingConfig(trainer=dict((record.get("config") or {}).get("trainer") or {})))
+    return run_length(given)
 
 
 def _length(length: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it saves its state after the step at hand and says so by its exit status."""
+"""Signals that stop a training: it saves a checkpoint after the current step, and sets its exit status."""
 
 import os
 import signal
@@ -9,23 +9,23 @@ from typing import Any, NoReturn
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_REQUEST_SECONDS = 1.0  # launchers pass a signal on that a process has received itself already
+ONE_REQUEST_SECONDS = 1.0  # launchers forward a signal that a process has already received
 
 
 class EvaluationStopped(Exception):
-    """An evaluation ended early because the training is to stop."""
+    """An evaluation stopped early because of a signal."""
 
 
 class StopRequest:
-    """A request to stop, made by SIGTERM or SIGINT while the context is open; the first of them only sets a mark.
+    """A request to stop by SIGTERM or SIGINT while the context is open.
 
-    A second signal ends the process at once. Outside the main thread, where signals cannot be caught, and where a
-    signal is ignored, nothing changes. Processes that were forked from this one leave signals to it.
+    The first signal is only recorded; a second one ends the process at once. Ignored signals stay ignored, and outside
+    of the main thread signals cannot be caught. Forked processes leave signals to this one.
 
     Attributes
     ----------
     signal : int or None
-        Number of the signal, None before there was one.
+        Number of the signal.
     """
 
     def __init__(self) -> None:
@@ -58,14 +58,14 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
     def end(self) -> NoReturn:
-        """End the run as the signal asks."""
+        """Raise the exception of the signal."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 
 
 def leave_signals_to_parent(*_: Any) -> None:
-    """Let a process that reads data finish its work when the whole job gets a signal; its parent ends it."""
+    """Ignore signals in a loader process: its parent ends it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

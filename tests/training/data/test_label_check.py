@@ -147,7 +147,9 @@ def test_tokens_without_values_and_settings_that_there_are_not(planted, tmp_path
 
     run()
     assert json.loads((tmp_path / "None" / RUN_FILE).read_text())["unlikely_labels"] is None
-    with pytest.raises(ValueError, match=r"no expression values, which labels are checked by.*return_expression_val"):
+    with pytest.raises(
+        ValueError, match=r"no expression values, which the check of labels needs.*return_expression_v"
+    ):
         run(unlikely_labels="leave_out")
     with pytest.raises(ValueError, match="unlikely_labels 'drop': it is one of keep, leave_out, unchecked"):
         run(unlikely_labels="drop")

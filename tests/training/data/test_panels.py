@@ -29,7 +29,9 @@ def corpus(tmp_path_factory):
         cells.write_h5ad(folder / f"{name}.h5ad")
         files.append(folder / f"{name}.h5ad")
     options = {"tokenizer": "rank-value", "tokenizer_options": {"return_expression_values": True}, "processes": 1}
-    return tokenize_corpus(files, folder / "corpus", obs_columns=["dataset_id"], validation_fraction=0.0, progress=False, **options)
+    return tokenize_corpus(
+        files, folder / "corpus", obs_columns=["dataset_id"], validation_fraction=0.0, progress=False, **options
+    )
 
 
 def test_the_genes_of_each_data_set_are_found(corpus):

@@ -82,12 +82,6 @@ def test_cell_types_come_from_the_first_column_whose_label_is_known():
     assert collator(cells)["cell_type_ids"].tolist() == [0, 1, -100, 1, -100, -100, -100]
 
 
-def test_classes_take_the_place_of_labels_of_genes():
-    collator = make(mask_fraction=0.0, labels={"a": 0, "2": 1}, label_column="kind")
-    cells = [cell(0, 5, kind="a"), cell(1, 5, kind=2), cell(2, 5, kind=None), cell(3, 5, kind="other")]
-    assert collator(cells)["labels"].tolist() == [0, 1, -100, -100]
-
-
 def test_no_cells():
     with pytest.raises(ValueError, match="no cells to make a batch of"):
         make()([])

@@ -190,14 +190,14 @@ def test_a_corpus_without_totals_is_refused(corpora, tmp_path):
     shard = pq.read_table(corpus.shards("train")[0]).drop_columns(["expression_total"])
     pq.write_table(shard, tmp_path / "train.parquet")
     manifest = corpus.manifest | {"shards": [{"file": "train.parquet", "split": "train", "cells": len(shard)}]}
-    with pytest.raises(ValueError, match="does not hold the cells' totals.*tokenize again, or set data.thin_counts"):
+    with pytest.raises(ValueError, match="has no totals of cells.*tokenize again, or set data.thin_counts"):
         thinning_of(ThinningSettings(**{"thin_counts": 0.5}), corpus.tokenizer(), Corpus(tmp_path, manifest), 0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"thin_counts": 0}, "data.thin_counts 0: it is a share from above 0 to 1, or a pair of them"),
+        ({"thin_counts": 0}, "data.thin_counts 0: it is a share from above 0 to 1, or a pair of these"),
         ({"thin_counts": [0.5, 1.5]}, "data.thin_counts"),
         ({"thin_counts": True}, "data.thin_counts"),
         (

@@ -126,7 +126,7 @@ def test_settings_of_adapters():
         ("adalora", {}, "method 'adalora': the adapters are lora, dora, ia3"),
         ("ia3", {"rank": 4}, "'rank' does not exist"),
         ("lora", {"ranks": 4}, "is 'rank' meant"),
-        ("lora", {"rank": 0}, "finetuning.rank 0: a rank is a whole number from 1 on"),
+        ("lora", {"rank": 0}, "finetuning.rank 0: it is a whole number, at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             adapter_config(method, "sccello", ("classifier",), settings)

@@ -12,7 +12,9 @@ from transformers import AutoModel, AutoProcessor
 from cellglot.modeling import LangCellModel
 from cellglot.tokenization import tokenize_corpus
 from cellglot.training.config import load_config
-from cellglot.training.finetuning.few_shot import FewShotObjective, draw_cells, few_shot
+from cellglot.training.finetuning.few_shot import few_shot
+from cellglot.training.finetuning.few_shot_objective import FewShotObjective
+from cellglot.training.finetuning.few_shot_task import draw_cells
 from cellglot.training.run import RUN_FILE
 
 
@@ -130,7 +132,7 @@ def test_draws_depend_on_the_seed_alone_and_take_what_there_is():
     assert first.keep.sum() == 13 and not first.keep[33:].any()
     assert (first.keep == draw_cells(classes, 10, 0).keep).all()
     assert (first.keep != draw_cells(classes, 10, 1).keep).any()
-    with pytest.raises(ValueError, match="one at least"):
+    with pytest.raises(ValueError, match="needs at least one"):
         draw_cells(classes, 0, 0)
 
 

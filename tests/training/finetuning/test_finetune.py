@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.config import TrainingConfig
-from cellglot.training.finetuning.finetune import corpus_for, divide_as_fits, finetune
+from cellglot.training.finetuning.cells import corpus_for, divide_as_fits
+from cellglot.training.finetuning.finetune import finetune
 from cellglot.training.pretraining.pretrain import pretrain
 from cellglot.training.run import RUN_FILE
 
@@ -176,7 +177,7 @@ def test_held_out_cells_of_unknown_classes_alone(pretrained, two_donors, short, 
 def test_one_donor_is_never_on_both_sides(pretrained, two_donors, short, tmp_path):
     config = short()
     config.finetuning = {"split": "stratified"}
-    with pytest.raises(ValueError, match=r"holds cells out by donor_id; finetuning.split=stratified would put"):
+    with pytest.raises(ValueError, match=r"holds out cells by donor_id; finetuning.split=stratified would put"):
         finetune(config, pretrained, two_donors, tmp_path / "model")
     assert divide_as_fits(short(), two_donors).finetuning == {}
 
@@ -191,7 +192,7 @@ def test_held_out_donors_without_a_label_are_named(pretrained, blood, short, tmp
     cells.write_h5ad(tmp_path / "cells.h5ad")
     few = {"validation_fraction": 0.2, "processes": 1, "progress": False}
     corpus = corpus_for(pretrained, [tmp_path / "cells.h5ad"], tmp_path, "mix", **few)
-    message = r"none of the 20 held-out cells \(donor d0\) has a label in 'mix'.*or set trainer.eval_strategy=no"
+    message = r"none of the 20 held-out cells \(donor d0\) of .* has a label in 'mix'.*or set trainer.eval_strategy=no"
     with pytest.raises(ValueError, match=message):
         finetune(
             short("trainer.eval_strategy=epoch"), pretrained, corpus, tmp_path / "x", task=task, label_column="mix"
@@ -261,5 +262,5 @@ def test_labels_at_several_levels_train_the_finest_types(pretrained, of_levels, 
     assert list(saved["id2label"].values()) == facts["classes"] and 0 <= metrics["eval_accuracy"] <= 1
     assert "and labels with too few cells: " in capsys.readouterr().out
     config.finetuning["balance_shares"] = {"nothing": 0.1}
-    with pytest.raises(ValueError, match="balance_shares names nothing, which no label is"):
+    with pytest.raises(ValueError, match="balance_shares has nothing: no label has this name"):
         finetune(config, pretrained, corpus, tmp_path / "other", label_column="level")

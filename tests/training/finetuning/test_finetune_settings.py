@@ -95,7 +95,7 @@ def test_a_probe_computes_every_cell_once(pretrained, labelled, tmp_path, monkey
     facts = record(tmp_path / "once")
     every = facts["training_cells"] + facts["held_out_cells"] + facts["test_cells"]
     assert every <= made[0].computed < every + 32, "some rows fill up the last batch"
-    monkeypatch.setattr(module, "_gives_the_same_every_epoch", lambda collator: False)
+    monkeypatch.setattr(module, "_is_same_every_epoch", lambda collator: False)
     again = finetune(settings({"max_steps": 12}), pretrained, labelled, tmp_path / "always", method="probe")
     assert len(made) == 1 and {n for n in metrics if "runtime" not in n} == {n for n in again if "runtime" not in n}
     once, always = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "always"))
@@ -159,11 +159,11 @@ def test_a_new_model_learns_from_a_corpus(corpus, tmp_path):
         ({}, {"rank": 8}, r"finetuning \(cell-type, full\): setting 'rank' does not exist"),
         ({"method": "lora"}, {"rnak": 8}, "is 'rank' meant"),
         ({}, {"class_weights": "square"}, "finetuning.class_weights 'square': it is balanced or none"),
-        ({}, {"patience": 0}, "finetuning.patience 0: it is a whole number of evaluations from 1 on"),
+        ({}, {"patience": 0}, "finetuning.patience 0: it is a number of evaluations, at least 1"),
         ({}, {"average_weights": 1.5}, "finetuning.average_weights 1.5: it is a share of the steps"),
         ({}, {"average_weights": 0.5, "patience": 2}, "average_weights a mean: set one of them to null"),
         ({}, {"split": "random"}, "finetuning.split 'random': it is one of corpus, stratified"),
-        ({"task": "regression", "label_column": "cell_type"}, {}, "'cell_type' of .* holds '.*', which is no number"),
+        ({"task": "regression", "label_column": "cell_type"}, {}, "'cell_type' of .* '.*', which is not a number"),
         ({"task": "regression", "label_column": "same"}, {}, "all training cells have the same value 3 in 'same'"),
         ({"task": "regression", "label_column": "height"}, {}, "no column 'height' in .*; there are .*number"),
     ],
@@ -198,7 +198,7 @@ def test_tables_of_gene_labels(vocabulary, tmp_path):
     (tmp_path / "genes.json").write_text('{"CD3D": "T"}')
     assert read_gene_labels(tmp_path / "genes.json") == {"CD3D": "T"}
     (tmp_path / "one.csv").write_text("gene\nCD3D\n")
-    with pytest.raises(ValueError, match="has one column"):
+    with pytest.raises(ValueError, match="has only one column"):
         read_gene_labels(tmp_path / "one.csv")
     (tmp_path / "twice.csv").write_text("gene,class\nCD3D,T\nCD3D,B\n")
     with pytest.raises(ValueError, match="names CD3D as 'T' and as 'B'"):
@@ -272,7 +272,7 @@ def test_undefined_metrics_are_said_and_left_out(pretrained, labelled, tmp_path,
     options = {"task": "regression", "label_column": "number"}
     metrics = finetune(config, tmp_path / "zero", labelled, tmp_path / "model", **options)
     assert "eval_mse" in metrics and "eval_pearson" not in metrics
-    assert "undefined for these cells, and left out: eval_pearson, test_pearson" in capsys.readouterr().out
+    assert "metrics that are undefined for these cells: eval_pearson, test_pearson" in capsys.readouterr().out
     assert record(tmp_path / "model")["undefined_metrics"] == ["eval_pearson", "test_pearson"]
 
 

@@ -52,5 +52,5 @@ def test_gene_embeddings_start_from_co_expression_on_the_scale_of_ranks(kind, bl
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(corpus):
-    with pytest.raises(ValueError, match="reads RankValueTokenizer"):
+    with pytest.raises(ValueError, match="needs RankValueTokenizer"):
         new_network(FAMILIES["sccello"], "cell-type", load_config("sccello_small_finetune.yaml").model, corpus, 0)

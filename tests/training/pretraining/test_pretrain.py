@@ -141,7 +141,7 @@ def test_a_folder_without_corpus(tmp_path, tiny_training, pretrained):
 
 def test_tokens_of_another_tokenizer(blood_file, tiny_training, tmp_path):
     corpus = tokenize_corpus([blood_file], tmp_path / "ranks", tokenizer="rank-value", processes=1, progress=False)
-    with pytest.raises(ValueError, match="was tokenized by RankValueTokenizer, Exceiver reads ExceiverTokenizer"):
+    with pytest.raises(ValueError, match="was tokenized by RankValueTokenizer, but Exceiver needs ExceiverTokenizer"):
         pretrain(tiny_training(), corpus, tmp_path / "model")
 
 

@@ -237,7 +237,7 @@ def test_stage_1_leaves_texts_alone_and_stage_2_goes_on_from_it(text_corpus, ber
     assert len(anew.processing_class.text_tokenizer) == anew.model.config.text_config.vocab_size
     pretrain(going_on, text_corpus, second)
     assert LangCellForPreTraining.from_pretrained(second).config.stage == 2
-    with pytest.raises(ValueError, match="of stage 2, its text tower has been trained"):
+    with pytest.raises(ValueError, match="of stage 2, its text encoder is already trained"):
         recipe_of(
             settings(f"data.start_from={second}", f"data.text_checkpoint={bert_folder}"), text_corpus, tmp_path / "x"
         )
@@ -369,7 +369,7 @@ def test_what_does_not_fit_is_refused(corpus, text_corpus, described, tmp_path):
         pretrain(settings(), corpus, tmp_path / "m")
     with pytest.raises(ValueError, match="data.freeze 'all': it is one of cell, text, none"):
         pretrain(settings("data.freeze=all"), text_corpus, tmp_path / "m")
-    with pytest.raises(ValueError, match="all that learns"):
+    with pytest.raises(ValueError, match="leaves nothing to train"):
         pretrain(settings("data.freeze=cell", "model.stage=1"), text_corpus, tmp_path / "m")
     with pytest.raises(ValueError, match="model.cell_config 'hiden_size' does not exist; is 'hidden_size' meant"):
         pretrain(settings("model.cell_config={hiden_size: 16}"), text_corpus, tmp_path / "m")

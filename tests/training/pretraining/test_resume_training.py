@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(killed, pretrained, corpus, ti
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"\x10")
     pretrain(tiny_training(*SAVED), corpus, folder)
-    assert f"going on from {folder / 'checkpoint-3'}" in capsys.readouterr().out
+    assert f"resuming from {folder / 'checkpoint-3'}, going on at step 3" in capsys.readouterr().out
     assert_same_weights(weights(folder), weights(pretrained))
     log = json.loads((folder / RUN_FILE).read_text())["log"]
     whole = json.loads((pretrained / RUN_FILE).read_text())["log"]

@@ -176,7 +176,7 @@ def test_files_count_by_their_content(tokens, tmp_path):
 def test_pretraining_on_other_cells_is_refused(copy, other_tokens):
     before = content(copy)
     with pytest.raises(
-        OtherRunError, match=r"holds a run that differs in corpus\.content: \w{12} \(tokens\) there"
+        OtherRunError, match=r"contains a run that differs in corpus\.content: \w{12} \(tokens\) there"
     ) as e:
         pretrain(tiny(), other_tokens, copy)
     assert "--overwrite" in str(e.value) and "another folder" in str(e.value)
@@ -193,7 +193,7 @@ def test_a_checkpoint_alone_is_enough_to_refuse(copy, tokens):
         "tokenizer_config.json",
     ):
         (copy / name).unlink()
-    with pytest.raises(OtherRunError, match=r"checkpoint-\d holds a run .* trainer\.seed: 0 there, 8 now"):
+    with pytest.raises(OtherRunError, match=r"checkpoint-\d contains a run .* trainer\.seed: 0 there, 8 now"):
         pretrain(tiny("trainer.seed=8"), tokens, copy)
 
 
@@ -217,19 +217,19 @@ def test_fine_tuning_for_something_else_is_refused(classifier, model, tokens, op
 def test_the_same_run_is_finished(copy, tokens, capsys):
     before, metrics = content(copy), json.loads((copy / RUN_FILE).read_text())["metrics"]
     assert pretrain(tiny("trainer.logging_steps=1"), tokens, copy) == metrics != {}
-    assert "finished: nothing is left to do" in capsys.readouterr().out
+    assert "finished: there is nothing to do" in capsys.readouterr().out
     assert content(copy) == before
 
 
 def test_a_longer_run_resumes_and_a_shorter_one_is_refused(copy, tokens, capsys):
-    with pytest.raises(ValueError, match="is of step 4, beyond the 3 steps"):
+    with pytest.raises(ValueError, match="is of step 4, but this run has only 3 steps"):
         pretrain(tiny("trainer.max_steps=3"), tokens, copy)
     pretrain(tiny("trainer.max_steps=6"), tokens, copy)
-    assert f"going on from {copy / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"resuming from {copy / 'checkpoint-4'}" in capsys.readouterr().out
     assert json.loads((copy / "checkpoint-6" / "trainer_state.json").read_text())["global_step"] == 6
     for checkpoint in copy.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    with pytest.raises(OtherRunError, match="finished with 6 steps, and no checkpoint to resume from; now 8 steps"):
+    with pytest.raises(OtherRunError, match="6 steps, but no checkpoint from which to resume for 8 steps"):
         pretrain(tiny("trainer.max_steps=8"), tokens, copy)
 
 
@@ -276,7 +276,7 @@ def test_a_run_of_an_earlier_version_is_compared_by_its_record(earlier, tokens, 
     with pytest.raises(OtherRunError, match=r"corpus\.files"):
         pretrain(tiny(), wider, earlier)
     pretrain(tiny("trainer.max_steps=5"), tokens, earlier)
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
 
 
 def other_model(folder):
@@ -287,7 +287,7 @@ def test_checkpoints_of_an_earlier_version_alone_are_refused(earlier, tokens):
     (earlier / RUN_FILE).unlink()
     for name in ("model.safetensors", "config.json", "gene_vocab.json", "tokenizer_config.json"):
         (earlier / name).unlink()
-    with pytest.raises(OtherRunError, match="does not say what it was trained on.*--overwrite"):
+    with pytest.raises(OtherRunError, match="does not record what it was trained on.*--overwrite"):
         pretrain(tiny(), tokens, earlier)
 
 

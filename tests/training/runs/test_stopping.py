@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tokens, whole, tmp_path, monkeyp
     monkeypatch.setattr(torch, "save", fail)
     config = tiny("trainer.save_strategy=steps", "trainer.save_steps=2")
     with pytest.raises(
-        OSError, match=r"checkpoint-4 could not be written \(.*No space left.*checkpoint-2. See to space"
+        OSError, match=r"checkpoint-4 could not be written \(.*No space left.*checkpoint-2. Check disk space"
     ):
         pretrain(config, tokens, tmp_path)
     assert_unfinished(tmp_path, 2)
@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tokens, tmp_path, damage, ca
         (last / "trainer_state.json").unlink()
     (tmp_path / ".checkpoint-5.part").mkdir()
     pretrain(config, tokens, tmp_path)
-    assert f"going on from {tmp_path / 'checkpoint-2'}" in capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'checkpoint-2'}" in capsys.readouterr().out
     assert_same(weights(tmp_path), weights(whole))
     assert not (tmp_path / ".checkpoint-5.part").exists()
 
@@ -348,7 +348,7 @@ def damaged(corpus, folder, column, value, row=7):
 def test_a_value_that_is_none_is_named_by_shard_and_row(tokens, tmp_path, value):
     corpus, shard = damaged(tokens, tmp_path / "tokens", "expression_values", value)
     with pytest.raises(
-        DamagedCellError, match=rf"{shard.name}, row 7: expression_values holds NaN or infinite values"
+        DamagedCellError, match=rf"{shard.name}, row 7: expression_values contains NaN or infinite values"
     ):
         pretrain(tiny(), corpus, tmp_path / "model")
     assert_unfinished(tmp_path / "model")
