@@ -20,7 +20,7 @@ import transformers
 import cellglot
 from cellglot.evaluation.annotation.calibration import HeldOutCells, fit_calibration
 from cellglot.model_cards.collection.card import card_details, collection_facts
-from cellglot.model_cards.collection.cells import LABEL, PreparedCells, prepare
+from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
 from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
 from cellglot.model_cards.collection.genes import HumanGenes
 from cellglot.model_cards.collection.recipe import Recipe, RecipeError, read_recipe
@@ -133,7 +133,7 @@ class Build:
                 folder=self.folder / "folds" / name,
                 laboratory=name,
                 training=[p for p in sets if p.data_set.laboratory not in left_out and p.data_set.training],
-                test=[p for p in sets if p.data_set.laboratory in left_out and p.labelled],
+                test=[p for p in sets if p.data_set.laboratory in left_out and p.tested],
             )
             for name, left_out in out.items()
         ]
@@ -174,7 +174,7 @@ class Build:
         training = [ad.read_h5ad(p.path) for p in fold.training if p.labelled]
         for prepared, outputs in zip(fold.test, fold.outputs, strict=True):
             test = ad.read_h5ad(prepared.path)[outputs.rows].copy()
-            allowed = _allowed(test, levels)
+            allowed = _allowed(test, levels, MEANT)
             for level, group in groups.items():
                 truth = group.truth(allowed)
                 own = type_scores(truth, group.predicted(softmax(outputs.logits)), group.names, self.recipe.seed)
@@ -203,7 +203,7 @@ class Build:
         held_out = []
         for fold in folds:
             parts = [
-                (outputs, _allowed(ad.read_h5ad(prepared.path)[outputs.rows], levels))
+                (outputs, _allowed(ad.read_h5ad(prepared.path)[outputs.rows], levels, MEANT))
                 for prepared, outputs in zip(fold.test, fold.outputs, strict=True)
             ]
             if self.recipe.foreign is not None:
@@ -320,11 +320,11 @@ def in_half_precision(model: Path) -> None:
         temporary.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
-def _allowed(adata: ad.AnnData, levels: LabelLevels) -> np.ndarray:
+def _allowed(adata: ad.AnnData, levels: LabelLevels, column: str = LABEL) -> np.ndarray:
     """Return whether each class may be right for each cell, none where it has no label; shape (cells, classes)."""
     nothing = np.zeros(len(levels.classes), dtype=bool)
     return np.stack(
-        [levels.sets.get(label, nothing) if isinstance(label, str) else nothing for label in adata.obs[LABEL]]
+        [levels.sets.get(label, nothing) if isinstance(label, str) else nothing for label in adata.obs[column]]
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from cellglot.model_cards.collection.genes import HumanGenes
+from cellglot.model_cards.collection.marker_labels import marker_labels
 from cellglot.model_cards.collection.recipe import DataSet, RecipeError
 from cellglot.outputs import atomic
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -22,7 +23,8 @@ from cellglot.tokenization.reading.labels import read_labels
 from cellglot.training.data.label_levels import ALTERNATIVES
 
 
-LABEL = "collection_label"
+LABEL = "collection_label"  # what models are trained on
+MEANT = "label_as_meant"  # the data set's own label, by which models are tested
 GIVEN = "label_as_given"
 
 
@@ -46,8 +48,13 @@ class PreparedCells:
 
     @property
     def labelled(self) -> int:
-        """Number of cells with a label."""
+        """Number of cells to train on."""
         return sum(n for meant, n in self.notes["meant"].items() if meant)
+
+    @property
+    def tested(self) -> int:
+        """Number of cells with a label of the data set's own."""
+        return sum(n for meant, n in self.notes["own"].items() if meant)
 
 
 def prepare(
@@ -115,7 +122,7 @@ def _read(
         rows = np.sort(random.choice(rows, data_set.most_cells, replace=False))
     given, meant = _labels(cells, data_set, ontology)
     obs = pd.DataFrame(
-        {GIVEN: given, LABEL: meant, "dataset_id": data_set.name, "laboratory": data_set.laboratory,
+        {GIVEN: given, MEANT: meant, LABEL: meant, "dataset_id": data_set.name, "laboratory": data_set.laboratory,
          "tissue": data_set.tissue},
         index=pd.Index([f"{data_set.name}-{n}" for n in names]),
     )  # fmt: skip
@@ -123,6 +130,8 @@ def _read(
     var = pd.DataFrame({"symbol": symbols}, index=pd.Index(ids[known].astype(str)))
     adata = ad.AnnData(counts[rows].astype(np.float32), obs=obs.iloc[rows].copy(), var=var)
     adata.obs_names_make_unique()
+    if data_set.marker_labels:
+        _narrow(adata, genes)
     for gate in data_set.gates:
         chosen = _gated(adata, gate, genes)
         adata.obs.loc[chosen, GIVEN] = "by marker genes"
@@ -135,10 +144,11 @@ def _read(
         "genes_not_found": int((found == "").sum()),
         "labels": [{"given": g, "meant": m, "cells": n} for (g, m), n in pairs.most_common()],
         "meant": dict(Counter(adata.obs[LABEL].fillna("")).most_common()),
+        "own": dict(Counter(adata.obs[MEANT].fillna("")).most_common()),
     }
     one = [label if isinstance(label, str) and _is_one_type(label) else None for label in adata.obs[LABEL]]
     adata.obs["cell_type_ontology_term_id"] = one
-    for column in (GIVEN, LABEL, "cell_type_ontology_term_id"):
+    for column in (GIVEN, MEANT, LABEL, "cell_type_ontology_term_id"):
         adata.obs[column] = pd.Categorical(adata.obs[column])
     return adata, notes
 
@@ -181,6 +191,27 @@ def _is_one_type(label: str) -> bool:
     return label.startswith("CL:") and ALTERNATIVES not in label
 
 
+def _narrow(adata: ad.AnnData, genes: HumanGenes) -> None:
+    """Narrow the labels to train on by marker genes."""
+    given = [label if isinstance(label, str) else None for label in adata.obs[LABEL]]
+    allowed = [None if label is None else frozenset(label.split(f" {ALTERNATIVES} ")) for label in given]
+    totals = np.maximum(np.asarray(adata.X.sum(axis=1)).ravel(), 1)
+
+    def values(symbols: list[str]) -> np.ndarray | None:
+        columns = _columns(adata, symbols, genes)
+        if 2 * len(columns) < len(symbols):
+            return None
+        return np.log1p(adata.X[:, columns].toarray() / totals[:, None] * 1e4).mean(axis=1)
+
+    narrowed, changed = marker_labels(allowed, values)
+    for i in np.flatnonzero(changed):
+        label = narrowed[i]
+        adata.obs.iloc[i, adata.obs.columns.get_loc(LABEL)] = (
+            None if label is None else f" {ALTERNATIVES} ".join(sorted(label))
+        )
+    adata.obs.loc[changed, GIVEN] = [f"{label or 'no label'}, by marker genes" for label in adata.obs[GIVEN][changed]]
+
+
 def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:
     counts = adata.X
     totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
@@ -202,4 +233,4 @@ def _columns(adata: ad.AnnData, names: list[str], genes: HumanGenes) -> np.ndarr
     return np.flatnonzero(np.isin(adata.var_names, genes.find(names, None)))
 
 
-__all__ = ["GIVEN", "LABEL", "PreparedCells", "prepare"]
+__all__ = ["GIVEN", "LABEL", "MEANT", "PreparedCells", "prepare"]

@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
-from cellglot.model_cards.collection.cells import LABEL, PreparedCells
+from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells
 from cellglot.model_cards.collection.genes import HumanGenes, make_vocabulary
 from cellglot.model_cards.collection.recipe import Recipe
 from cellglot.modeling.model_names import resolve_model
@@ -97,7 +97,7 @@ def levels_of(
         ontology,
         fewest=recipe.fewest_cells,
         classes=None if recipe.classes is None else [*recipe.classes, *foreign],
-        others=[label for prepared in others for label in prepared.notes["meant"] if label],
+        others=[label for p in others for label in (*p.notes["meant"], *p.notes["own"]) if label],
         every_class=False,
     )
 
@@ -226,7 +226,7 @@ def _predicted(
             if str(kept["weights"]) == weights and int(kept["limit"]) == limit:
                 return Outputs(prepared.data_set.name, kept["logits"], kept["embedding"], kept["rows"])
     adata = ad.read_h5ad(prepared.path)
-    rows = np.flatnonzero(adata.obs[LABEL].notna())
+    rows = np.flatnonzero(adata.obs[MEANT if name == "test" else LABEL].notna())
     if len(rows) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
     network, tokenizer = _loaded(model, weights)

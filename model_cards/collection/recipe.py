@@ -78,6 +78,8 @@ class DataSet:
         that are not here are looked up in the ontology, and are left out where it does not know them.
     every
         The label of all cells, in place of a column.
+    marker_labels
+        Whether labels to train on are narrowed by marker genes, see `marker_labels`; tests are by the labels as given.
     gates
         Cells that markers tell apart; later ones take precedence.
     training
@@ -98,6 +100,7 @@ class DataSet:
     column: str | None = None
     types: dict[str, Any] = field(default_factory=dict)
     every: str | list[str] | None = None
+    marker_labels: bool = False
     gates: list[Any] = field(default_factory=list)
     training: bool = True
     fewest_counts: int = 0
@@ -107,7 +110,7 @@ class DataSet:
     @property
     def labelled(self) -> bool:
         """Whether any cell has a label."""
-        return self.column is not None or self.every is not None or bool(self.gates)
+        return self.column is not None or self.every is not None or bool(self.gates) or self.marker_labels
 
 
 @strict

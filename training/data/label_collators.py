@@ -145,7 +145,11 @@ def _weights(labels: torch.Tensor, weights: np.ndarray | None) -> dict[str, torc
 
 
 def sampling_weights(
-    labels: np.ndarray, groups: np.ndarray, balance: float, shares: Mapping[int, float] | None = None
+    labels: np.ndarray,
+    groups: np.ndarray,
+    balance: float,
+    shares: Mapping[int, float] | None = None,
+    factors: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the chance of each cell to be drawn, shape (cells,), their sum 1.
 
@@ -159,9 +163,13 @@ def sampling_weights(
         From 0 (each cell alike) to 1 (each label of each group alike).
     shares
         Label -> share of all draws; the other labels have what is left.
+    factors
+        How often each label is drawn, relative to the others, on top of `balance`; shape (labels,).
     """
     pairs, pair, numbers = np.unique(np.stack([groups, labels]), axis=1, return_inverse=True, return_counts=True)
     weights = (numbers ** (1.0 - balance) / numbers)[pair.ravel()]
+    if factors is not None:
+        weights *= factors[labels]
     given = {label: share for label, share in (shares or {}).items() if (labels == label).any()}
     rest = ~np.isin(labels, list(given))
     for label, share in given.items():

@@ -62,7 +62,7 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
         return given, keep & sets.any(axis=1)[given] if part is division.train else keep
 
     train, held_out, test = labelled_cells(corpus, division, labels)
-    set_weights(train, corpus, settings, numbers)
+    set_weights(train, corpus, settings, numbers, sets.sum(axis=1))
     used = np.array([counts[label] for label in numbers])
     weights = balanced_weights(used) if settings.balanced else None
     without = sum(name is None for p in division.parts() for name in np.array(names[id(p)], dtype=object)[p.chosen])
@@ -96,9 +96,25 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
     )
 
 
-def set_weights(train: LabelledCells, corpus: Corpus, settings: FinetuneSettings, numbers: Mapping[str, int]) -> None:
-    """Set how often each training cell is drawn, if the settings balance labels; `numbers` is label -> number."""
-    if not settings.balance and not settings.balance_shares:
+def set_weights(
+    train: LabelledCells,
+    corpus: Corpus,
+    settings: FinetuneSettings,
+    numbers: Mapping[str, int],
+    open_classes: np.ndarray | None = None,
+) -> None:
+    """Set how often each training cell is drawn, where the settings ask for it.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    numbers
+        Class or label -> its number among the labels of `train`.
+    open_classes
+        Number of classes that each label leaves open, shape (labels,); by default each label is one class.
+    """
+    if not (settings.balance or settings.balance_shares or settings.balance_open):
         return
     groups = np.zeros(len(train), dtype=np.int64)
     if settings.balance_by is not None:
@@ -109,7 +125,8 @@ def set_weights(train: LabelledCells, corpus: Corpus, settings: FinetuneSettings
     if missing:
         raise ValueError(f"finetuning.balance_shares has {', '.join(missing)}: no label has this name")
     of_labels = {numbers[name]: share for name, share in shares.items()}
-    train.weights = sampling_weights(train.labels, groups, float(settings.balance), of_labels)
+    less = None if open_classes is None else np.maximum(open_classes, 1.0) ** -float(settings.balance_open)
+    train.weights = sampling_weights(train.labels, groups, float(settings.balance), of_labels, less)
 
 
 def class_ids(classes: Sequence[str], settings: FinetuneSettings) -> dict[str, str]:

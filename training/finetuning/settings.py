@@ -44,6 +44,8 @@ class FinetuneSettings:
         Column of the corpus: labels are balanced within each of its values, such as ``dataset_id``.
     balance_shares
         Label -> share of the draws.
+    balance_open
+        With `levels`: labels that leave k classes open are drawn k ** -balance_open times as often.
     ontology
         ``blood``, the date of a release, or an OBO or OWL file.
     unlikely_labels
@@ -64,6 +66,7 @@ class FinetuneSettings:
     balance: float | int = 0
     balance_by: str | None = None
     balance_shares: dict[str, float] | None = None
+    balance_open: float | int = 0
     ontology: str | datetime.date = "blood"
     unlikely_labels: str = "keep"
     held_out_genes: float | int = 0.2
@@ -83,6 +86,8 @@ class FinetuneSettings:
             raise ValueError("classes are for labels at several levels: set levels to true")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"balance {self.balance!r}: it is a number from 0 (as frequent as they are) to 1 (equal)")
+        if self.balance_open < 0:
+            raise ValueError(f"balance_open {self.balance_open!r}: it is 0 or more")
         if sum((self.balance_shares or {}).values()) >= 1 or any(v <= 0 for v in (self.balance_shares or {}).values()):
             raise ValueError(f"balance_shares {self.balance_shares!r}: they are shares above 0, together below 1")
         if self.patience is not None and self.patience < 1:
