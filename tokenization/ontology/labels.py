@@ -248,7 +248,8 @@ class LabelIndex:
         found = self._by_synonym(text)
         if found.rule != "added_synonym":
             cell_type, reason = read_shorthand().find(label)
-            if cell_type in self.terms and not self.terms[cell_type].obsolete and cell_type != found.cell_type:
+            term = self.terms.get(cell_type or "")
+            if term is not None and not term.obsolete and cell_type != found.cell_type:
                 return LabelFinding(cell_type, "shorthand")
             if reason and found.cell_type is None:
                 return LabelFinding(candidates=found.candidates, reason=reason)
