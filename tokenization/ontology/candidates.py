@@ -14,6 +14,7 @@ from cellglot.tokenization.ontology.terms import CellOntologyError
 
 Labels = Sequence[str] | Mapping[str, str | Sequence[str]]
 
+NO_COMMAS = (None, "shorthand")  # rules of labels: shorthand ignores commas
 _LISTED = 10
 
 
@@ -252,7 +253,7 @@ def split_candidates(text: str, ontology: CellOntology | None = None) -> list[st
     while start < len(pieces):
         stop = start + 1
         for end in range(len(pieces), start + 1, -1) if ontology is not None else ():
-            if ontology is not None and ontology.resolve([",".join(pieces[start:end])]).cell_types[0] is not None:
+            if ontology is not None and ontology.resolve([",".join(pieces[start:end])]).rules[0] not in NO_COMMAS:
                 stop = end
                 break
         found.append(",".join(pieces[start:stop]).strip())

@@ -183,6 +183,7 @@ def test_commas_inside_names_do_not_split(ontology):
     text = "B cell, CD4-positive, alpha-beta T cell,odd, one,T cell"
     assert split_candidates(text, ontology) == ["B cell", "CD4-positive, alpha-beta T cell", "odd", "one", "T cell"]
     assert split_candidates("a,,b") == ["a", "", "b"]
+    assert split_candidates("plasma, B,,T cell", ontology) == ["plasma", "B", "", "T cell"]
 
 
 def test_candidates_from_files(tmp_path):
