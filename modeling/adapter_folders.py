@@ -39,10 +39,10 @@ SIZES = (
 
 
 class AdapterFolders:
-    """Part of a model class: its `from_pretrained` takes the folder or repository of an adapter, too.
+    """Part of a model class: its `from_pretrained` also takes the folder or repository of an adapter.
 
-    It holds ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted
-    model, but no weights of a whole model: these come from the base that ``adapter_config.json`` names.
+    An adapter has ``adapter_config.json``, ``adapter_model.safetensors`` and the ``config.json`` of the adapted model,
+    but no weights of a complete model: these come from the base that ``adapter_config.json`` names.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -62,7 +62,7 @@ class AdapterFolders:
             check_model_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
             kwargs["use_safetensors"] = True  # pickles can run code
         given = kwargs.get("adapter_kwargs") or {}
-        # In the place of an adapter's repository, Auto classes put its base with the configuration of the base.
+        # Auto classes replace an adapter's repository by its base, with the configuration of the base.
         name = given.get("_adapter_model_path", pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB if key in kwargs}
         of_adapter = hub | {key: given.get(key, kwargs.get(key)) for key in ("revision", "subfolder")}
@@ -84,37 +84,24 @@ class AdapterFolders:
                 base, *model_args, config=config, revision=of_base["revision"], **kwargs, **_NEW_HEAD
             )
         _put(model, name, info, trained_on, of_adapter)
-        # Heads come from the adapter, which lacks none of its weights, or are not used by it.
+        # Heads come from the adapter, whose weights are complete, or are not used.
         info = info | {"missing_keys": set(), "mismatched_keys": set()}
         return (model, info) if with_info else model
 
 
-# Options of loading that hold for an adapter as for its base.
+# Options of loading for both an adapter and its base.
 _HUB = ("cache_dir", "local_files_only", "proxies", "token")
 
-# A base may have a head for classes of its own, which the adapter's replaces.
+# A base may have a head for other classes, which the adapter's head replaces.
 _NEW_HEAD = {"ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
-    """Make the adapted classifier of a base model and an adapter; the base stays as it is.
-
-    Parameters
-    ----------
-    model
-        The base, whichever head it has.
-    adapter
-        Folder or repository of the adapter.
-
-    Raises
-    ------
-    ImportError
-        If PEFT is missing.
-    """
+    """Create the adapted classifier of a base model (with any head) and an adapter; the base does not change."""
     settings = adapter_settings(adapter)
     recorded = type(model.config).get_config_dict(str(adapter))[0]
     if "model_type" not in recorded:
-        raise ValueError(f"{adapter} holds no config.json, which says the classes of the adapter")
+        raise ValueError(f"{adapter} has no config.json, which contains the classes of the adapter")
     base = model.config.name_or_path or type(model).__name__
     trained_on = _check_base(adapter, settings, base, model.config.to_dict(), recorded)
     config = type(model.config).from_pretrained(adapter)
@@ -137,7 +124,7 @@ def _check_base(
     of_adapter: Mapping[str, Any] = MappingProxyType({}),
     of_base: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """Refuse another base than the adapter was trained on; gives the words that name both."""
+    """Refuse another base than the adapter was trained on; return the start of messages that names both."""
     wanted = config if isinstance(config, Mapping) else config.to_dict()
     recorded = f" at revision {settings['revision'][:12]}" if settings.get("revision") else ""
     trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')}{recorded}"
@@ -157,7 +144,7 @@ def _check_base(
         found = weights_fingerprint(base, **of_base)
         if found != weights:
             raise ValueError(
-                f"{trained_on}: their weights ({weights[:12]} and {found[:12]}) differ, it would predict nonsense"
+                f"{trained_on}: their weights ({weights[:12]} and {found[:12]}) differ, predictions would be wrong"
             )
     return trained_on
 
@@ -170,19 +157,19 @@ def _put(
     of_adapter: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Load an adapter onto a base that has a new head."""
-    encoders = {model.base_model_prefix, "cell_model"}  # heads that the adapter does not bring are not asked
+    encoders = {model.base_model_prefix, "cell_model"}  # heads that are not in the adapter are not used
     lacking = sorted(key for key in info["missing_keys"] if key.split(".")[0] in encoders)
     if lacking:
         raise ValueError(f"{trained_on}, which lacks {', '.join(lacking[:3])}")
     if not is_peft_available():
-        raise ImportError(f"{adapter} is an adapter: using it takes PEFT, pip install peft")
+        raise ImportError(f"{adapter} is an adapter, which needs PEFT: pip install peft")
     weights = {_full_name(name): tensor for name, tensor in _adapter_weights(adapter, of_adapter).items()}
     with only_errors():
         lost = model.load_adapter(str(adapter), adapter_state_dict=weights, adapter_kwargs=dict(of_adapter))
     left = sorted([*lost.missing_keys, *lost.unexpected_keys])
     if left:
         raise ValueError(
-            f"{len(left):,} weights of the adapter {adapter} do not fit {type(model).__name__}, such as {left[0]}"
+            f"{len(left):,} weights of the adapter {adapter} do not match {type(model).__name__}, such as {left[0]}"
         )
     check_finite(f"{adapter}/adapter_model.safetensors", model)
     within = Path(adapter, of_adapter.get("subfolder") or "")
@@ -190,39 +177,27 @@ def _put(
 
 
 def _adapter_weights(adapter: Any, of_adapter: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Read the weights of an adapter, of safetensors alone."""
+    """Read the weights of an adapter, from safetensors only."""
     file = model_file(adapter, "adapter_model.safetensors", **of_adapter)
     if file is None:
-        raise ValueError(f"{adapter} holds no adapter_model.safetensors: it has no weights, or pickled ones")
+        raise ValueError(f"{adapter} has no adapter_model.safetensors: save its weights as safetensors")
     return load_file(file)
 
 
 def _full_name(weight: str) -> str:
-    """Return a weight's name as transformers takes it: PEFT saves DoRA's magnitudes under the name of their module."""
+    """Return a weight's name for transformers: PEFT saves DoRA's magnitudes under the name of their module."""
     return f"{weight}.weight" if weight.endswith("lora_magnitude_vector") else weight
 
 
 def holds_adapter(name: str | os.PathLike | None, **hub: Any) -> bool:
-    """Whether there is an adapter of ours: beside PEFT's settings the configuration of the adapted model.
-
-    Parameters
-    ----------
-    **hub
-        Options of loading from the Hub, such as ``revision`` and ``token``.
-    """
+    """Whether there is an adapter of ours: PEFT's settings and the configuration of the adapted model."""
     if name is None or find_adapter_config_file(str(name), **hub) is None:
         return False
     return model_file(name, "config.json", **hub) is not None
 
 
 def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> list[str]:
-    """Return the safetensors of a model; none where it has none.
-
-    Parameters
-    ----------
-    revision, **hub
-        Of the repository, and further options of loading from the Hub.
-    """
+    """Return the paths of a model's safetensors; empty if it has none."""
     whole, index = (model_file(model, f"model.safetensors{end}", revision, **hub) for end in ("", ".index.json"))
     if whole is not None or index is None:
         return [] if whole is None else [whole]
@@ -233,23 +208,10 @@ def weight_files(model: str | os.PathLike, revision: str | None = None, **hub: A
 
 
 def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, **hub: Any) -> str:
-    """Hash the weights of a model: the same for the same tensors, however they are spread over files.
-
-    Parameters
-    ----------
-    model
-        Folder or repository with safetensors.
-    revision, **hub
-        Of the repository, and further options of loading from the Hub.
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
-    """
+    """Hash the weights of a model to 32 hexadecimal digits, independent of how they are split into files."""
     files = weight_files(model, revision, **hub)
     if not files:
-        raise ValueError(f"{model} holds no model.safetensors: it is no model, or one without weights")
+        raise ValueError(f"{model} has no model.safetensors: it is not a model, or it has no weights")
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
@@ -262,7 +224,7 @@ def weights_fingerprint(model: str | os.PathLike, revision: str | None = None, *
 
 
 def model_file(name: str | os.PathLike, file: str, revision: str | None = None, **hub: Any) -> str | None:
-    """Return the path of a file of a folder or repository, None where there is none."""
+    """Return the path of a file of a folder or repository; None if there is no such file."""
     if Path(name).is_dir():
         path = Path(name, hub.get("subfolder") or "", file)
         return str(path) if path.exists() else None
@@ -270,26 +232,12 @@ def model_file(name: str | os.PathLike, file: str, revision: str | None = None, 
 
 
 def revision_of_base(settings: Mapping[str, Any], base: str | os.PathLike) -> str | None:
-    """Return the revision at which an adapter's base is loaded: the recorded one of a repository, None for folders.
-
-    Parameters
-    ----------
-    settings
-        From `adapter_settings`.
-    base
-        From `base_of`.
-    """
+    """Return the revision of an adapter's base to load: the recorded one of a repository, None for folders."""
     return None if Path(base).is_dir() else settings.get("revision")
 
 
 def cached_revision(model: str | os.PathLike) -> str | None:
-    """Return the commit of a repository's main branch whose files were loaded last; None for folders.
-
-    Returns
-    -------
-    str or None
-        40 hexadecimal digits.
-    """
+    """Return the commit (40 hexadecimal digits) of a repository whose files were loaded last; None for folders."""
     if Path(model).is_dir():
         return None
     file = cached_file(
@@ -303,16 +251,10 @@ def cached_revision(model: str | os.PathLike) -> str | None:
 
 
 def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """Read an adapter's ``adapter_config.json``.
-
-    Parameters
-    ----------
-    **hub
-        Options of loading from the Hub.
-    """
+    """Read and check an adapter's ``adapter_config.json``."""
     file = model_file(adapter, "adapter_config.json", **hub)
     if file is None:
-        raise ValueError(f"{adapter} is no adapter: it holds no adapter_config.json")
+        raise ValueError(f"{adapter} is not an adapter: it has no adapter_config.json")
     settings = read_configuration(file)
     check_adapter_settings(Path(file), settings)
     return settings
@@ -321,18 +263,13 @@ def adapter_settings(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
     """Return folder or repository of an adapter's base.
 
-    A relative folder is looked for in the working directory, then in the folder of the adapter and in those above it,
-    so that an adapter and its base can be moved together. Where cellglot is imported, a base that is a model of its
-    collection is found by its name, wherever cellglot was installed when the adapter was trained.
-
-    Parameters
-    ----------
-    **hub
-        Options of loading from the Hub.
+    A relative folder is searched in the working directory, then in the folder of the adapter and its parents, so that
+    an adapter and its base can be moved together. If cellglot is imported, a model of its collection is found by its
+    name, also if cellglot was installed in another place when the adapter was trained.
     """
     base = adapter_settings(adapter, **hub).get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"{adapter} does not name its base model: pass it, model=BASE, adapter={str(adapter)!r}")
+        raise ValueError(f"{adapter} does not name its base model: pass model=BASE, adapter={str(adapter)!r}")
     if Path(base).exists():
         return str(base)
     if not Path(base).is_absolute() and Path(adapter).is_dir():
@@ -344,7 +281,7 @@ def base_of(adapter: str | os.PathLike, **hub: Any) -> str:
 
 
 def _in_collection(base: str) -> str | None:
-    """Return the folder of a model that ships with cellglot, None for others and without cellglot."""
+    """Return the folder of a model that ships with cellglot; None for others and without cellglot."""
     name = Path(base).name if Path(base).parent.name == "collection" else base
     if "cellglot" not in sys.modules or "/" in name:
         return None
@@ -353,21 +290,21 @@ def _in_collection(base: str) -> str | None:
 
 
 def _check_place(adapter: Any, settings: Mapping[str, Any], base: str, of_adapter: Mapping[str, Any]) -> None:
-    """Refuse a folder of a base that is not there: its name is not one to look for on the Hub."""
+    """Refuse the missing folder of a base: such a name must not be searched on the Hub."""
     if Path(base).is_dir():
         return
     not_of_the_hub = base.count("/") > 1 or base.startswith((".", "/", "~"))
     trained_here = model_file(adapter, RUN_FILE, **of_adapter) is not None and not settings.get("revision")
     if not_of_the_hub or (trained_here and Path(adapter).is_dir()):
         raise ValueError(
-            f"{adapter} was trained on the folder {base}, which is neither in the working directory nor beside the "
+            f"{adapter} was trained on the folder {base}, which is neither in the working directory nor next to the "
             "adapter: put it there, or name it in base_model_name_or_path of adapter_config.json"
         )
 
 
 @contextmanager
 def only_errors() -> Any:
-    """Keep transformers quiet for a while: its table of new weights says what an adapter is about to replace."""
+    """Hide messages of transformers below errors: its table of new weights lists what an adapter replaces."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Adapters (LoRA, DoRA, IA3) of our models: put on their base model, swapped, merged into a plain one."""
+"""Adapters (LoRA, DoRA, IA3) of our models: load them onto their base model, swap them, merge them."""
 
 import copy
 import warnings
@@ -27,14 +27,14 @@ from cellglot.outputs import OutputFolder, write_json
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-# What a task says of a model; everything else in a configuration is the network's.
+# Fields of a configuration that depend on the task; all others describe the network.
 TASK_FIELDS = ("id2label", "label2id", "problem_type", "label_cl_ids", "target_mean", "target_std")
 _NOT_OF_THE_NETWORK = {*TASK_FIELDS, "architectures", "dtype", "transformers_version", "_name_or_path", "auto_map"}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder or repository, read.
+    """Description of an adapter's folder or repository.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Adapter:
     base, revision
         Folder or repository of the model that it was trained on, and the revision of a repository.
     record
-        The content of its ``training_run.json``; empty where there is none.
+        Content of its ``training_run.json``; empty without this file.
     model_class
         Class of the model with its head.
     config
@@ -61,40 +61,36 @@ class Adapter:
 
     @property
     def fingerprint(self) -> str | None:
-        """`weights_fingerprint` of the model that it was trained on, None where it was not recorded."""
+        """`weights_fingerprint` of the model that it was trained on; None if it was not recorded."""
         return self.record.get("base_model_fingerprint")
 
     @property
     def base_name(self) -> str:
-        """The base model as messages name it."""
+        """Name of the base model in messages."""
         revision = f" at revision {self.revision[:12]}" if self.revision else ""
         weights = f", weights {self.fingerprint[:12]}" if self.fingerprint else ""
         return f"{self.base} ({self.config.model_type}{revision}{weights})"
 
 
 def is_adapter(name: str | Path, revision: str | None = None) -> bool:
-    """Whether a folder or repository holds an adapter."""
+    """Whether a folder or repository contains an adapter."""
     return model_file(name, ADAPTER_FILE, revision) is not None
 
 
 def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
-    """Read what an adapter is and what it was trained on, without weights.
-
-    Parameters
-    ----------
-    adapter
-        Folder or repository of an adapter.
-    """
+    """Read the description of an adapter from its folder or repository, without weights."""
     if not is_adapter(adapter, revision):
-        raise ValueError(f"{adapter} holds no {ADAPTER_FILE}: it is not an adapter")
+        raise ValueError(f"{adapter} has no {ADAPTER_FILE}: it is not an adapter")
     config_file = model_file(adapter, "config.json", revision)
     if config_file is None:
-        raise ValueError(f"{adapter} holds no config.json, which names its classes and the model's class")
+        raise ValueError(f"{adapter} has no config.json, which names its classes and the model's class")
     check_model(adapter, revision)
     architecture = (read_configuration(config_file).get("architectures") or [""])[0]
     found = find_network(str(architecture))
     if found is None:
-        raise ValueError(f"{adapter} is for {architecture or 'a model without a name'}, which is none of cellglot's")
+        raise ValueError(
+            f"{adapter} is for {architecture or 'a model without a name'}, which is not one of cellglot's"
+        )
     run_file = model_file(adapter, RUN_FILE, revision)
     record = read_configuration(run_file) if run_file else {}
     settings_file = Path(str(model_file(adapter, ADAPTER_FILE, revision)))
@@ -137,7 +133,7 @@ def _check_base(adapter: Adapter, base: str, revision: str | None) -> None:
     if adapter.fingerprint:
         weights = weights_fingerprint(base, revision)
         if weights != adapter.fingerprint:
-            raise ValueError(f"{trained_on}, whose weights ({weights[:12]}) are others: it would predict nonsense")
+            raise ValueError(f"{trained_on}, whose weights ({weights[:12]}) differ: predictions would be wrong")
 
 
 def _sizes(config: Any) -> dict[str, Any]:
@@ -153,7 +149,7 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
         raise ValueError(f"{adapter.name} was trained on {adapter.base_name}; there is no {name}: pass it as base")
     _check_base(adapter, name, revision)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the head is new until the adapter brings it
+    logging.set_verbosity_error()  # no warning of the new head, which the adapter replaces
     try:
         model = load_model(
             adapter.model_class,
@@ -180,27 +176,27 @@ def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str 
         needed = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if missing := sorted(needed - stored):
         raise ModelFileError(
-            f"{file} lacks {len(missing):,} of the {len(needed):,} weights of the adapter, such as {missing[0]}: they "
-            "would be new ones. Train or download the adapter again"
+            f"{file} lacks {len(missing):,} of the {len(needed):,} weights of the adapter, such as {missing[0]}: "
+            "train or download the adapter again"
         )
     if unknown := sorted(stored - needed):
         raise ModelFileError(
-            f"{file} holds {len(unknown):,} weights that belong to no layer of the adapter, such as {unknown[0]}: it "
-            "does not belong to its adapter_config.json. Train or download the adapter again"
+            f"{file} has {len(unknown):,} weights that do not match adapter_config.json, such as {unknown[0]}: train "
+            "or download the adapter again"
         )
     check_finite(file, model)
 
 
 def _former_names(model: PeftModel) -> dict[str, str] | None:
-    """Return patterns of former names of a model's weights, and today's names; PEFT tries these first."""
+    """Return patterns of former names of a model's weights, and their names of today."""
     return getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
 
 
 def _require_safetensors(adapter: Adapter, revision: str | None) -> None:
-    """Refuse adapters without safetensors: PEFT would take a pickle in their place."""
+    """Refuse adapters without safetensors: PEFT would load a pickle."""
     if model_file(adapter.name, WEIGHTS_FILE, revision) is None:
         raise ValueError(
-            f"{adapter.name} holds no {WEIGHTS_FILE}: weights in other files, such as pickles, are not read"
+            f"{adapter.name} has no {WEIGHTS_FILE}: weights in other files, such as pickles, are not read"
         )
 
 
@@ -209,7 +205,7 @@ def _require_safetensors(adapter: Adapter, revision: str | None) -> None:
 
 @contextmanager
 def as_peft_asks() -> Iterator[None]:
-    """Leave out a warning of transformers for PEFT, which asks every model for the attribute under its former name."""
+    """Hide a warning of transformers: PEFT reads an attribute of every model by its former name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -232,21 +228,21 @@ def load_with_adapter(
     base
         Folder or repository of the base model; by default the one that the adapter names, at its revision.
     name
-        By which the adapter can be swapped (`add_adapter`, `use_adapter`).
+        Name for `add_adapter` and `use_adapter`.
     revision
         Of the adapter's repository.
     **kwargs
-        Of ``from_pretrained`` of the base model, such as ``dtype``.
+        As for ``from_pretrained`` of the base model, such as ``dtype``.
 
     Returns
     -------
     peft.PeftModel
-        In evaluation mode; takes what the model takes, ``.config`` has the classes.
+        In evaluation mode, with the inputs of the model; ``.config`` has the classes.
 
     Raises
     ------
     ValueError
-        If the base model is another one than the adapter's, by type, sizes or weights; both are named.
+        If the base model is not the adapter's, by type, sizes or weights; names both.
     """
     read = read_adapter(adapter, revision)
     plain = _load_base(read, base, **kwargs)
@@ -259,14 +255,14 @@ def load_with_adapter(
 
 
 def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str | None = None) -> None:
-    """Put a further adapter on a model of `load_with_adapter`; its classes can be others. `use_adapter` swaps them.
+    """Load another adapter, perhaps with other classes, onto a model of `load_with_adapter`; `use_adapter` swaps them.
 
     Parameters
     ----------
     model
-        Changed in place; goes on with the adapter that it used.
+        Changed in place; its active adapter stays the same.
     adapter
-        Folder or repository of the further adapter.
+        Folder or repository of the other adapter.
     revision
         Of the adapter's repository.
     """
@@ -275,7 +271,7 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
         raise ValueError(f"the model has an adapter {name!r} already: {', '.join(model.adapters)}")
     if (read.fingerprint or read.base) != (first.fingerprint or first.base):
         raise ValueError(
-            f"{read.name} was trained on {read.base_name}, but {first.name} on {first.base_name}: load them apart"
+            f"{read.name} was trained on {read.base_name}, but {first.name} on {first.base_name}: load them separately"
         )
     differing = _differences(read, first)
     if differing:
@@ -293,7 +289,7 @@ def add_adapter(model: PeftModel, adapter: str | Path, name: str, revision: str 
 
 
 def _differences(a: Adapter, b: Adapter) -> list[str]:
-    """Name what two adapters' models differ in beside their tasks."""
+    """List the differences between two adapters' models, except their tasks."""
     if a.model_class is not b.model_class:
         return [f"class ({a.model_class.__name__}, {b.model_class.__name__})"]
     if a.peft_config.peft_type != b.peft_config.peft_type:
@@ -306,7 +302,7 @@ def _differences(a: Adapter, b: Adapter) -> list[str]:
 
 
 def _fit_heads(model: PeftModel, adapter: Adapter, name: str) -> None:
-    """Return an adapter heads for as many classes as it has: PEFT copies those of the first adapter."""
+    """Replace an adapter's heads by heads for its own classes: PEFT copies those of the first adapter."""
     with torch.device("meta"):
         fresh = adapter.model_class(adapter.config)
     for path, module in model.get_base_model().named_modules():
@@ -317,13 +313,7 @@ def _fit_heads(model: PeftModel, adapter: Adapter, name: str) -> None:
 
 
 def use_adapter(model: PeftModel, name: str) -> None:
-    """Swap to another adapter of a model, with its head and its classes.
-
-    Parameters
-    ----------
-    model
-        Of `load_with_adapter`; changed in place.
-    """
+    """Swap to another adapter of a model of `load_with_adapter`, in place, with its head and its classes."""
     if name not in model.adapters:
         raise ValueError(f"the model has no adapter {name!r}: {', '.join(model.adapters)}")
     model.set_adapter(name, inference_mode=True)
@@ -340,26 +330,24 @@ def merge_adapter(
     output: str | Path | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Merge an adapter into its base model: a plain model with the same predictions, saved and loaded as any other.
+    """Merge an adapter into its base model; the result is a plain model with the same predictions.
 
-    What ``save_pretrained`` of the result writes does not say where it comes from; `output` does.
+    Files that its ``save_pretrained`` writes do not name the adapter; those in `output` do.
 
     Parameters
     ----------
     adapter
-        Folder or repository of the adapter, or a model of `load_with_adapter`, which is used up.
+        Folder or repository of the adapter, or a model of `load_with_adapter`, which cannot be used afterwards.
     base, **kwargs
         As for `load_with_adapter`.
     output
-        Folder for the merged model with the base's gene tokenizer and the adapter's record of training, which says
-        that it is merged, as `cellglot.model_cards` publishes it. An earlier merged model there is replaced, other
-        files stay.
+        Folder for the merged model with the base's gene tokenizer and the adapter's record of training, ready for
+        `cellglot.publish`. An earlier merged model there is replaced; other files stay.
 
     Raises
     ------
     OutputError
-        If `output` is or holds the adapter or its base, or holds another model or files of somebody else at names to
-        write.
+        If `output` is or contains the adapter or its base, or contains another model or other files of the same names.
     """
     given = [base, None if isinstance(adapter, PeftModel) else adapter]
     if output is not None:
@@ -377,7 +365,7 @@ def merge_adapter(
 
 
 def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
-    """Write beside a merged model the gene tokenizer of its base, and the record of the adapter's training."""
+    """Add the gene tokenizer of the base and the record of the adapter's training to a merged model."""
     revision = adapter.revision if base == adapter.base and not Path(base).is_dir() else None
     load_tokenizer(base, **_revision(revision)).save_pretrained(folder)
     if adapter.record:
@@ -386,7 +374,7 @@ def _save_origin(adapter: Adapter, base: str, folder: str | Path) -> None:
 
 
 def _unwrap_heads(model: PeftModel) -> None:
-    """Put the active adapter's heads in place of their wrappers, which PEFT's IA3 does for single layers alone."""
+    """Replace wrappers by the active adapter's heads, which PEFT's IA3 does for single layers only."""
     base = model.get_base_model()
     for path, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):

@@ -1,4 +1,4 @@
-"""One loader for all verbs: files are looked at before, weights after, and errors name what was loaded."""
+"""One loader for all verbs: files are checked before loading, weights after it; errors name the file."""
 
 import os
 from collections.abc import Collection
@@ -13,14 +13,14 @@ from cellglot.modeling.adapter_folders import weight_files
 from cellglot.modeling.model_files import CONFIGURATIONS, check_loaded, check_model_folder
 
 
-_CHECKED: set[tuple[str, str | None, bool]] = set()  # repositories, whose files each cost a request
+_CHECKED: set[tuple[str, str | None, bool]] = set()  # repositories: each of their files costs a request
 _AGAIN = "save or download it again"
 
 
 def load_model(
     auto_class: Any, name: str | os.PathLike, *, new: Collection[str] = (), check: bool = True, **kwargs: Any
 ) -> Any:
-    """Load a model, and refuse one whose weights are not all there, or not numbers.
+    """Load a model, and refuse one with missing weights or weights that are not finite.
 
     Code of the folder or repository is not run: our own classes load it. Pickles are not read.
 
@@ -29,11 +29,11 @@ def load_model(
     name
         Folder or repository of a model or of an adapter.
     new
-        Modules whose weights may be new: heads that are about to be trained.
+        Modules whose weights may be missing: heads that are trained next.
     check
-        Whether to look at the weights; an adapter's base gets its head from the adapter, which is looked at later.
+        Whether to check the weights.
     **kwargs
-        As for ``from_pretrained``. With ``output_loading_info=True`` its info is given, too.
+        As for ``from_pretrained``. With ``output_loading_info=True`` its info is returned, too.
 
     Raises
     ------
@@ -53,50 +53,22 @@ def load_model(
 
 
 def load_tokenizer(name: str | os.PathLike, tokenizer_class: Any = AutoTokenizer, **kwargs: Any) -> Any:
-    """Load a tokenizer; code of its folder or repository is not run.
-
-    Parameters
-    ----------
-    tokenizer_class
-        Its class; by default found by its configuration.
-    **kwargs
-        As for ``from_pretrained``.
-    """
+    """Load a tokenizer, by default by its configuration; code of its folder or repository is not run."""
     return _load(tokenizer_class, name, kwargs)
 
 
 def load_processor(name: str | os.PathLike, **kwargs: Any) -> Any:
-    """Load a processor; code of its folder or repository is not run.
-
-    Parameters
-    ----------
-    **kwargs
-        As for ``from_pretrained``.
-    """
+    """Load a processor; code of its folder or repository is not run."""
     return _load(AutoProcessor, name, kwargs)
 
 
 def load_configuration(name: str | os.PathLike, config_class: Any = AutoConfig, **kwargs: Any) -> Any:
-    """Load the configuration of a model; code of its folder or repository is not run.
-
-    Parameters
-    ----------
-    config_class
-        Its class; by default found by its type.
-    **kwargs
-        As for ``from_pretrained``.
-    """
+    """Load the configuration of a model, by default by its type; code of its folder or repository is not run."""
     return _load(config_class, name, kwargs)
 
 
 def read_config(name: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
-    """Read the content of ``config.json``.
-
-    Parameters
-    ----------
-    **kwargs
-        As for ``from_pretrained``.
-    """
+    """Read the content of ``config.json``."""
     check_model(name, kwargs.get("revision"))
     with reading(name, _AGAIN):
         return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
@@ -109,24 +81,15 @@ def _load(kind: Any, name: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
 
 
 def _of_auto(kind: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep Auto classes from asking whether code of the folder may run."""
+    """Add the option that keeps Auto classes from asking whether code of the folder may run."""
     return {"trust_remote_code": False} | kwargs if kind.__name__.startswith("Auto") else kwargs
 
 
 def check_model(name: str | os.PathLike, revision: str | None = None, weights: bool = False) -> None:
-    """Look at the files of a model or adapter before anything of it is built; see `check_model_folder`.
+    """Check the files of a model or adapter before loading by `check_model_folder`.
 
-    Of a repository, those that are in the Hub's cache are looked at; its configurations are fetched first.
-
-    Parameters
-    ----------
-    weights
-        Fetch the weights of a repository, too, and look at them.
-
-    Raises
-    ------
-    ModelFileError
-        Names the file, says what is wrong with it and what to do.
+    Configurations of a repository are downloaded, and with `weights` its weights, too; then the files in the Hub's
+    cache are checked.
     """
     if Path(name).is_dir():
         check_model_folder(name)

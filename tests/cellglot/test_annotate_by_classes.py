@@ -101,7 +101,7 @@ ERRORS = {
     ),
     "candidates for an adapter": (["base", "--adapter", "adapter", "--alpha", "0.5"], "adapter predicts its own"),
     "no classes": (["base"], "base is not a classifier: fine-tune it (cellglot finetune), pass an adapter"),
-    "no adapter": (["base", "--adapter", "classifier"], "classifier holds no adapter_config.json"),
+    "no adapter": (["base", "--adapter", "classifier"], "classifier has no adapter_config.json"),
     "another base": (["langcell", "--adapter", "adapter"], "adapter was trained on"),
     "candidates for an encoder": (["base", "--candidates", "B cell"], "but does not read texts"),
 }

@@ -177,7 +177,7 @@ def test_an_adapter_on_another_base(gene_classifiers, model_folders_of_others, t
     for folder, message in model_folders_of_others.items():
         with pytest.raises(ValueError, match=rf"adapter was trained on .*base \(sccello\), not on .*{message}"):
             pipeline(ANNOTATE, model=str(folder), adapter=adapter, **CPU)
-    with pytest.raises(ValueError, match="is no adapter: it holds no adapter_config.json"):
+    with pytest.raises(ValueError, match="is not an adapter: it has no adapter_config.json"):
         pipeline(ANNOTATE, model=str(gene_classifiers["base"]), adapter=str(tmp_path), **CPU)
 
 

@@ -139,7 +139,7 @@ def test_the_wrong_base_is_refused_and_both_are_named(base, trained, tmp_path):
     right = base("sccello", "right")
     folder, _ = trained(right, "sccello")
     others = {
-        "other weights": (base("sccello", "weights", seed=1), r"whose weights \(\w{12}\) are others"),
+        "other weights": (base("sccello", "weights", seed=1), r"whose weights \(\w{12}\) differ"),
         "other sizes": (base("sccello", "sizes", hidden_size=8), "which has hidden_size=8 instead of 16"),
         "other model": (base("langcell", "langcell"), "which is of the type 'langcell'"),
     }
@@ -168,15 +168,15 @@ def test_the_revision_of_a_repository_is_recorded(base, trained, repository, tmp
 
 
 def test_what_is_no_adapter(base, trained, tmp_path):
-    with pytest.raises(ValueError, match=r"base holds no adapter_config.json: it is not an adapter"):
+    with pytest.raises(ValueError, match=r"base has no adapter_config.json: it is not an adapter"):
         load_with_adapter(base("sccello"))
     folder, _ = trained(tmp_path / "base", "sccello")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
-    with pytest.raises(ValueError, match="is for BertForSequenceClassification, which is none of cellglot's"):
+    with pytest.raises(ValueError, match="is for BertForSequenceClassification, which is not one of cellglot's"):
         load_with_adapter(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match="has no config.json"):
         load_with_adapter(folder)
 
 
@@ -194,7 +194,7 @@ def test_the_fingerprint_is_that_of_tensors_not_of_files(base, tmp_path):
     weights[names[0]][0] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert weights_fingerprint(folder) != before
-    with pytest.raises(ValueError, match=r"holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"has no model.safetensors"):
         weights_fingerprint(tmp_path)
 
 
