@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModel
 
 from cellglot.modeling.adapter_folders import model_file, revision_of_base
-from cellglot.modeling.adapters import is_adapter, load_with_adapter
 from cellglot.modeling.families import FAMILIES, ModelFamily, find_network, knows_texts
 from cellglot.modeling.loaded_model import LoadedModel, purpose_of, without_adapter
 from cellglot.modeling.loading import load_model, load_processor, load_tokenizer, read_config
@@ -88,7 +87,7 @@ def describe_model(name: str | os.PathLike) -> ModelDescription:
             raise ValueError(f"{name} holds a {architecture}, which cellglot does not know")
         found = family, next(network for _, network in family.networks("AutoModel"))
     purpose = purpose_of(config, knows_texts(model_type))
-    return ModelDescription(source, is_adapter(source), *found, purpose, config)
+    return ModelDescription(source, model_file(source, "adapter_config.json") is not None, *found, purpose, config)
 
 
 def load_any_model(
@@ -117,6 +116,9 @@ def load_any_model(
         network, processor = load_cell_text_model(what.name, dtype)
         return LoadedModel(what.name, network, processor.tokenizer, processor, "cells and texts")
     options, home, revision = _of_type(dtype), what.name, None
+    if adapter is not None or what.is_adapter:
+        from cellglot.modeling.adapters import load_with_adapter  # and PEFT, which other models do not need
+
     if adapter is not None:
         source = resolve_model(adapter)
         network = load_with_adapter(source, what.name, **options)

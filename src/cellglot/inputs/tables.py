@@ -8,11 +8,13 @@ import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
-
-import pandas as pd
+from typing import IO, TYPE_CHECKING, Any
 
 from cellglot.inputs.errors import InputError, reading
+
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 MOST_BYTES = 128 << 20  # of the text: tables of genes and labels have a few millions
@@ -50,7 +52,7 @@ def read_text(path: str | os.PathLike, *, most_bytes: int = MOST_BYTES) -> str:
     return text
 
 
-def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
+def read_table(path: str | os.PathLike, **options: Any) -> "pd.DataFrame":
     """Read a table of texts.
 
     Parameters
@@ -67,6 +69,8 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
     FileNotFoundError
         If there is no such file.
     """
+    import pandas as pd  # which errors of other documents do not need
+
     text = read_text(path)
     with reading(path, "write it again as a table"):
         earlier = csv.field_size_limit(LONGEST_LINE)
