@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cellglot
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.families import knows_texts
 from cellglot.modeling.loading import load_model, load_processor
@@ -166,7 +165,6 @@ def _load(model: str | Path, corpus: Corpus) -> tuple[LangCellModel, Any]:
             "of the pretrained LangCell"
         )
     check_loaded(model, loaded, info)
-    cellglot.register_auto_classes()
     processor: Any = load_processor(model)
     check_same_vocabulary(processor.tokenizer, corpus, model)
     check_vocabulary(loaded, corpus)
