@@ -183,7 +183,7 @@ def _meant(types: Any, ontology: CellOntology, data_set: DataSet) -> str:
     wrong = [t for t, i in zip(several, found, strict=True) if i is None and t.startswith("CL:")]
     if wrong:
         raise RecipeError(f"{data_set.name}: {', '.join(wrong)} is not in the ontology ({ontology.source})")
-    return f" {ALTERNATIVES} ".join(i or t for t, i in zip(several, found, strict=True))
+    return f" {ALTERNATIVES} ".join(sorted({i or t for t, i in zip(several, found, strict=True)}))
 
 
 def _is_one_type(label: str) -> bool:

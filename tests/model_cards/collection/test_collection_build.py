@@ -165,7 +165,7 @@ def test_data_sets_are_read_in_one_form(data, tmp_path):
     adata = ad.read_h5ad(prepared.path)
     assert adata.var_names[0].startswith("ENSG") and "CD8+ Cytotoxic T" in set(adata.obs[GIVEN].dropna())
     meant = dict(zip(adata.obs[GIVEN].astype(object), adata.obs[LABEL].astype(object), strict=True))
-    assert meant["CD8+ Cytotoxic T"] == "CL:0000625 | CL:0000623" and meant["CD19+ B"] == "CL:0000236"
+    assert meant["CD8+ Cytotoxic T"] == "CL:0000623 | CL:0000625" and meant["CD19+ B"] == "CL:0000236"
     assert meant["CD4+/CD25 T Reg"].startswith("CL:")  # by the ontology
     assert prepared.labelled == int(adata.obs[LABEL].notna().sum())
     foreign = prepare(sets["foreign"], data, tmp_path, genes, BLOOD, 0)
