@@ -1,4 +1,4 @@
-"""What the Hub shows and serves: cards of models, adapters, data sets and metrics, and publishing."""
+"""Publishing to the Hub: cards of models, adapters, data sets and metrics, checks, upload."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Keeps paths of this machine and secrets out of what is published."""
+"""Removal of paths of this machine, and refusal of secrets, in published files."""
 
 import json
 import os
@@ -35,35 +35,23 @@ _SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
 class UnsafeContentError(ValueError):
-    """A file holds a secret, or a path of this machine in a place where it cannot be taken out."""
+    """A file contains a secret, or a path of this machine that cannot be removed."""
 
 
 @dataclass
 class Cleaned:
-    """What was taken out.
-
-    Parameters
-    ----------
-    paths
-        File -> paths of this machine that were shortened to their last part.
-    """
+    """Paths of this machine that were shortened to their last part, for each file."""
 
     paths: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
-        """How many."""
+        """Number of paths in all files."""
         return sum(len(found) for found in self.paths.values())
 
 
 def clean_json(content: Any, name: str, cleaned: Cleaned) -> Any:
-    """Shorten the paths of this machine in a JSON value to their last part, and count them.
-
-    Parameters
-    ----------
-    cleaned
-        Where to note what was shortened.
-    """
+    """Shorten the paths of this machine in a JSON value to their last part; add them to `cleaned` under `name`."""
     if isinstance(content, dict):
         return {_shorten(key, name, cleaned): clean_json(value, name, cleaned) for key, value in content.items()}
     if isinstance(content, list):
@@ -83,7 +71,7 @@ def _shorten(text: str, name: str, cleaned: Cleaned) -> str:
 
 
 def scan_text(text: str, name: str) -> list[str]:
-    """List what must not be published in a text: secrets, without repeating them, and paths of this machine."""
+    """List the problems of a text: secrets (without their values) and paths of this machine."""
     problems = []
     for number, line in enumerate(text.splitlines(), 1):
         place = f"{name}, line {number}"
@@ -96,13 +84,7 @@ def scan_text(text: str, name: str) -> list[str]:
 
 
 def scan_folder(folder: str | Path) -> None:
-    """Refuse a folder with secrets or paths of this machine: in texts, in JSON, in headers, in metadata of cells.
-
-    Parameters
-    ----------
-    folder
-        What is about to be published.
-    """
+    """Refuse a folder with secrets or paths of this machine in texts, JSON, headers or metadata of cells."""
     problems: list[str] = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -111,7 +93,7 @@ def scan_folder(folder: str | Path) -> None:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UnsafeContentError(
-            f"nothing was published, for there is in it: {'; '.join(problems[:5])}{more}. Take it out of the folder"
+            f"nothing was published. Found: {'; '.join(problems[:5])}{more}. Remove it from the folder"
         )
 
 
@@ -127,7 +109,7 @@ def _scan_file(path: Path, name: str) -> list[str]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix not in JSON_FILES:
         return scan_text(text, name)
-    # Paths are looked for in the values, which JSON writes with double backslashes.
+    # Paths are searched in the values: JSON writes them with double backslashes.
     problems = [found for found in scan_text(text, name) if ": the path " not in found]
     left = Cleaned()
     clean_json(json.loads(text), name, left)
@@ -147,12 +129,12 @@ def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:
-            raise ValueError("it is cut short or damaged")
+            raise ValueError("it is truncated or damaged")
         return json.loads(file.read(size))
 
 
 def _scan_hdf5(path: Path, name: str) -> list[str]:
-    """Scan attributes, and texts of uns: notes of programs, which are not cells."""
+    """Scan attributes and the texts of uns, which contain notes of programs."""
     import h5py
 
     problems: list[str] = []
@@ -170,7 +152,7 @@ def _scan_hdf5(path: Path, name: str) -> list[str]:
 
 
 def _scan_parquet(path: Path, name: str) -> list[str]:
-    """Scan the metadata of a file of tokens, and the different texts of each column."""
+    """Scan the metadata of a file of tokens, and the distinct texts of each column."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -1,19 +1,19 @@
-"""``cellglot publish``: stage, describe, clean, check as a stranger, and upload."""
+"""``cellglot publish``: stage files, write the card, scan, check in a clean process, upload."""
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from cellglot.model_cards.card.details import CardDetails
+from cellglot.model_cards.card.details import CardDetails, read_details
 from cellglot.model_cards.card.render import size_text
 from cellglot.model_cards.checks.clean_process import compare, visit_as_stranger
 from cellglot.model_cards.content_scan import scan_folder
 from cellglot.model_cards.kinds import folder_kind
-from cellglot.model_cards.prepare.staging import Prepared
+from cellglot.model_cards.prepare.staging import Prepared, Source
 from cellglot.model_cards.upload import check_repository, upload
 from cellglot.outputs import OutputFolder, share
 from cellglot.outputs.processes import own_mark
@@ -27,7 +27,7 @@ REPO_TYPES = {"model": "model", "adapter": "model", "dataset": "dataset", "metri
 
 @dataclass
 class Published:
-    """What was published.
+    """Result of `publish`.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ class Published:
     files
         File -> bytes.
     left_out
-        Files of the source that stayed behind.
+        Files of the source that were not published.
     cleaned
         File -> paths of this machine that were shortened in it.
     compared
-        Numbers that a process without cellglot gave as well.
+        Number of values that were equal in a process without cellglot.
     loaded
-        What that process loaded -> the class.
+        Object that this process loaded -> its class.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Published:
     loaded: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Say what was published, what was checked and what stayed behind."""
+        """Summarise the published files, the checks and the files that were not published."""
         lines = [f"{size_text(size):>10}  {name}" for name, size in self.files.items()]
         lines.append(f"{size_text(sum(self.files.values())):>10}  in {len(self.files)} files")
         if self.left_out:
@@ -64,7 +64,7 @@ class Published:
         for name, paths in self.cleaned.items():
             lines.append(f"{name}: {len(paths)} paths of this machine shortened to their last part")
         lines.append(
-            f"a process without cellglot loaded {', '.join(self.loaded) or 'the data'} and gave the same "
+            f"a process without cellglot loaded {', '.join(self.loaded) or 'the data'} and returned the same "
             f"{self.compared:,} numbers"
         )
         lines.append(f"{self.kind} in {self.place}" if self.place else "dry run: nothing was published")
@@ -90,41 +90,40 @@ def publish(
     Parameters
     ----------
     folder
-        What ``cellglot pretrain``, ``finetune`` or ``tokenize`` wrote, or the folder of a metric.
+        Folder of ``cellglot pretrain``, ``finetune`` or ``tokenize``, or of a metric.
     repo
         ``owner/name`` on the Hub.
     output
-        Folder to write to where there is no `repo`; as well, where there is one.
+        Folder to write to, instead of `repo` or in addition.
     details
-        What only people know, such as the licence; by default that of ``card.yaml`` in the folder.
+        Details such as the licence; by default those of ``card.yaml`` in the folder.
     evaluation
-        JSON of ``cellglot evaluate``; by default ``evaluation.json`` in the folder, where it is.
+        JSON of ``cellglot evaluate``; by default ``evaluation.json`` in the folder, if it exists.
     cells
-        File of cells for the card's examples and the check; by default blood cells that come with scanpy.
+        File of cells for the card's examples and the check; by default blood cells of scanpy.
     base
-        Folder or repository where an adapter's base model is; by default the one that the adapter names.
+        Folder or repository of an adapter's base model; by default the one in the adapter's configuration.
     private
         Whether only the owner sees a new repository.
     overwrite
-        Replace the files of a repository that exists, or those of an earlier publication in a folder; other files of
-        a folder stay.
+        Replace the files of an existing repository, or those of an earlier publication in a folder; other files of a
+        folder stay.
     dry_run
-        Do everything but the last step.
+        Do all steps except the last one.
     api
         Client of the Hub.
 
     Returns
     -------
     Published
-        Where it is, and what was done.
 
     Raises
     ------
     OutputError
-        If `output` is or holds an input, is a repository or home, or holds files of somebody else at names to write.
+        If `output` is or contains an input, is a repository or home, or has other files with the names of outputs.
     ValueError
-        If the folder is none that can be published, the card is not complete, there is a pickle or a secret in it, the
-        repository or the folder exists, or a process without cellglot gives other numbers.
+        If the folder cannot be published, the card is not complete, a file is a pickle or contains a secret, the
+        repository or the folder exists, or a process without cellglot returns other numbers.
     """
     folder = Path(folder)
     kind = folder_kind(folder)
@@ -136,18 +135,14 @@ def publish(
     given = [folder, evaluation, cells, base]
     if output is not None:
         _check_output(Path(output), given, overwrite)
-    near = _near(output, dry_run)
-    if near is not None:
-        near.mkdir(parents=True, exist_ok=True)
-        remove_leftover_folders(near, SCRATCH)
-    with tempfile.TemporaryDirectory(dir=near, prefix=f"{SCRATCH}-{own_mark()}-") as scratch:
-        # The last part of the path is the name of the repository, as it is in the examples of the card.
-        name = repo or (Path(output).name if output is not None else folder.resolve().name)
+    name = repo or (Path(output).name if output is not None else folder.resolve().name)
+    source = Source(folder, name, details or read_details(folder), evaluation, cells, base)
+    parent = _scratch_parent(output, dry_run)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{SCRATCH}-{own_mark()}-") as scratch:
+        # The last part of the path is the name of the repository, as in the examples of the card.
         target = Path(scratch, name.split("/")[-1])
         target.mkdir()
-        prepared = _prepare(kind)(
-            folder, target, repo=name, details=details, evaluation=evaluation, cells=cells, base=base
-        )
+        prepared = _prepare(kind, source, target)
         scan_folder(target)
         after = visit_as_stranger(prepared.job | {"folder": str(target)})
         compared = compare(prepared.before, after)
@@ -163,46 +158,48 @@ def publish(
     return done
 
 
-def _prepare(kind: str) -> Callable[..., Prepared]:
-    from cellglot.model_cards.prepare.dataset import prepare_dataset
-    from cellglot.model_cards.prepare.metric import prepare_metric
-    from cellglot.model_cards.prepare.model import prepare_adapter, prepare_model
-
-    return {
-        "model": prepare_model,
-        "adapter": prepare_adapter,
-        "dataset": prepare_dataset,
-        "metric": prepare_metric,
-    }[kind]
-
-
-def _near(output: str | Path | None, dry_run: bool) -> Path | None:
-    """Return the folder beside an output, on the same disk; None for a temporary one."""
-    if output is None:
-        return None
-    parent = Path(output).resolve().parent
-    return parent if not dry_run or parent.is_dir() else None
-
-
 def _check_output(output: Path, given: list[str | Path | None], overwrite: bool) -> None:
-    """Refuse a folder that must not be written to, before any work."""
+    """Refuse an output folder before any work."""
     folder = OutputFolder(output, "publish", given, names=["README.md"])
     folder.check()
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} exists and is not empty: choose another folder, or replace it by --overwrite")
-    if output.is_dir() and any(output.iterdir()) and not folder.holds_earlier_result():
-        raise ValueError(f"{output} is no published folder: it is not replaced, choose another one")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{output} is not empty: choose another folder, or replace it with --overwrite")
+        if not folder.holds_earlier_result():
+            raise ValueError(f"{output} is not a published folder and is not replaced: choose another folder")
+
+
+def _scratch_parent(output: str | Path | None, dry_run: bool) -> Path | None:
+    """Return the folder for temporary files: next to the output, on the same disk; None for the system's."""
+    if output is None or (dry_run and not Path(output).resolve().parent.is_dir()):
+        return None
+    parent = Path(output).resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_leftover_folders(parent, SCRATCH)
+    return parent
+
+
+def _prepare(kind: str, source: Source, target: Path) -> Prepared:
+    from cellglot.model_cards.prepare import dataset, metric, model
+
+    by_kind = {
+        "model": model.prepare_model,
+        "adapter": model.prepare_adapter,
+        "dataset": dataset.prepare_dataset,
+        "metric": metric.prepare_metric,
+    }
+    return by_kind[kind](source, target)
 
 
 def _move(staged: Path, output: Path, given: list[str | Path | None]) -> None:
-    """Put staged files into their folder, in place of those of an earlier publication; what opens it comes last."""
+    """Move staged files to the output, replacing those of an earlier publication; the files that open it come last."""
     names = [path.relative_to(staged).as_posix() for path in sorted(staged.rglob("*")) if path.is_file()]
     with OutputFolder(output, "publish", given, names=names) as folder:
         folder.clear()
         for name in sorted(names, key=lambda name: name in OPENED_BY):
             target = output / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if (staged / name).stat().st_nlink == 1:  # others are shards of the corpus
+            if (staged / name).stat().st_nlink == 1:  # linked files are shards of the corpus
                 share(staged / name)
             shutil.move(staged / name, target)
         folder.finish()

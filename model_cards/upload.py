@@ -1,4 +1,4 @@
-"""Puts a folder on the Hub in one commit."""
+"""Upload of a folder to the Hub in one commit."""
 
 import logging
 from pathlib import Path
@@ -15,29 +15,17 @@ KEPT_ON_THE_HUB = (".gitattributes",)
 
 
 class RepositoryExistsError(ValueError):
-    """A repository is there already and was not to be replaced."""
+    """A repository exists already, and overwriting was not requested."""
 
 
 def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> bool:
-    """Say whether a repository exists; refuse it where it does and is not to be replaced.
-
-    Parameters
-    ----------
-    api
-        Client of the Hub.
-    repo
-        ``owner/name``.
-    repo_type
-        ``model``, ``dataset`` or ``space``.
-    overwrite
-        Whether its files may be replaced.
-    """
+    """Return whether a repository exists; refuse an existing one without `overwrite`."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a repository: {error}") from error
+        raise ValueError(f"{repo!r} is not a name of a repository: {error}") from error
     if repo.count("/") != 1:
-        raise ValueError(f"{repo!r} is no name of a repository: write owner/name")
+        raise ValueError(f"{repo!r} is not a name of a repository: write owner/name")
     exists = api.repo_exists(repo, repo_type=repo_type)
     if exists and not overwrite:
         raise RepositoryExistsError(
@@ -47,30 +35,26 @@ def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> 
 
 
 def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private: bool, overwrite: bool) -> str:
-    """Make the repository and put the folder's files into it, in one commit that also deletes what is not among them.
+    """Upload the files of a folder in one commit, which deletes all other files of the repository; return its address.
 
-    A repository that was made for files that then could not be put into it is deleted again.
+    A new repository is deleted again if the upload fails.
 
     Parameters
     ----------
-    api
-        Client of the Hub.
-    repo
-        ``owner/name``.
     repo_type
         ``model``, ``dataset`` or ``space``.
     private
-        Whether only its owner sees it; a repository that exists stays as it is.
+        Visibility of a new repository; that of an existing one does not change.
     overwrite
-        Whether files of a repository that exists may be replaced.
+        Whether files of an existing repository may be replaced.
     """
     exists = check_repository(api, repo, repo_type, overwrite)
-    more: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}
     files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
     there = api.list_repo_files(repo, repo_type=repo_type) if exists else []
     operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     operations += [CommitOperationDelete(n) for n in there if n not in files and n not in KEPT_ON_THE_HUB]
     if not exists:
+        more: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=False, **more)
     commit = None
     try:
@@ -84,13 +68,13 @@ def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private
 
 
 def _delete(api: HfApi, repo: str, repo_type: str) -> None:
-    """Delete an empty repository, or say that it is there."""
+    """Delete an empty repository, or warn that it remains."""
     try:
         api.delete_repo(repo, repo_type=repo_type, missing_ok=True)
     except (HfHubHTTPError, OSError) as error:
         logger.warning(
-            f"nothing was published, but the {repo_type} repository {repo} was made and could not be deleted: publish "
-            f"with --overwrite, or delete it on the Hub ({error})"
+            f"nothing was published, but the {repo_type} repository {repo} was created and could not be deleted: "
+            f"publish with --overwrite, or delete it on the Hub ({error})"
         )
 
 

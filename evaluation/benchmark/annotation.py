@@ -1,4 +1,4 @@
-"""Annotation as a task: a probe of frozen embeddings, few shots, a classifier's predictions, texts."""
+"""The task "annotation": a probe of frozen embeddings, few-shot probes, a classifier's predictions, texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,17 +37,17 @@ def score_classes(
     seed: int = 0,
     details: dict[str, Any] | None = None,
 ) -> TaskResult:
-    """Score predicted classes, with intervals over cells drawn anew.
+    """Score predicted classes, with intervals over bootstrap samples of cells.
 
     Parameters
     ----------
     true
         Class of each cell, shape (cells,).
     scores
-        Larger where a class is likelier, shape (cells, classes); NaN where a cell has no prediction, an error.
+        Larger for more likely classes, shape (cells, classes); NaN for cells without a prediction, which are errors.
     classes
-        Class of each column: those that training saw. Cells of others count as errors and are reported. With fewer
-        than two there is nothing to score.
+        Class of each column: the training classes. Cells of other classes count as errors and are reported. With fewer
+        than two classes the scores are undefined.
     """
     if len(classes) < 2:
         return undefined_annotation(_one_class(classes), details)
@@ -66,7 +66,7 @@ def score_classes(
 
 
 def _weighted_scores(true: np.ndarray, predicted: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> Any:
-    """Return the scores of `classification_scores` as a function of how often each cell counts."""
+    """Return the scores of `classification_scores` as a function of the weights of the cells."""
     names, codes = np.unique(true, return_inverse=True)
     usable = np.isfinite(scores).all(axis=1)
     columns = {str(name): scores[usable, i] for i, name in enumerate(classes)}
@@ -84,12 +84,12 @@ def _weighted_scores(true: np.ndarray, predicted: np.ndarray, scores: np.ndarray
 
 
 class WeightedAuroc:
-    """AUROC of weighted cells, ready to be computed for many weights.
+    """AUROC of weighted cells; ranks are computed once for many weights (scikit-learn sorts for each).
 
     Parameters
     ----------
     scores
-        Larger where the class is likelier, shape (cells,).
+        Larger for more likely cells of the class, shape (cells,).
     positive
         Whether each cell is of the class, shape (cells,).
     """
@@ -99,7 +99,7 @@ class WeightedAuroc:
         self.positive = np.asarray(positive, dtype=float)
 
     def __call__(self, weights: np.ndarray) -> float:
-        """Return the AUROC, NaN where there is but one kind of cells."""
+        """Return the AUROC, NaN if all weighted cells are positive or all are negative."""
         if not len(self.group):
             return float("nan")
         with_class = np.bincount(self.group, weights * self.positive)
@@ -115,13 +115,7 @@ class WeightedAuroc:
 def probe(
     embedding: np.ndarray, data: LabelledCells, split: CellSplit, *, seed: int = 0, draws: int = DRAWS
 ) -> TaskResult:
-    """Score a linear probe: logistic regression on the frozen embeddings of the training cells.
-
-    Parameters
-    ----------
-    data, split
-        Labels; cells to learn from, and to score.
-    """
+    """Score a linear probe: logistic regression on the frozen embeddings of the training cells."""
     assert data.labels is not None
     present = np.unique(data.labels[split.train].astype(str))
     if len(present) < 2:
@@ -134,21 +128,21 @@ def probe(
 def fit_probe(
     embedding: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> tuple[list[str], np.ndarray]:
-    """Train logistic regression (L2, C 1) on embeddings centred and divided by one common scale (our choice).
+    """Train logistic regression (L2, C 1) on embeddings, centred and divided by one common scale (our choice).
 
     Parameters
     ----------
     embedding
-        Shape (cells, size); cells with NaN are not learnt from and get no scores.
+        Shape (cells, size); cells with NaN are excluded from training and have no scores.
     train, test
         Masks, or numbers of cells.
 
     Returns
     -------
     classes
-        Those of the training cells.
+        Classes of the training cells.
     scores
-        Probabilities of the test cells, NaN where a cell has no embedding; shape (test cells, classes).
+        Probabilities of the test cells, NaN for cells without an embedding; shape (test cells, classes).
     """
     x, y = np.asarray(embedding[train], dtype=np.float64), labels[train].astype(str)
     finite = np.isfinite(x).all(axis=1)
@@ -174,20 +168,12 @@ def few_shot(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> TaskResult:
-    """Score probes that see a few training cells of each class, averaged over draws of these cells.
-
-    Parameters
-    ----------
-    embedding, data, split
-        As for `probe`.
-    shots
-        Training cells of each class; all where it has fewer.
+    """Score probes trained on a few cells of each class (all cells of smaller classes), averaged over random draws.
 
     Returns
     -------
     TaskResult
-        Means over the draws; an interval spans the mean of the ends of the draws' own intervals, widened to the
-        scores of all draws.
+        Means over the draws. An interval spans the mean ends of the draws' intervals and the scores of all draws.
     """
     assert data.labels is not None
     training = np.flatnonzero(split.train)
@@ -225,7 +211,7 @@ def undefined_annotation(why: str, details: dict[str, Any] | None = None) -> Tas
 
 
 def _one_class(classes: Sequence[str] | np.ndarray) -> str:
-    return f"the choice is of {len(classes)} class: there is nothing to tell apart"
+    return f"the training cells have {len(classes)} class: at least two are needed"
 
 
 # -------------------------------------------------------------------- models that predict classes
@@ -242,23 +228,15 @@ def fine_tuned(
     draws: int = DRAWS,
     progress: bool = True,
 ) -> TaskResult:
-    """Score the predictions of a fine-tuned model or an adapter.
+    """Score the predictions of a fine-tuned model or an adapter on the test cells (their numbers).
 
-    A class of the model stands for the label that `match_classes` finds. Which cells the model was trained on is not
-    known here.
-
-    Parameters
-    ----------
-    test
-        Numbers of the cells.
-    ontology
-        Where labels are looked up.
+    Classes of the model are mapped to labels by `match_classes`. The model may have been trained on the same cells.
     """
     assert data.labels is not None
     names = match_classes(model.classes, model.class_types, data.classes(), ontology)
     if not set(names) & set(data.classes()):
         return undefined_annotation(
-            f"{model.name} predicts {', '.join(model.classes[:5])}: none is a label of the cells "
+            f"{model.name} predicts {', '.join(model.classes[:5])}: none matches a label of the cells "
             f"({', '.join(data.classes()[:5])})"
         )
     logits = model.logits(cells, progress, **data.options).astype(np.float64)
@@ -269,17 +247,15 @@ def fine_tuned(
 def match_classes(
     classes: Sequence[str], class_types: dict[str, str], labels: Sequence[str], ontology: CellOntology | None
 ) -> list[str]:
-    """Find the label that each class of a model stands for.
+    """Return the label that matches each class of a model.
 
-    The one of the same name; else of the same Cell Ontology id; else of the nearest more general cell type, so that
-    fine classes are scored on coarse labels; its own name where there is none.
+    The label of the same name; else of the same Cell Ontology id; else of the nearest more general cell type, so that
+    fine classes are scored on coarse labels; else the name of the class.
 
     Parameters
     ----------
     class_types
-        Class -> Cell Ontology id, where the model knows it.
-    ontology
-        Where both are looked up.
+        Class -> Cell Ontology id, if the model knows it.
     """
     by_name = {label.casefold(): label for label in labels}
     if ontology is None or not labels:
@@ -298,7 +274,7 @@ def match_classes(
 
 
 def _merge(scores: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Turn logits into probabilities, those of columns with one name added up."""
+    """Return probabilities from logits, summed over columns of the same name, and the distinct names."""
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     distinct = list(dict.fromkeys(names))
@@ -317,9 +293,9 @@ def zero_shot(
     draws: int = DRAWS,
     progress: bool = True,
 ) -> TaskResult:
-    """Score annotation by texts of the labels, without training; parameters are those of `fine_tuned`.
+    """Score annotation by texts of the labels, without training; parameters as for `fine_tuned`.
 
-    Labels that mean one cell type are one candidate, and right where it is predicted.
+    Labels of the same cell type are one candidate.
     """
     assert data.labels is not None
     candidates = make_candidates(data.classes(), ontology)

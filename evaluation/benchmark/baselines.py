@@ -1,4 +1,4 @@
-"""Plain baselines that every model stands beside."""
+"""Baselines for the comparison with models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,7 @@ NEIGHBORS = 15
 
 @dataclass
 class BaselineResult:
-    """Predictions of a baseline.
-
-    Parameters
-    ----------
-    predicted
-        Class of each test cell.
-    """
+    """Class that a baseline predicts for each test cell."""
 
     name: str
     predicted: np.ndarray
@@ -48,7 +42,7 @@ def log_counts(cells: Cells, target_sum: float = 1e4) -> csr_matrix:
 
 
 def logistic_regression(features: Any, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> BaselineResult:
-    """Train multinomial logistic regression (L2, C 1) on some cells and predict others.
+    """Train multinomial logistic regression (L2, C 1) on the training cells and predict the test cells.
 
     Parameters
     ----------
@@ -57,7 +51,7 @@ def logistic_regression(features: Any, labels: np.ndarray, train: np.ndarray, te
     labels
         Class names, shape (cells,).
     train, test
-        Whether each cell is for training, for testing, shape (cells,).
+        Masks of cells, shape (cells,).
     """
     model = LogisticRegression(max_iter=2000)
     model.fit(features[train], labels[train])
@@ -72,26 +66,18 @@ def majority(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> Baselin
 
 @dataclass
 class LogCountsPca:
-    """Principal components of log counts: the embedding that models stand beside."""
+    """Principal components of log counts, the baseline embedding."""
 
     pca: PCA
 
     @classmethod
     def fit(cls, features: csr_matrix, components: int = COMPONENTS, seed: int = 0) -> "LogCountsPca":
-        """Find the components of log counts; the matrix stays sparse.
-
-        Parameters
-        ----------
-        features
-            From `log_counts`, shape (cells, genes).
-        components
-            At the most; fewer where there are fewer cells or genes.
-        seed
-            Of the start of the iteration.
-        """
+        """Fit the components of log counts, at most as many as cells or genes allow; the matrix stays sparse."""
         number = min(components, min(features.shape) - 1)
         if number < 2:
-            raise ValueError(f"{features.shape[0]:,} cells of {features.shape[1]:,} genes: PCA takes three of each")
+            raise ValueError(
+                f"{features.shape[0]:,} cells of {features.shape[1]:,} genes: PCA needs at least three of each"
+            )
         return cls(PCA(number, svd_solver="arpack", random_state=seed).fit(features))
 
     def embed(self, features: csr_matrix) -> np.ndarray:
@@ -99,7 +85,7 @@ class LogCountsPca:
         return self.pca.transform(features).astype(np.float32)
 
     def gene_distances(self, cell: csr_matrix) -> np.ndarray:
-        """Measure how far a cell moves where the log count of a gene is 0: 1 - cosine of its components.
+        """Return 1 - cosine between the components of a cell with and without each of its expressed genes.
 
         Parameters
         ----------
@@ -116,7 +102,7 @@ class LogCountsPca:
 
 
 def variable_genes(features: csr_matrix, number: int = VARIABLE_GENES) -> np.ndarray:
-    """Find the highly variable genes, scanpy's flavour "seurat", shape (genes,), bool; all where there are few."""
+    """Return the mask of highly variable genes (scanpy's flavour "seurat"), shape (genes,); all if there are few."""
     import scanpy
 
     if features.shape[1] <= number:
@@ -127,13 +113,7 @@ def variable_genes(features: csr_matrix, number: int = VARIABLE_GENES) -> np.nda
 
 @dataclass
 class VariableGeneNeighbors:
-    """The nearest training cells by cosine of log counts of highly variable genes vote.
-
-    Parameters
-    ----------
-    genes
-        Genes looked at, shape (genes,), bool.
-    """
+    """Vote of the nearest training cells by cosine of log counts of highly variable genes (a mask of genes)."""
 
     genes: np.ndarray
     classifier: KNeighborsClassifier
@@ -142,26 +122,18 @@ class VariableGeneNeighbors:
     def fit(
         cls, features: csr_matrix, labels: np.ndarray, number: int = VARIABLE_GENES, neighbors: int = NEIGHBORS
     ) -> "VariableGeneNeighbors":
-        """Choose genes by the training cells, and remember these cells.
-
-        Parameters
-        ----------
-        features
-            Log counts of the training cells, shape (cells, genes).
-        neighbors
-            That vote, at the most.
-        """
+        """Choose genes and store the training cells, given their log counts, shape (cells, genes)."""
         genes = variable_genes(features, number)
         model = KNeighborsClassifier(min(neighbors, len(labels)), metric="cosine", algorithm="brute")
         return cls(genes, model.fit(features[:, genes], labels))
 
     def probabilities(self, features: csr_matrix) -> np.ndarray:
-        """Return the shares of votes, shape (cells, classes), in the order of ``classifier.classes_``."""
+        """Return shares of votes, shape (cells, classes), in the order of ``classifier.classes_``."""
         return self.classifier.predict_proba(features[:, self.genes])
 
 
 def expression_scores(cell: csr_matrix) -> np.ndarray:
-    """Score the expressed genes of a cell by their log counts alone, shape (expressed genes,)."""
+    """Score the expressed genes of a cell by their log counts, shape (expressed genes,)."""
     return cell.data.astype(np.float64)
 
 
@@ -172,21 +144,19 @@ def baseline_gene_scores(
     labels: Sequence[str],
     gene_column: str | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Score the expressed genes of cells without a model.
+    """Score the expressed genes of cells by a baseline.
 
     Parameters
     ----------
     score
-        (log counts of a cell, shape (1, genes)) -> scores of its expressed genes.
-    markers
-        Names of the markers of each label.
+        Function of the log counts of a cell, shape (1, genes); returns scores of its expressed genes.
     gene_column
-        The only column in which genes are looked up.
+        Column of the gene names; by default all columns are searched.
 
     Returns
     -------
     scores, is_marker
-        For each cell, of its expressed genes, shape (expressed genes,).
+        For each cell, one value per expressed gene, shape (expressed genes,).
     """
     features = log_counts(cells)
     sources = name_sources(cells.counts.index, cells.counts.columns, gene_column)

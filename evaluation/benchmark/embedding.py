@@ -1,4 +1,4 @@
-"""Cell-type clustering and batch integration as tasks: scores of an embedding with their intervals."""
+"""The tasks "clustering" and "integration": scores of an embedding with their intervals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,17 +35,14 @@ def score_embedding(
 ) -> dict[str, TaskResult]:
     """Score an embedding by cell types and batches: `evaluate_embedding` with intervals.
 
-    Intervals are over cells drawn anew, with clusters, silhouette widths and the graph of neighbours as they are. A
-    cell drawn twice agrees with itself: ARI leaves such pairs out; the intervals of NMI and AvgBIO, which stay too
-    high, are moved onto the score.
-    Above the number of cells that are scored at once there are none.
+    Intervals are over bootstrap samples of cells, with fixed clusters, silhouette widths and neighbour graph. A cell
+    that is drawn twice agrees with itself: ARI excludes such pairs; the intervals of NMI and AvgBIO, which would be
+    too high, are shifted to the score. There are no intervals if the embedding is scored in parts.
 
     Parameters
     ----------
     labels, batches
-        Cell type and batch of each cell, None where missing; None where there are none.
-    seed, draws
-        Of clustering and bootstrap.
+        Cell type and batch of each cell, None if missing.
     **options
         As for `evaluate_embedding`.
 
@@ -57,7 +54,7 @@ def score_embedding(
     names = CLUSTERING + INTEGRATION
     try:
         found = evaluate_embedding(embedding, labels, batches, seed=seed, **options)
-    except ValueError as error:  # too few cells, or none with a label
+    except ValueError as error:  # too few cells, or no label
         return {task: TaskResult({}, dict.fromkeys(of, str(error)), {}) for task, of in _TASKS.items()}
     scores = {name: Score(found[name]) for name in names if found[name] is not None}
     if found["parts"] == 1 and scores:
@@ -82,7 +79,7 @@ _TASKS = {"clustering": CLUSTERING, "integration": INTEGRATION}
 def _cell_scores(
     embedding: np.ndarray, labels: np.ndarray | None, batches: np.ndarray | None, found: dict[str, Any], seed: int
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], int]:
-    """Return the scores as a function of how often each cell counts, and the number of cells."""
+    """Return the scores as a function of the weights of the cells, and the number of cells."""
     kept = np.isfinite(embedding).all(axis=1)
     types = None if labels is None else group_codes(labels)
     if types is not None:
@@ -115,14 +112,14 @@ def _cell_scores(
 
 
 def agreement(types: np.ndarray, clusters: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """Return NMI and ARI of weighted cells as scikit-learn defines them: a function of the weights.
+    """Return NMI and ARI as a function of the weights of cells; scikit-learn has the same scores without weights.
 
-    ARI is of pairs of different cells: those of a cell with itself, where it counts more than once, are left out.
+    ARI excludes pairs of a cell with itself.
 
     Parameters
     ----------
     types, clusters
-        Of each cell, counted from 0, shape (cells,).
+        Of each cell, from 0, shape (cells,).
     """
     shape = int(types.max()) + 1, int(clusters.max()) + 1
     pairs = types * shape[1] + clusters

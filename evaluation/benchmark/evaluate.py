@@ -1,4 +1,4 @@
-"""Evaluates models and baselines on any cells: all tasks, one JSON, one table, pictures."""
+"""Evaluation of models and baselines on labelled cells: all tasks, written as JSON, table and pictures."""
 
 import os
 import shlex
@@ -33,14 +33,14 @@ COLOURED_BY = ("cell type", "batch", "cell")
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Parameters
     ----------
     record
-        All of it, as it stands in the JSON.
+        Content of the JSON.
     folder
-        Where JSON, table and pictures are; None where nothing was written.
+        Folder of JSON, table and pictures; None if nothing was written.
     """
 
     record: EvaluationRecord
@@ -78,34 +78,33 @@ def evaluate_models(
     min_coverage: float | None = None,
     **settings: Any,
 ) -> Evaluation:
-    """Evaluate models, and plain baselines beside them, on labelled cells.
+    """Evaluate models and baselines on labelled cells.
 
-    The cells of a model are embedded once for all tasks. What is finished stands in ``evaluation.json`` at once; the
-    same call, or one with more models or tasks, does only what is missing there.
+    The cells of a model are embedded once for all tasks. ``evaluation.json`` is written after each task; another
+    call with the same cells computes only the results that are missing there.
 
     Parameters
     ----------
     models
-        Folders or repositories of pretrained models, classifiers or adapters, by name or not; or loaded models.
+        Folders or repositories of pretrained models, classifiers or adapters (as a list or name -> folder), or loaded
+        models.
     cells
         File, or AnnData.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all that there
-        are labels, batches and markers for.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all for which
+        labels, batches and markers are given.
     labels, batches, donors
         Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
     markers
         Table of marker genes (see `cellglot.evaluation.scores.marker_table.read_marker_table`), or cell type -> genes.
     marker_types
-        Label -> cell type of that table, where names and ontology do not tell.
+        Label -> cell type of `markers`, if names and ontology do not match them.
     ontology
-        Where labels are looked up; by default the blood lineage that comes with cellglot.
-    with_baselines
-        Whether baselines stand in the same table.
+        For labels; by default the blood lineage of the package.
     output
         Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model.
     overwrite
-        Begin anew where the folder holds an evaluation: its files are deleted, others stay.
+        Delete the files of an earlier evaluation in the folder; other files stay.
     layer, gene_column, min_coverage
         As for the tokenizers.
     **settings
@@ -115,14 +114,14 @@ def evaluate_models(
     Returns
     -------
     Evaluation
-        Results of all models that stand in the record.
+        Results of all models in the record.
 
     Raises
     ------
     OutputError
-        If `output` holds an input, is a repository or home, or holds files of somebody else at names to write.
+        If `output` contains an input, is a repository or home, or has other files with the names of outputs.
     ValueError
-        If a task, model or column does not exist, or the folder holds an evaluation of other cells.
+        If a task, model or column does not exist, or the folder has an evaluation of other cells.
     """
     start = time.perf_counter()
     chosen = Settings(**settings)
@@ -160,7 +159,9 @@ def evaluate_models(
         record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
         record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
         for name, source in named.items():
-            model = source if isinstance(source, EvaluatedModel) else _load(name, source, chosen)
+            model = source
+            if not isinstance(model, EvaluatedModel):
+                model = load_evaluated_model(model, name=name, batch_size=chosen.batch_size, device=chosen.device)
             _evaluate_model(model, name, jobs, wanted, settings_of, record, console)
             del model
         for name in BASELINES if with_baselines else ():
@@ -177,7 +178,7 @@ def evaluate_models(
 
 
 def _file_names(folder: Path, models: Iterable[str]) -> list[str]:
-    """Return the names of all files that an evaluation of models writes, and of those of an earlier one there."""
+    """Return the names of all files that this evaluation and an earlier one in the folder write."""
     return [FILE, TABLE, FIGURE, *_pictures({*models, *models_in(folder), *BASELINES})]
 
 
@@ -225,13 +226,13 @@ def _run(
     record: EvaluationRecord,
     console: Console,
 ) -> None:
-    """Do the tasks of a model that are not in the record."""
+    """Run the tasks of a model that are not in the record."""
     weights = facts.get("weights_sha256")
     if work:
         record.add_model(name, facts)
     for task, job in work.items():
         if record.has(name, task, settings_of(task), weights):
-            console.print(f"{name}: {task} is there already")
+            console.print(f"{name}: {task} is already evaluated")
             continue
         start = time.perf_counter()
         rows = job()
@@ -243,7 +244,7 @@ def _run(
 def _draw(
     name: str, embedding: Callable[[], np.ndarray], data: LabelledCells, record: EvaluationRecord, seed: int
 ) -> None:
-    """Draw a model's cells, where the pictures are not there."""
+    """Draw the UMAPs of a model that do not exist."""
     assert record.folder is not None
     colours = {by: v for by, v in (("cell type", data.labels), ("batch", data.batches)) if v is not None}
     colours = colours or {"cell": np.array(["cells"] * len(data), dtype=object)}
@@ -254,21 +255,17 @@ def _draw(
         evaluation_plots.draw_umap(values, colours, name, record.folder, seed)
 
 
-# -------------------------------------------------------------------- what was asked
-
-
-def _load(name: str, source: str | Path, settings: Settings) -> EvaluatedModel:
-    return load_evaluated_model(source, name=name, batch_size=settings.batch_size, device=settings.device)
+# -------------------------------------------------------------------- arguments
 
 
 def _named(
     models: Sequence[str | Path | EvaluatedModel] | Mapping[str, str | Path],
 ) -> dict[str, str | Path | EvaluatedModel]:
-    """Name models by the last parts of their paths, as many as tell them apart."""
+    """Name models by the shortest distinct ends of their paths."""
     if isinstance(models, Mapping):
         named: dict[str, str | Path | EvaluatedModel] = dict(models)
     elif isinstance(models, str | os.PathLike):
-        raise TypeError(f"models are given as {str(models)!r}: pass a list")
+        raise TypeError(f"models={str(models)!r} must be a list")
     else:
         named = {}
         paths = [str(m).rstrip("/").split("/") for m in models if not isinstance(m, EvaluatedModel)]
@@ -281,11 +278,11 @@ def _named(
                 least = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in alike)), len(parts))
                 name = "/".join(parts[-least:])
             if name in named:
-                raise ValueError(f"two models are named {name!r}: give them names, {{name: folder}}")
+                raise ValueError(f"two models have the name {name!r}: pass models as {{name: folder}}")
             named[name] = model
     taken = sorted(set(named) & set(BASELINES))
     if taken:
-        raise ValueError(f"{taken[0]!r} is the name of a baseline: give the model another")
+        raise ValueError(f"{taken[0]!r} is the name of a baseline: pass another name for the model")
     return named
 
 
@@ -301,8 +298,8 @@ def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> li
         chosen = [task for task in TASKS if not missing[task]]
         if not chosen:
             raise ValueError(
-                f"{data.source} names no cell types and no batches are given: name a column by labels or batches; obs "
-                f"has {', '.join(data.cells.obs.names) or 'none'}"
+                f"{data.source} has no column of cell types: pass a column of obs as labels or batches; obs has "
+                f"{', '.join(data.cells.obs.names) or 'none'}"
             )
         return chosen
     return check_tasks(tasks, markers)

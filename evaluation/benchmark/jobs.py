@@ -1,4 +1,4 @@
-"""What each task does with a model or a baseline: every piece of work of an evaluation, ready to be run or left."""
+"""The work of each task for a model or a baseline, as functions that the evaluation runs if needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from cellglot.tokenization.reading.cells import read_cells
 PROBE, FINE_TUNED, ZERO_SHOT = "annotation: probe", "annotation: fine-tuned", "annotation: zero-shot by texts"
 PCA, NEIGHBORS, MAJORITY, EXPRESSION = "log counts + PCA", "HVG + kNN", "most frequent class", "expression"
 BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION)
-NO_LABELS = "no cell types: name the column of obs that holds them"
+NO_LABELS = "no cell types: pass the column of obs with the cell types (labels)"
 
 Rows = dict[str, TaskResult]  # row of the table -> result
 Jobs = dict[str, Callable[[], Rows]]  # task -> its work
@@ -36,7 +36,7 @@ Jobs = dict[str, Callable[[], Rows]]  # task -> its work
 
 @dataclass
 class Settings:
-    """How an evaluation is done.
+    """Settings of an evaluation.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Settings:
     shots
         Training cells of each class in few-shot annotation.
     marker_cells
-        Cells whose genes are hidden one at a time.
+        Number of cells whose genes are masked one at a time.
     """
 
     seed: int = 0
@@ -62,7 +62,7 @@ class Settings:
     progress: bool = True
 
     def of_task(self, task: str, marker_facts: dict[str, Any]) -> dict[str, Any]:
-        """Return those that the result of a task depends on."""
+        """Return the settings that the result of a task depends on."""
         own = {
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
             "markers": {"marker_cells": self.marker_cells} | marker_facts,
@@ -72,16 +72,14 @@ class Settings:
 
 @dataclass
 class JobMaker:
-    """Makes the work of models and baselines on some cells; what they share is computed once.
+    """Makes the jobs of models and baselines on some cells; shared values are computed once.
 
     Parameters
     ----------
-    ontology
-        Where labels are looked up.
     markers
-        Cell type -> genes, where there is a table.
+        Cell type -> genes.
     marker_types
-        Label -> cell type of that table.
+        Label -> cell type of `markers`.
     """
 
     data: LabelledCells
@@ -92,9 +90,13 @@ class JobMaker:
 
     # ---------------------------------------------------------------- shared
 
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {"seed": self.settings.seed, "draws": self.settings.draws}
+
     @cached_property
     def split(self) -> CellSplit | None:
-        """Training and test cells; None where no cell has a label."""
+        """Training and test cells; None without labels."""
         if not self.data.labelled.any():
             return None
         return split_cells(self.data, self.settings.test_fraction, self.settings.seed)
@@ -113,12 +115,12 @@ class JobMaker:
 
     @cached_property
     def pca(self) -> baselines.LogCountsPca:
-        """Components of all cells."""
+        """PCA of all cells."""
         return baselines.LogCountsPca.fit(self.log_counts, seed=self.settings.seed)
 
     @cached_property
     def matched_markers(self) -> MarkerGenes | str:
-        """Markers of the labels, or why there are none."""
+        """Markers of the labels, or the reason why there are none."""
         if self.markers is None:
             return "no table of marker genes was given"
         if not self.data.classes():
@@ -132,20 +134,14 @@ class JobMaker:
 
     @cached_property
     def marker_sample(self) -> MarkerSample:
-        """The cells whose genes are hidden."""
+        """The cells whose genes are masked."""
         assert isinstance(self.matched_markers, MarkerGenes)
         return draw_marker_sample(self.data, self.matched_markers, self.settings.marker_cells, self.settings.seed)
 
     # ---------------------------------------------------------------- models
 
     def of_model(self, model: EvaluatedModel, embedding: Callable[[], np.ndarray]) -> Jobs:
-        """Return the work of a model on each task.
-
-        Parameters
-        ----------
-        embedding
-            Gives the embeddings of all cells; computed once, at the first call.
-        """
+        """Return the jobs of a model; `embedding` returns the embeddings of all cells, computed at the first call."""
         jobs = self._of_embedding(embedding) | {"markers": lambda: self._markers(self._model_scores(model))}
         jobs["annotation"] = lambda: self._learned(embedding()) | self._predicted(model)
         return jobs
@@ -155,12 +151,7 @@ class JobMaker:
             return {}
         rows: Rows = {}
         test, cells = self.test_cells
-        options: dict[str, Any] = {
-            "ontology": self.ontology,
-            "seed": self.settings.seed,
-            "draws": self.settings.draws,
-            "progress": self.settings.progress,
-        }
+        options = self._sampling | {"ontology": self.ontology, "progress": self.settings.progress}
         if model.classes:
             rows[FINE_TUNED] = annotation_task.fine_tuned(model, self.data, test, cells, **options)
         if model.processor is not None:
@@ -186,41 +177,38 @@ class JobMaker:
 
         def scored(task: str) -> Rows:
             if not found:
-                options = {"seed": self.settings.seed, "draws": self.settings.draws}
-                found.update(score_embedding(embedding(), self.data.labels, self.data.batches, **options))
+                found.update(score_embedding(embedding(), self.data.labels, self.data.batches, **self._sampling))
             return {task: found[task]}
+
+        def novel() -> Rows:
+            return {"novel": score_novel_types(embedding(), self.data.labels, self.ontology, **self._sampling)}
 
         return {
             "clustering": lambda: scored("clustering"),
             "integration": lambda: scored("integration"),
-            "novel": lambda: {"novel": self._novel(embedding())},
+            "novel": novel,
         }
 
-    def _novel(self, embedding: np.ndarray) -> TaskResult:
-        options = {"seed": self.settings.seed, "draws": self.settings.draws}
-        return score_novel_types(embedding, self.data.labels, self.ontology, **options)
-
     def _learned(self, embedding: np.ndarray) -> Rows:
-        """Probe and few shots."""
+        """Score a probe and few-shot probes."""
         few = f"annotation: {self.settings.shots} cells per class"
         if self.split is None:
             return {row: annotation_task.undefined_annotation(NO_LABELS) for row in (PROBE, few)}
-        options = {"seed": self.settings.seed, "draws": self.settings.draws}
+        given, options = (embedding, self.data, self.split), self._sampling
         return {
-            PROBE: annotation_task.probe(embedding, self.data, self.split, **options),
-            few: annotation_task.few_shot(embedding, self.data, self.split, shots=self.settings.shots, **options),
+            PROBE: annotation_task.probe(*given, **options),
+            few: annotation_task.few_shot(*given, shots=self.settings.shots, **options),
         }
 
     def _markers(self, scores: Callable[[], tuple[list[np.ndarray], list[np.ndarray]]]) -> Rows:
         if not isinstance(self.matched_markers, MarkerGenes):
             return {"markers": TaskResult({}, dict.fromkeys(("auroc", "auroc_macro"), self.matched_markers))}
-        found = score_marker_genes(*scores(), self.marker_sample, self.settings.draws, self.settings.seed)
-        return {"markers": found}
+        return {"markers": score_marker_genes(*scores(), self.marker_sample, **self._sampling)}
 
     # ---------------------------------------------------------------- baselines
 
     def of_baseline(self, name: str) -> Jobs:
-        """Return the work of a baseline, one of `BASELINES`, on the tasks that it can do."""
+        """Return the jobs of a baseline, one of `BASELINES`, for the tasks that it supports."""
         if name == PCA:
             jobs = self._of_embedding(lambda: self.pca.embed(self.log_counts))
             jobs["annotation"] = lambda: self._learned(self._components_of_training())
@@ -231,7 +219,7 @@ class JobMaker:
         return {"annotation": lambda: {PROBE: self._voted(name)}}
 
     def _components_of_training(self) -> np.ndarray:
-        """Components that the training cells alone decide."""
+        """Return components that are fitted to the training cells only."""
         if self.split is None:
             return np.zeros((len(self.data), 0))
         train = self.log_counts[self.split.train]
@@ -260,8 +248,8 @@ class JobMaker:
             names, counts = np.unique(labels, return_counts=True)
             classes, scores = [str(n) for n in names], np.tile(counts / counts.sum(), (int(test.sum()), 1))
         details = {"split": self.split.facts()}
-        options = {"draws": self.settings.draws, "seed": self.settings.seed}
-        return annotation_task.score_classes(self.data.labels[test], scores, classes, details=details, **options)
+        true = self.data.labels[test]
+        return annotation_task.score_classes(true, scores, classes, details=details, **self._sampling)
 
 
 __all__ = ["BASELINES", "JobMaker", "Jobs", "Settings"]

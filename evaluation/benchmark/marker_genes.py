@@ -1,4 +1,4 @@
-"""Marker genes by masking: whether the genes whose hiding moves a cell most are known markers of its type."""
+"""The task "markers": whether the genes whose masking moves a cell most are known markers of its type."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,14 @@ CELLS = 50
 
 @dataclass
 class MarkerSample:
-    """The cells whose genes are hidden one at a time, the same for every model.
+    """The cells whose genes are masked one at a time, the same for every model.
 
     Parameters
     ----------
     numbers
         Of the cells, ascending, shape (sample,).
     eligible
-        Cells whose label has markers: those that the sample was drawn from.
+        Number of cells whose label has markers, from which the sample was drawn.
     """
 
     numbers: np.ndarray
@@ -35,7 +35,7 @@ class MarkerSample:
     eligible: int
 
     def facts(self) -> dict[str, Any]:
-        """Return what was sampled as plain types."""
+        """Return a description as plain types."""
         return {
             "sampled_cells": len(self.numbers),
             "cells_with_markers_in_table": self.eligible,
@@ -46,17 +46,9 @@ class MarkerSample:
 
 
 def draw_marker_sample(data: LabelledCells, markers: MarkerGenes, cells: int = CELLS, seed: int = 0) -> MarkerSample:
-    """Draw cells of types that have markers, all with the same chance.
-
-    Parameters
-    ----------
-    markers
-        From `cellglot.evaluation.scores.marker_table.markers_of`.
-    cells
-        Cells to draw; all where there are fewer.
-    """
+    """Draw cells whose types have markers uniformly, all if there are at most `cells`."""
     if cells < 1:
-        raise ValueError(f"{cells} cells: markers are scored on at least one")
+        raise ValueError(f"cells={cells} must be at least 1")
     assert data.labels is not None
     eligible = np.flatnonzero([label in markers.genes for label in data.labels])
     numbers = np.sort(np.random.default_rng(seed).permutation(eligible)[:cells])
@@ -69,12 +61,7 @@ def score_marker_genes(
 ) -> TaskResult:
     """Return AUROC per cell, averaged over the cells that have a marker and another gene, and over cell types.
 
-    Parameters
-    ----------
-    scores
-        For each cell of the sample, of its genes.
-    is_marker
-        For each cell, whether each of these genes is a marker of its type.
+    `scores` and `is_marker` have one array per cell of the sample, with one value per gene.
     """
     found = marker_auroc(scores, is_marker, sample.labels)
     kept = [i for i, value in enumerate(found["auroc_per_cell"]) if value is not None]

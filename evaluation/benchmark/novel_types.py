@@ -1,4 +1,4 @@
-"""Novel cell types as a task: cells of held-out types named by the ontology, with intervals."""
+"""The task "novel": prediction of held-out cell types by the ontology, with intervals."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.scores.bootstrap import DRAWS, Score, bootstrap_scores, weighted_mean
-from cellglot.evaluation.scores.novel_types import candidate_correlations, evaluate_novel_cell_types
+from cellglot.evaluation.scores.novel_types import candidate_correlations, evaluate_novel_cell_types, predicted_parts
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
 
@@ -16,18 +16,15 @@ METRICS = ("accuracy", "macro_f1")
 def score_novel_types(
     embedding: np.ndarray, labels: np.ndarray | None, ontology: CellOntology, *, seed: int = 0, draws: int = DRAWS
 ) -> TaskResult:
-    """Hold out half of the cell types and name their cells: `evaluate_novel_cell_types` with intervals.
+    """Hold out half of the cell types and predict their cells: `evaluate_novel_cell_types` with intervals.
 
-    ``accuracy`` and ``macro_f1`` are among all held-out types, with intervals over cells drawn anew;
+    ``accuracy`` and ``macro_f1`` are among all held-out types, with intervals over bootstrap samples of cells;
     ``accuracy at 25% of candidates`` and so on are means over draws of candidates, with intervals over these draws.
 
     Parameters
     ----------
     labels
-        Cell type of each cell, None where it is missing; None where there are none. Those that are no cell type of the
-        ontology are left out and counted.
-    seed, draws
-        Of the held-out types, of the draws of candidates, of the bootstrap.
+        Cell type of each cell, or None; cells whose label is not a cell type of the ontology are excluded and counted.
     """
     given = [] if labels is None else [label for label in labels if label is not None]
     types = None if labels is None or not given else ontology.resolve(labels).cell_types
@@ -52,17 +49,14 @@ def score_novel_types(
 def _cell_scores(
     embedding: np.ndarray, types: list[str | None], found: dict, ontology: CellOntology
 ) -> tuple[Callable[[np.ndarray], dict[str, float]], int]:
-    """Return the scores among all held-out types as a function of how often each cell counts, and their number."""
+    """Return the scores among all held-out types as a function of the cells' weights, and the number of cells."""
     ids = np.array([t or "" for t in types])
     finite = np.isfinite(embedding).all(axis=1)
     known, query = (np.flatnonzero(np.isin(ids, found[n]) & finite) for n in ("known_types", "novel_types"))
     candidates = np.array(found["novel_types"])
     x = np.asarray(embedding, dtype=np.float64)
     correlation = candidate_correlations(x[known], ids[known], x[query], candidates.tolist(), ontology)
-    correlation = np.where(np.isnan(correlation), -np.inf, correlation)
-    best = correlation.max(axis=1, keepdims=True)
-    named = (correlation == best) & (best > -np.inf)
-    parts = named / np.maximum(named.sum(axis=1, keepdims=True), 1)
+    parts = predicted_parts(correlation)
     own = ids[query][:, None] == candidates
     right = (parts * own).sum(axis=1)
 

@@ -1,4 +1,4 @@
-"""The JSON of an evaluation, written as results come, so that a stopped run goes on where it was."""
+"""The JSON of an evaluation, written after each task, so that a stopped run can resume."""
 
 import json
 import os
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
-from cellglot.evaluation.benchmark.results import Table, TaskResult, plain, write_json
+from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
 from cellglot.inputs import read_json
+from cellglot.outputs import write_json
 
 
 FILE = "evaluation.json"
@@ -28,16 +29,16 @@ SOFTWARE = (
 
 @dataclass
 class EvaluationRecord:
-    """Everything an evaluation was asked and found, as plain types.
+    """Settings and results of an evaluation, as plain types.
 
     Parameters
     ----------
     content
-        What stands in the JSON: ``date``, ``command``, ``arguments``, ``software``, ``machine``, ``data``, ``split``,
+        Content of the JSON: ``date``, ``command``, ``arguments``, ``software``, ``machine``, ``data``, ``split``,
         ``models`` (name -> facts), ``results`` (row of the table -> model -> metrics, undefined, details),
         ``finished`` (model -> task -> settings, weights, rows, seconds), ``seconds``.
     folder
-        Where it is kept; None to keep it in memory.
+        Folder of the JSON; None to keep the record in memory.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
@@ -45,14 +46,14 @@ class EvaluationRecord:
 
     @classmethod
     def open(cls, folder: Path | None, conditions: dict[str, Any], overwrite: bool = False) -> "EvaluationRecord":
-        """Read what is finished, or begin.
+        """Read the record of a folder, or begin a new one.
 
         Parameters
         ----------
         folder
-            Made where it does not exist.
+            Created if it does not exist.
         conditions
-            Cells, labels, batches: what all results depend on.
+            Cells, labels, batches: settings that all results depend on.
         """
         conditions = json.loads(json.dumps(conditions, default=plain))
         empty: dict[str, Any] = {"data": conditions, "models": {}, "results": {}, "finished": {}}
@@ -65,14 +66,14 @@ class EvaluationRecord:
             differing = [k for k in conditions if k != "source" and content["data"].get(k) != conditions[k]]
             if differing:
                 raise ValueError(
-                    f"{path} is an evaluation with another {', '.join(differing)}: name another folder, or "
+                    f"{path} is an evaluation with a different {', '.join(differing)}: use another folder, or "
                     "overwrite it"
                 )
             return cls(content, folder)
         return cls(empty, folder)
 
     def begin(self, arguments: dict[str, Any], split: CellSplit | None) -> None:
-        """Note what is asked, when and by what software."""
+        """Record arguments, date, software and split."""
         known = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
         self.content |= {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,13 +85,13 @@ class EvaluationRecord:
         }
 
     def add_model(self, name: str, facts: dict[str, Any]) -> None:
-        """Note what a model is; earlier notes on the same weights stay."""
+        """Record facts about a model; earlier facts about the same weights stay."""
         earlier = self.content["models"].get(name, {})
         same = earlier.get("weights_sha256") == facts.get("weights_sha256")
         self.content["models"][name] = (earlier if same else {}) | facts
 
     def has(self, name: str, task: str, settings: dict[str, Any], weights: str | None) -> bool:
-        """Whether a task of a model is finished, with these settings and weights."""
+        """Whether a task of a model is finished with these settings and weights."""
         done = self.content["finished"].get(name, {}).get(task)
         wanted = json.loads(json.dumps(settings, default=plain))
         return done is not None and done["settings"] == wanted and done["weights_sha256"] == weights
@@ -98,7 +99,7 @@ class EvaluationRecord:
     def add(
         self, name: str, task: str, rows: Rows, settings: dict[str, Any], weights: str | None, seconds: float
     ) -> None:
-        """Take in the results of a finished task, and write everything."""
+        """Add the results of a finished task, and write the JSON."""
         earlier = self.content["finished"].get(name, {}).get(task, {}).get("rows", [])
         for row in earlier:
             self.content["results"].get(row, {}).pop(name, None)
@@ -113,24 +114,24 @@ class EvaluationRecord:
         self._write()
 
     def finish(self, seconds: float) -> None:
-        """Note how long it took, and write everything."""
+        """Record the time, and write the JSON."""
         self.content["seconds"] = round(seconds, 2)
         self._write()
 
     def _write(self) -> None:
         if self.folder is not None:
-            write_json(self.folder / FILE, self.content)
+            write_json(self.folder / FILE, self.content, default=plain)
 
     @property
     def columns(self) -> list[str]:
-        """Models that have results: first those that were evaluated, then baselines."""
+        """Models with results, baselines last."""
         present = {name for by_model in self.content["results"].values() for name in by_model}
         models = [name for name in self.content["models"] if name in present and name not in BASELINES]
         return models + [name for name in BASELINES if name in present]
 
     @property
     def results(self) -> Table:
-        """Row of the table -> model -> result; rows in the order of the tasks."""
+        """Row of the table -> model -> result, in the order of the tasks."""
         order = ("clustering", "integration", "annotation", "novel", "markers")
         rows = sorted(self.content["results"], key=lambda row: order.index(row.split(":")[0].split(",")[0]))
         return {
@@ -139,11 +140,11 @@ class EvaluationRecord:
         }
 
     def summary(self) -> str:
-        """Say on what cells, how they were split, what was left out, and how long it took."""
+        """Summarise cells, split, excluded cells and time."""
         data, split, lines = self.content["data"], self.content.get("split"), []
         lines.append(
-            f"Scores with 95% intervals over cells drawn anew; {data['cells']:,} cells, "
-            f"{data['cells_without_label']:,} without a label, which are left out. SHA-256 of the cells "
+            f"Scores with 95% intervals over bootstrap samples of cells; {data['cells']:,} cells, "
+            f"{data['cells_without_label']:,} without a label, which are excluded. SHA-256 of the cells "
             f"{data['sha256'][:16]}."
         )
         if split is not None:
@@ -153,7 +154,7 @@ class EvaluationRecord:
             )
         unseen = self._unseen()
         if unseen:
-            lines.append(f"Classes that training never saw, counted as errors: {unseen}.")
+            lines.append(f"Classes that are not in the training cells, counted as errors: {unseen}.")
         sampled: dict[str, Any] = next((r["details"] for r in self.content["results"].get("markers", {}).values()), {})
         if sampled.get("sampled_cells"):
             without = ", ".join(sampled["labels_without_markers"]) or "no type"
@@ -165,7 +166,7 @@ class EvaluationRecord:
         if novel.get("chance"):
             lines.append(
                 f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "
-                f"{novel['cells']:,} cells to name; chance among all held-out types is {novel['chance']:.3f}."
+                f"{novel['cells']:,} cells to predict; chance among all held-out types is {novel['chance']:.3f}."
             )
         lines.append(f"Took {self.content['seconds']:.0f} s.")
         return "\n\n".join(lines)
@@ -177,7 +178,7 @@ class EvaluationRecord:
 
 
 def models_in(folder: Path) -> list[str]:
-    """Return the models of the evaluation that a folder holds; none where it holds none that can be read."""
+    """Return the models of the evaluation in a folder; empty without a readable evaluation."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return [str(name) for name in content["models"]]

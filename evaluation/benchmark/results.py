@@ -1,6 +1,5 @@
-"""Results of an evaluation: kept in one JSON as they come, shown as one Markdown table."""
+"""Results of an evaluation and their Markdown table."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from cellglot.evaluation.scores.bootstrap import Score
-from cellglot.outputs import write_text
 
 
-# Headings of the table, in its order: (task, metric) -> name.
+# Headings of the table, in order: (task, metric) -> name.
 HEADINGS = {
     ("clustering", "nmi"): "clustering: NMI",
     ("clustering", "ari"): "clustering: ARI",
@@ -35,14 +33,14 @@ CLASSIFICATION = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AURO
 
 @dataclass
 class TaskResult:
-    """What a task found for a model.
+    """Result of a task for a model.
 
     Parameters
     ----------
     metrics
         Name -> score.
     undefined
-        Metric that is not defined -> why.
+        Undefined metric -> the reason.
     details
         Numbers of cells, settings, scores of single classes; plain types.
     """
@@ -58,48 +56,34 @@ class TaskResult:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "TaskResult":
-        """Read what `to_dict` gave."""
+        """Read the result of `to_dict`."""
         metrics = {name: Score(**score) for name, score in given["metrics"].items()}
         return cls(metrics, dict(given["undefined"]), dict(given["details"]))
 
 
 def plain(value: Any) -> Any:
-    """Return numbers of NumPy and paths as plain types, for `json`."""
+    """Convert NumPy values and paths to plain types, for `json`."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} does not go into JSON")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, numbers of NumPy and paths as plain types: whole or not at all."""
-    text = json.dumps(content, indent=1, default=plain, allow_nan=False)
-    write_text(path, text + "\n")
+    raise TypeError(f"{type(value).__name__} cannot be written to JSON")
 
 
 Table = dict[str, dict[str, TaskResult]]  # row of a task ("clustering", "annotation: probe") -> model -> result
 
 
 def markdown_table(results: Table, columns: list[str], baselines: list[str]) -> str:
-    """Show results: a row for each metric, a column for each model, baselines last; the best of a row is bold.
+    """Return a table with one row per metric and one column per model, baselines in italics; the best score is bold.
 
-    Scores stand with their 95% intervals. What is not defined is a dash with the number of a note, a model that does
-    not take part in a task an empty field.
-
-    Parameters
-    ----------
-    results
-        Task -> model -> result.
-    baselines
-        Those of the columns that are baselines.
+    Scores have their 95% intervals. An undefined score is a dash with the number of a note; a model without the task
+    has an empty field.
     """
-    head = [*columns]
     lines = [
-        "| | " + " | ".join(f"*{name}*" if name in baselines else name for name in head) + " |",
-        "| :--- |" + " ---: |" * len(head),
+        "| | " + " | ".join(f"*{name}*" if name in baselines else name for name in columns) + " |",
+        "| :--- |" + " ---: |" * len(columns),
     ]
     notes: list[str] = []
     for task, by_model in results.items():
@@ -108,7 +92,7 @@ def markdown_table(results: Table, columns: list[str], baselines: list[str]) -> 
             shown = {name: f"{s.value:.3f}" for name, s in scores.items()}
             best = max(shown.values(), default="")
             fields = []
-            for name in head:
+            for name in columns:
                 if name in scores:
                     text = str(scores[name])
                     fields.append(text.replace(shown[name], f"**{shown[name]}**", 1) if shown[name] == best else text)
@@ -121,12 +105,12 @@ def markdown_table(results: Table, columns: list[str], baselines: list[str]) -> 
                     fields.append("")
             lines.append(f"| {heading} | " + " | ".join(fields) + " |")
     if notes:
-        lines += ["", "Not defined:", ""] + [f"{i}. {why}" for i, why in enumerate(notes, 1)]
+        lines += ["", "Undefined:", ""] + [f"{i}. {why}" for i, why in enumerate(notes, 1)]
     return "\n".join(lines)
 
 
 def metrics_of(task: str, by_model: Mapping[str, TaskResult]) -> list[tuple[str, str]]:
-    """Return the metrics of a task that any model has, defined or not, with their headings."""
+    """Return the metrics of a task that any model has, defined or undefined, with their headings."""
     present = {name for result in by_model.values() for name in (*result.metrics, *result.undefined)}
     known = [(m, heading) for (t, m), heading in HEADINGS.items() if t == task and m in present]
     if known:
@@ -136,4 +120,4 @@ def metrics_of(task: str, by_model: Mapping[str, TaskResult]) -> list[tuple[str,
     return usual + others
 
 
-__all__ = ["Table", "TaskResult", "markdown_table", "metrics_of", "plain", "write_json"]
+__all__ = ["Table", "TaskResult", "markdown_table", "metrics_of", "plain"]

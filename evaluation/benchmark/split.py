@@ -1,4 +1,4 @@
-"""Training and test cells of an evaluation: whole donors or data sets where they are known."""
+"""Split into training and test cells, by whole donors or data sets if they are known."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,16 @@ TEST_FRACTION = 0.25
 
 @dataclass
 class CellSplit:
-    """Which cells a probe learns from, and which it is scored on; cells without a label are in neither.
+    """Masks of the training and test cells of a probe, without unlabelled cells.
 
     Parameters
     ----------
     by
-        ``"donor_id"`` or whatever column holds the donors, or ``"cell, stratified by class"``.
+        Column of the donors, or ``"cell, stratified by class"``.
     held_out
         Donors of the test cells.
     note
-        Why it is split this way.
+        Reason for this kind of split.
     """
 
     train: np.ndarray
@@ -32,7 +32,7 @@ class CellSplit:
     note: str
 
     def facts(self) -> dict[str, Any]:
-        """Return what it is as plain types."""
+        """Return a description as plain types."""
         return {
             "by": self.by,
             "held_out": self.held_out,
@@ -43,19 +43,19 @@ class CellSplit:
 
 
 def split_cells(data: LabelledCells, test_fraction: float = TEST_FRACTION, seed: int = 0) -> CellSplit:
-    """Hold out whole donors (data sets), or where there are no two a share of every class.
+    """Hold out whole donors (data sets), or a share of every class if there are fewer than two donors.
 
     Parameters
     ----------
     test_fraction
-        Share of labelled cells to hold out. Donors are taken in a seeded order, each if it brings the share nearer;
-        the smallest if none does.
+        Share of labelled cells to hold out. In a seeded order, each donor is held out that brings the share nearer to
+        it; the smallest if none does.
     """
     if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction={test_fraction}: a share of the cells is above 0 and below 1")
+        raise ValueError(f"test_fraction={test_fraction} must be above 0 and below 1")
     usable = data.labelled
     if not usable.any():
-        raise ValueError("no cell has a label: name the column of obs that holds the cell types")
+        raise ValueError("no cell has a label: pass the column of obs with the cell types (labels)")
     random = np.random.default_rng(seed)
     groups = data.groups
     if groups is not None:
@@ -63,20 +63,16 @@ def split_cells(data: LabelledCells, test_fraction: float = TEST_FRACTION, seed:
         names = sorted({str(g) for g in groups[known]})
         if len(names) > 1:
             return _by_group(data, known, names, test_fraction, random)
-        why = f"column {data.group_column!r} names {len(names)} donor or data set: cells are held out, not donors"
+        why = f"column {data.group_column!r} has {len(names)} donor or data set: cells are held out, not donors"
     else:
-        why = "the cells name no donors or data sets: cells are held out, cells of one donor stand on both sides"
+        why = "the cells have no donors or data sets: cells are held out, and both parts may have cells of one donor"
     test = np.zeros(len(data), dtype=bool)
+    assert data.labels is not None
     for name in data.classes():
-        mine = np.flatnonzero(_is(data, name))
+        mine = np.flatnonzero([label == name for label in data.labels])
         number = int(round(test_fraction * len(mine)))
         test[random.permutation(mine)[: max(number, 1) if len(mine) > 1 else 0]] = True
     return CellSplit(usable & ~test, test, "cell, stratified by class", [], why)
-
-
-def _is(data: LabelledCells, name: str) -> np.ndarray:
-    assert data.labels is not None
-    return np.array([label == name for label in data.labels])
 
 
 def _by_group(
@@ -95,9 +91,9 @@ def _by_group(
     held_out = held_out or [min(names, key=lambda name: sizes[name])]
     test = known & np.isin(data.groups.astype(str), held_out)
     lost = int((data.labelled & ~known).sum())
-    note = f"{len(held_out)} of {len(names)} groups of column {data.group_column!r} are held out, none is split"
+    note = f"{len(held_out)} of {len(names)} groups of column {data.group_column!r} are held out as a whole"
     if lost:
-        note += f"; {lost:,} labelled cells without one are left out"
+        note += f"; {lost:,} labelled cells without a group are excluded"
     return CellSplit(known & ~test, test, str(data.group_column), sorted(held_out), note)
 
 

@@ -23,9 +23,9 @@ def check_tasks(tasks: Iterable[str], markers: Any) -> list[str]:
     given = [task.strip() for task in tasks if task.strip()]
     unknown = [task for task in given if task not in TASKS]
     if unknown or not given:
-        raise ValueError(f"task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
+        raise ValueError(f"unknown task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
     if "markers" in given and markers is None:
-        raise ValueError("the task 'markers' takes a table of marker genes: pass one by markers")
+        raise ValueError("the task 'markers' needs a table of marker genes: pass markers=...")
     return [task for task in TASKS if task in given]
 
 

@@ -1,4 +1,4 @@
-"""Metrics as local modules of `evaluate`: one folder each, which can be published as it stands."""
+"""Metrics as local modules of `evaluate`, each in its own folder, which can be published unchanged."""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,12 @@ def metric_names() -> list[str]:
 
 
 def metric_path(name: str) -> Path:
-    """Return the folder of a metric: what ``evaluate.load`` takes and a Space holds.
-
-    Parameters
-    ----------
-    name
-        One of `metric_names`.
+    """Return the folder of a metric, as for ``evaluate.load`` and for a Space.
 
     Raises
     ------
     ValueError
-        If there is no such metric.
+        If `name` is not one of `metric_names`.
     """
     if name not in metric_names():
         raise ValueError(f"there is no metric {name!r}; there are {', '.join(metric_names())}")
@@ -33,19 +28,15 @@ def metric_path(name: str) -> Path:
 
 
 def load_metric(name: str, **options: Any) -> evaluate.EvaluationModule:
-    """Load a metric from its folder, without a network; it keeps what it is given in memory.
+    """Load a metric from its folder, without a network.
 
-    Parameters
-    ----------
-    name
-        One of `metric_names`.
-    **options
-        As for ``evaluate.load``; with several processes pass ``keep_in_memory=False``.
+    Options are those of ``evaluate.load``; inputs stay in memory, unless ``keep_in_memory=False`` (for several
+    processes).
 
     Raises
     ------
     ValueError
-        If there is no such metric.
+        If `name` is not one of `metric_names`.
     """
     return evaluate.load(str(metric_path(name)), **({"keep_in_memory": True} | options))
 

@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing cells anew."""
+"""Confidence intervals by the bootstrap over cells."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,7 @@ DRAWS = 1000
 
 @dataclass
 class Score:
-    """A score and its 95% interval.
-
-    Parameters
-    ----------
-    low, high
-        Ends of the interval, None where there is none.
-    """
+    """A score and the ends of its 95% interval, None without an interval."""
 
     value: float
     low: float | None = None
@@ -36,21 +30,25 @@ def bootstrap_scores(
     seed: int = 0,
     biased: Collection[str] = (),
 ) -> dict[str, Score]:
-    """Score cells, and as many drawn with replacement, again and again.
+    """Score cells, with intervals over bootstrap samples.
+
+    Cells enter as weights, so that scores are computed without copying cells (`scipy.stats.bootstrap` copies them).
 
     Parameters
     ----------
     scores
-        (how often each cell counts, float64, shape (cells,)) -> scores by name; NaN where one is not defined.
+        Function of the weights of the cells, float64, shape (cells,); returns scores by name, NaN if undefined.
+    draws
+        Number of samples.
     biased
-        Scores from 0 to 1 that cells drawn twice make higher. Their quantiles are moved so that the median over the
-        draws is the score of the cells themselves (our choice), and end at 0 and 1.
+        Scores in [0, 1] that repeated cells raise. Their quantiles are shifted so that the median over the samples is
+        the score of the cells themselves (our choice), and clipped to [0, 1].
 
     Returns
     -------
     dict
-        Scores of the cells themselves, each with the 2.5% and 97.5% quantiles over the draws in which it is defined;
-        those that are NaN are left out.
+        Scores of the cells themselves, each with the 2.5% and 97.5% quantiles over the samples in which it is defined;
+        without undefined scores.
     """
     random = np.random.default_rng(seed)
     found = scores(np.ones(n_cells))
@@ -75,7 +73,7 @@ def _with_interval(value: float, drawn: list[float], biased: bool) -> Score:
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean over weighted cells, NaN where none has a weight."""
+    """Return the weighted mean, NaN if all weights are 0."""
     total = weights.sum()
     return float(values @ weights / total) if total else float("nan")
 

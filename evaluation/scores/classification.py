@@ -10,33 +10,31 @@ from cellglot.evaluation.scores.bootstrap import DRAWS, bootstrap_scores
 def classification_scores(
     true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np.ndarray, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """Score predictions.
+    """Score predicted classes.
 
     Parameters
     ----------
     true, predicted
         Class of each cell.
     draws
-        Bootstrap samples of cells.
-    seed
-        Of the samples.
+        Number of bootstrap samples of cells.
 
     Returns
     -------
     dict
-        ``accuracy`` and ``macro_f1`` (mean over the classes among `true`, in a sample over those that it has), each
-        with the ends of its 95% interval.
+        ``accuracy`` and ``macro_f1`` (mean over the classes in `true`, or in the sample), each as value and ends of
+        the 95% interval.
 
     Raises
     ------
     ValueError
-        If there are no cells, not as many predictions, or no draws.
+        If there are no cells, the numbers of cells and predictions differ, or `draws` is below 1.
     """
     a, b = np.asarray(true, dtype=str), np.asarray(predicted, dtype=str)
     if not len(a) or len(a) != len(b):
         raise ValueError(f"{len(b):,} predictions for {len(a):,} cells cannot be scored")
     if draws < 1:
-        raise ValueError(f"{draws} draws give no interval: at least one is needed")
+        raise ValueError(f"draws={draws} must be at least 1")
     with_intervals = {}
     for name, score in bootstrap_scores(weighted_scores(a, b), len(a), draws, seed).items():
         assert score.low is not None and score.high is not None  # all are defined in every sample
@@ -47,14 +45,9 @@ def classification_scores(
 def weighted_scores(
     true: Sequence[str] | np.ndarray, predicted: Sequence[str | None] | np.ndarray
 ) -> Callable[[np.ndarray], dict[str, float]]:
-    """Return accuracy, balanced accuracy and macro F1 as a function of how often each cell counts.
+    """Return accuracy, balanced accuracy and macro F1 as a function of the weights of the cells.
 
-    Means are over the classes among the cells that count.
-
-    Parameters
-    ----------
-    true, predicted
-        Class of each cell; None where a cell has no prediction, an error.
+    Means are over the classes of the cells with a weight. A prediction of None is an error.
     """
     names, codes = np.unique(np.asarray(true, dtype=str), return_inverse=True)
     place = {str(name): i for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Cell-type clustering and batch integration: how an embedding keeps cell types apart and batches together."""
+"""Scores of an embedding by cell-type clustering and batch integration."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -33,33 +33,30 @@ def evaluate_embedding(
 ) -> dict[str, Any]:
     """Score an embedding by cell types (AvgBIO) and batches (AvgBatch).
 
-    The protocol of scCello (Yuan et al. 2024): a graph of nearest neighbours as scanpy makes it, clustered at 20
-    resolutions of which that with the best NMI counts; above 500,000 cells the mean over ten random tenths of them.
-    Our choices: Leiden of igraph (two iterations) for Louvain, an exact search for neighbours for any number of cells,
-    tenths that do not overlap.
+    The protocol of scCello (Yuan et al. 2024): a nearest-neighbour graph as in scanpy, clustered at 20 resolutions, of
+    which the one with the best NMI is used; above 500,000 cells, the mean over ten random parts. Our choices: igraph's
+    Leiden (two iterations) instead of Louvain, exact neighbours for any number of cells, parts that do not overlap.
 
     Parameters
     ----------
     embedding
-        Shape (cells, size); cells with NaN, which express no known gene, are left out and counted.
+        Shape (cells, size); cells with NaN, which express no known gene, are excluded and counted.
     labels
-        Cell type of each cell; cells where it is None, NaN or blank are left out of everything and counted.
+        Cell type of each cell; cells with None, NaN or blank are excluded from all scores and counted.
     batches
-        Batch of each cell; cells where it is None, NaN or blank are left out of asw_batch and counted.
+        Batch of each cell; cells with None, NaN or blank are excluded from asw_batch and counted.
     n_neighbors
-        Neighbours of a cell in the graph, itself among them (as scanpy counts).
-    resolutions
-        Resolutions of the clustering.
+        Neighbours of a cell in the graph, including itself (as in scanpy).
     seed
-        Of the clustering and the tenths.
+        Of the clustering and the parts.
     most_cells
-        Cells that are scored at once.
+        Number of cells above which ten parts are scored.
 
     Returns
     -------
     dict
         ``nmi``, ``ari``, ``asw_label``, ``avg_bio``, ``asw_batch``, ``graph_connectivity``, ``avg_batch`` in [0, 1]
-        (ari in [-0.5, 1]), None where undefined; ``undefined``: score -> the reason; ``resolutions`` and ``clusters``,
+        (ari in [-0.5, 1]), None if undefined; ``undefined``: score -> the reason; ``resolutions`` and ``clusters``,
         the best resolution and its number of clusters in each part; ``cells``, ``cell_types``, ``batches``,
         ``cells_without_embedding``, ``cells_without_label``, ``cells_without_batch``, ``parts``, ``n_neighbors``,
         ``seed``. Plain types.
@@ -67,22 +64,22 @@ def evaluate_embedding(
     Raises
     ------
     ValueError
-        If labels or batches are not one for each cell, no cell has an embedding or, where labels are given, a label,
-        there are fewer cells than neighbours, or there are no resolutions.
+        If the number of labels or batches differs from the cells, no cell has an embedding (or a label, if labels are
+        given), there are fewer cells than neighbours, or there are no resolutions.
     """
     x = np.asarray(embedding)
     if x.ndim != 2 or not x.size:
-        raise ValueError(f"an embedding has the shape (cells, size), not {x.shape}")
+        raise ValueError(f"embedding has shape {x.shape}; it must be (cells, size)")
     if not len(resolutions):
-        raise ValueError("no resolutions: clusters need at least one")
+        raise ValueError("no resolutions: pass at least one")
     types = _names(labels, "labels", len(x))
     of_batches = _names(batches, "batches", len(x))
     embedded = np.isfinite(x).all(axis=1)
     if not embedded.any():
-        raise ValueError(f"none of {len(x):,} cells has an embedding: all have NaN in it")
+        raise ValueError(f"none of {len(x):,} cells has an embedding: all contain NaN")
     kept = np.flatnonzero(embedded if types is None else embedded & (types != ""))
     if not len(kept):
-        raise ValueError(f"none of {int(embedded.sum()):,} cells has a label: leave labels out where there are none")
+        raise ValueError(f"none of {int(embedded.sum()):,} cells has a label: pass labels=None to score without them")
     n_parts = PARTS if len(kept) > most_cells else 1
     if n_parts > 1:
         kept = np.random.default_rng(seed).permutation(kept)
@@ -113,7 +110,7 @@ def evaluate_embedding(
 def _names(values: Iterable[Any] | None, what: str, n_cells: int) -> np.ndarray | None:
     names = None if values is None else np.array(texts(values), dtype=object)
     if names is not None and len(names) != n_cells:
-        raise ValueError(f"{what} of {len(names):,} cells for embeddings of {n_cells:,}")
+        raise ValueError(f"{len(names):,} {what} for embeddings of {n_cells:,} cells")
     return names
 
 
@@ -141,7 +138,7 @@ def _score_part(
 
 
 def _mean_of_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average scores; one that is undefined in a part is undefined."""
+    """Average scores; a score that is undefined in one part is undefined."""
     result: dict[str, Any] = {}
     undefined = {}
     for name in SCORES:
@@ -157,15 +154,16 @@ def _mean_of_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def connectivities(numbers: np.ndarray, distances: np.ndarray) -> csr_matrix:
-    """Weight the graph of nearest neighbours as UMAP does (McInnes et al. 2018, section 3.1), and scanpy with it.
+    """Weight the nearest-neighbour graph as in UMAP (McInnes et al. 2018, section 3.1) and scanpy.
 
-    A cell's own nearest neighbour has weight 1; weights fall with the distance beyond it, at the scale at which they
-    add up to log2(n_neighbors); an edge exists if either end has it. Equal to umap-learn's to its tolerance of 1e-5.
+    A cell's nearest neighbour has weight 1; weights decrease with the distance beyond it, scaled so that they sum to
+    log2(n_neighbors); an edge exists if it exists in either direction. Equal to umap-learn's ``fuzzy_simplicial_set``
+    within its tolerance of 1e-5, without its compilation of several seconds in every process.
 
     Parameters
     ----------
     numbers, distances
-        Neighbours of each cell and how far they are, the cell itself first, shape (cells, n_neighbors).
+        Neighbours of each cell and their distances, the cell itself first, shape (cells, n_neighbors).
 
     Returns
     -------
@@ -175,9 +173,9 @@ def connectivities(numbers: np.ndarray, distances: np.ndarray) -> csr_matrix:
     n_cells, n_neighbors = numbers.shape
     others = np.asarray(distances, dtype=np.float64)[:, 1:]
     nearest = np.where(others > 0, others, np.inf).min(axis=1)
-    nearest[np.isinf(nearest)] = 0  # a cell with nothing but twins
+    nearest[np.isinf(nearest)] = 0  # all neighbours are duplicates
     beyond = np.maximum(others - nearest[:, None], 0)
-    # No scale falls below a thousandth of the mean distance, of the cell or, where it has nothing but twins, of all.
+    # The scale is at least a thousandth of the mean distance: of the cell, or of all cells if it has only duplicates.
     least = 1e-3 * np.where(nearest > 0, distances.mean(axis=1), distances.mean())
     scales = np.maximum(_scales(beyond, np.log2(n_neighbors)), least)[:, None]
     weights = np.exp(-beyond / np.where(scales > 0, scales, 1))
@@ -189,7 +187,7 @@ def connectivities(numbers: np.ndarray, distances: np.ndarray) -> csr_matrix:
 
 
 def _scales(beyond: np.ndarray, total: float) -> np.ndarray:
-    """Find by bisection the scale at which exp(-beyond / scale) adds up to a total in each row."""
+    """Find by bisection the scale at which exp(-beyond / scale) sums to a total in each row."""
     low, high = np.zeros(len(beyond)), 8 * beyond.max(axis=1)
     for _ in range(50):
         middle = (low + high) / 2
@@ -199,18 +197,14 @@ def _scales(beyond: np.ndarray, total: float) -> np.ndarray:
 
 
 def leiden_clusters(graph: csr_matrix, resolutions: Sequence[float], seed: int = 0) -> list[np.ndarray]:
-    """Cluster a graph by the Leiden algorithm of igraph: modularity, two iterations, as scanpy advises.
+    """Cluster a graph by igraph's Leiden algorithm: modularity, two iterations, as scanpy recommends.
 
-    Every resolution starts from the same seed: the clusters of one do not depend on the others.
+    Every resolution starts from the same seed, so that its clusters do not depend on the other resolutions.
 
     Parameters
     ----------
     graph
         Symmetric weights, shape (cells, cells).
-    resolutions
-        Larger ones give more clusters.
-    seed
-        Of igraph's random numbers.
 
     Returns
     -------
@@ -236,15 +230,7 @@ def leiden_clusters(graph: csr_matrix, resolutions: Sequence[float], seed: int =
 def best_clusters(
     graph: csr_matrix, labels: np.ndarray, resolutions: Sequence[float] = RESOLUTIONS, seed: int = 0
 ) -> tuple[np.ndarray, float]:
-    """Return the clusters that agree best with the labels by NMI, and their resolution; the first of equals.
-
-    Parameters
-    ----------
-    graph
-        Symmetric weights, shape (cells, cells).
-    labels
-        Cell type of each cell.
-    """
+    """Return the clusters with the best NMI with the labels, and their resolution; the first of equals."""
     found = leiden_clusters(graph, resolutions, seed)
     codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)[1]
     best = int(np.argmax([normalized_mutual_info_score(codes, c) for c in found]))

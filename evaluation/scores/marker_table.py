@@ -1,4 +1,4 @@
-"""Tables of marker genes, and which of them are markers of the cells at hand."""
+"""Tables of marker genes, and the markers of labels."""
 
 import csv
 import io
@@ -34,25 +34,25 @@ GENE_COLUMNS = (
 def read_marker_table(
     path: str | Path, cell_type_column: str | None = None, gene_column: str | None = None
 ) -> dict[str, list[str]]:
-    """Read which genes are markers of which cell types.
+    """Read a table of marker genes.
 
     Parameters
     ----------
     path
-        ``.gmt`` (name, description, genes), or a table with a head: commas in ``.csv``, tabs otherwise. A cell type
-        may stand in several rows, a field may hold several genes between commas, semicolons or bars.
+        ``.gmt`` (name, description, genes), or a table with a header: ``.csv`` with commas, others with tabs. A cell
+        type may have several rows, a field may contain several genes, separated by commas, semicolons or bars.
     cell_type_column, gene_column
-        Columns of the table; found by their usual names by default.
+        Columns of the table; by default found by their usual names.
 
     Returns
     -------
     dict
-        Cell type -> genes, each once, by symbol or Ensembl id as they are written.
+        Cell type -> distinct genes, symbols or Ensembl ids as written.
 
     Raises
     ------
     ValueError
-        If a column is missing or not found, or there are no genes.
+        If a column is not found, or there are no genes.
     OSError
         If the file cannot be read.
     """
@@ -72,7 +72,7 @@ def read_marker_table(
         if cell_type.strip() and gene.strip():
             table.setdefault(cell_type.strip(), {})[gene.strip()] = None
     if not table:
-        raise ValueError(f"{path} names no marker genes")
+        raise ValueError(f"{path} contains no marker genes")
     return {cell_type: list(found) for cell_type, found in table.items()}
 
 
@@ -85,23 +85,23 @@ def _column(path: Path, head: list[str], given: str | None, usual: Iterable[str]
     found = next((plain[name] for name in usual if name in plain), None)
     if found is None:
         raise ValueError(
-            f"{path}: which column holds the {what}? It has {', '.join(head) or 'none'}: pass {option}=..."
+            f"{path}: no column of {what} found among {', '.join(head) or 'no columns'}: pass {option}=..."
         )
     return found
 
 
 @dataclass
 class MarkerGenes:
-    """Markers of the cell types that cells are labelled with.
+    """Markers of labels.
 
     Parameters
     ----------
     genes
         Label -> names of its markers.
     found_as
-        Label -> the table's cell types whose genes these are.
+        Label -> the matching cell types of the table.
     without
-        Labels that the table has no cell type for.
+        Labels without a matching cell type.
     """
 
     genes: dict[str, list[str]]
@@ -109,7 +109,7 @@ class MarkerGenes:
     without: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """Say which labels have markers, how many, and from where."""
+        """Summarise the numbers and sources of markers."""
         lines = [
             f"{label}: {len(self.genes[label]):,} markers of {', '.join(names)}"
             for label, names in self.found_as.items()
@@ -127,17 +127,20 @@ def markers_of(
 ) -> MarkerGenes:
     """Find the markers of labels.
 
-    A label's cell type in the table is the one that `types` names; else the one written the same way, capitals aside;
-    else every one that stands for the same class of the ontology. Nothing is guessed beyond.
+    A label's cell type in the table is the one in `types`; else the one of the same name, ignoring case; else all
+    those of the same class of the ontology.
 
     Parameters
     ----------
     table
         From `read_marker_table`.
-    ontology
-        Where both are looked up.
     types
         Label -> cell type of the table.
+
+    Raises
+    ------
+    ValueError
+        If no label has markers, or a cell type of `types` is not in the table.
     """
     wanted, types = sorted({str(label) for label in labels}), dict(types or {})
     missing = sorted(set(types.values()) - set(table))
@@ -159,13 +162,13 @@ def markers_of(
     if not result.genes:
         raise ValueError(
             f"the marker table has no cell type for any label: labels are {_some(wanted)}; the table has "
-            f"{_some(list(table))}. Say which is which: {{label: cell type}}"
+            f"{_some(list(table))}. Pass the matching ones as {{label: cell type}}"
         )
     return result
 
 
 def _classes(ontology: CellOntology | None, labels: list[str], table: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return each label the cell types of the table that stand for its class."""
+    """Return label -> cell types of the table of the same class of the ontology."""
     if ontology is None:
         return {}
     of_class: dict[str, list[str]] = {}
@@ -181,7 +184,7 @@ def _some(names: list[str]) -> str:
 
 
 def marker_tokens(markers: MarkerGenes, vocabulary: GeneVocabulary) -> dict[str, set[int]]:
-    """Return the token ids of each label's markers; those that the vocabulary does not know are left out."""
+    """Return the token ids of each label's markers, without markers that are not in the vocabulary."""
     names = list(dict.fromkeys(gene for genes in markers.genes.values() for gene in genes))
     match = vocabulary.resolve(names)
     token = {name: int(i) for name, i, known in zip(names, match.token_ids, match.known, strict=True) if known}

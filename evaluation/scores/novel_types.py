@@ -1,4 +1,4 @@
-"""Cell types that no reference cell has: named by where cells lie among known types, as the ontology sees it."""
+"""Prediction of cell types that no reference cell has, from their similarity to known types in the ontology."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 CELLS_AT_ONCE = 16_384
-FEWEST_KNOWN = 3  # two values have but two orders
+FEWEST_KNOWN = 3  # two values have only two orders
 FEWEST_NOVEL = 2
 
 
@@ -26,63 +26,60 @@ def novel_cell_type_scores(
     draws: int = 20,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Name cells of types that are not among the reference cells, and score the names.
+    """Predict the types of cells whose types no reference cell has, and score the predictions.
 
     scCello's rule (Yuan et al. 2024): a cell's cosine similarities to the prototypes of the known types (the mean
     embedding of their cells) are compared, by Spearman correlation, with each candidate type's PageRank similarities
-    to the known types; the best correlation names the cell. For each share of the novel types, as many candidates are
-    drawn at random, and the cells of these types are named.
+    to the known types; the candidate with the best correlation is predicted. For each share of the novel types, that
+    number of candidates is drawn at random, and the cells of these types are predicted.
 
-    Our choices. There are at least two candidates: with one there is nothing to decide. Equal values share their mean
-    rank; similarities that agree to ten digits are equal. Where several candidates have the best correlation, each is
-    a name in equal parts (what guessing among them scores on average), and the cell is counted in
-    ``cells_with_ties``: the fewer known types, the more candidates lie alike to them. A cell equally near to all known
-    types has no correlation and no name: an error, counted in ``cells_without_name``. A candidate equally near to all
-    known types has no correlation either, and is never a name.
+    Our choices. There are at least two candidates. Equal values share their mean rank; similarities that agree to ten
+    digits are equal. If several candidates have the best correlation, the prediction is divided equally among them
+    (the mean score of guessing), and the cell is counted in ``cells_with_ties``. A cell with equal similarity to all
+    known types has no prediction: an error, counted in ``cells_without_name``. A candidate with equal similarity to
+    all known types is never predicted.
 
     Parameters
     ----------
     known_embedding
         Of the reference cells, shape (cells, size).
     known_types
-        Cell Ontology id of each reference cell, None where there is none.
+        Cell Ontology id of each reference cell, or None.
     query_embedding
-        Of the cells to be named, shape (cells, size).
+        Of the cells to predict, shape (cells, size).
     query_types
-        Cell Ontology id of each of them, None where there is none; cells of known types are left out and counted.
-    ontology
-        Where types lie.
+        Cell Ontology id of each of them, or None; cells of known types are excluded and counted.
     shares
         Shares of the novel types that are candidates, in (0, 1].
     draws
         Random draws of candidates for each share.
-    seed
-        Of the draws.
 
     Returns
     -------
     dict
         ``results``, for each share: ``share``, ``candidates`` (their number), ``draws``, ``distinct_draws``,
         ``chance`` (accuracy of guessing), ``accuracy`` and ``macro_f1``, each with ``mean``, ``sd`` and the 95%
-        ``interval`` over draws, these None where all draws are the same. ``accuracy`` and ``macro_f1``: means at the
-        largest share, None where undefined; ``undefined``: score -> the reason. ``known_types``, ``novel_types``,
-        ``cells`` (named), ``known_cells``, ``cells_of_known_types``, ``cells_without_type``,
+        ``interval`` over draws, both None if all draws are the same. ``accuracy`` and ``macro_f1``: means at the
+        largest share, None if undefined; ``undefined``: score -> the reason. ``known_types``, ``novel_types``,
+        ``cells`` (predicted), ``known_cells``, ``cells_of_known_types``, ``cells_without_type``,
         ``cells_without_embedding``, ``cells_without_name``, ``cells_with_ties``, ``seed``. Plain types.
 
     Raises
     ------
     ValueError
-        If types are not one for each cell, sizes of embeddings differ, no reference cell or no other cell has a type
-        and an embedding, a share is not in (0, 1], or `draws` is below 1.
+        If the numbers of types and cells or the sizes of embeddings differ, no reference cell or no query cell has a
+        type and an embedding, a share is not in (0, 1], or `draws` is below 1.
     CellOntologyError
         If an id is not in the ontology.
     """
     if draws < 1 or not len(shares) or not all(0 < s <= 1 for s in shares):
-        raise ValueError(f"{draws} draws of the shares {list(shares)}: shares lie in (0, 1], and one draw is needed")
+        raise ValueError(f"draws={draws} must be at least 1, shares={list(shares)} must be in (0, 1]")
     known, known_ids, left_out = _cells_with_type(known_embedding, known_types, ontology, "reference cells")
-    query, query_ids, query_left_out = _cells_with_type(query_embedding, query_types, ontology, "cells to be named")
+    query, query_ids, query_left_out = _cells_with_type(query_embedding, query_types, ontology, "query cells")
     if known.shape[1] != query.shape[1]:
-        raise ValueError(f"embeddings of size {known.shape[1]} and {query.shape[1]} cannot be compared")
+        raise ValueError(
+            f"reference embeddings have size {known.shape[1]}, query embeddings {query.shape[1]}: use the same model"
+        )
     types = np.unique(known_ids)
     is_novel = ~np.isin(query_ids, types)
     query, query_ids = query[is_novel], query_ids[is_novel]
@@ -103,8 +100,11 @@ def novel_cell_type_scores(
         "cells_with_ties": 0,
         "seed": seed,
     }
-    reason = _undefined(len(types), len(candidates))
-    if reason is not None:
+    if len(types) < FEWEST_KNOWN or len(candidates) < FEWEST_NOVEL:
+        reason = (
+            f"{len(types)} known and {len(candidates)} novel types: at least {FEWEST_KNOWN} known and {FEWEST_NOVEL} "
+            "novel types are needed"
+        )
         return result | {"undefined": {"accuracy": reason, "macro_f1": reason}}
     correlation = candidate_correlations(known, known_ids, query, candidates.tolist(), ontology)
     true = np.searchsorted(candidates, query_ids)
@@ -124,10 +124,10 @@ def novel_cell_type_scores(
 def _cells_with_type(
     embedding: np.ndarray, types: Sequence[str | None] | np.ndarray, ontology: CellOntology, what: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Return the cells with type and embedding, their ids, and how many were without type and without embedding."""
+    """Return the cells with type and embedding, their ids, and the numbers without type and without embedding."""
     x = np.asarray(embedding, dtype=np.float64)
     if x.ndim != 2 or len(x) != len(types):
-        raise ValueError(f"embeddings of shape {x.shape} and types of {len(types):,} {what} do not belong together")
+        raise ValueError(f"embeddings of shape {x.shape} do not match the {len(types):,} types of {what}")
     typed = np.array([isinstance(t, str) and bool(t.strip()) for t in types], dtype=bool)
     finite = np.isfinite(x).all(axis=1)
     kept = np.flatnonzero(typed & finite)
@@ -138,14 +138,6 @@ def _cells_with_type(
     return x[kept], ids, (int((~typed).sum()), int((typed & ~finite).sum()))
 
 
-def _undefined(known: int, novel: int) -> str | None:
-    if known < FEWEST_KNOWN:
-        return f"there are {known} known types: an order of similarities takes at least {FEWEST_KNOWN}"
-    if novel < FEWEST_NOVEL:
-        return f"there are {novel} novel types: choosing between candidates takes at least {FEWEST_NOVEL}"
-    return None
-
-
 def candidate_correlations(
     known_embedding: np.ndarray,
     known_types: Sequence[str] | np.ndarray,
@@ -153,23 +145,19 @@ def candidate_correlations(
     candidates: Sequence[str],
     ontology: CellOntology,
 ) -> np.ndarray:
-    """Correlate cells' similarities to the known types with those of candidate types.
+    """Correlate the similarities of cells and of candidate types to the known types.
 
     Parameters
     ----------
-    known_embedding
-        Of the reference cells, shape (cells, size).
-    known_types
-        Id of each reference cell.
-    query_embedding
-        Of the cells to be named, shape (cells, size).
-    candidates
-        Ids of the types to choose from.
+    known_embedding, query_embedding
+        Of the reference cells and of the cells to predict, shape (cells, size).
+    known_types, candidates
+        Ids of the type of each reference cell, and of the candidates.
 
     Returns
     -------
     numpy.ndarray
-        Spearman correlations, rounded to ten digits, NaN where a cell or a candidate is equally near to all known
+        Spearman correlations, rounded to ten digits, NaN if a cell or a candidate has equal similarity to all known
         types; float64, shape (cells, candidates).
     """
     types, numbers, sizes = np.unique(known_types, return_inverse=True, return_counts=True)
@@ -177,7 +165,7 @@ def candidate_correlations(
     np.add.at(prototypes, numbers, known_embedding)
     prototypes = _unit_rows(prototypes / sizes[:, None])
     similarity = ontology.similarity([*candidates, *types.tolist()])[: len(candidates), len(candidates) :]
-    # Types that lie alike to a candidate have the same PageRank up to rounding errors.
+    # Types with the same relation to a candidate have the same PageRank up to rounding errors.
     with np.errstate(divide="ignore"):
         of_candidates = _standard_ranks(np.round(np.log(similarity), 10))
     blocks = []
@@ -225,34 +213,34 @@ def _scores_of_draws(
 
 
 def _scores_among(correlation: np.ndarray, true: np.ndarray, candidates: np.ndarray) -> tuple[float, float]:
-    """Return accuracy and macro F1 of the cells of some candidate types, named among these."""
+    """Return accuracy and macro F1 of the cells of some candidate types, predicted among these."""
     cells = np.isin(true, candidates)
-    values = correlation[cells][:, candidates]
-    values = np.where(np.isnan(values), -np.inf, values)
-    best = values.max(axis=1, keepdims=True)
-    named = (values == best) & (best > -np.inf)
-    parts = named / np.maximum(named.sum(axis=1, keepdims=True), 1)
+    parts = predicted_parts(correlation[cells][:, candidates])
     own = true[cells][:, None] == candidates
     right = (parts * own).sum(axis=0)
     f1 = 2 * right / (own.sum(axis=0) + parts.sum(axis=0))
     return float(right.sum() / len(parts)), float(f1.mean())
 
 
+def predicted_parts(correlation: np.ndarray) -> np.ndarray:
+    """Return the prediction of each cell, divided equally among the best candidates; shape (cells, candidates)."""
+    values = np.where(np.isnan(correlation), -np.inf, correlation)
+    best = values.max(axis=1, keepdims=True)
+    named = (values == best) & (best > -np.inf)
+    return named / np.maximum(named.sum(axis=1, keepdims=True), 1)
+
+
 def split_cell_types(
     cell_types: Sequence[str | None] | np.ndarray, novel_share: float = 0.5, seed: int = 0
 ) -> tuple[list[str], list[str]]:
-    """Draw which cell types of a data set are known and which are held out, whole types at a time.
-
-    At least three types stay known and two are held out.
+    """Split the cell types of a data set at random into known and novel ones, at least three and two.
 
     Parameters
     ----------
     cell_types
-        Type of each cell, None where there is none.
+        Type of each cell, or None.
     novel_share
         Share of the types to hold out, in (0, 1).
-    seed
-        Of the draw.
 
     Returns
     -------
@@ -265,15 +253,18 @@ def split_cell_types(
         If there are fewer than five types, or the share is not between 0 and 1.
     """
     types = np.array(sorted({t for t in cell_types if isinstance(t, str) and t.strip()}))
-    needed = FEWEST_KNOWN + FEWEST_NOVEL
-    if len(types) < needed:
-        raise ValueError(f"{len(types)} cell types: holding out novel ones takes at least {needed}")
+    if len(types) < FEWEST_KNOWN + FEWEST_NOVEL:
+        raise ValueError(_too_few(len(types)))
     if not 0 < novel_share < 1:
-        raise ValueError(f"a share of {novel_share} of the types to hold out does not lie between 0 and 1")
+        raise ValueError(f"novel_share={novel_share} must be between 0 and 1")
     number = min(max(int(novel_share * len(types) + 0.5), FEWEST_NOVEL), len(types) - FEWEST_KNOWN)
     novel = np.zeros(len(types), dtype=bool)
     novel[np.random.default_rng(seed).choice(len(types), number, replace=False)] = True
     return types[~novel].tolist(), types[novel].tolist()
+
+
+def _too_few(types: int) -> str:
+    return f"{types} cell types: at least {FEWEST_KNOWN + FEWEST_NOVEL} are needed to hold out novel ones"
 
 
 def evaluate_novel_cell_types(
@@ -286,39 +277,28 @@ def evaluate_novel_cell_types(
     draws: int = 20,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Hold out some of the cell types of one data set and name their cells; see `novel_cell_type_scores`.
+    """Hold out some of the cell types of one data set and predict their cells; see `novel_cell_type_scores`.
 
     Parameters
     ----------
     embedding
         Shape (cells, size).
     cell_types
-        Cell Ontology id of each cell, None where there is none.
-    ontology
-        Where types lie.
+        Cell Ontology id of each cell, or None.
     novel_share
-        Share of the types to hold out.
+        Share of the types to hold out, in (0, 1).
     shares, draws
         As for `novel_cell_type_scores`.
-    seed
-        Of the split and the draws.
 
     Returns
     -------
     dict
-        As `novel_cell_type_scores` gives, and ``novel_share``. With fewer than five types all scores are undefined.
-
-    Raises
-    ------
-    ValueError
-        As `novel_cell_type_scores` and `split_cell_types` do.
-    CellOntologyError
-        If an id is not in the ontology.
+        As from `novel_cell_type_scores`, with ``novel_share``. With fewer than five types all scores are undefined.
     """
     x, ids, left_out = _cells_with_type(embedding, cell_types, ontology, "cells")
     types = np.unique(ids)
     if len(types) < FEWEST_KNOWN + FEWEST_NOVEL:
-        reason = f"{len(types)} cell types: holding out novel ones takes at least {FEWEST_KNOWN + FEWEST_NOVEL}"
+        reason = _too_few(len(types))
         scores: dict[str, Any] = {"results": [], "accuracy": None, "macro_f1": None, "cells": 0}
         scores |= {"undefined": {"accuracy": reason, "macro_f1": reason}, "known_types": types.tolist()}
         scores |= {"novel_types": [], "seed": seed}
@@ -334,4 +314,10 @@ def evaluate_novel_cell_types(
     }
 
 
-__all__ = ["candidate_correlations", "evaluate_novel_cell_types", "novel_cell_type_scores", "split_cell_types"]
+__all__ = [
+    "candidate_correlations",
+    "evaluate_novel_cell_types",
+    "novel_cell_type_scores",
+    "predicted_parts",
+    "split_cell_types",
+]

@@ -1,4 +1,4 @@
-"""How far a model's space of cells agrees with the Cell Ontology on which cell types are near."""
+"""Agreement of a model's embedding with the Cell Ontology on the similarity of cell types."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ BOOTSTRAP_SAMPLES = 200
 
 @dataclass
 class OntologyGeometry:
-    """Pairs of cell types, as the ontology and as a model's embeddings see them.
+    """Similarities of pairs of cell types in the ontology and in a model's embedding.
 
     Parameters
     ----------
     spearman
         Spearman correlation over pairs of types.
     interval
-        95% interval of it over bootstrap samples of the cells of every type.
+        Its 95% interval over bootstrap samples of the cells of every type.
     ontology_similarity
         Personalised PageRank, mean of both directions, shape (pairs,), pairs in the order of `numpy.triu_indices`.
     cosine
         Cosine similarity of the types' centroids, shape (pairs,).
     cells_without_type
-        Cells that were left out.
+        Number of excluded cells.
     """
 
     spearman: float
@@ -45,20 +45,18 @@ def ontology_geometry(
 ) -> OntologyGeometry:
     """Compare the cosine similarity of cell-type centroids with the ontology's similarity of the types.
 
-    Centroids are means of embeddings of unit length (our choice: every cell counts alike). Similarity is
-    what scCello's objectives are made from (Yuan et al. 2024).
+    Centroids are means of normalised embeddings (our choice: all cells have the same weight). The similarity is that
+    of scCello's objectives (Yuan et al. 2024).
 
     Parameters
     ----------
     cell_types
-        Cell Ontology id of each cell, None where there is none.
-    seed
-        Of the bootstrap samples.
+        Cell Ontology id of each cell, or None.
     """
     given = np.array([t or "" for t in cell_types], dtype=object)
     types = sorted(set(given) - {""})
     if len(types) < 3:
-        raise ValueError(f"{len(types)} cell types ({', '.join(types) or 'none'}): ranking their pairs takes three")
+        raise ValueError(f"{len(types)} cell types ({', '.join(types) or 'none'}): at least three are needed")
     lengths = np.linalg.norm(embedding, axis=1, keepdims=True)
     unit = np.asarray(embedding, dtype=np.float64) / np.maximum(lengths, 1e-12)
     members = [np.flatnonzero(given == t) for t in types]

@@ -1,4 +1,4 @@
-"""A sentence to the cells that it describes best: of a file, or of an AnnData."""
+"""Search for the cells that a sentence describes best, in a file or an AnnData."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,42 +59,46 @@ def query_file(
     model
         Folder or repository of a LangCell model with its processor.
     cells
-        Embeddings of that model, as ``cellglot embed`` (``.h5ad``, ``.parquet``, ``.npy``) or ``cellglot annotate``
-        writes them; or a file of cells, which are embedded.
+        Embeddings of that model, written by ``cellglot embed`` (``.h5ad``, ``.parquet``, ``.npy``) or ``cellglot
+        annotate``; or a file of cells, which are embedded.
+    top
+        Number of cells in the table.
     output
-        ``.h5ad``: the cells with ``cellglot_query`` (cosine) and ``cellglot_query_rank`` (from 1; 0
-        for cells without embedding) in obs.
+        ``.h5ad``: the cells with ``cellglot_query`` (cosine) and ``cellglot_query_rank`` (from 1; 0 for cells without
+        embedding) in obs.
     table
         ``.csv``, ``.tsv`` or ``.parquet`` with the best cells.
     layer, dtype
-        Where the counts are; type of the weights.
+        Layer of the counts; type of the weights.
     loaded
-        The model and its processor, where they are loaded already.
+        The model and its processor, if they are loaded already.
     overwrite
-        Replace outputs that exist; never an input.
+        Replace outputs that exist; inputs are never replaced.
     **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
     Returns
     -------
     str
-        The best cells as a table, and what was written.
+        Table of the best cells, and the written files.
 
     Raises
     ------
     OutputError
-        If an output is an input, or exists and is not to be replaced.
+        If an output is an input, or exists without `overwrite`.
+    ValueError
+        If the text is empty, no cell has an embedding, or the embeddings are not of this model.
     """
     check_table(table)
     check_files([output, table], [cells, model], overwrite=overwrite)
     check_annotated(output)
     if output is not None and cells.suffix in (".npy", ".parquet"):
-        raise ValueError(f"{cells} holds embeddings alone: there are no cells to write beside scores, use a table")
+        raise ValueError(f"{cells} contains only embeddings, no cells to write to {output}: write a table instead")
     network, processor = loaded or load_cell_text_model(model, dtype)
     stored = _stored(network, cells)
     given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, output, options)
     if stored is OF_ANOTHER_MODEL:
-        given.notes.append(f"embeddings in {cells.name} are of another model: its cells are embedded anew")
+        given.notes.append(f"the embeddings in {cells.name} are of another model: its cells are embedded again")
     asked = embed_texts(network, processor, text, device=options.get("device"))
     known = np.flatnonzero(~np.isnan(given.embedding[:, 0]))
     if not len(known):
@@ -118,16 +122,16 @@ def query_file(
 
 @dataclass
 class _Embedded:
-    """Cell embeddings with the cells' names and metadata.
+    """Cell embeddings with names and metadata of the cells.
 
     Parameters
     ----------
     embedding
         Shape (cells, size); NaN for cells without known genes.
     notes
-        Where they come from.
+        Their source.
     stored
-        Whether they stand in the file.
+        Whether they were read from the file.
     """
 
     embedding: np.ndarray
@@ -137,7 +141,7 @@ class _Embedded:
 
 
 def _stored(model: Any, path: Path) -> _Embedded | str | None:
-    """Read the embeddings of a file, None where it has none; those of another model are not read."""
+    """Read the embeddings of a file, None without embeddings; those of another model are not read."""
     size = model.config.projection_dim
     if path.suffix in (".npy", ".parquet"):
         with reading(path):
@@ -149,14 +153,14 @@ def _stored(model: Any, path: Path) -> _Embedded | str | None:
         return None
     if embedding.dtype.kind != "f" or embedding.shape[1:] != (size,) or not _normalised(embedding[:SAMPLE]):
         raise ValueError(
-            f"{path} holds embeddings of shape {embedding.shape} that are not of this model: normalised ones of size "
-            f"{size} are wanted, as cellglot embed writes them with it"
+            f"{path} has embeddings of shape {embedding.shape}, but this model's are normalised and of size {size}: "
+            "write them with cellglot embed and this model"
         )
     return _Embedded(embedding, metadata, [f"{len(embedding):,} embeddings of {path.name}"], True)
 
 
 def _vectors(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read vectors and names of cells, which are numbers where the file has none."""
+    """Read vectors and names of cells (numbers if the file has no names)."""
     if not path.exists():
         raise CellFileError(why_missing(path))
     if path.suffix == ".npy":
@@ -167,7 +171,9 @@ def _vectors(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
     vectors = table["embedding"].combine_chunks()
     if vectors.null_count:
-        raise CellFileError(f"{vectors.null_count:,} cells have no embedding: write the file again by cellglot embed")
+        raise CellFileError(
+            f"{vectors.null_count:,} cells have no embedding: write the file again with cellglot embed"
+        )
     names = pd.Index(table["cell_id"].to_pylist())
     return vectors.flatten().to_numpy().reshape(len(table), -1), pd.DataFrame(index=names)
 
@@ -192,7 +198,7 @@ def _stored_anndata(model: Any, file: Hdf5Group, size: int) -> _Embedded | str |
 
 
 def _normalised(rows: np.ndarray) -> bool:
-    """Tell whether vectors have length 1, but for those of cells without known genes, which are NaN."""
+    """Return whether vectors have length 1, except for cells without known genes, which are NaN."""
     lengths = np.linalg.norm(np.asarray(rows, dtype=np.float64), axis=1)
     return bool(len(rows)) and bool(np.allclose(lengths[~np.isnan(lengths)], 1, atol=1e-2))
 
@@ -218,19 +224,9 @@ def query_anndata(
     loaded: tuple[Any, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Score the cells of an AnnData by a sentence; what `query_file` writes to a file is written to it.
+    """Score the cells of an AnnData by a sentence in place, with the columns that `query_file` writes to a file.
 
-    Parameters
-    ----------
-    model, text, layer, dtype, loaded, **options
-        As for `query_file`.
-    adata
-        The cells; embeddings of this model in its ``obsm["X_cellglot"]`` are used.
-
-    Raises
-    ------
-    ValueError
-        If the text is empty, or no cell has an embedding.
+    Embeddings of this model in ``adata.obsm["X_cellglot"]`` are used. Other parameters as for `query_file`.
     """
     network, processor = loaded or load_cell_text_model(model, dtype)
     facts = adata.uns.get(KEY, {})
@@ -244,7 +240,7 @@ def query_anndata(
 
 
 def _columns(cosines: np.ndarray, source: str | Path) -> dict[str, np.ndarray]:
-    """Return what is written to obs: cosines, and ranks from 1; 0 for cells without embedding."""
+    """Return the columns of obs: cosines, and ranks from 1; 0 for cells without embedding."""
     known = np.flatnonzero(~np.isnan(cosines))
     if not len(known):
         raise ValueError(f"no cell of {source} has an embedding")

@@ -1,4 +1,4 @@
-"""Cells to texts and texts to cells: exact search in batches, and how often it finds what belongs together."""
+"""Exact search from cells to texts and from texts to cells, and its recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from cellglot.modeling.any_model import check_cell_text_model
 
 @dataclass
 class Neighbors:
-    """What lies nearest to each query, the nearest first.
+    """Nearest items of each query, in descending order of the score.
 
     Parameters
     ----------
     numbers
         Rows of the items, int64, shape (queries, k).
     scores
-        Dot products, cosines of normalised embeddings, float32, shape (queries, k).
+        Dot products (cosines of normalised embeddings), float32, shape (queries, k).
     """
 
     numbers: np.ndarray
@@ -39,8 +39,8 @@ def nearest(
 ) -> Neighbors:
     """Find the items with the largest dot products, exactly.
 
-    Every query is compared with every item, block by block; no more than ``queries_at_once * items_at_once`` products
-    are held at once. The order among equal scores is not defined.
+    Every query is compared with every item, in blocks of ``queries_at_once * items_at_once`` products. The order of
+    equal scores is undefined.
 
     Parameters
     ----------
@@ -49,11 +49,7 @@ def nearest(
     items
         Shape (items, size); may be mapped from a file.
     k
-        Neighbours of each query, all items where there are fewer.
-    queries_at_once, items_at_once
-        Sizes of the blocks.
-    device
-        Where to compute.
+        Neighbours of each query, at most all items.
 
     Raises
     ------
@@ -61,9 +57,9 @@ def nearest(
         If there are no items, sizes differ, or `k` is below 1.
     """
     if len(items) == 0 or k < 1:
-        raise ValueError(f"the {k} nearest of {len(items):,} items: there is nothing to find")
+        raise ValueError(f"the {k} nearest of {len(items):,} items: at least one item and k of at least 1 are needed")
     if queries.shape[1] != items.shape[1]:
-        raise ValueError(f"queries of size {queries.shape[1]} and items of size {items.shape[1]} cannot be compared")
+        raise ValueError(f"queries have size {queries.shape[1]}, but items have size {items.shape[1]}")
     k = min(k, len(items))
     numbers = np.zeros((len(queries), k), dtype=np.int64)
     scores = np.zeros((len(queries), k), dtype=np.float32)
@@ -91,7 +87,7 @@ def _tensor(rows: np.ndarray, device: str | torch.device) -> torch.Tensor:
 def find_cells(
     model: Any, processor: Any, cells: Any, texts: str | Sequence[str], k: int = 10, **options: Any
 ) -> Neighbors:
-    """Find the cells that texts describe: text -> cells.
+    """Find the cells that texts describe.
 
     Parameters
     ----------
@@ -100,9 +96,9 @@ def find_cells(
     processor
         Its LangCellProcessor, or (tokenizer of cells, tokenizer of texts).
     cells
-        Embeddings of that model, shape (cells, size), or whatever the tokenizer takes.
+        Embeddings of that model, shape (cells, size), or cells as for the tokenizer.
     texts
-        A text, or several.
+        One text, or several.
     k
         Cells for each text.
     **options
@@ -116,28 +112,28 @@ def find_cells(
     Raises
     ------
     ValueError
-        If the model does not read texts; as `nearest` and `embed_texts` do.
+        If the model does not read texts, or there are no cells or texts.
     """
     embedding = cell_embedding(model, processor, cells, **options)
     return nearest(embed_texts(model, processor, texts, device=options.get("device")), embedding, k)
 
 
 def find_texts(model: Any, processor: Any, cells: Any, texts: Sequence[str], k: int = 5, **options: Any) -> Neighbors:
-    """Find the texts that describe cells: cell -> texts. Parameters are those of `find_cells`."""
+    """Find the texts that describe cells; parameters as for `find_cells`, with `k` texts for each cell."""
     embedding = cell_embedding(model, processor, cells, **options)
     return nearest(embedding, embed_texts(model, processor, texts, device=options.get("device")), k)
 
 
 def cell_embedding(model: Any, processor: Any, cells: Any, **options: Any) -> np.ndarray:
-    """Return cell embeddings: those that are passed, or of the cells that are; see `find_cells`."""
+    """Return the given embeddings, or embed the given cells; see `find_cells`."""
     check_cell_text_model(model)
     if not (isinstance(cells, np.ndarray) and "genes" not in options):
         return embed_cells(model, as_processor(processor, model).tokenizer, cells, **options)
     size = model.config.projection_dim
     if cells.ndim != 2 or cells.shape[1] != size:
         raise ValueError(
-            f"embeddings of shape {cells.shape}, but this model's have size {size}; counts need the names of their "
-            "columns: genes=[...]"
+            f"embeddings have shape {cells.shape}, but this model's have size {size}; for counts pass the names of "
+            "their columns: genes=[...]"
         )
     return cells
 
@@ -147,32 +143,30 @@ def recall_at_k(
 ) -> dict[str, float]:
     """Measure retrieval by Recall@k, in both directions.
 
-    Cell -> text: share of cells whose own text is among the k nearest texts. Text -> cell: share of texts of which at
-    least one own cell is among the k nearest cells (a text has many cells; our choice, as CLIP-like models do).
+    Cell to text: share of cells whose text is among the k nearest texts. Text to cell: share of texts with at least
+    one of their cells among the k nearest cells (a text has many cells; our choice, as for CLIP-like models).
 
     Parameters
     ----------
     cells
         Embeddings, shape (cells, size).
     texts
-        Embeddings of different texts, shape (texts, size).
+        Embeddings of distinct texts, shape (texts, size).
     text_ids
-        Text of each cell, -100 for cells without one, which are left out of both directions; shape (cells,).
-    ks
-        How many may be looked at.
+        Text of each cell, -100 for cells without a text, which are excluded; shape (cells,).
     **options
         As for `nearest`.
 
     Returns
     -------
     dict
-        ``cell_to_text_recall@1``, ``text_to_cell_recall@1``, ...; the same with ``_chance`` behind, what a random
-        order gives; ``cells`` and ``texts`` that were asked.
+        ``cell_to_text_recall@1``, ``text_to_cell_recall@1``, ...; the same with the suffix ``_chance`` for a random
+        order; numbers of ``cells`` and ``texts``.
 
     Raises
     ------
     ValueError
-        If there is not a text for each cell, a text id is out of bounds, or no cell has a text.
+        If `text_ids` does not match the cells or texts, or no cell has a text.
     """
     ids = np.asarray(text_ids)
     if ids.shape != (len(cells),):
@@ -181,7 +175,7 @@ def recall_at_k(
         raise ValueError(f"text_ids has {int(ids.max())}, but there are {len(texts):,} texts, counted from 0")
     known = np.flatnonzero(ids >= 0)
     if not len(known):
-        raise ValueError("no cell has a text: there is nothing to find")
+        raise ValueError("no cell has a text: text_ids needs at least one id of a text")
     cells, ids = cells[known], ids[known]
     asked, sizes = np.unique(ids, return_counts=True)
     to_text = nearest(cells, texts, max(ks), **options).numbers == ids[:, None]
@@ -196,7 +190,7 @@ def recall_at_k(
 
 
 def _chance(cells: int, own: int, k: int) -> float:
-    """Return how likely one of k cells drawn without replacement is an own one."""
+    """Return the probability that k random cells include one of the text's own cells."""
     drawn = np.arange(min(k, cells))
     return float(1 - np.prod(np.clip((cells - own - drawn) / (cells - drawn), 0, 1)))
 

@@ -1,4 +1,4 @@
-"""What only people know about a model or a data set: licences, origin of the data, names on the Hub."""
+"""Details of a card that people add: licences, origin of the data, names on the Hub."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from cellglot.training.config import check_keys
 
 CARD_FILE = "card.yaml"
 
-# Identifiers that the Hub knows; a card with another one is refused there.
+# Identifiers of the Hub, which refuses cards with others.
 LICENSES = (
     "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "cc", "cc0-1.0", "cc-by-2.0",
     "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
@@ -27,21 +27,19 @@ LICENSES = (
 
 
 class CardError(ValueError):
-    """A card lacks what nobody can guess, or says what cannot be."""
+    """A mandatory field of a card is empty, or a field has an unsupported value."""
 
 
 @dataclass
 class CardDetails:
-    """What a person adds to what the files say; every field can stand in a ``card.yaml`` beside the model.
+    """Details that a person adds to the facts in the files; all are fields of ``card.yaml`` in the model's folder.
 
     Parameters
     ----------
     license
         The Hub's identifier, such as ``apache-2.0``; ``other`` needs `license_name` and `license_link`.
-    license_name, license_link
-        Of another licence.
     training_data
-        Where the cells come from: a sentence or several.
+        Origin of the cells, in one or several sentences.
     training_data_license
         Terms of the cells.
     datasets
@@ -49,23 +47,21 @@ class CardDetails:
     base_model
         Repository of the model that was fine-tuned.
     base_model_relation
-        ``finetune``, or ``merge`` where an adapter was merged into the base model; by default what the record says.
+        ``finetune``, or ``merge`` for a merged adapter; by default as recorded.
     ontology_release
-        Release of the Cell Ontology, where the training record has none.
+        Release of the Cell Ontology, if the training record has none.
     title
-        Heading; by default made from the name of the repository.
+        Heading; by default from the name of the repository.
     summary
-        One or two sentences on top.
+        One or two sentences at the top.
     authors
-        Who trained the model or made the data set.
+        Authors of the model or the data set.
     results
-        Further results, as Markdown.
-    uses, limits
-        Further lines of what it is for, and of what to watch out for.
-    tags
-        Further tags.
+        Additional results, as Markdown.
+    uses, limits, tags
+        Additional uses, limits and tags.
     citation
-        BibTeX of your own, beside that of the paper.
+        BibTeX, in addition to that of the paper.
     """
 
     license: str | None = None
@@ -87,41 +83,53 @@ class CardDetails:
     citation: str | None = None
 
     def check(self) -> None:
-        """Refuse a licence or a relation to the base model that the Hub does not know.
-
-        Raises
-        ------
-        CardError
-            If it is none, or ``other`` stands without name and link.
-        """
+        """Refuse a licence or a relation to the base model that the Hub does not support."""
         if self.base_model_relation not in (None, "finetune", "merge"):
-            raise CardError(f"base_model_relation {self.base_model_relation!r}: it is finetune or merge")
+            raise CardError(f"base_model_relation {self.base_model_relation!r} must be finetune or merge")
         if self.license is None:
             return
         if self.license not in LICENSES:
             close = difflib.get_close_matches(self.license.lower().replace(" ", "-"), LICENSES, n=1, cutoff=0.5)
-            meant = f"is {close[0]!r} meant? Otherwise" if close else "for a licence of its own"
+            meant = f"did you mean {close[0]!r}? Otherwise" if close else "for another licence"
             raise CardError(
-                f"license {self.license!r} is none of the Hub's identifiers: {meant} pass 'other', with license_name "
+                f"license {self.license!r} is not an identifier of the Hub: {meant} pass 'other', with license_name "
                 f"and license_link in {CARD_FILE}"
             )
         if self.license == "other" and not (self.license_name and self.license_link):
             raise CardError(f"license 'other' needs license_name and license_link in {CARD_FILE}")
 
 
+@dataclass
+class CardFacts:
+    """Facts of every card: the repository (``owner/name``, or the folder's name) and the details of a person."""
+
+    repo: str
+    details: CardDetails
+
+    @property
+    def name(self) -> str:
+        """Name of the repository without its owner."""
+        return self.repo.split("/")[-1]
+
+    @property
+    def title(self) -> str:
+        """Heading of the card."""
+        return self.details.title or self.name
+
+
 def read_details(folder: str | Path, file: str | Path | None = None, **given: Any) -> CardDetails:
-    """Read what a person adds: from ``card.yaml``, and from options, which go first.
+    """Read the details of a card from a file and from options, which take precedence.
 
     Parameters
     ----------
-    folder
-        Folder of the model; its ``card.yaml`` is read where no other file is given.
+    file
+        By default ``card.yaml`` in `folder`, if it exists.
     **given
-        Fields of `CardDetails`; None and empty ones do not count.
+        Fields of `CardDetails`; None and empty ones are ignored.
     """
     path = Path(folder, CARD_FILE) if file is None else Path(file)
     if file is not None and not path.is_file():
-        raise FileNotFoundError(f"no file {path} with the details of the card")
+        raise FileNotFoundError(f"{path} with the details of the card does not exist")
     content: Any = {}
     if path.is_file():
         try:
@@ -129,7 +137,7 @@ def read_details(folder: str | Path, file: str | Path | None = None, **given: An
         except InputError as error:
             raise CardError(str(error)) from error
     if not isinstance(content, dict):
-        raise CardError(f"{path} is no mapping of fields, such as license: apache-2.0")
+        raise CardError(f"{path} must contain fields, such as license: apache-2.0")
     check_keys(content, [f.name for f in dataclasses.fields(CardDetails)], f"{path}: field")
     merged = {name: _typed(path, name, value) for name, value in content.items() if value is not None}
     merged |= {name: value for name, value in given.items() if value}
@@ -143,13 +151,13 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     if wanted == list[str]:
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-            raise CardError(f"{path}: {name} is a list of texts, not {value!r}")
+            raise CardError(f"{path}: {name} must be a list of texts, not {value!r}")
         return values
     if not isinstance(value, str | int | float):
         # YAML reads 2024-04-05 as a date.
         if hasattr(value, "isoformat"):
             return value.isoformat()
-        raise CardError(f"{path}: {name} is a text, not {value!r}")
+        raise CardError(f"{path}: {name} must be a text, not {value!r}")
     return str(value).strip()
 
 
@@ -163,20 +171,13 @@ HOW_TO_GIVE = {
 
 
 def check_complete(values: dict[str, Any], mandatory: Sequence[str]) -> None:
-    """Refuse a card with mandatory fields left empty.
-
-    Parameters
-    ----------
-    values
-        Field -> value.
-    """
-    empty = [name for name in mandatory if not values.get(name)]
-    if empty:
-        ways = {name: HOW_TO_GIVE[name] for name in empty}
+    """Refuse a card with empty mandatory fields."""
+    ways = {name: HOW_TO_GIVE[name] for name in mandatory if not values.get(name)}
+    if ways:
         said = "; ".join(
             f"{name}, {what} ({option}, or {name} in {CARD_FILE})" for name, (option, what) in ways.items()
         )
         raise CardError(f"the card is not complete, nothing was published. Missing: {said}")
 
 
-__all__ = ["CARD_FILE", "CardDetails", "CardError", "HOW_TO_GIVE", "check_complete", "read_details"]
+__all__ = ["CARD_FILE", "CardDetails", "CardError", "CardFacts", "HOW_TO_GIVE", "check_complete", "read_details"]

@@ -1,4 +1,4 @@
-"""Numbers of ``cellglot evaluate`` for a card."""
+"""Scores of ``cellglot evaluate`` for a card."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from cellglot.evaluation.benchmark.jobs import BASELINES
 from cellglot.evaluation.benchmark.record import EvaluationRecord
 from cellglot.evaluation.benchmark.results import Table, markdown_table, metrics_of
-from cellglot.model_cards.card.facts import read_json
+from cellglot.inputs import read_json
 from cellglot.model_cards.card.run_record import Result
 from cellglot.model_cards.content_scan import Cleaned, clean_json
 
@@ -17,7 +17,7 @@ EVALUATION_FILE = "evaluation.json"
 
 @dataclass
 class ModelEvaluation:
-    """An evaluation of a model, with the baselines that stand beside it.
+    """An evaluation of a model and the baselines.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class ModelEvaluation:
     table
         Model and baselines with their intervals, as Markdown.
     summary
-        On what cells, how they were split.
+        Cells and split.
     content
         The JSON, without paths of this machine and without other models.
     """
@@ -40,21 +40,23 @@ class ModelEvaluation:
 
 
 def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEvaluation:
-    """Read the numbers of a model from the JSON of ``cellglot evaluate``.
+    """Read the scores of a model from the JSON of ``cellglot evaluate``.
 
     Parameters
     ----------
     model
-        Name of the model in it; a file with one model alone is taken for this one.
+        Name of the model in the JSON, if it has more than one.
     published_as
         Name of the model on the card.
     """
-    content = read_json(Path(path))
-    if not isinstance(content, dict) or not content.get("results") or "models" not in content:
-        raise ValueError(f"{path} holds no results of cellglot evaluate")
+    content = read_json(path)
+    if not content.get("results") or "models" not in content:
+        raise ValueError(f"{path} contains no results of cellglot evaluate")
     models = [name for name in content["models"] if name not in BASELINES]
     if model not in models and len(models) != 1:
-        raise ValueError(f"{path} has results of {', '.join(models) or 'no model'}, not of {model}: name it so there")
+        raise ValueError(
+            f"{path} has results of {', '.join(models) or 'no model'}, not of {model}: evaluate {model} by this name"
+        )
     found = model if model in models else models[0]
     content = _of_model(clean_json(content, Path(path).name, Cleaned()), found, published_as)
     record = EvaluationRecord(content)
@@ -71,7 +73,7 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
 
 
 def _of_model(content: dict[str, Any], model: str, published_as: str) -> dict[str, Any]:
-    """Keep a model and the baselines, the model under the name that it is published by."""
+    """Return the content for one model, under its published name, and the baselines."""
 
     def kept(by_model: dict[str, Any]) -> dict[str, Any]:
         names = {model: published_as} | {name: name for name in BASELINES}
@@ -104,7 +106,7 @@ def _results(table: Table, model: str, data: str) -> list[Result]:
 
 
 def _command(content: dict[str, Any], model: str, data: str) -> str:
-    """Return the command as it was, or the one that does the same where it was called from Python."""
+    """Return the recorded command, or an equal one for a call from Python."""
     given = str(content.get("command", ""))
     if given.startswith("cellglot evaluate"):
         return given

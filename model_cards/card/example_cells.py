@@ -1,4 +1,4 @@
-"""Example cells: what a card shows the outputs of, and what a published copy is tested on."""
+"""Example cells for the outputs on a card and for the test of the published copy."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,13 +25,11 @@ class ExampleCells:
     Parameters
     ----------
     names
-        Of the cells, with their label where there is one.
+        Of the cells, with their labels.
     labels
-        Cell types of the cells, as the file names them; empty where it does not.
+        Cell types in the file; empty without a column of cell types.
     cells
-        Gene -> count of each: at most its `MOST_GENES` genes of the highest counts.
-    source
-        Where they come from.
+        Gene -> count of each cell, for its `MOST_GENES` genes with the highest counts.
     """
 
     names: list[str]
@@ -41,24 +39,18 @@ class ExampleCells:
 
 
 def example_cells(tokenizer: GeneExpressionTokenizer, file: str | Path | None = None) -> ExampleCells:
-    """Take the first cells of different types from a file, by default from the blood cells that scanpy ships.
-
-    Parameters
-    ----------
-    tokenizer
-        Of the model; it has to know the genes.
+    """Return the first cells of distinct types from a file, by default from the blood cells of scanpy.
 
     Raises
     ------
     ValueError
-        If the tokenizer does not know the genes of the cells; says to pass a file.
+        If the genes of the cells are not in the tokenizer's vocabulary.
     """
-    cells = _opened(file)
-    with cells:
+    with _opened(file) as cells:
         labels = cells.metadata(only=["cell_type"]).get("cell_type")
         names, counts = cells.names(), cells.counts
         rows = _different(None if labels is None else read_labels(labels).texts.tolist(), cells.n_cells)
-        genes = _gene_names(counts)
+        genes = [str(gene) for gene in counts.index]
         taken = [_counts(counts, row, genes) for row in rows]
         kinds = [] if labels is None else [label_text(labels.iloc[row]) or "without a label" for row in rows]
         called = [str(names[row]) for row in rows]
@@ -80,14 +72,10 @@ def _opened(file: str | Path | None) -> Any:
 
 
 def _different(labels: list[str | None] | None, n_cells: int) -> list[int]:
-    """Rows of the first cells of different labels, else of the first cells."""
+    """Return the rows of the first cells of distinct labels, then of the first cells."""
     first = list(range(n_cells)) if labels is None else [labels.index(label) for label in dict.fromkeys(labels)]
     rows = [*first, *(row for row in range(n_cells) if row not in first[:N_CELLS])]
     return sorted(rows[:N_CELLS])
-
-
-def _gene_names(counts: Any) -> list[str]:
-    return [str(gene) for gene in counts.index]
 
 
 def _counts(counts: Any, row: int, genes: list[str]) -> dict[str, int]:
@@ -102,14 +90,12 @@ def _check(tokenizer: GeneExpressionTokenizer, found: ExampleCells, file: str | 
     try:
         tokenizer(matrix, genes=genes)
     except GeneCoverageError as error:
-        what = "the blood cells that serve as examples" if file is None else str(file)
-        raise ValueError(
-            f"{what} do not fit the model ({error}): pass a file of cells that it is for by --cells"
-        ) from error
+        what = "the example blood cells" if file is None else str(file)
+        raise ValueError(f"{what} do not match the model ({error}): pass a file of its cells with --cells") from error
 
 
 def as_input(cell: Mapping[str, int]) -> str:
-    """Write a cell as a text, genes of the highest counts first: ``{"LYZ": 12, "CD74": 9}``."""
+    """Return a cell as text, genes with the highest counts first: ``{"LYZ": 12, "CD74": 9}``."""
     ordered = sorted(cell.items(), key=lambda item: (-item[1], item[0]))
     return "{" + ", ".join(f'"{gene}": {count}' for gene, count in ordered) + "}"
 

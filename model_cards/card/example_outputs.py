@@ -1,4 +1,4 @@
-"""What a model gave for the example cells, as a card shows it."""
+"""Outputs of a model for the example cells of its card."""
 
 from typing import Any
 
@@ -14,13 +14,7 @@ SHOWN_VALUES = 5
 
 
 def make_examples(facts: ModelFacts, cells: ExampleCells, outcome: Outcome, tokenizer: Any) -> list[Example]:
-    """Put the example cells beside what the model gave for them.
-
-    Parameters
-    ----------
-    tokenizer
-        Of the cells; None where there are none.
-    """
+    """Return the example cells with the model's outputs; `tokenizer` is that of the cells."""
     head = "PeftModel" if facts.adapter is not None else facts.auto_class
     names = {"zero-shot annotation": "AutoModel.annotate: scores", "embedding": "AutoModel: pooler_output"}
     values = outcome.arrays[names.get(facts.purpose, f"{head}: logits")]
@@ -51,7 +45,7 @@ def _best(scores: np.ndarray, classes: list[str]) -> list[tuple[str, float]]:
 
 
 def _of_genes(row: np.ndarray, tokens: np.ndarray, classes: list[str], tokenizer: Any) -> list[tuple[str, float]]:
-    """Name the class of the first genes of a cell, special tokens left out."""
+    """Return the classes of the first genes of a cell, without special tokens."""
     places = [i for i, token in enumerate(tokens.tolist()) if token not in tokenizer.all_special_ids][:SHOWN_SCORES]
     scores = _softmax(row[places])
     names = [

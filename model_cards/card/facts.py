@@ -1,4 +1,4 @@
-"""Facts on a card of a model or an adapter, gathered from its folder."""
+"""Facts for the card of a model or an adapter, from its folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from cellglot import inputs
 from cellglot.families import Families
-from cellglot.model_cards.card.details import CardDetails
+from cellglot.model_cards.card.details import CardFacts
 from cellglot.model_cards.card.run_record import CONFIG_FILE, Result, TrainingRun, read_run
 from cellglot.modeling import loaded_model
 from cellglot.modeling.families import knows_texts
@@ -40,7 +39,7 @@ AUTO_CLASSES = {
 
 @dataclass
 class System:
-    """What holds for every model of a kind: the content of ``systems/<kind>.yaml``.
+    """Facts about all models of a kind: the content of ``systems/<kind>.yaml``.
 
     Parameters
     ----------
@@ -51,9 +50,9 @@ class System:
     citation
         BibTeX of the paper.
     needs_ontology
-        Whether the release of the Cell Ontology has to be known.
+        Whether the release of the Cell Ontology is mandatory.
     limits_without
-        Field of the configuration -> what to say of models in which it has no value.
+        Field of the configuration -> limit of models that have no value for it.
     """
 
     name: str
@@ -83,18 +82,18 @@ SYSTEMS: Families[System] = Families(*_read_systems())
 
 @dataclass
 class Example:
-    """An input with the output that the model gave for it.
+    """An example input and the model's output.
 
     Parameters
     ----------
     text
         The cell, as JSON of gene -> count.
     scores
-        (class, score), best first; empty for models that give no classes.
+        (class, score), best first; empty for models without classes.
     values
-        First values of what the model gives, where it gives no classes.
+        First values of the output of models without classes.
     size
-        How many values there are in all.
+        Number of all values.
     """
 
     name: str
@@ -105,52 +104,44 @@ class Example:
 
 
 @dataclass
-class ModelFacts:
-    """All that a card of a model says.
+class ModelFacts(CardFacts):
+    """Content of a card of a model or an adapter.
 
     Parameters
     ----------
-    repo
-        ``owner/name``, or the folder's name where it is not uploaded.
     kind
         ``exceiver``, ``sccello`` or ``langcell``.
-    details
-        What a person added.
-    system
-        What holds for every model of the kind.
     config
-        The content of ``config.json``.
+        Content of ``config.json``.
     purpose
         ``embedding``, ``cell classification``, ``gene classification``, ``regression``, ``zero-shot annotation``.
     runs
-        Runs of training, first to last, that are known.
+        Known runs of training, first to last.
     results
-        Numbers that training measured on held-out cells.
+        Scores of training on held-out cells.
     evaluation
-        Numbers of ``cellglot evaluate``.
+        Scores of ``cellglot evaluate``.
     example_source
-        Where the example cells come from.
+        Source of the example cells.
     new_weights
         Auto class -> parts whose weights are not in the repository.
     parameters
-        Numbers in the weights.
+        Number of weights.
     adapter
-        The content of ``adapter_config.json``, None for models.
+        Content of ``adapter_config.json``, None for models.
     relation
         To the base model: ``finetune``, ``adapter`` or ``merge``; None without one.
     base_name
-        The base model as the record names it, without folders.
+        Name of the base model in the record, without folders.
     software
         Versions with which the card's outputs were computed.
     candidates
-        Names of the cell types that the examples of zero-shot annotation choose among.
+        Names of the candidate cell types for examples of zero-shot annotation.
     tasks
-        Pipelines that run it.
+        Supported pipelines.
     """
 
-    repo: str
     kind: str
-    details: CardDetails
     system: System
     config: dict[str, Any]
     purpose: str
@@ -170,41 +161,31 @@ class ModelFacts:
     tasks: list[str] = field(default_factory=list)
 
     @property
-    def name(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo.split("/")[-1]
-
-    @property
-    def title(self) -> str:
-        """Heading of the card."""
-        return self.details.title or self.name
-
-    @property
     def pipeline_tag(self) -> str:
         """Tag of the Hub."""
         return PIPELINE_TAGS[self.purpose]
 
     @property
     def auto_class(self) -> str:
-        """Auto class that gives the model as it was trained."""
+        """Auto class that loads the model as trained."""
         return AUTO_CLASSES.get(self.purpose, "AutoModel")
 
     @property
     def labels(self) -> list[str]:
-        """Classes in their order; none for models without a trained head for classes."""
+        """Classes in order; empty for models without a trained head for classes."""
         if self.purpose not in ("cell classification", "gene classification"):
             return []
         return [name for _, name in sorted(self.config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
 
     @property
     def results_title(self) -> str:
-        """On which cells the numbers of training were measured."""
+        """Heading of the scores of training."""
         cells = next((r.cells for r in self.results if r.cells), None)
         return f"On {f'the {cells:,}' if cells else 'the'} held-out cells of {self.runs[-1].data}"
 
     @property
     def genes_known(self) -> bool:
-        """Whether it is known which gene each row of the embedding stands for."""
+        """Whether the gene of each row of the embedding is known."""
         return bool(self.config.get("gene_order_known", True))
 
     @property
@@ -215,7 +196,7 @@ class ModelFacts:
 
     @property
     def training_data(self) -> str | None:
-        """What is known of the training data, in words; None where nothing is."""
+        """Description of the training data, or None."""
         if self.details.training_data:
             return self.details.training_data
         return "recorded" if any(run.files for run in self.runs) else None
@@ -238,49 +219,24 @@ class ModelFacts:
 
 
 def system_kind(config: dict[str, Any], folder: str | Path) -> str:
-    """Return the kind of a model.
-
-    Parameters
-    ----------
-    config
-        The content of its ``config.json``.
-
-    Raises
-    ------
-    ValueError
-        If it is none of ours.
-    """
+    """Return the kind of a model from the content of its ``config.json``; refuse other models."""
     kind = str(config.get("model_type", "")).split("_")[0]
     return SYSTEMS.of(kind, folder).name
 
 
 def purpose_of(config: dict[str, Any], has_processor: bool) -> str:
-    """Say what a model was trained for, by the class that it was saved from.
-
-    Parameters
-    ----------
-    config
-        The content of its ``config.json``.
-    has_processor
-        Whether texts can be read.
-    """
+    """Return the purpose of a model, by the class in its ``config.json`` and whether it has a processor of texts."""
     return PURPOSES[loaded_model.purpose_of(config, knows_texts(config.get("model_type")) and has_processor)]
 
 
 def find_folder(named: str | Path, folder: Path) -> Path | None:
-    """Find the folder that a record in another folder names: as it is, or relative to that folder or the one above.
-
-    Returns
-    -------
-    pathlib.Path or None
-        None where there is no such folder.
-    """
+    """Find a folder that is named in a record of another folder, also relative to that folder or its parent."""
     places = (Path(named), folder / named, folder.resolve().parent / named)
     return next((place.resolve() for place in places if place.is_dir()), None)
 
 
 def gather_runs(folder: str | Path) -> list[TrainingRun]:
-    """Read the record of a model, and those of the models it was made from as far as their folders are here."""
+    """Read the record of a model, and those of its base models if their folders exist."""
     runs: list[TrainingRun] = []
     place: Path | None = Path(folder)
     while place is not None and (run := read_run(place)) is not None and len(runs) < 10:
@@ -292,18 +248,6 @@ def gather_runs(folder: str | Path) -> list[TrainingRun]:
     return runs
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file.
-
-    Raises
-    ------
-    ValueError
-        If it is not JSON, or holds no mapping; names the file.
-    """
-    return inputs.read_json(path)
-
-
 __all__ = [
-    "SYSTEMS", "Example", "ModelFacts", "System", "find_folder", "gather_runs", "purpose_of", "read_json",
-    "system_kind",
+    "SYSTEMS", "Example", "ModelFacts", "System", "find_folder", "gather_runs", "purpose_of", "system_kind",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cards of models and adapters: templates filled from facts, under metadata of huggingface_hub's classes."""
+"""Cards of models and adapters: templates filled with facts, and the metadata of the Hub."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from cellglot.model_cards.card.facts import Example, ModelFacts
 from cellglot.model_cards.card.run_record import Result, TrainingRun
 
 
-# Names of the Hub for metrics.
+# Metric -> name on the Hub.
 _METRIC_TYPES = {"macro_f1": "f1"}
 
 _PURPOSES = {
@@ -27,17 +27,12 @@ _PURPOSES = {
 
 
 def render_model_card(facts: ModelFacts) -> str:
-    """Write the card of a model or an adapter: YAML metadata and Markdown.
-
-    Returns
-    -------
-    str
-        Content of ``README.md``.
+    """Return the card of a model or an adapter: YAML metadata and Markdown.
 
     Raises
     ------
     CardError
-        If a mandatory field is empty; names it and how to give it.
+        If a mandatory field is empty.
     """
     check_complete(facts.mandatory_values(), facts.mandatory())
     template = "adapter.md.jinja" if facts.adapter is not None else "model.md.jinja"
@@ -56,13 +51,7 @@ def render_model_card(facts: ModelFacts) -> str:
 
 
 def environment(facts: ModelFacts | None = None) -> jinja2.Environment:
-    """Open the templates, with the filters that they use.
-
-    Parameters
-    ----------
-    facts
-        Of a model, whose runs' commands are written with its names.
-    """
+    """Return the environment of the templates, with their filters; `facts` are for the commands of a model's runs."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("cellglot.model_cards", "templates"),
         autoescape=False,  # Markdown
@@ -85,35 +74,35 @@ def environment(facts: ModelFacts | None = None) -> jinja2.Environment:
 
 
 def run_command(facts: ModelFacts, run: TrainingRun) -> str:
-    """Return the command of a run with the names that a reader of the card has."""
+    """Return the command of a run with the names of the published models."""
     last = run is facts.runs[-1]
     return run.command(facts.name if last else facts.base_name or "base_model", facts.base_model or facts.base_name)
 
 
 def dataset_links(names: Sequence[str]) -> str:
-    """Write data sets of the Hub as links."""
+    """Return links to data sets of the Hub."""
     return ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in names)
 
 
 def output_text(example: Example) -> str:
-    """Write the first values of an output, and how many there are."""
+    """Return the first values of an output, and their number, as text."""
     more = f", ...] ({example.size:,} values)" if example.size > len(example.values) else "]"
     return "[" + ", ".join(f"{value:g}" for value in example.values) + more
 
 
 def cell_text(text: Any) -> str:
-    """Write a text so that it fits into a cell of a Markdown table."""
+    """Return a text for a cell of a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
 
 
 def value_text(result: Result) -> str:
-    """Write a number, with its interval where there is one."""
+    """Return a score with its interval, if any, as text."""
     interval = "" if result.low is None or result.high is None else f" ({result.low:.3f} to {result.high:.3f})"
     return f"{result.value:.3f}{interval}"
 
 
 def size_text(number: int) -> str:
-    """Write a number of bytes for people: ``1.2 MB``."""
+    """Return a number of bytes as text, such as ``1.2 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:,.1f} {unit}"
@@ -121,7 +110,7 @@ def size_text(number: int) -> str:
 
 
 def tidy(text: str) -> str:
-    """Leave one empty line at most between paragraphs, none at the ends of lines."""
+    """Remove repeated empty lines, and blanks at the ends of lines."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
     kept = [line for number, line in enumerate(lines) if line or (number and lines[number - 1])]
     return "\n".join(kept) + "\n"
@@ -131,7 +120,7 @@ def tidy(text: str) -> str:
 
 
 def model_card_data(facts: ModelFacts) -> ModelCardData:
-    """Make the metadata of a model or an adapter, as the Hub reads them."""
+    """Return the metadata of a model or an adapter for the Hub."""
     details, adapter = facts.details, facts.adapter is not None
     tags = ["cellglot", "single-cell", "scrna-seq", "biology", *facts.system.tags, *details.tags]
     tags += ["peft", str(facts.adapter.get("peft_type", "")).lower()] if facts.adapter is not None else []
@@ -182,7 +171,7 @@ def _widget(facts: ModelFacts, example: Example) -> dict[str, Any]:
     return entry
 
 
-# -------------------------------------------------------------------- sentences of their own
+# -------------------------------------------------------------------- sentences
 
 
 def _lead(facts: ModelFacts) -> str:
@@ -239,7 +228,7 @@ def _overview(facts: ModelFacts) -> list[tuple[str, str]]:
 
 
 def _base_version(facts: ModelFacts) -> str:
-    """Revision and weights of an adapter's base, as far as they are recorded."""
+    """Return the recorded revision and weights of an adapter's base, as text."""
     revision = (facts.adapter or {}).get("revision")
     weights = facts.runs[-1].record.get("base_model_fingerprint") if facts.runs else None
     return (f", revision `{revision}`" if revision else "") + (f", weights `{weights[:12]}`" if weights else "")
@@ -292,18 +281,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _limits(facts: ModelFacts) -> list[str]:
-    limits = [
-        "It knows the cells of its training data; cells of other tissues, assays or diseases may come out wrong."
-    ]
+    limits = ["Results for tissues, assays or diseases that are not in the training data may be wrong."]
     if facts.labels:
-        limits.append("It gives one of its classes to every cell, also to cells of none of them.")
+        limits.append("It assigns one of its classes to every cell, also to cells of other types.")
     if facts.runs and facts.runs[-1].record.get("corpus", {}).get("split", {}).get("by") == "cell":
         limits.append(
-            "Cells were held out one by one, as the metadata names no donors and no data sets: results on other "
+            "Cells were held out one by one, because the metadata has no donors and no data sets: results on other "
             "donors will be lower."
         )
     if sum(run.cells for run in facts.runs) < 10_000 and facts.runs:
-        limits.append("It has seen few cells: a start and an example rather than a model of all cells.")
+        limits.append("It was trained on few cells: use it as an example or a starting point, not as a general model.")
     if facts.adapter is None:
         limits += [text for name, text in facts.system.limits_without.items() if facts.config.get(name) is None]
     return limits + facts.details.limits
@@ -313,7 +300,7 @@ def check_labels(labels: Sequence[str]) -> None:
     """Refuse classes without names."""
     if labels and all(name.startswith("LABEL_") for name in labels):
         raise ValueError(
-            f"the {len(labels)} classes have no names (LABEL_0, ...): write id2label and label2id into config.json"
+            f"the {len(labels)} classes have no names (LABEL_0, ...): set id2label and label2id in config.json"
         )
 
 

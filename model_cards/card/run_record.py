@@ -1,4 +1,4 @@
-"""What the record of a training run says: data, commands, numbers."""
+"""Data, commands and scores in the record of a training run."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ CONFIG_FILE = "training_config.yaml"
 
 MERGE = "python -c \"from cellglot.modeling.adapters import merge_adapter; merge_adapter('adapter', output='{}')\""
 
-# Numbers of the trainer that say nothing about the model.
+# Numbers of the trainer that are not scores of the model.
 _NO_RESULTS = ("runtime", "per_second", "epoch", "flos", "eval_loss", "zero_shot_loss")
 
 METRIC_NAMES = {
@@ -33,18 +33,16 @@ METRIC_NAMES = {
 
 @dataclass
 class Result:
-    """A number and where it comes from.
+    """A score and its source.
 
     Parameters
     ----------
-    metric
-        Identifier, such as ``accuracy``.
-    name
-        The metric as people call it.
+    metric, name
+        Identifier, such as ``macro_f1``, and name, such as ``macro F1``.
     low, high
-        Bounds of its confidence interval.
+        Bounds of the confidence interval.
     cells
-        How many it is measured on.
+        Number of cells.
     """
 
     task: str
@@ -65,11 +63,11 @@ class TrainingRun:
     Parameters
     ----------
     record
-        The content of ``training_run.json``.
+        Content of ``training_run.json``.
     name
         ``pretraining`` or ``fine-tuning``.
     config_file
-        Name under which its configuration is published.
+        File name of the published configuration.
     """
 
     record: Mapping[str, Any]
@@ -92,13 +90,13 @@ class TrainingRun:
 
     @property
     def processes(self) -> str:
-        """How many processes, and on what, in words."""
+        """Number of processes and device, in words."""
         number = int(self.record.get("processes", 1))
         return f"{number} process{'es' if number > 1 else ''} on {self.record.get('device', 'cpu')}"
 
     @property
     def cells(self) -> int:
-        """Cells that were trained on."""
+        """Number of training cells."""
         return int(self.record.get("training_cells") or sum(f["n_cells"] for f in self.files))
 
     @property
@@ -116,17 +114,17 @@ class TrainingRun:
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter that the run trained was merged into its base."""
+        """Whether the trained adapter was merged into its base."""
         return bool(self.record.get("merged"))
 
     @property
     def seed(self) -> int:
-        """Seed of the run; 42 is that of `transformers.TrainingArguments`."""
+        """Seed of the run; by default 42, as in `transformers.TrainingArguments`."""
         return int(self.record.get("config", {}).get("trainer", {}).get("seed", 42))
 
     @property
     def ontology(self) -> str | None:
-        """Release of the Cell Ontology, None where the run used none."""
+        """Release of the Cell Ontology, or None."""
         return (self.record.get("ontology") or {}).get("release")
 
     @property
@@ -136,7 +134,7 @@ class TrainingRun:
         return ", ".join(f"{name} {self.record[name]}" for name in names if name in self.record)
 
     def command(self, output: str, base: str | None) -> str:
-        """Return the command that repeats the run with the configuration published beside the model."""
+        """Return the command that repeats the run with the published configuration."""
         if isinstance(self.record.get("command"), str):
             return self.record["command"]
         words = [f"cellglot {self.command_name}"]
@@ -147,7 +145,7 @@ class TrainingRun:
         return " ".join(words) + (f"\n{MERGE.format(name)}" if self.merged else "")
 
     def _options(self) -> Iterator[str]:
-        """Options of the command beside the configuration."""
+        """Yield the options of the command that are not in the configuration."""
         record = self.record
         if record.get("task") not in (None, "cell-type"):
             yield f"--task {record['task']}"
@@ -161,7 +159,7 @@ class TrainingRun:
             yield f"--few-shot {record['cells_of_each_class']}"
 
     def tokenize_command(self, vocabulary: str) -> str:
-        """Return the command that makes the corpus of the files, with the vocabulary of a model."""
+        """Return the command that tokenizes the files with the vocabulary of a model."""
         corpus = self.record.get("corpus", {})
         kind = {c.__name__: name for name, c in tokenizers().items()}.get(corpus.get("tokenizer"), "rank-value")
         split = corpus.get("split", {})
@@ -174,7 +172,7 @@ class TrainingRun:
         )
 
     def results(self, command: str) -> list[Result]:
-        """Return the numbers that the run measured on held-out cells."""
+        """Return the scores of the run on held-out cells."""
         rows = []
         for name, value in self.record.get("metrics", {}).items():
             if not isinstance(value, int | float) or any(part in name for part in _NO_RESULTS):
@@ -195,13 +193,7 @@ class TrainingRun:
 
 
 def read_run(folder: str | Path) -> TrainingRun | None:
-    """Read the record beside a model, None where there is none.
-
-    Raises
-    ------
-    ValueError
-        If the record is no JSON.
-    """
+    """Read the training record in the folder of a model, None without a record."""
     path = Path(folder, RUN_FILE)
     if not path.is_file():
         return None

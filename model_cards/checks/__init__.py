@@ -1,1 +1,1 @@
-"""Checks before publishing: content, and a process without cellglot."""
+"""Checks before publishing: paths of this machine, and a process without cellglot."""

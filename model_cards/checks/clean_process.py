@@ -1,4 +1,4 @@
-"""Compares what a folder gives here with what its published copy gives in a process without cellglot."""
+"""Comparison of the results of a folder here and of its published copy in a process without cellglot."""
 
 import json
 import os
@@ -26,24 +26,12 @@ class NotLoadableError(ValueError):
 
 
 class DifferentNumbersError(ValueError):
-    """The published copy gives other numbers than the folder it was made from."""
+    """The published copy returns other numbers than the source folder."""
 
 
 @dataclass
 class Outcome:
-    """What a visit of a folder gave.
-
-    Parameters
-    ----------
-    arrays
-        Name -> numbers.
-    texts
-        Name -> text.
-    loaded
-        What was loaded -> class and module.
-    new_weights
-        Auto class -> parts whose weights the folder does not hold.
-    """
+    """Results of a `stranger.Visit`, with its attributes."""
 
     arrays: Mapping[str, np.ndarray]
     texts: Mapping[str, Any]
@@ -52,16 +40,10 @@ class Outcome:
 
 
 def visit_here(job: Mapping[str, Any]) -> Outcome:
-    """Run a folder by the installed classes.
-
-    Parameters
-    ----------
-    job
-        As for `stranger.Visit`.
-    """
+    """Run the job of a `stranger.Visit` in this process, with the installed classes."""
     visit = stranger.Visit(job, trust=False)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the folder's new weights go into the card
+    logging.set_verbosity_error()  # new weights are reported on the card
     logging.disable_progress_bar()
     try:
         visit.run()
@@ -73,13 +55,7 @@ def visit_here(job: Mapping[str, Any]) -> Outcome:
 
 
 def visit_as_stranger(job: Mapping[str, Any]) -> Outcome:
-    """Run a folder in a clean process: isolated from the environment's Python settings, offline, without cellglot.
-
-    Parameters
-    ----------
-    job
-        As for `stranger.Visit`.
-    """
+    """Run the job of a `stranger.Visit` in a clean process: offline, isolated, without cellglot."""
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch, "job.json")
         given.write_text(json.dumps(job), encoding="utf-8")
@@ -100,7 +76,7 @@ def visit_as_stranger(job: Mapping[str, Any]) -> Outcome:
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-12:])
             raise NotLoadableError(
-                f"{job['folder']} does not load in a process without cellglot, nothing was published. It said:\n{last}"
+                f"{job['folder']} does not load in a process without cellglot, nothing was published. Error:\n{last}"
             )
         with np.load(Path(scratch, "arrays.npz"), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -109,17 +85,9 @@ def visit_as_stranger(job: Mapping[str, Any]) -> Outcome:
 
 
 def compare(before: Outcome, after: Outcome, tolerance: float = TOLERANCE) -> int:
-    """Compare what came out before publishing with what a stranger gets.
+    """Compare the results before publishing with those of a clean process; return the number of compared values.
 
-    Parameters
-    ----------
-    tolerance
-        Largest difference of a number, relative where it is above 1.
-
-    Returns
-    -------
-    int
-        Numbers that were compared.
+    `tolerance` is both absolute and relative.
     """
     problems = []
     if before.arrays.keys() != after.arrays.keys() or before.texts.keys() != after.texts.keys():
@@ -134,7 +102,7 @@ def compare(before: Outcome, after: Outcome, tolerance: float = TOLERANCE) -> in
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise DifferentNumbersError(
-            f"a process without cellglot gives other numbers than this one: {'; '.join(problems[:SHOWN])}{more}. "
+            f"a process without cellglot returns other numbers than this one: {'; '.join(problems[:SHOWN])}{more}. "
             "Nothing was published"
         )
     return sum(np.asarray(values).size for values in before.arrays.values())

@@ -1,16 +1,16 @@
-"""Finds paths of a machine in texts, whatever their root, and leaves links, routes and names with slashes alone."""
+"""Search for paths of a machine in texts, with any root; links, routes and names with slashes are not paths."""
 
 import re
 from pathlib import PureWindowsPath
 
 
-# Letters of a name in a path; what else may stand there ends the path: blanks, quotes, brackets, commas.
+# Characters of a name in a path; others (blanks, quotes, brackets, commas) end the path.
 _NAME = r"[^\s\"'<>|,;:()\[\]{}`*?#\\/]+"
 _START = r"(?:[^\W\d_]|[_.$@])"  # of the first name: not a number, as in dates and shares
-# A link or address with a host: what follows it is a path of that host.
+# A link or address with a host, whose path is one of that host.
 _LINK = re.compile(r"\b(?!file\b)[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>`]+|\bdata:[a-z]+/[^\s\"'<>`]+")
 _FILE_LINK = re.compile(r"\bfile:(?://)?[^\s/\"'<>]*/[^\s\"'<>`,;)\]}]+")
-# What stands before a path: not a letter or number (and/or, CD4/CD8), a dot, a slash, a tag or an end of brackets.
+# A path does not follow a letter or number (and/or, CD4/CD8), a dot, a slash, a tag or a closing bracket.
 _BEFORE = r"(?<![\w./\\~+)\]}>%&<-])"
 _POSIX = re.compile(rf"{_BEFORE}/(?={_START}){_NAME}(?:/+{_NAME})+/?")
 _ONE_FILE = re.compile(
@@ -23,10 +23,10 @@ _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:(?:\\{1,2}|/(?!/))[\w. $~@-]+[\\/]{1,2}[
 _SHARE = re.compile(r"(?<![\\\w])\\\\[\w.-]+\\[\w.$-]+\\[^\s\"'<>|,;)\]}]+")
 _VARIABLE = re.compile(rf"(?<!\w)\$\{{?(?:HOME|SCRATCH|USER|USERPROFILE|WORK|TMPDIR)\}}?/{_NAME}(?:/+{_NAME})*")
 
-# Whole values that are a path and nothing else.
+# Values that consist of a path.
 _WHOLE = re.compile(r"^(?:/(?!/)|~/|[A-Za-z]:[\\/]|\\\\|file:/)[^\n]*$")
 
-# The same on every machine, and routes of web services.
+# Paths of every machine, and routes of web services.
 _COMMON = re.compile(
     r"/(?:usr/bin/env|bin/(?:ba|z|da)?sh|dev/(?:null|zero|stdin|stdout|stderr|u?random))(?![\w/-])"
     r"|/(?:v\d+|api)(?:/[\w.{}:-]+)+/?$"
@@ -38,14 +38,14 @@ _SIGNS = ".!?:"
 def find_paths(text: str) -> list[tuple[int, int]]:
     """Find paths of a machine in a text.
 
-    Absolute paths of two names or more below any root, single files there, ``~/``, drives and shares of Windows, and
-    ``file:`` links count. Links with a host, dates, routes such as ``/v1/models``, and names with slashes
-    (``and/or``, ``CD4/CD8``) do not.
+    Found: absolute paths of two names or more below any root, single files there, ``~/``, drives and shares of
+    Windows, ``file:`` links. Not found: links with a host, dates, routes such as ``/v1/models``, names with slashes
+    (``and/or``, ``CD4/CD8``).
 
     Returns
     -------
     list of (int, int)
-        Where each begins and ends, in order, without overlaps.
+        Begin and end of each path, in order, without overlaps.
     """
     if "/" not in text and "\\" not in text:
         return []
@@ -67,12 +67,12 @@ def _is_path(text: str, pattern: re.Pattern) -> bool:
     if _COMMON.match(text):
         return False
     names = [name for name in text.split("/") if name]
-    # Names of cells and genes: /CD8/CD3, which have no small letters and no ending.
+    # Names of cells and genes, such as /CD8/CD3, have no lower-case letters and no file ending.
     return len(names) > 2 or any(c.islower() for c in text) or "." in names[-1]
 
 
 def is_whole_path(text: str) -> bool:
-    """Whether a text is a path and nothing else: ``/`` alone, a route or the name of a gene is not."""
+    """Whether a text consists of a path; ``/``, a route or the name of a gene is not a path."""
     return (
         len(text) > 2
         and " " not in text.split("/")[0]
@@ -83,7 +83,7 @@ def is_whole_path(text: str) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Return the last name of a path; that of a person's folder is no name to publish."""
+    """Return the last name of a path, ``home`` for a home folder."""
     if re.fullmatch(_SOMEBODY, path.rstrip("/\\")):
         return "home"
     parts = PureWindowsPath(re.sub(r"^file:/*", "/", path).rstrip("/\\")).parts

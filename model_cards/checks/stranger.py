@@ -1,7 +1,7 @@
-"""What a stranger does with a folder: load all there is in it, and run it on example cells.
+"""The use of a folder by a stranger: load its contents, and run them on example cells.
 
-It imports nothing of this package. The same code runs here, where the installed classes load, and as a script in a
-process where cellglot cannot be imported; both have to give the same numbers.
+This file imports nothing of the package. The same code runs in this process, with the installed classes, and as a
+script in a process where cellglot cannot be imported; both must return the same numbers.
 """
 
 import inspect
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-HIDE_GENES = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # these predict the genes that are hidden from them
-SEED = 0  # of weights that a head does not find in the folder: the same in both processes
-ROWS = 8  # of a data set that are compared
+HIDE_GENES = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # these predict masked genes
+SEED = 0  # of weights that are not in the folder, equal in both processes
+ROWS = 8  # compared rows of a data set
 
-# What a stranger does not have: for models nothing beside transformers, torch, safetensors and numpy.
+# Packages that a stranger does not have; a model needs only transformers, torch, safetensors and numpy.
 OURS = ("cellglot", "anndata", "scanpy")
 NOT_FOR_MODELS = (
     "accelerate", "datasets", "h5py", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn", "typer", "umap",
@@ -26,27 +26,27 @@ NOT_FOR_MODELS = (
 
 
 class Visit:
-    """Loads what a folder holds, runs it, and keeps what came out.
+    """Loads and runs the contents of a folder, and keeps the results.
 
     Parameters
     ----------
     job
         ``kind`` (model, adapter, dataset, metric) and ``folder``; ``cells``, each a gene -> count; ``texts`` and
         ``candidates`` for models that read texts; ``tasks``, the pipelines to run; ``base``, the model of an adapter;
-        ``auto_class``, what an adapter's model is loaded by; ``calls``, the arguments of a metric.
+        ``auto_class``, the Auto class of an adapter's model; ``calls``, the arguments of a metric.
     trust
-        Whether to run the code of the folder, as a stranger has to; where cellglot is installed its classes load.
+        Whether to run the code in the folder, as a stranger must; with cellglot its classes are used.
 
     Attributes
     ----------
     arrays : dict
-        Name -> numbers that came out.
+        Name -> numeric results.
     texts : dict
-        Name -> what came out as text.
+        Name -> results that are texts.
     loaded : dict
-        What was loaded -> its class and the module that it came from.
+        Loaded object -> module and class.
     new_weights : dict
-        Auto class -> parts whose weights the folder does not hold.
+        Auto class -> parts whose weights are not in the folder.
     """
 
     def __init__(self, job: Mapping[str, Any], trust: bool = True):
@@ -57,7 +57,7 @@ class Visit:
         self.new_weights: dict[str, list[str]] = {}
 
     def run(self) -> None:
-        """Do the job."""
+        """Run the job."""
         {"model": self._model, "adapter": self._adapter, "dataset": self._dataset, "metric": self._metric}[
             self.job["kind"]
         ]()
@@ -81,7 +81,7 @@ class Visit:
             self._pipeline(task)
 
     def _tokens(self, folder: str) -> dict[str, Any]:
-        """Tokenize the example cells; some tokens stand for cells where the model's genes are not known."""
+        """Tokenize the example cells; return arbitrary tokens if the model's genes are unknown."""
         import numpy as np
         import torch
         import transformers
@@ -102,7 +102,7 @@ class Visit:
         return batch
 
     def _texts(self) -> dict[str, Any]:
-        """Tokenize the example texts, where the folder has a processor."""
+        """Tokenize the example texts if the folder has a processor."""
         import transformers
 
         if not self.job.get("texts") or not Path(self.folder, "processor_config.json").exists():
@@ -184,7 +184,7 @@ class Visit:
         for number, call in enumerate(self.job["calls"]):
             self._keep(f"call {number}", {"result": module.compute(**call)})
 
-    # ---------------------------------------------------------------- what came out
+    # ---------------------------------------------------------------- results
 
     def _saw(self, what: str, made: Any) -> None:
         self.loaded[what] = f"{type(made).__module__}.{type(made).__name__}"
@@ -194,7 +194,7 @@ class Visit:
             self._keep_value(f"{what}: {name}", value)
 
     def _keep_value(self, name: str, value: Any) -> None:
-        """Keep numbers as arrays and the rest as text, whatever they are nested in."""
+        """Keep numbers as arrays and other values as text, at any depth of nesting."""
         import numpy as np
         import torch
 
@@ -213,10 +213,10 @@ class Visit:
 
 
 def main() -> None:
-    """Do the job of a file as a stranger; what came out goes into a folder."""
+    """Run the job in a file as a stranger, and write the results to a folder."""
     job, result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     for name in (*OURS, *(NOT_FOR_MODELS if job["kind"] == "model" else ())):
-        sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
+        sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail
     import numpy as np
 
     visit = Visit(job)
@@ -226,7 +226,7 @@ def main() -> None:
     (result / "rest.json").write_text(json.dumps(rest), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is written; Python (before 3.14) may be aborted if it ends while PyArrow's threads read ahead
+    os._exit(0)  # Python before 3.14 may abort at its end while PyArrow's threads read ahead
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Folders that are ready for the Hub: models, adapters, data sets, metrics."""
+"""Preparation of models, adapters, data sets and metrics for the Hub."""

@@ -11,16 +11,16 @@ from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from cellglot.model_cards.card.details import CardDetails, check_complete, read_details
+from cellglot.model_cards.card.details import CardFacts, check_complete
 from cellglot.model_cards.card.render import environment, tidy
 from cellglot.model_cards.checks.clean_process import Outcome
 from cellglot.model_cards.checks.stranger import ROWS
-from cellglot.model_cards.prepare.staging import CORPUS_FILES, Prepared, stage_code, stage_files
+from cellglot.model_cards.prepare.staging import CORPUS_FILES, Prepared, Source, stage_code, stage_files
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.corpus.plan import SPLITS
 
 
-# Columns that are no metadata of the CELLxGENE schema.
+# Meaning of columns; the others are metadata of the CELLxGENE schema.
 COLUMNS = {
     "input_ids": "ids of the cell's gene tokens",
     "expression_values": "value of each token, as the model takes it: standardised, clipped, plus 1",
@@ -29,7 +29,7 @@ COLUMNS = {
     "clipped_counts": "counts of the genes whose value was clipped, in their order",
     "cell_id": "name of the cell in its file",
     "cell_index": "row of the cell in its file, from 0",
-    "dataset_id": "data set of the cell; the file's name where the file does not say",
+    "dataset_id": "data set of the cell; the file's name if the file has none",
     "donor_id": "donor",
     "cell_type": "label, as in the file",
     "cell_type_ontology_term_id": "Cell Ontology id of the label",
@@ -38,37 +38,15 @@ COLUMNS = {
 
 
 @dataclass
-class DatasetFacts:
-    """All that a card of a token data set says.
+class DatasetFacts(CardFacts):
+    """Content of a card of a token data set; `features` are the columns and their types."""
 
-    Parameters
-    ----------
-    repo
-        ``owner/name``, or the folder's name.
-    details
-        What a person added.
-    features
-        Columns and their types.
-    """
-
-    repo: str
-    details: CardDetails
     corpus: Corpus
     features: Features
 
     @property
-    def name(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo.split("/")[-1]
-
-    @property
-    def title(self) -> str:
-        """Heading of the card."""
-        return self.details.title or self.name
-
-    @property
     def splits(self) -> dict[str, list[dict[str, Any]]]:
-        """Split -> its shards; splits without cells are left out."""
+        """Split -> its shards, without empty splits."""
         shards = self.corpus.manifest["shards"]
         found = {split: [s for s in shards if s["split"] == split and s["cells"]] for split in SPLITS}
         return {split: those for split, those in found.items() if those}
@@ -81,11 +59,6 @@ class DatasetFacts:
         ]
 
     @property
-    def training_data(self) -> str | None:
-        """Where the cells come from; None where nobody said."""
-        return self.details.training_data
-
-    @property
     def held_out(self) -> str:
         """How cells were held out, in words."""
         split = self.corpus.manifest["split"]
@@ -93,7 +66,7 @@ class DatasetFacts:
         return f"{by}, seed {split['seed']}"
 
     def command(self) -> str:
-        """Return the command that makes the tokens of the files."""
+        """Return the command that tokenizes the files."""
         plan, split = self.corpus.manifest["plan"], self.corpus.manifest["split"]
         arguments, words = plan["arguments"], ["cellglot tokenize FILES"]
         words += ["--output", self.name, "--tokenizer", arguments["tokenizer"]]
@@ -117,42 +90,21 @@ def _type_text(kind: Any) -> str:
     return f"list of {_type_text(inner)}" if inner is not None else str(getattr(kind, "dtype", kind))
 
 
-def prepare_dataset(
-    folder: Path,
-    target: Path,
-    *,
-    repo: str,
-    details: CardDetails | None = None,
-    evaluation: str | Path | None = None,
-    cells: str | Path | None = None,
-    base: str | Path | None = None,
-) -> Prepared:
-    """Stage a token data set with its card.
-
-    Parameters
-    ----------
-    folder
-        What ``cellglot tokenize`` wrote.
-    repo
-        Name under which it is published.
-    details
-        As for `publish`.
-    evaluation, cells, base
-        Not used by data sets.
+def prepare_dataset(source: Source, target: Path) -> Prepared:
+    """Stage a token data set of ``cellglot tokenize`` with its card.
 
     Raises
     ------
     ValueError
         If the corpus is unfinished or damaged, or the card is not complete.
     """
-    corpus = Corpus.open(folder)
-    details = details or read_details(folder)
-    first = folder / corpus.manifest["shards"][0]["file"]
-    facts = DatasetFacts(repo, details, corpus, Features.from_arrow_schema(pq.read_schema(first)))
+    corpus = Corpus.open(source.folder)
+    first = source.folder / corpus.manifest["shards"][0]["file"]
+    facts = DatasetFacts(source.repo, source.details, corpus, Features.from_arrow_schema(pq.read_schema(first)))
     mandatory = ["license", "training_data", "training_data_license"]
-    check_complete({name: getattr(details, name) for name in mandatory}, mandatory)
+    check_complete({name: getattr(source.details, name) for name in mandatory}, mandatory)
     shards = [glob.escape(shard["file"]) for shard in corpus.manifest["shards"]]
-    staged = stage_files(folder, target, (*CORPUS_FILES, *shards))
+    staged = stage_files(source.folder, target, (*CORPUS_FILES, *shards))
     stage_code(target / "tokenizer")
     (target / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
     Corpus.open(target)
@@ -160,7 +112,7 @@ def prepare_dataset(
 
 
 def _first_cells(corpus: Corpus, facts: DatasetFacts) -> Outcome:
-    """Read the first cells of each split from the corpus itself, as `stranger.Visit` names them."""
+    """Read the first cells of each split from the corpus, with the names of `stranger.Visit`."""
     tokenizer = corpus.tokenizer()
     arrays: dict[str, Any] = {}
     texts: dict[str, Any] = {}
@@ -179,7 +131,7 @@ def _first_cells(corpus: Corpus, facts: DatasetFacts) -> Outcome:
 
 
 def render_dataset_card(facts: DatasetFacts) -> str:
-    """Write the card of a token data set: YAML metadata and Markdown."""
+    """Return the card of a token data set: YAML metadata and Markdown."""
     body = environment().get_template("dataset.md.jinja").render(
         facts=facts, details=facts.details, manifest=facts.corpus.manifest, splits=facts.splits
     )  # fmt: skip
@@ -187,7 +139,7 @@ def render_dataset_card(facts: DatasetFacts) -> str:
 
 
 def dataset_card_data(facts: DatasetFacts) -> DatasetCardData:
-    """Make the metadata of a data set: licence, files of each split, features and sizes."""
+    """Return the metadata of a data set: licence, files of each split, features and sizes."""
     details = facts.details
     cells = sum(shard["cells"] for shards in facts.splits.values() for shard in shards)
     data = DatasetCardData(

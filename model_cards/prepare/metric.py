@@ -1,4 +1,4 @@
-"""Metrics: stage an `evaluate` module as a Space, with its card."""
+"""Preparation of metrics: an `evaluate` module as a Space, with its card."""
 
 import ast
 import importlib.metadata
@@ -13,15 +13,15 @@ from typing import Any
 import evaluate
 from huggingface_hub import SpaceCardData
 
-from cellglot.model_cards.card.details import CardDetails, CardError, check_complete, read_details
+from cellglot.model_cards.card.details import CardError, CardFacts, check_complete
 from cellglot.model_cards.card.render import environment, tidy
 from cellglot.model_cards.checks.clean_process import visit_here
-from cellglot.model_cards.prepare.staging import Prepared, Staged, stage_files
+from cellglot.model_cards.prepare.staging import Prepared, Source, Staged, stage_files
 
 
 METRIC_FILES = ("requirements.txt",)
 
-# Kinds of predictions and references -> a call that shows the metric at work.
+# Kinds of predictions and references -> an example call.
 EXAMPLE_CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("text", "text"): {
         "predictions": ["B cell", "T cell", "T cell", "monocyte", "monocyte"],
@@ -40,27 +40,17 @@ EXAMPLE_CALLS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 @dataclass
-class MetricFacts:
-    """All that a card of a metric says.
+class MetricFacts(CardFacts):
+    """Content of a card of a metric.
 
     Parameters
     ----------
-    repo
-        ``owner/name``, or the folder's name.
-    details
-        What a person added.
-    description, inputs
-        The module's own words.
-    links
-        Where more is said.
-    call
-        Arguments of an example.
-    versions
-        Software with which it was computed.
+    description, inputs, links
+        Texts of the module.
+    call, result, versions
+        Arguments, result and software of an example.
     """
 
-    repo: str
-    details: CardDetails
     description: str
     inputs: str
     links: list[str]
@@ -69,65 +59,39 @@ class MetricFacts:
     versions: str
 
     @property
-    def name(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo.split("/")[-1]
-
-    @property
     def title(self) -> str:
         """Heading of the card."""
         words = self.name.replace("_", " ").replace("-", " ").capitalize()
         return self.details.title or words.replace("auroc", "AUROC")
 
 
-def prepare_metric(
-    folder: Path,
-    target: Path,
-    *,
-    repo: str,
-    details: CardDetails | None = None,
-    evaluation: str | Path | None = None,
-    cells: str | Path | None = None,
-    base: str | Path | None = None,
-) -> Prepared:
-    """Stage a metric with its card and the page that lets people try it.
-
-    Parameters
-    ----------
-    folder
-        With a module of the same name.
-    repo
-        Name under which it is published.
-    details
-        As for `publish`.
-    evaluation, cells, base
-        Not used by metrics.
+def prepare_metric(source: Source, target: Path) -> Prepared:
+    """Stage a metric, a module with the name of its folder, with its card and a page to try it.
 
     Raises
     ------
     ValueError
-        If the module is no metric, has inputs that no example is known for, or the card is not complete.
+        If the module is not a metric, its kinds of inputs are unsupported, or the card is not complete.
     """
-    folder = folder.resolve()
-    details = details or read_details(folder)
-    check_complete({"license": details.license}, ["license"])
+    folder = source.folder.resolve()
+    check_complete({"license": source.details.license}, ["license"])
     module = evaluate.load(str(folder))
     call = _example_call(module)
     code = f"{folder.name}.py"
     staged = stage_files(folder, target, (*METRIC_FILES, code))
-    # `evaluate` looks for the module under the name of the repository.
+    # `evaluate` looks for a module with the name of the repository.
     (target / code).rename(target / f"{target.name}.py")
     job = {"kind": "metric", "calls": [call]}
     before = visit_here(job | {"folder": str(folder)})
     facts = MetricFacts(
-        repo=repo,
-        details=details,
+        repo=source.repo,
+        details=source.details,
         description=module.description.strip(),
         inputs=module.inputs_description.strip(),
         links=list(module.info.reference_urls),
         call=call,
         result=module.compute(**call),
-        versions=_versions(folder / code),
+        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in _packages(folder / code)),
     )
     _write_space(staged, facts, folder / code)
     return Prepared(staged, job, before)
@@ -138,8 +102,8 @@ def _example_call(module: Any) -> dict[str, Any]:
     kinds = tuple(_kind(features[name]) if name in features else "" for name in ("predictions", "references"))
     if kinds not in EXAMPLE_CALLS or len(features) != 2:
         raise CardError(
-            f"the metric takes {dict(features)}: a metric that is published takes predictions and references, each "
-            "text, numbers or lists of numbers"
+            f"the metric has the inputs {dict(features)}: only predictions and references are supported, each text, "
+            "numbers or lists of numbers"
         )
     return EXAMPLE_CALLS[kinds]
 
@@ -151,7 +115,7 @@ def _kind(feature: Any) -> str:
 
 
 def _packages(code: Path) -> list[str]:
-    """Distributions that a module imports, beside the standard library."""
+    """Return the distributions that a module imports, without the standard library."""
     tree = ast.parse(code.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -161,10 +125,6 @@ def _packages(code: Path) -> list[str]:
             names.add(node.module.split(".")[0])
     known = importlib.metadata.packages_distributions()
     return sorted({known[name][0] for name in names - sys.stdlib_module_names if name in known})
-
-
-def _versions(code: Path) -> str:
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _packages(code))
 
 
 def _write_space(staged: Staged, facts: MetricFacts, code: Path) -> None:
@@ -177,7 +137,7 @@ def _write_space(staged: Staged, facts: MetricFacts, code: Path) -> None:
 
 
 def render_metric_card(facts: MetricFacts) -> str:
-    """Write the card of a metric: the metadata of a Space, and Markdown."""
+    """Return the card of a metric: the metadata of a Space, and Markdown."""
     arguments, _, results = facts.inputs.partition("Returns:")
     body = environment().get_template("metric.md.jinja").render(
         facts=facts,
@@ -191,13 +151,13 @@ def render_metric_card(facts: MetricFacts) -> str:
 
 
 def _rounded(values: list[Any]) -> str:
-    """Write the arguments of a call in few digits."""
+    """Return the arguments of a call as text with few digits."""
     short = json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
     return json.dumps(short, ensure_ascii=False)
 
 
 def _entries(text: str) -> list[tuple[str, str]]:
-    """Split a list of ``name: meaning`` into pairs; deeper lines go on with the one before."""
+    """Split a list of ``name: meaning`` into pairs; lines with a deeper indent continue the one before."""
     entries: list[tuple[str, str]] = []
     for line in text.strip("\n").splitlines():
         name, separator, meaning = line.strip().partition(": ")
@@ -209,7 +169,7 @@ def _entries(text: str) -> list[tuple[str, str]]:
 
 
 def metric_card_data(facts: MetricFacts) -> SpaceCardData:
-    """Make the metadata of a metric's Space."""
+    """Return the metadata of a metric's Space."""
     data = SpaceCardData(
         title=facts.title,
         sdk="gradio",

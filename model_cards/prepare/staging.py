@@ -1,4 +1,4 @@
-"""Copies into a fresh folder what belongs into a repository, and counts what stays behind."""
+"""Staging: copies of the files that belong in a repository, in a new folder."""
 
 import inspect
 import json
@@ -14,9 +14,8 @@ import yaml
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import cellglot.tokenization
-from cellglot.inputs import path_inside
-from cellglot.model_cards.card.details import CARD_FILE
-from cellglot.model_cards.card.facts import read_json
+from cellglot.inputs import path_inside, read_json
+from cellglot.model_cards.card.details import CARD_FILE, CardDetails
 from cellglot.model_cards.card.run_record import CONFIG_FILE, TrainingRun
 from cellglot.model_cards.checks.clean_process import Outcome
 from cellglot.model_cards.content_scan import Cleaned, clean_json
@@ -31,7 +30,7 @@ _OWN_LIBRARIES = ("cellglot", "transformers_modules", "modeling_")
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
-# What a trainer leaves behind: known, and never of use to others.
+# Files of a trainer that are never published.
 LEFT_OVERS = (
     "optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "trainer_state.json", "rng_state*.pth",
     "run_identity.json", "events.out.tfevents.*", "checkpoint-*", "runs", "corpus", ".work", "__pycache__", ".cache",
@@ -45,26 +44,48 @@ MODEL_FILES = (
     "text_tokenizer/*.txt", CALIBRATION_FILE, RUN_FILE,
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", CALIBRATION_FILE, RUN_FILE)
-CORPUS_FILES = (  # and the shards that the manifest names
+CORPUS_FILES = (  # and the shards in the manifest
     "manifest.json", "tokenizer/gene_vocab.json", "tokenizer/gene_stats.safetensors",
     "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
 )  # fmt: skip
 
 
 class PickleError(ValueError):
-    """A folder holds a pickle, which can run any code when it is loaded."""
+    """A folder contains a pickle, which can run any code when it is loaded."""
+
+
+@dataclass
+class Source:
+    """A folder to publish.
+
+    Parameters
+    ----------
+    folder
+        A model, an adapter, a token data set or a metric.
+    repo
+        Name under which it is published.
+    details, evaluation, cells, base
+        As for `cellglot.model_cards.publishing.publish`.
+    """
+
+    folder: Path
+    repo: str
+    details: CardDetails
+    evaluation: str | Path | None = None
+    cells: str | Path | None = None
+    base: str | Path | None = None
 
 
 @dataclass
 class Staged:
-    """A folder that is ready to be looked at.
+    """A folder of staged files.
 
     Parameters
     ----------
     cleaned
         Paths of this machine that were shortened.
     left_out
-        Files of the source that stayed behind.
+        Files of the source that were not copied.
     """
 
     folder: Path
@@ -80,14 +101,14 @@ class Staged:
 
 @dataclass
 class Prepared:
-    """A staged folder, with what is known of it before it is published.
+    """A staged folder and its results in this process.
 
     Parameters
     ----------
     job
-        For `stranger.Visit`, but for the folder.
+        For `stranger.Visit`, without the folder.
     before
-        What the source gives in this process.
+        Results of the source in this process.
     """
 
     staged: Staged
@@ -95,22 +116,20 @@ class Prepared:
     before: Outcome
 
 
-def stage_files(
-    source: str | Path, target: str | Path, patterns: Iterable[str], *, ours: Iterable[str] = ()
-) -> Staged:
-    """Copy the files that match; JSON is cleaned of paths of this machine, Parquet is linked where that is possible.
+def stage_files(source: str | Path, target: str | Path, patterns: Iterable[str]) -> Staged:
+    """Copy the files that match; paths of this machine are removed from JSON, Parquet files are linked if possible.
 
     Parameters
     ----------
     patterns
-        What belongs to it, relative to `source`.
-    ours
-        Further names that are made anew and so do not count as left out.
+        Files to copy, relative to `source`.
 
     Raises
     ------
+    PickleError
+        If `source` contains a pickle.
     ValueError
-        If a file that matches is a link to somewhere else than the cache of the Hub that `source` lies in.
+        If a matching file is a link out of `source` and its cache of the Hub.
     """
     source, staged = Path(source), Staged(Path(target))
     wanted = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
@@ -118,29 +137,24 @@ def stage_files(
     pickles = [p.relative_to(source).as_posix() for p in found if p.suffix in PICKLES and p not in wanted]
     if pickles:
         raise PickleError(
-            f"{source} holds {', '.join(pickles[:5])}: a pickle runs code when it is loaded, and is not published. "
+            f"{source} contains {', '.join(pickles[:5])}: a pickle runs code when it is loaded, and is not published. "
             "Save weights as safetensors (model.save_pretrained does), or move the file elsewhere"
         )
-    _refuse_links(source, wanted)
+    for path in sorted(wanted):
+        path_inside(source, path.relative_to(source).as_posix(), source)
     for path in sorted(wanted):
         _copy(path, path.relative_to(source).as_posix(), staged)
-    made_anew = {"README.md", CARD_FILE, CONFIG_FILE, "evaluation.json", "examples.json", *ours}
+    written_new = {"README.md", CARD_FILE, CONFIG_FILE, "evaluation.json", "examples.json"}
     staged.left_out = [
-        p.relative_to(source).as_posix() for p in found if p not in wanted and p.name not in made_anew
+        p.relative_to(source).as_posix() for p in found if p not in wanted and p.name not in written_new
         and p.suffix != ".py"
     ]  # fmt: skip
     staged.left_out += [f"{p.name}{'/' if p.is_dir() else ''}" for p in sorted(source.iterdir()) if _left_over(p.name)]
     return staged
 
 
-def _refuse_links(source: Path, wanted: Iterable[Path]) -> None:
-    """Refuse links that lead out of a folder: what they lead to was not meant to be published."""
-    for path in sorted(wanted):
-        path_inside(source, path.relative_to(source).as_posix(), source)
-
-
 def _files(source: Path) -> list[Path]:
-    """All files but those that a trainer leaves behind."""
+    """Return all files except those of a trainer."""
     found: list[Path] = []
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(f for f in folders if not _left_over(f))
@@ -156,31 +170,24 @@ def _copy(path: Path, name: str, staged: Staged) -> None:
     target = staged.folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
-        content = clean_json(read_json(path), name, staged.cleaned)
-        target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(target, clean_json(read_json(path), name, staged.cleaned))
         return
     if path.suffix == ".parquet":
         try:
             os.link(path.resolve(), target)
             return
         except OSError:
-            pass  # another file system: it is copied
+            pass  # another file system: copy the file
     shutil.copyfile(path, target)
 
 
 def stage_code(folder: str | Path) -> list[str]:
-    """Copy the Hub files that the configurations in a folder name, with all that they import.
-
-    Parameters
-    ----------
-    folder
-        Where ``config.json`` and its like are, and where the code goes.
-    """
+    """Copy into a folder the Hub files that its configurations name, with their imports; return the file names."""
     folder, copied = Path(folder), set()
     for module in sorted(_modules(folder)):
         source = next((place / f"{module}.py" for place in _code_folders() if (place / f"{module}.py").exists()), None)
         if source is None:
-            raise ValueError(f"{folder} names the code {module}.py, which is not part of cellglot")
+            raise ValueError(f"{folder}: a configuration names the code {module}.py, which is not part of cellglot")
         for file in (source, *map(Path, get_relative_import_files(source))):
             shutil.copyfile(file, folder / file.name)
             copied.add(file.name)
@@ -194,7 +201,7 @@ def _code_folders() -> list[Path]:
 
 
 def _modules(folder: Path) -> set[str]:
-    """Modules that are named in the configurations of a folder; those of other repositories are refused."""
+    """Return the modules that the configurations of a folder name; refuse those of other repositories."""
     named: set[str] = set()
     for name in ("config.json", "tokenizer_config.json", "processor_config.json", "adapter_config.json"):
         if not (folder / name).exists():
@@ -204,8 +211,8 @@ def _modules(folder: Path) -> set[str]:
         foreign = [path for path in found if not _OWN_CODE.fullmatch(path)]
         if foreign:
             raise ValueError(
-                f"{folder / name} names the code {foreign[0]!r:.120}, which is not a file of this folder: others "
-                "would run it with the model. Save the model again with cellglot's classes, nothing was published"
+                f"{folder / name} names the code {foreign[0]!r:.120}, which is not a file of this folder and would "
+                "run on loading the model. Save the model again with cellglot's classes. Nothing was published"
             )
         library = (config.get("auto_mapping") or {}).get("parent_library")
         if library is not None and not str(library).startswith(_OWN_LIBRARIES):
@@ -217,7 +224,7 @@ def _modules(folder: Path) -> set[str]:
 
 
 def clean_tokenizer_config(folder: str | Path) -> None:
-    """Take the processor out of a tokenizer's configuration where the folder has none."""
+    """Remove the processor from a tokenizer's configuration if the folder has none."""
     path = Path(folder, "tokenizer_config.json")
     if not path.exists() or Path(folder, "processor_config.json").exists():
         return
@@ -228,12 +235,12 @@ def clean_tokenizer_config(folder: str | Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file."""
+    """Write a JSON file with an indent of two blanks."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_training_configs(staged: Staged, runs: Iterable[TrainingRun]) -> None:
-    """Write the configurations of runs as the YAML files that the commands on the card take."""
+    """Write the configurations of runs as the YAML files of the commands on the card."""
     for run in runs:
         if config := clean_json(run.record.get("config"), run.config_file, staged.cleaned):
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -241,6 +248,6 @@ def write_training_configs(staged: Staged, runs: Iterable[TrainingRun]) -> None:
 
 
 __all__ = [
-    "ADAPTER_FILES", "CORPUS_FILES", "MODEL_FILES", "PickleError", "Prepared", "Staged", "clean_tokenizer_config",
-    "stage_code", "stage_files", "write_json", "write_training_configs",
+    "ADAPTER_FILES", "CORPUS_FILES", "MODEL_FILES", "PickleError", "Prepared", "Source", "Staged",
+    "clean_tokenizer_config", "stage_code", "stage_files", "write_json", "write_training_configs",
 ]  # fmt: skip

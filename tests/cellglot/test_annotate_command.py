@@ -162,7 +162,7 @@ def test_query_does_not_use_embeddings_of_another_model(cellglot_command, cell_t
     processor.save_pretrained(tmp_path / "other")
     done = cellglot_command("query", tmp_path / "other", annotated, "B cell", *CPU)
     assert done.status == 0, done.err
-    assert "embeddings in annotated.h5ad are of another model: its cells are embedded anew" in done.out
+    assert "the embeddings in annotated.h5ad are of another model: its cells are embedded again" in done.out
     assert list(shown(done)) == list(shown(cellglot_command("query", tmp_path / "other", cells, "B cell", *CPU)))
 
 
@@ -256,8 +256,8 @@ ERRORS = {
     "query of another model": (["query", "sccello", "few.h5ad", "B cell"], "does not read texts"),
     "empty query": (["query", "langcell", "few.h5ad", " "], "the text to search for is empty"),
     "top": (["query", "langcell", "few.h5ad", "B cell", "--top", "0"], "top=0"),
-    "other embeddings": (["query", "langcell", "other.npy", "B cell"], "that are not of this model"),
-    "no cells to write": (["query", "langcell", "good.npy", "B cell", "-o", "new.h5ad"], "holds embeddings alone"),
+    "other embeddings": (["query", "langcell", "other.npy", "B cell"], "but this model's are normalised and of size"),
+    "no cells to write": (["query", "langcell", "good.npy", "B cell", "-o", "new.h5ad"], "contains only embeddings"),
 }
 
 

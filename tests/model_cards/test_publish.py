@@ -269,7 +269,7 @@ def test_a_folder_of_another_model(details, tmp_path, config, message):
 def test_a_model_that_is_not_whole(copied, details, tmp_path, missing, what):
     folder = copied("exceiver")
     (folder / missing).unlink()
-    with pytest.raises(ValueError, match=f"holds no {what}"):
+    with pytest.raises(ValueError, match=f"has no {what}"):
         publish(folder, output=tmp_path / "new", details=details())
 
 
@@ -280,7 +280,9 @@ def test_a_repository_that_exists(folders, details, hub):
 
 
 def test_an_adapter_whose_base_is_a_folder(adapter, details, tmp_path):
-    with pytest.raises(ValueError, match="of this machine alone, which nobody else has: .* --base-model owner/name"):
+    with pytest.raises(
+        ValueError, match="a folder of this machine, which others do not have: .* --base-model owner/name"
+    ):
         publish(adapter, output=tmp_path / "new", details=details())
 
 
@@ -290,14 +292,14 @@ def test_an_adapter_without_base(adapter, details, tmp_path):
     (folder / "training_run.json").unlink()
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(ValueError, match="names no base model: pass it by --base-model owner/name"):
+    with pytest.raises(ValueError, match="has no base model: pass it with --base-model owner/name"):
         publish(folder, output=tmp_path / "new", details=details())
 
 
 def test_a_pickle_and_a_secret_in_the_folder(copied, details, tmp_path):
     folder = copied("exceiver")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"holds pytorch_model\.bin: a pickle"):
+    with pytest.raises(ValueError, match=r"contains pytorch_model\.bin: a pickle"):
         publish(folder, output=tmp_path / "new", details=details())
     (folder / "pytorch_model.bin").unlink()
     record = json.loads((folder / "training_run.json").read_text())
@@ -314,10 +316,10 @@ def test_cells_that_the_model_does_not_know(folders, details, tmp_path, random_c
     cells = anndata.AnnData(random_counts(5, 30))
     cells.var_names = [f"GENE{i}" for i in range(30)]
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(ValueError, match="do not fit the model .*: pass a file of cells that it is for by --cells"):
+    with pytest.raises(ValueError, match="do not match the model .*: pass a file of its cells with --cells"):
         publish(folders["exceiver"], output=tmp_path / "new", details=details(), cells=tmp_path / "cells.h5ad")
 
 
 def test_nowhere_to_publish_to(folders, details):
-    with pytest.raises(ValueError, match="where to"):
+    with pytest.raises(ValueError, match="name a repository"):
         publish(folders["exceiver"], details=details())

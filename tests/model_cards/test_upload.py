@@ -70,7 +70,7 @@ def test_a_repository_without_its_files_is_deleted_again(hub, folder, caplog):
     hub.delete_repo.side_effect = OSError("not allowed")
     with pytest.raises(OSError, match="the line is down"):
         upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
-    assert "repository owner/name was made and could not be deleted: publish with --overwrite" in caplog.text
+    assert "repository owner/name was created and could not be deleted: publish with --overwrite" in caplog.text
 
 
 def test_a_repository_of_before_is_never_deleted(hub, folder):
@@ -84,6 +84,6 @@ def test_a_repository_of_before_is_never_deleted(hub, folder):
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "owner/na me", "-x/name"])
 def test_names_that_are_none(hub, name):
-    with pytest.raises(ValueError, match="is no name of a repository"):
+    with pytest.raises(ValueError, match="is not a name of a repository"):
         check_repository(hub, name, "model", overwrite=False)
     hub.repo_exists.assert_not_called()

@@ -1,4 +1,4 @@
-"""How well an embedding of cells keeps cell types apart (AvgBIO) and batches together (AvgBatch)."""
+"""Scores of an embedding of cells: separation of cell types (AvgBIO) and mixing of batches (AvgBatch)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,37 +13,37 @@ from sklearn.neighbors import NearestNeighbors
 
 
 DESCRIPTION = """\
-Scores of an embedding of cells, as scCello's evaluation takes them (Yuan et al. 2024, arXiv 2408.12373). Cell types:
-NMI and ARI of given clusters, silhouette width rescaled to [0, 1] (asw_label), and their mean (avg_bio). Batches:
-silhouette width of batches (asw_batch), connectivity of cell types in the graph of nearest neighbours, and their mean
-(avg_batch). Cells without a label are left out of all scores, cells without a batch out of asw_batch. A score that is
-not defined is None, with the reason.
+Scores of an embedding of cells, as in scCello's evaluation (Yuan et al. 2024, arXiv 2408.12373). Cell types: NMI and
+ARI of given clusters, silhouette width rescaled to [0, 1] (asw_label), and their mean (avg_bio). Batches: silhouette
+width of batches (asw_batch), connectivity of cell types in the nearest-neighbour graph, and their mean (avg_batch).
+Cells without a label are excluded from all scores, cells without a batch from asw_batch. An undefined score is None,
+with the reason.
 """
 
 INPUTS = """\
 Args:
     predictions: embedding of each cell.
-    references: cell type of each cell; None, NaN or '' where it is not known.
-    batches (optional): batch of each cell; None, NaN or '' where it is not known.
+    references: cell type of each cell; None, NaN or '' if unknown.
+    batches (optional): batch of each cell; None, NaN or '' if unknown.
     clusters (optional): cluster of each cell; for nmi, ari and avg_bio.
-    n_neighbors (optional): neighbours of a cell in the graph, itself among them; 15.
+    n_neighbors (optional): neighbours of a cell in the graph, including itself; 15.
 Returns:
-    nmi, ari, asw_label, avg_bio, asw_batch, graph_connectivity, avg_batch: floats, or None where undefined.
+    nmi, ari, asw_label, avg_bio, asw_batch, graph_connectivity, avg_batch: floats, or None if undefined.
     cells, cell_types, batches, cells_without_label, cells_without_batch: numbers.
     undefined: score that is None -> the reason.
 """
 
-CELLS_AT_ONCE = 2048  # distances of so many cells to as many others are held at once: 34 MB
+CELLS_AT_ONCE = 2048  # size of a block of distances: 34 MB
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Return labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 
 
 def group_codes(values: Iterable[Any]) -> np.ndarray:
-    """Return numbers to groups, by their sorted names: int64, shape (cells,), -1 for cells in no group."""
+    """Return the number of each cell's group, in sorted order; int64, shape (cells,), -1 without a group."""
     names = np.array(texts(values), dtype=str)
     known, codes = np.unique(names, return_inverse=True)
     return codes.astype(np.int64) - 1 if len(known) and known[0] == "" else codes.astype(np.int64)
@@ -52,19 +52,19 @@ def group_codes(values: Iterable[Any]) -> np.ndarray:
 def silhouette_widths(embedding: np.ndarray, groupings: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the silhouette widths of cells in one or several groupings, by Euclidean distance (Rousseeuw 1987).
 
-    Every distance is computed once, in blocks; memory grows with cells x groups. As in scikit-learn, a cell alone in
-    its group has width 0.
+    Equal to scikit-learn's ``silhouette_samples``, but each distance is computed only once for both directions and all
+    groupings (three times faster for two), and memory is bounded by blocks and cells x groups.
 
     Parameters
     ----------
     groupings
-        Group of each cell, counted from 0, -1 for cells that are left out; each of shape (cells,).
+        Group of each cell from 0, -1 for excluded cells; each of shape (cells,).
 
     Returns
     -------
     list of numpy.ndarray
-        For each grouping the widths in [-1, 1], NaN for cells that are left out or where there is but one group;
-        float64, shape (cells,).
+        For each grouping the widths in [-1, 1], NaN for excluded cells or if there is only one group; float64, shape
+        (cells,).
     """
     x = np.asarray(embedding, dtype=np.float64)
     x = x - x.mean(axis=0)
@@ -84,7 +84,7 @@ def _distances_to_groups(x: np.ndarray, groupings: Sequence[np.ndarray], numbers
     sums = np.zeros((len(x), sum(numbers)))
 
     def members(block: slice) -> np.ndarray:
-        # Row -1, for cells that are left out, is zero in all columns that are kept.
+        # Row -1, of excluded cells, is zero in all used columns.
         pairs = zip(groupings, numbers, strict=True)
         return np.concatenate([np.eye(n + 1)[g[block], :n] for g, n in pairs], axis=1)
 
@@ -121,27 +121,20 @@ def _widths(sums: np.ndarray, grouping: np.ndarray, sizes: np.ndarray) -> np.nda
 def batch_silhouette(widths: np.ndarray, batches: np.ndarray) -> float:
     """Return asw_batch: (1 + mean over batches of (1 - mean absolute width of the batch's cells)) / 2.
 
-    As scCello's release computes it, over all cells and hence in [0.5, 1]; scib takes 1 - the mean absolute width
-    within each cell type.
-
-    Parameters
-    ----------
-    widths
-        Silhouette widths of the batches, shape (cells,).
-    batches
-        Batch of each cell, counted from 0, -1 for cells that are left out, shape (cells,).
+    As in scCello's release, over all cells and therefore in [0.5, 1]; scib uses 1 - the mean absolute width within
+    each cell type. Widths and batches (from 0, -1 for excluded cells) have shape (cells,).
     """
     means = [1 - np.abs(widths[batches == b]).mean() for b in np.unique(batches[batches >= 0])]
     return float((1 + np.mean(means)) / 2)
 
 
 def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest cells of each by Euclidean distance, exactly, in bounded memory.
+    """Find the nearest cells of each cell by Euclidean distance, exactly, in bounded memory.
 
     Parameters
     ----------
     n_neighbors
-        Neighbours of a cell, itself among them (as scanpy counts).
+        Neighbours of a cell, including itself (as in scanpy).
 
     Returns
     -------
@@ -151,11 +144,10 @@ def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.
     """
     n_cells = len(embedding)
     if n_neighbors < 2:
-        raise ValueError(f"{n_neighbors} neighbours, the cell itself among them: a graph needs at least 2")
+        raise ValueError(f"n_neighbors={n_neighbors} (including the cell itself) must be at least 2")
     if n_cells < n_neighbors:
         raise ValueError(
-            f"{n_cells:,} cells are fewer than the {n_neighbors} neighbours of the graph: pass more cells or "
-            f"n_neighbors of at most {n_cells}"
+            f"{n_cells:,} cells are fewer than n_neighbors={n_neighbors}: pass more cells or fewer neighbours"
         )
     search = NearestNeighbors(n_neighbors=n_neighbors - 1, algorithm="brute").fit(np.asarray(embedding))
     distances, numbers = search.kneighbors()
@@ -164,13 +156,7 @@ def nearest_neighbors(embedding: np.ndarray, n_neighbors: int = 15) -> tuple[np.
 
 
 def neighbor_graph(numbers: np.ndarray) -> csr_matrix:
-    """Return the undirected graph that joins each cell to its neighbours, shape (cells, cells).
-
-    Parameters
-    ----------
-    numbers
-        Neighbours of each cell, the cell itself first, shape (cells, n_neighbors).
-    """
+    """Return the undirected graph of the neighbours from `nearest_neighbors`, shape (cells, cells)."""
     others = numbers[:, 1:]
     rows = np.repeat(np.arange(len(others)), others.shape[1])
     graph = coo_matrix((np.ones(rows.size, dtype=bool), (rows, others.ravel())), (len(others),) * 2).tocsr()
@@ -178,19 +164,19 @@ def neighbor_graph(numbers: np.ndarray) -> csr_matrix:
 
 
 def graph_connectivity(graph: csr_matrix, labels: np.ndarray) -> float:
-    """Return the share of a cell type's cells that lie in its largest connected part, averaged over cell types.
+    """Return the share of cells in the largest connected component of their cell type, averaged over cell types.
 
-    Edges have no direction, as in scib; scib-metrics follows them one way.
+    Edges are undirected, as in scib (in scib-metrics they are directed).
 
     Parameters
     ----------
     graph
         Edges between cells, shape (cells, cells).
     labels
-        Cell type of each cell, counted from 0, -1 for cells that are left out, shape (cells,).
+        Cell type of each cell from 0, -1 for excluded cells, shape (cells,).
     """
     if not (labels >= 0).any():
-        raise ValueError("no cell has a type: there are no parts of the graph to look at")
+        raise ValueError("no cell has a cell type: graph connectivity needs labels")
     edges = graph.tocoo()
     inside = labels[edges.row] == labels[edges.col]
     kept = (np.ones(int(inside.sum()), dtype=bool), (edges.row[inside], edges.col[inside]))
@@ -213,28 +199,28 @@ def embedding_scores(
     Parameters
     ----------
     labels
-        Cell type of each cell; cells where it is None, NaN or blank are left out of everything.
+        Cell type of each cell; cells with None, NaN or blank are excluded from all scores.
     batches
-        Batch of each cell; cells where it is None, NaN or blank are left out of asw_batch.
+        Batch of each cell; cells with None, NaN or blank are excluded from asw_batch.
     n_neighbors
-        Neighbours of a cell in the graph, itself among them.
+        Neighbours of a cell in the graph, including itself.
     neighbors
-        What `nearest_neighbors` gives for these cells, where it is there already and every cell has a type.
+        Numbers from `nearest_neighbors`, if computed already and every cell has a type.
 
     Returns
     -------
     dict
-        As the metric's description says; plain types.
+        Fields of the metric's description; plain types.
     """
     x = np.asarray(embedding)
     if x.ndim != 2 or not x.size:
-        raise ValueError(f"an embedding has the shape (cells, size), not {x.shape}")
+        raise ValueError(f"embedding has shape {x.shape}; it must be (cells, size)")
     types = _codes(labels, "labels", len(x))
     of_batches = _codes(batches, "batches", len(x))
     of_clusters = _codes(clusters, "clusters", len(x))
     kept = np.ones(len(x), dtype=bool) if types is None else types >= 0
     if not kept.any():
-        raise ValueError(f"none of {len(x):,} cells has a label: leave labels out where there are none")
+        raise ValueError(f"none of {len(x):,} cells has a label: pass labels=None to score without them")
     if not np.isfinite(x[kept]).all():
         raise ValueError(f"the embeddings of {int((~np.isfinite(x[kept]).all(axis=1)).sum()):,} cells are not finite")
     if of_clusters is not None and (of_clusters[kept] < 0).any():
@@ -257,7 +243,7 @@ def embedding_scores(
 def _codes(values: Iterable[Any] | None, what: str, n_cells: int) -> np.ndarray | None:
     codes = None if values is None else group_codes(values)
     if codes is not None and len(codes) != n_cells:
-        raise ValueError(f"{what} of {len(codes):,} cells for embeddings of {n_cells:,}")
+        raise ValueError(f"{len(codes):,} {what} for embeddings of {n_cells:,} cells")
     return codes
 
 
@@ -272,7 +258,7 @@ def _scores(
     clusters: np.ndarray | None,
     neighbors: np.ndarray | None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the scores that are defined, and the reasons of the others."""
+    """Return the defined scores, and the reasons for the undefined ones."""
     no_types = _cannot_compare(types, "cell type", "cell types")
     no_batches = _cannot_compare(batches, "batch", "batches")
     wanted = {
@@ -310,13 +296,13 @@ def _scores(
 
 
 def _cannot_compare(codes: np.ndarray | None, one: str, several: str) -> str | None:
-    """Say why groups cannot be told apart, None where they can."""
+    """Return why groups cannot be compared, or None if they can."""
     if codes is None:
         return f"no {several} were given"
     sizes = np.bincount(codes[codes >= 0])
     sizes = sizes[sizes > 0]
     if len(sizes) < 2:
-        return f"the cells are of {len(sizes)} {one if len(sizes) else several}: there is nothing to tell apart"
+        return f"the cells have {len(sizes)} {one if len(sizes) else several}: at least two are needed"
     if sizes.max() == 1:
         return f"every {one} has a single cell"
     return None

@@ -11,29 +11,29 @@ from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 
 DESCRIPTION = """\
-Accuracy, balanced accuracy, macro F1 and one-versus-rest AUROC of predicted cell types. Cells without a label are left
-out and counted. Cells without a prediction, and cells of classes that training never saw, count as errors and are
-reported. A score that is not defined is None, with the reason.
+Accuracy, balanced accuracy, macro F1 and one-versus-rest AUROC of predicted cell types. Cells without a label are
+excluded and counted. Cells without a prediction, and cells of classes that are not in the training data, count as
+errors and are reported. An undefined score is None, with the reason.
 """
 
 INPUTS = """\
 Args:
-    predictions: predicted class of each cell; None, NaN or '' where there is none.
-    references: class of each cell; None, NaN or '' where it is not known.
-    scores (optional): array of shape (cells, classes), larger where a class is likelier; for AUROC.
+    predictions: predicted class of each cell; None, NaN or '' without a prediction.
+    references: class of each cell; None, NaN or '' if unknown.
+    scores (optional): array of shape (cells, classes), larger for more likely classes; for AUROC.
     classes (optional): class of each column of `scores`.
-    training_classes (optional): classes that training saw; `classes` where it is not given.
+    training_classes (optional): classes of the training data; by default `classes`.
 Returns:
-    accuracy, balanced_accuracy, macro_f1, auroc: floats, or None where undefined.
+    accuracy, balanced_accuracy, macro_f1, auroc: floats, or None if undefined.
     f1_per_class, auroc_per_class, cells_per_class: one number for each class among the references.
-    unseen_classes: class that training never saw -> its cells; None where no classes of training are known.
+    unseen_classes: class that is not in the training data -> its cells; None if the training classes are unknown.
     cells, cells_without_label, cells_without_prediction, cells_without_scores: numbers of cells.
     undefined: score that is None -> the reason.
 """
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Return labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 
@@ -47,39 +47,38 @@ def classification_scores(
 ) -> dict[str, Any]:
     """Score predicted classes.
 
-    Means over classes go over the classes among the references. AUROC of a class is that of its column against all
-    other classes; a class of the references without column has the same score for every cell, hence AUROC 0.5 (our
-    choice: a class that training never saw is not left out of the mean).
+    Means are over the classes among the references. The AUROC of a class compares its column with all other classes; a
+    class without a column has the AUROC 0.5 (our choice: a class that is not in the training data stays in the mean).
 
     Parameters
     ----------
     references
-        Class of each cell; None, NaN or blank where it is not known.
+        Class of each cell; None, NaN or blank if unknown.
     predictions
-        Predicted class of each cell; None, NaN or blank where there is none, which counts as an error.
+        Predicted class of each cell; None, NaN or blank without a prediction, which is an error.
     scores
-        Larger where a class is likelier, shape (cells, classes); cells with NaN are left out of AUROC and counted.
+        Larger for more likely classes, shape (cells, classes); cells with NaN are excluded from AUROC and counted.
     classes
         Class of each column of `scores`.
     training_classes
-        Classes that training saw; `classes` where it is None.
+        Classes of the training data; by default `classes`.
 
     Returns
     -------
     dict
-        As the metric's description says; plain types.
+        Fields of the metric's description; plain types.
 
     Raises
     ------
     ValueError
-        If there are not as many predictions as cells, no cell has a label, or `scores` and `classes` do not fit.
+        If the numbers of predictions and cells differ, no cell has a label, or `scores` do not match `classes`.
     """
     true, predicted = np.array(texts(references), dtype=str), np.array(texts(predictions), dtype=str)
     if len(true) != len(predicted):
         raise ValueError(f"{len(predicted):,} predictions for {len(true):,} cells cannot be scored")
     labelled = true != ""
     if not labelled.any():
-        raise ValueError(f"none of {len(true):,} cells has a label: there is nothing to score predictions against")
+        raise ValueError(f"none of {len(true):,} cells has a label: pass the class of at least one cell")
     a, b = true[labelled], predicted[labelled]
     names = np.unique(a)
     per_class = f1_score(a, b, labels=names, average=None, zero_division=0)
@@ -117,9 +116,9 @@ def _scores_by_class(scores: Any, classes: Sequence[Any] | None, n_cells: int) -
         raise ValueError("scores without classes: name the class of each column")
     names, table = texts(classes), np.asarray(scores, dtype=np.float64)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"the {len(names)} classes of the scores must have different names, and be at least one")
+        raise ValueError(f"the {len(names)} classes of the scores must have distinct names, and be at least one")
     if table.shape != (n_cells, len(names)):
-        raise ValueError(f"scores have the shape {table.shape} for {n_cells:,} cells and {len(names)} classes")
+        raise ValueError(f"scores have shape {table.shape} for {n_cells:,} cells and {len(names)} classes")
     return dict(zip(names, table.T, strict=True))
 
 
@@ -128,7 +127,7 @@ def _aurocs(true: np.ndarray, by_column: dict[str, np.ndarray]) -> dict[str, Any
     true, without = true[finite], int((~finite).sum())
     names = np.unique(true)
     if len(names) < 2:
-        reason = f"the cells with scores are of {len(names)} class: AUROC needs two"
+        reason = f"the cells with scores have {len(names)} class: AUROC needs two"
         return {"cells_without_scores": without, "undefined": {"auroc": reason}}
     constant = np.zeros(len(finite))
     per_class = {str(n): float(roc_auc_score(true == n, by_column.get(str(n), constant)[finite])) for n in names}

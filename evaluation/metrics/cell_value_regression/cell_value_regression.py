@@ -1,4 +1,4 @@
-"""How well a value of each cell is predicted: Pearson and Spearman correlation, R2 and mean absolute error."""
+"""Scores of a predicted value of each cell: Pearson and Spearman correlation, R2 and mean absolute error."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,53 +6,42 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score
 
 
 DESCRIPTION = """\
 Pearson and Spearman correlation, coefficient of determination (R2) and mean absolute error of a predicted value of
-each cell. Cells without a value are left out and counted. A score that is not defined is None, with the reason.
+each cell. Cells without a value are excluded and counted. An undefined score is None, with the reason.
 """
 
 INPUTS = """\
 Args:
     predictions: predicted value of each cell.
-    references: value of each cell, NaN where it is not known.
+    references: value of each cell, NaN if unknown.
 Returns:
-    pearson, spearman, r2, mae: floats, or None where undefined; mae is in the unit of the values.
+    pearson, spearman, r2, mae: floats, or None if undefined; mae is in the unit of the values.
     cells, cells_without_value: numbers of cells.
     undefined: score that is None -> the reason.
 """
 
 
 def regression_scores(references: Sequence[float] | np.ndarray, predictions: Sequence[float] | np.ndarray) -> dict:
-    """Score predicted values.
-
-    Parameters
-    ----------
-    references
-        Value of each cell, NaN where it is not known.
-
-    Returns
-    -------
-    dict
-        As the metric's description says; plain types.
-    """
+    """Score predicted values; an unknown value is NaN. Return the fields of the metric's description."""
     true, predicted = np.asarray(references, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
     if true.shape != predicted.shape or true.ndim != 1:
         raise ValueError(f"predictions of shape {predicted.shape} for values of shape {true.shape} cannot be scored")
     known = ~np.isnan(true)
     if not known.any():
-        raise ValueError(f"none of {len(true):,} cells has a value: there is nothing to score predictions against")
+        raise ValueError(f"none of {len(true):,} cells has a value: pass the value of at least one cell")
     a, b = true[known], predicted[known]
     wrong = int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum())
     if wrong:
         raise ValueError(f"{wrong:,} values or predictions of {len(a):,} cells with a value are not finite")
     undefined = _undefined(a, b)
     scores = {
-        "pearson": lambda: _correlation(a, b),
-        "spearman": lambda: _correlation(rankdata(a), rankdata(b)),
+        "pearson": lambda: pearsonr(a, b).statistic,
+        "spearman": lambda: spearmanr(a, b).statistic,
         "r2": lambda: r2_score(a, b),
         "mae": lambda: mean_absolute_error(a, b),
     }
@@ -68,11 +57,6 @@ def _undefined(a: np.ndarray, b: np.ndarray) -> dict[str, str]:
     if np.ptp(b) == 0:
         return dict.fromkeys(("pearson", "spearman"), f"all {len(a):,} predictions are the same")
     return {}
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.clip((a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)), -1, 1))
 
 
 class CellValueRegression(evaluate.Metric):

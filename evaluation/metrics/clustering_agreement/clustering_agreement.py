@@ -1,4 +1,4 @@
-"""How well clusters of cells agree with cell types: normalised mutual information and adjusted Rand index."""
+"""Agreement of clusters with cell types: normalised mutual information and adjusted Rand index."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,51 +11,43 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 DESCRIPTION = """\
 Normalised mutual information (arithmetic mean of the entropies) and adjusted Rand index of clusters and cell types.
-Cells without a label are left out and counted. A score that is not defined is None, with the reason.
+Cells without a label are excluded and counted. An undefined score is None, with the reason.
 """
 
 INPUTS = """\
 Args:
     predictions: cluster of each cell, a number or a text.
-    references: cell type of each cell; None, NaN or '' where it is not known.
+    references: cell type of each cell; None, NaN or '' if unknown.
 Returns:
-    nmi, ari: floats, or None where undefined.
+    nmi, ari: floats, or None if undefined.
     clusters, cell_types, cells, cells_without_label: numbers.
     undefined: score that is None -> the reason.
 """
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Return labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 
 
 def clustering_agreement(labels: Iterable[Any], clusters: Iterable[Any]) -> dict[str, Any]:
-    """Compare clusters with cell types.
+    """Compare clusters with cell types; unknown labels are None, NaN or blank.
 
-    Parameters
-    ----------
-    labels
-        Cell type of each cell; None, NaN or blank where it is not known.
-
-    Returns
-    -------
-    dict
-        As the metric's description says; plain types.
+    Return the fields of the metric's description.
     """
     types, found = np.array(texts(labels), dtype=str), np.array(texts(clusters), dtype=str)
     if len(types) != len(found):
-        raise ValueError(f"clusters of {len(found):,} cells and labels of {len(types):,} cannot be compared")
+        raise ValueError(f"{len(found):,} clusters for {len(types):,} labels: pass one of each per cell")
     labelled = types != ""
     if not labelled.any():
-        raise ValueError(f"none of {len(types):,} cells has a label: there is nothing to compare clusters with")
+        raise ValueError(f"none of {len(types):,} cells has a label: pass the type of at least one cell")
     a, b = types[labelled], found[labelled]
     if (b == "").any():
         raise ValueError(f"{int((b == '').sum()):,} cells have no cluster")
     result: dict[str, Any] = {"nmi": None, "ari": None, "undefined": {}}
     if len(np.unique(a)) < 2:
-        reason = f"all {len(a):,} cells are of one cell type: there is nothing to tell apart"
+        reason = f"all {len(a):,} cells have the same cell type: at least two types are needed"
         result["undefined"] = {"nmi": reason, "ari": reason}
     else:
         result["nmi"] = float(normalized_mutual_info_score(a, b))

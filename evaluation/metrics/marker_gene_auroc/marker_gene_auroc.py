@@ -1,4 +1,4 @@
-"""How well a score of the genes of each cell finds the marker genes of its cell type: AUROC per cell."""
+"""AUROC of scores of each cell's genes against the marker genes of its cell type."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,42 +12,35 @@ from scipy.stats import rankdata
 
 DESCRIPTION = """\
 Area under the ROC curve, for each cell, of scores of its genes against the known marker genes of its cell type;
-averaged over the cells that have at least one marker and one other gene, and over cell types. Cells without are
+averaged over the cells that have at least one marker and one other gene, and over cell types. The other cells are
 counted. A mean over no cells is None, with the reason.
 """
 
 INPUTS = """\
 Args:
-    predictions: for each cell, a score of each of its genes, larger where the gene matters more.
-    references: for each cell, 1 where the gene is a marker, else 0.
-    cell_types (optional): cell type of each cell, for means per type; None, NaN or '' where it is not known.
+    predictions: for each cell, a score of each of its genes, larger for more important genes.
+    references: for each cell, 1 for each gene that is a marker, else 0.
+    cell_types (optional): cell type of each cell, for means per type; None, NaN or '' if unknown.
 Returns:
-    auroc: mean over cells, or None where undefined.
-    auroc_macro: mean over cell types of the means over their cells, or None where undefined.
+    auroc: mean over cells, or None if undefined.
+    auroc_macro: mean over cell types of the means over their cells, or None if undefined.
     auroc_per_type: cell type -> mean over its cells; cells_per_type: its cells that have an AUROC.
-    auroc_per_cell: AUROC of each cell, None where undefined.
-    cells: cells that have an AUROC; cells_without_markers, cells_of_markers_alone: those that have none.
+    auroc_per_cell: AUROC of each cell, None if undefined.
+    cells: cells that have an AUROC; cells_without_markers, cells_of_markers_alone: cells that do not.
     undefined: score that is None -> the reason.
 """
 
 
 def cell_auroc(scores: Sequence[float] | np.ndarray, is_marker: Sequence[int] | np.ndarray) -> float | None:
-    """Return the AUROC of one cell, None where it has no marker or nothing else; ties count half.
+    """Return the AUROC of one cell from one value per gene, None without a marker or without another gene.
 
-    Parameters
-    ----------
-    scores
-        Of its genes, shape (genes,).
-    is_marker
-        Whether each is a marker, shape (genes,).
+    Ties count half.
     """
     values, flags = np.asarray(scores, dtype=np.float64), np.asarray(is_marker).astype(bool)
     if values.shape != flags.shape or values.ndim != 1:
         raise ValueError(f"scores of shape {values.shape} for markers of shape {flags.shape}")
     if np.isnan(values).any():
-        raise ValueError(
-            f"{int(np.isnan(values).sum()):,} of the {len(values):,} genes of a cell have NaN for a score"
-        )
+        raise ValueError(f"{int(np.isnan(values).sum()):,} of the {len(values):,} genes of a cell have the score NaN")
     markers, others = int(flags.sum()), int((~flags).sum())
     if not markers or not others:
         return None
@@ -60,17 +53,15 @@ def marker_auroc(scores: Sequence[Any], is_marker: Sequence[Any], cell_types: It
 
     Parameters
     ----------
-    scores
-        For each cell, scores of its genes.
-    is_marker
-        For each cell, whether each gene is a marker.
+    scores, is_marker
+        For each cell, one value per gene.
     cell_types
-        Cell type of each cell; cells without one are in no type's mean.
+        Cell type of each cell; cells without one are not in the means per type.
 
     Returns
     -------
     dict
-        As the metric's description says; plain types.
+        Fields of the metric's description; plain types.
     """
     types = [""] * len(scores) if cell_types is None else texts(cell_types)
     if not len(scores) or len({len(scores), len(is_marker), len(types)}) > 1:
@@ -102,7 +93,7 @@ def marker_auroc(scores: Sequence[Any], is_marker: Sequence[Any], cell_types: It
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Return labels as text, '' where one is None, NaN or blank."""
+    """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
 

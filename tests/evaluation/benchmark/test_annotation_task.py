@@ -79,7 +79,7 @@ def test_classes_that_training_never_saw_are_errors_and_reported():
 def test_cells_without_scores_have_no_prediction():
     found = score_classes(["a", "b"], np.array([[np.nan, np.nan], [0.1, 0.9]]), ["a", "b"], draws=5)
     assert found.metrics["accuracy"].value == 0.5 and found.details["cells_without_prediction"] == 1
-    assert found.undefined == {"auroc": "the cells with scores are of 1 class: AUROC needs two"}
+    assert found.undefined == {"auroc": "the cells with scores have 1 class: AUROC needs two"}
 
 
 def test_a_probe_learns_what_is_there(data, embedding):
@@ -100,7 +100,7 @@ def test_a_probe_of_one_class_is_undefined_and_says_so(blood, embedding):
     data = open_labelled_cells(cells)
     for learn in (probe, few_shot):
         found = learn(embedding, data, split_cells(data), draws=5)
-        assert found.metrics == {} and "of 1 class: there is nothing to tell apart" in found.undefined["accuracy"]
+        assert found.metrics == {} and "1 class: at least two are needed" in found.undefined["accuracy"]
 
 
 def test_a_class_that_is_in_the_test_cells_alone(data, embedding):
@@ -182,7 +182,7 @@ def test_what_cannot_be_scored_is_undefined_with_the_reason(data, embedding):
     one = score_embedding(embedding, np.array(["B"] * 700, dtype=object), None, draws=5)
     assert one["clustering"].metrics == {} and "cell type" in one["clustering"].undefined["nmi"]
     few = score_embedding(embedding[:9], data.labels[:9], None, draws=5)
-    assert "9 cells are fewer than the 15 neighbours" in few["clustering"].undefined["avg_bio"]
+    assert "9 cells are fewer than n_neighbors=15" in few["clustering"].undefined["avg_bio"]
 
 
 def test_novel_types_have_intervals_and_their_chance(data, embedding):
@@ -192,7 +192,7 @@ def test_novel_types_have_intervals_and_their_chance(data, embedding):
     assert found.details["chance"] == 1 / len(found.details["novel_types"])
     assert {"accuracy at 10% of candidates", "accuracy at 75% of candidates"} <= set(found.metrics)
     few = score_novel_types(embedding, np.array(["B cell", "T cell"] * 350, dtype=object), CellOntology.blood())
-    assert few.metrics == {} and "2 cell types: holding out" in few.undefined["accuracy"]
+    assert few.metrics == {} and "2 cell types: at least 5" in few.undefined["accuracy"]
     none = score_novel_types(embedding, np.array(["x", "y"] * 350, dtype=object), CellOntology.blood())
     assert none.undefined["accuracy"] == "no label is a cell type of the ontology"
     assert score_novel_types(embedding, None, CellOntology.blood()).undefined["accuracy"] == "no cell types were given"

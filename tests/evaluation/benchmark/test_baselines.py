@@ -73,7 +73,7 @@ def test_components_are_those_of_dense_counts_and_deleting_a_gene_is_exact(blood
 
 
 def test_too_few_cells_for_components():
-    with pytest.raises(ValueError, match="2 cells of 5 genes: PCA takes three of each"):
+    with pytest.raises(ValueError, match="2 cells of 5 genes: PCA needs at least three of each"):
         LogCountsPca.fit(sp.csr_matrix(np.eye(2, 5)))
 
 

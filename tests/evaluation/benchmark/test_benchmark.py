@@ -136,7 +136,9 @@ def test_what_is_finished_is_not_done_again(done, folders, cells_file, monkeypat
 
 
 def test_another_file_of_cells_is_not_mixed_in(done, folders, cells):
-    with pytest.raises(ValueError, match="is an evaluation with another .*cells.*: name another folder, or overwrite"):
+    with pytest.raises(
+        ValueError, match="is an evaluation with a different .*cells.*: use another folder, or overwrite"
+    ):
         evaluate_models([folders["sccello"]], cells[:100].copy(), ["clustering"], output=done.folder, **SMALL)
 
 
@@ -152,7 +154,7 @@ def test_cells_without_batches_or_donors_say_so(folders, cells):
     found = evaluate_models({"m": folders["sccello"]}, cells, ["integration"], with_baselines=False, **SMALL)
     assert found.results["integration"]["m"].undefined["asw_batch"] == "no batches were given"
     assert "– (1)" in found.table() and "1. no batches were given" in found.table()
-    assert "the cells name no donors" in found.record.summary()
+    assert "the cells have no donors" in found.record.summary()
 
 
 def test_one_class_alone_is_undefined_everywhere(folders, cells):
@@ -179,7 +181,7 @@ def test_classes_of_donors_that_training_never_saw(folders, cells):
     probe = found.results["annotation: probe"]["sccello"]
     assert found.record.content["split"]["held_out"] == ["other"]
     assert probe.metrics["accuracy"].value == 0 and probe.details["unseen_classes"] == {"CD34+": int(lone.sum())}
-    assert "Classes that training never saw, counted as errors: CD34+" in found.record.summary()
+    assert "Classes that are not in the training cells, counted as errors: CD34+" in found.record.summary()
 
 
 def test_a_classifier_of_other_classes_says_so(folders, cells):
@@ -187,7 +189,7 @@ def test_a_classifier_of_other_classes_says_so(folders, cells):
     cells.obs["cell_type"] = [f"made-up type {i % 3}" for i in range(cells.n_obs)]
     found = evaluate_models([folders["exceiver"]], cells, ["annotation"], with_baselines=False, **SMALL)
     why = found.results["annotation: fine-tuned"]["exceiver"].undefined["accuracy"]
-    assert "exceiver predicts" in why and "none is a label of the cells" in why
+    assert "exceiver predicts" in why and "none matches a label of the cells" in why
 
 
 def test_cells_without_known_genes_are_left_out(folders, cells):
@@ -218,11 +220,11 @@ ERRORS = {
     "no model": ({"models": ["empty"]}, "empty holds no config.json: it is not a folder of a model"),
     "nowhere": ({"models": ["nowhere"]}, "nowhere is not a folder, and not a repository of the Hub"),
     "another type": ({"models": ["bert"]}, "model type 'bert' is unsupported; there are exceiver, langcell, sccello"),
-    "unknown task": ({"tasks": ["cooking"]}, "task 'cooking': tasks are clustering, integration"),
+    "unknown task": ({"tasks": ["cooking"]}, "unknown task 'cooking': tasks are clustering, integration"),
     "no task": ({"tasks": []}, "task none"),
-    "no markers": ({"tasks": ["markers"]}, "the task 'markers' takes a table of marker genes"),
+    "no markers": ({"tasks": ["markers"]}, "the task 'markers' needs a table of marker genes"),
     "no labels": ({"labels": "kind"}, "no column 'kind' in obs"),
-    "twice": ({"models": ["sccello", "sccello"]}, "two models are named 'sccello'"),
+    "twice": ({"models": ["sccello", "sccello"]}, "two models have the name 'sccello'"),
     "baseline's name": ({"models": {"HVG + kNN": "sccello"}}, "'HVG \\+ kNN' is the name of a baseline"),
     "output": ({"output": "file"}, "file is a file: choose a folder"),
     "marker type": ({"markers": MARKERS, "marker_types": {"CD34+": "C cell"}}, "no cell type 'C cell'"),
@@ -246,7 +248,7 @@ def test_what_is_wrong_is_named(case, folders, cells_file, tmp_path, monkeypatch
 def test_cells_that_name_nothing_to_score_by(folders, cells):
     plain = cells.copy()
     plain.obs = plain.obs[[]]
-    with pytest.raises(ValueError, match="names no cell types and no batches are given"):
+    with pytest.raises(ValueError, match="has no column of cell types: pass a column of obs"):
         evaluate_models([folders["sccello"]], plain, **SMALL)
 
 

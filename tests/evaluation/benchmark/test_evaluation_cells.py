@@ -75,5 +75,5 @@ def test_without_donors_a_share_of_every_class_is_held_out(cells, donors):
 
 
 def test_a_fraction_that_is_no_share_is_refused(cells):
-    with pytest.raises(ValueError, match="test_fraction=1.5: a share"):
+    with pytest.raises(ValueError, match="test_fraction=1.5 must be"):
         split_cells(open_labelled_cells(cells), 1.5)

@@ -30,7 +30,7 @@ def test_the_sample_is_seeded_and_of_types_with_markers(data, sample):
     assert sample.labels == data.labels[sample.numbers].tolist() and sample.cells.n_obs == 30
     assert sample.facts()["sampled_cells"] == 30 and "CD34+" in sample.facts()["labels_without_markers"]
     assert len(draw_marker_sample(data, sample.markers, 10_000).numbers) == sample.eligible < 700
-    with pytest.raises(ValueError, match="0 cells: markers are scored on at least one"):
+    with pytest.raises(ValueError, match="cells=0 must be at least 1"):
         draw_marker_sample(data, sample.markers, 0)
 
 

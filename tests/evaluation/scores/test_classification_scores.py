@@ -60,7 +60,7 @@ def test_what_cannot_be_scored(true, predicted):
 
 
 def test_intervals_need_draws(answers):
-    with pytest.raises(ValueError, match="0 draws"):
+    with pytest.raises(ValueError, match="draws=0 must be"):
         classification_scores(*answers, draws=0)
 
 

@@ -120,7 +120,7 @@ def test_undefined_scores_say_why(blobs):
     one = evaluate_embedding(x, ["a"] * 120, ["x"] * 120)
     assert {n for n in clustering.SCORES if one[n] is None} == set(clustering.SCORES) - {"graph_connectivity"}
     assert set(one["undefined"]) == set(clustering.SCORES) - {"graph_connectivity"}
-    assert one["undefined"]["nmi"] == "the cells are of 1 cell type: there is nothing to tell apart"
+    assert one["undefined"]["nmi"] == "the cells have 1 cell type: at least two are needed"
     assert one["resolutions"] == [] and one["clusters"] == []
     no_batches = evaluate_embedding(x, types)
     assert no_batches["asw_batch"] is None and no_batches["avg_batch"] is None and no_batches["avg_bio"] > 0.9
@@ -142,18 +142,18 @@ def test_above_the_limit_tenths_are_averaged(blobs):
     assert evaluate_embedding(x, types, batches, most_cells=360, **few)["parts"] == 1
     rare = np.where(np.arange(360) < 5, "y", "x")
     some = evaluate_embedding(x, types, rare, most_cells=100, **few)
-    assert some["asw_batch"] is None and " of 10 parts: the cells are of 1 batch" in some["undefined"]["asw_batch"]
+    assert some["asw_batch"] is None and " of 10 parts: the cells have 1 batch" in some["undefined"]["asw_batch"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embedding": np.zeros((3, 2, 2))}, r"the shape \(cells, size\), not \(3, 2, 2\)"),
+        ({"embedding": np.zeros((3, 2, 2))}, r"shape \(3, 2, 2\); it must be \(cells, size\)"),
         ({"embedding": np.full((20, 2), np.nan)}, "none of 20 cells has an embedding"),
-        ({"labels": ["a"] * 19}, "labels of 19 cells for embeddings of 20"),
-        ({"batches": ["a"] * 21}, "batches of 21 cells for embeddings of 20"),
+        ({"labels": ["a"] * 19}, "19 labels for embeddings of 20 cells"),
+        ({"batches": ["a"] * 21}, "21 batches for embeddings of 20 cells"),
         ({"labels": [None] * 20}, "none of 20 cells has a label"),
-        ({"labels": [*"ab", *[None] * 18]}, "2 cells are fewer than the 15 neighbours"),
+        ({"labels": [*"ab", *[None] * 18]}, "2 cells are fewer than n_neighbors=15"),
         ({"resolutions": []}, "no resolutions"),
     ],
 )

@@ -141,21 +141,21 @@ def test_undefined_scores_say_why(ontology):
     x = np.eye(6)
     few = novel_cell_type_scores(x[:4], [NK, NK, B, B], x[4:], [CD4, CD8], ontology)
     assert few["accuracy"] is None and few["results"] == []
-    assert few["undefined"]["macro_f1"] == "there are 2 known types: an order of similarities takes at least 3"
+    assert few["undefined"]["macro_f1"] == "2 known and 2 novel types: at least 3 known and 2 novel types are needed"
     one = novel_cell_type_scores(x[:4], [NK, B, CD4, CD4], x[4:], [CD8, CD4], ontology)
-    assert one["accuracy"] is None and "there are 1 novel types" in one["undefined"]["accuracy"]
+    assert one["accuracy"] is None and "and 1 novel types: at least" in one["undefined"]["accuracy"]
     single = evaluate_novel_cell_types(x, [NK] * 6, ontology)
-    assert single["macro_f1"] is None and single["undefined"]["accuracy"].startswith("1 cell types: holding out")
+    assert single["macro_f1"] is None and single["undefined"]["accuracy"].startswith("1 cell types: at least 5")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draws": 0}, "0 draws"),
-        ({"shares": [0.0, 1.0]}, r"shares lie in \(0, 1\]"),
-        ({"known_types": [NK, B]}, r"shape \(3, 3\) and types of 2 reference cells"),
-        ({"query_types": [None, None]}, "none of 2 cells to be named has a cell type and an embedding"),
-        ({"query_embedding": np.eye(2)}, "embeddings of size 3 and 2 cannot be compared"),
+        ({"draws": 0}, "draws=0 must be"),
+        ({"shares": [0.0, 1.0]}, r"must be in \(0, 1\]"),
+        ({"known_types": [NK, B]}, r"shape \(3, 3\) do not match the 2 types of reference cells"),
+        ({"query_types": [None, None]}, "none of 2 query cells has a cell type and an embedding"),
+        ({"query_embedding": np.eye(2)}, "reference embeddings have size 3, query embeddings 2"),
         ({"query_types": [CD4, "T cell"]}, "'T cell' is not a known cell type: it is a label of CL:0000084"),
     ],
 )
@@ -177,9 +177,9 @@ def test_whole_types_are_held_out():
     assert split_cell_types(types, 0.3, seed=1) == (known, novel)
     assert len({tuple(split_cell_types(types, 0.3, seed=s)[1]) for s in range(10)}) > 5
     assert [len(split_cell_types(types[:5], share)[1]) for share in (0.1, 0.9)] == [2, 2]
-    with pytest.raises(ValueError, match="4 cell types: holding out novel ones takes at least 5"):
+    with pytest.raises(ValueError, match="4 cell types: at least 5 are needed to hold out novel ones"):
         split_cell_types(types[:4])
-    with pytest.raises(ValueError, match="share of 1"):
+    with pytest.raises(ValueError, match="novel_share=1"):
         split_cell_types(types, 1)
 
 

@@ -67,7 +67,7 @@ def test_cells_without_type_are_counted_and_left_out(ontology, types):
 
 
 def test_two_types_cannot_be_ranked(ontology, types):
-    with pytest.raises(ValueError, match="ranking their pairs takes three"):
+    with pytest.raises(ValueError, match="at least three are needed"):
         ontology_geometry(np.ones((4, 2)), [types[0], types[0], types[1], None], ontology)
 
 

@@ -44,9 +44,9 @@ def test_no_more_than_a_block_is_held(tmp_path, monkeypatch):
 def test_what_cannot_be_searched():
     items = unit(5, 6, 0)
     for queries, among, k, message in (
-        (items, items[:0], 1, "nothing to find"),
-        (items, items, 0, "nothing to find"),
-        (unit(2, 4, 0), items, 1, "of size 4 and items of size 6"),
+        (items, items[:0], 1, "at least one item"),
+        (items, items, 0, "at least one item"),
+        (unit(2, 4, 0), items, 1, "queries have size 4, but items have size 6"),
     ):
         with pytest.raises(ValueError, match=message):
             nearest(queries, among, k)

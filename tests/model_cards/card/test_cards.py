@@ -24,7 +24,7 @@ def pattern_of(card):
     # Which class has the highest score may depend on the last digit where weights are random.
     card = re.sub(r"- label: .*\n    score: .*", "- label: <class>\n    score: <number>", card)
     card = re.sub(r"(\.\.\.` \| ).*( \|\n)", r"\1<output>\2", card)
-    card = re.sub(r"(Computed with|It gives, with|, with) .*", r"\1 <versions>", card)
+    card = re.sub(r"(Computed with|The result, with|, with) .*", r"\1 <versions>", card)
     # Which layers an adapter changes is for the presets of training to say.
     card = re.sub(
         r"(\*\*Adapted modules\*\* \| `).+(` \|\n\| \*\*Weights\*\* \| )[\d,]+", r"\1<modules>\2<number>", card
@@ -195,7 +195,7 @@ def test_numbers_of_an_evaluation_stand_beside_the_baselines(folders, no_process
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", "holds no results of cellglot evaluate"),
+    [("{}", "contains no results of cellglot evaluate"),
      ('{"results": {"x": {}}, "models": {"a": {}, "b": {}}}', "has results of a, b, not of classifier")],
 )  # fmt: skip
 def test_a_file_that_is_no_evaluation_of_the_model(folders, details, tmp_path, content, message):

@@ -20,12 +20,12 @@ def test_options_go_before_the_file(tmp_path):
     ("text", "message"),
     [
         ("licence: mit", "field 'licence' does not exist; is 'license' meant"),
-        ("- mit", "is no mapping of fields"),
+        ("- mit", "must contain fields"),
         ("license: [mit", "is not YAML"),
-        ("tags: 3", "tags is a list of texts, not 3"),
+        ("tags: 3", "tags must be a list of texts, not 3"),
         ("title: [a, b]", "title is a text"),
-        ("license: Apache 2", "'Apache 2' is none of the Hub's identifiers: is 'apache-2.0' meant"),
-        ("base_model_relation: copy", "it is finetune or merge"),
+        ("license: Apache 2", "'Apache 2' is not an identifier of the Hub: did you mean 'apache-2.0'"),
+        ("base_model_relation: copy", "must be finetune or merge"),
         ("license: other", "needs license_name and license_link"),
     ],
 )
@@ -36,7 +36,7 @@ def test_wrong_files(tmp_path, text, message):
 
 
 def test_a_file_that_is_named_exists(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*mine\.yaml with the details"):
+    with pytest.raises(FileNotFoundError, match=r"mine\.yaml with the details of the card does not exist"):
         read_details(tmp_path, tmp_path / "mine.yaml")
 
 

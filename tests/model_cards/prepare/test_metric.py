@@ -7,6 +7,7 @@ from huggingface_hub import RepoCard
 from cellglot.evaluation import metrics
 from cellglot.model_cards.card.details import CardDetails, CardError
 from cellglot.model_cards.prepare.metric import prepare_metric
+from cellglot.model_cards.prepare.staging import Source
 from cellglot.model_cards.publishing import publish
 
 
@@ -22,7 +23,7 @@ def publishable(tmp_path, name):
 
     target = tmp_path / name
     target.mkdir()
-    return prepare_metric(Path(FOLDER, name), target, repo=f"owner/{name}", details=CardDetails(license="apache-2.0"))
+    return prepare_metric(Source(Path(FOLDER, name), f"owner/{name}", CardDetails(license="apache-2.0")), target)
 
 
 @pytest.mark.parametrize("name", NAMES)

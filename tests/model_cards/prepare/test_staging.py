@@ -50,7 +50,7 @@ def test_paths_of_this_machine_are_shortened_and_counted(trained, tmp_path):
 def test_a_pickle_is_refused(trained, tmp_path, name):
     (trained / name).parent.mkdir(exist_ok=True)
     (trained / name).write_bytes(b"x")
-    with pytest.raises(PickleError, match=f"holds {name}: a pickle runs code when it is loaded"):
+    with pytest.raises(PickleError, match=f"contains {name}: a pickle runs code when it is loaded"):
         stage_files(trained, tmp_path / "new", MODEL_FILES)
 
 
