@@ -112,9 +112,7 @@ class WeightedAuroc:
 # -------------------------------------------------------------------- learning from embeddings
 
 
-def probe(
-    embedding: np.ndarray, data: LabelledCells, split: CellSplit, *, seed: int = 0, draws: int = DRAWS
-) -> TaskResult:
+def probe(embedding: np.ndarray, data: LabelledCells, split: CellSplit, **sampling: int) -> TaskResult:
     """Score a linear probe: logistic regression on the frozen embeddings of the training cells."""
     assert data.labels is not None
     present = np.unique(data.labels[split.train].astype(str))
@@ -122,7 +120,7 @@ def probe(
         return undefined_annotation(_one_class(present), {"split": split.facts()})
     classes, scores = fit_probe(embedding, data.labels, split.train, split.test)
     true = data.labels[split.test]
-    return score_classes(true, scores, classes, draws=draws, seed=seed, details={"split": split.facts()})
+    return score_classes(true, scores, classes, details={"split": split.facts()}, **sampling)
 
 
 def fit_probe(
@@ -164,7 +162,6 @@ def few_shot(
     split: CellSplit,
     *,
     shots: int = SHOTS,
-    shot_draws: int = SHOT_DRAWS,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> TaskResult:
@@ -181,15 +178,15 @@ def few_shot(
     if len(of_class) < 2:
         return undefined_annotation(_one_class(list(of_class)), {"split": split.facts()})
     random, results = np.random.default_rng(seed), []
-    for draw in range(shot_draws):
+    for draw in range(SHOT_DRAWS):
         chosen = np.concatenate([random.permutation(cells)[:shots] for cells in of_class.values()])
         classes, scores = fit_probe(embedding, data.labels, chosen, split.test)
-        results.append(score_classes(data.labels[split.test], scores, classes, draws=draws // shot_draws, seed=draw))
+        results.append(score_classes(data.labels[split.test], scores, classes, draws=draws // SHOT_DRAWS, seed=draw))
     metrics = {name: _over_draws([r.metrics[name] for r in results]) for name in results[0].metrics}
     details = {
         "split": split.facts(),
         "shots": shots,
-        "draws": shot_draws,
+        "draws": SHOT_DRAWS,
         "classes_with_fewer": {name: len(cells) for name, cells in of_class.items() if len(cells) < shots},
         "accuracy_of_draws": [r.metrics["accuracy"].value for r in results],
         "unseen_classes": results[0].details["unseen_classes"],
@@ -224,13 +221,13 @@ def fine_tuned(
     cells: AnnData,
     *,
     ontology: CellOntology | None = None,
-    seed: int = 0,
-    draws: int = DRAWS,
     progress: bool = True,
+    **sampling: int,
 ) -> TaskResult:
     """Score the predictions of a fine-tuned model or an adapter on the test cells (their numbers).
 
     Classes of the model are mapped to labels by `match_classes`. The model may have been trained on the same cells.
+    `sampling` are ``seed`` and ``draws`` of `score_classes`.
     """
     assert data.labels is not None
     names = match_classes(model.classes, model.class_types, data.classes(), ontology)
@@ -241,7 +238,7 @@ def fine_tuned(
         )
     logits = model.logits(cells, progress, **data.options).astype(np.float64)
     details = {"scored_on": "test cells of the split", "classes": dict(zip(model.classes, names, strict=True))}
-    return score_classes(data.labels[test], *_merge(logits, names), draws=draws, seed=seed, details=details)
+    return score_classes(data.labels[test], *_merge(logits, names), details=details, **sampling)
 
 
 def match_classes(
@@ -289,9 +286,8 @@ def zero_shot(
     cells: AnnData,
     *,
     ontology: CellOntology | None = None,
-    seed: int = 0,
-    draws: int = DRAWS,
     progress: bool = True,
+    **sampling: int,
 ) -> TaskResult:
     """Score annotation by texts of the labels, without training; parameters as for `fine_tuned`.
 
@@ -313,7 +309,7 @@ def zero_shot(
     row = candidates.class_of(data.classes())
     true = [candidates.names[row[str(label)]] for label in data.labels[test]]
     details = {"candidates": candidates.names, "texts": candidates.texts, "settings": found.settings}
-    return score_classes(true, found.scores, candidates.names, draws=draws, seed=seed, details=details)
+    return score_classes(true, found.scores, candidates.names, details=details, **sampling)
 
 
 __all__ = ["SHOTS", "few_shot", "fine_tuned", "fit_probe", "match_classes", "probe", "score_classes", "zero_shot"]

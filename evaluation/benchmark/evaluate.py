@@ -270,13 +270,7 @@ def _named(
         named = {}
         paths = [str(m).rstrip("/").split("/") for m in models if not isinstance(m, EvaluatedModel)]
         for model in models:
-            if isinstance(model, EvaluatedModel):
-                name = model.name
-            else:
-                parts = str(model).rstrip("/").split("/")
-                alike = [p for p in paths if p != parts]
-                least = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in alike)), len(parts))
-                name = "/".join(parts[-least:])
+            name = model.name if isinstance(model, EvaluatedModel) else _shortest_end(str(model), paths)
             if name in named:
                 raise ValueError(f"two models have the name {name!r}: pass models as {{name: folder}}")
             named[name] = model
@@ -284,6 +278,13 @@ def _named(
     if taken:
         raise ValueError(f"{taken[0]!r} is the name of a baseline: pass another name for the model")
     return named
+
+
+def _shortest_end(path: str, paths: list[list[str]]) -> str:
+    parts = path.rstrip("/").split("/")
+    others = [p for p in paths if p != parts]
+    least = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in others)), len(parts))
+    return "/".join(parts[-least:])
 
 
 def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> list[str]:

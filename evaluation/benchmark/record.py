@@ -152,17 +152,17 @@ class EvaluationRecord:
                 f"Annotation: trained on {split['training_cells']:,} cells, scored on {split['test_cells']:,}, split "
                 f"by {split['by']}; {split['note']}."
             )
-        unseen = self._unseen()
-        if unseen:
-            lines.append(f"Classes that are not in the training cells, counted as errors: {unseen}.")
-        sampled: dict[str, Any] = next((r["details"] for r in self.content["results"].get("markers", {}).values()), {})
+        if unseen := self._details("annotation: probe").get("unseen_classes"):
+            named = ", ".join(f"{name} ({cells:,} cells)" for name, cells in unseen.items())
+            lines.append(f"Classes that are not in the training cells, counted as errors: {named}.")
+        sampled = self._details("markers")
         if sampled.get("sampled_cells"):
             without = ", ".join(sampled["labels_without_markers"]) or "no type"
             lines.append(
                 f"Marker genes: {sampled['sampled_cells']:,} cells of {sampled['cells_with_markers_in_table']:,} "
                 f"whose type has markers; without markers: {without}."
             )
-        novel: dict[str, Any] = next((r["details"] for r in self.content["results"].get("novel", {}).values()), {})
+        novel = self._details("novel")
         if novel.get("chance"):
             lines.append(
                 f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "
@@ -171,10 +171,9 @@ class EvaluationRecord:
         lines.append(f"Took {self.content['seconds']:.0f} s.")
         return "\n\n".join(lines)
 
-    def _unseen(self) -> str:
-        rows = self.content["results"].get("annotation: probe", {})
-        found: dict[str, int] = next((r["details"].get("unseen_classes") or {} for r in rows.values()), {})
-        return ", ".join(f"{name} ({cells:,} cells)" for name, cells in found.items())
+    def _details(self, row: str) -> dict[str, Any]:
+        """Return the details of the first model in a row of the table."""
+        return next((r["details"] for r in self.content["results"].get(row, {}).values()), {})
 
 
 def models_in(folder: Path) -> list[str]:

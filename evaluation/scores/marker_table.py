@@ -108,16 +108,6 @@ class MarkerGenes:
     found_as: dict[str, list[str]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
 
-    def summary(self) -> str:
-        """Summarise the numbers and sources of markers."""
-        lines = [
-            f"{label}: {len(self.genes[label]):,} markers of {', '.join(names)}"
-            for label, names in self.found_as.items()
-        ]
-        if self.without:
-            lines.append(f"no markers: {', '.join(self.without)}")
-        return "\n".join(lines)
-
 
 def markers_of(
     labels: Iterable[str],
