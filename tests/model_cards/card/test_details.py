@@ -23,7 +23,7 @@ def test_options_go_before_the_file(tmp_path):
         ("- mit", "must contain fields"),
         ("license: [mit", "is not YAML"),
         ("tags: 3", "tags must be a list of texts, not 3"),
-        ("title: [a, b]", "title is a text"),
+        ("title: [a, b]", "title must be a text"),
         ("license: Apache 2", "'Apache 2' is not an identifier of the Hub: did you mean 'apache-2.0'"),
         ("base_model_relation: copy", "must be finetune or merge"),
         ("license: other", "needs license_name and license_link"),
