@@ -145,6 +145,24 @@ def test_the_finished_model_is_one_of_the_collection(built, blood, tmp_path, mon
     assert published.kind == "model" and published.compared > 0
 
 
+@pytest.mark.long
+def test_an_adapter_is_built_on_a_model_of_the_collection(built, data, blood, tmp_path, monkeypatch):
+    shutil.copytree(built[0], tmp_path / "collection" / "tiny-exceiver")
+    monkeypatch.setattr(collection, "collection_folder", lambda: tmp_path / "collection")
+    recipe = yaml.safe_load((data / "tiny-exceiver.yaml").read_text())
+    recipe |= {"name": "tiny-lora", "base": "tiny-exceiver", "method": "lora", "held_out": ["one"], "default": False}
+    recipe["training"].pop("model")
+    (data / "tiny-lora.yaml").write_text(yaml.safe_dump(recipe))
+    finished = Build(read_recipe(str(data / "tiny-lora.yaml")), data, tmp_path / "build").run()
+    assert (finished / "adapter_model.safetensors").exists() and not (finished / "model.safetensors").exists()
+    shutil.copytree(finished, tmp_path / "collection" / "tiny-lora")
+    listed = {model.name: model for model in cellglot.models()}
+    assert listed["tiny-lora"].base == "tiny-exceiver" and "adapter of tiny-exceiver" in str(cellglot.models())
+    cells = blood[:8].copy()
+    cellglot.annotate(cells, "tiny-lora", device="cpu")
+    assert cells.uns["cellglot"]["model"].endswith("tiny-lora") and len(cells.uns["cellglot"]["classes"]) == 6
+
+
 def test_finished_steps_are_kept(built, data, capsys, monkeypatch):
     _, folder = built
     weights = (folder / "folds" / "one" / "model" / "model.safetensors").stat().st_mtime_ns
