@@ -94,6 +94,12 @@ def species_of(genes: Iterable[str]) -> str | None:
     return "human" if first.startswith("ENSG") else "mouse" if first.startswith("ENSMUSG") else None
 
 
+def in_mouse_case(names: Names) -> bool:
+    """Tell whether most names beside ids and numbers are written as in mouse: ``Cd3e``, not ``CD3E``."""
+    words = [n for n in names if len(n) > 2 and n[0].isalpha() and bare_id(n) is None]
+    return len(words) > len(names) / 4 and sum(n[0].isupper() and n[1].islower() for n in words) > len(words) / 2
+
+
 def as_in_r(name: str) -> str:
     """Return a name as R's make.names writes it, with dots for all characters except letters and digits."""
     return re.sub(r"[^A-Za-z0-9]", ".", name)
@@ -201,6 +207,7 @@ __all__ = [
     "bare_id",
     "described_columns",
     "genomes_of",
+    "in_mouse_case",
     "is_number",
     "listed_names",
     "numbers_among",

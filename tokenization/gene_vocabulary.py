@@ -7,16 +7,16 @@ import pickle
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .gene_names import NameCleaner, as_in_r, bare_id, numbers_among, species_of, split_id
+from .gene_names import NameCleaner, as_in_r, bare_id, in_mouse_case, numbers_among, species_of, split_id
 from .gene_report import RULES, GeneReport
 
 
@@ -59,7 +59,15 @@ class GeneVocabulary:
     ------
     ValueError
         If two tokens share an id, an id is negative, or a median is not positive.
+
+    Attributes
+    ----------
+    load_human_genes : callable or None
+        Returns the table of human genes of cellglot, which knows names that a vocabulary does not have. cellglot sets
+        it; None in copies of this file that travel with models.
     """
+
+    load_human_genes: ClassVar[Callable[[], Any] | None] = None
 
     def __init__(
         self,
@@ -98,6 +106,7 @@ class GeneVocabulary:
         self.metadata = dict(metadata or {})
         self._lookup: tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]] | None = None
         self._lookup_in_r: dict[str, list[int]] | None = None
+        self._token_of_gene: dict[str, int] | None = None
         self._last_match: tuple | None = None
 
     def _statistic(self, name: str, values: Mapping[str, float] | np.ndarray | None) -> np.ndarray | None:
@@ -318,7 +327,9 @@ class GeneVocabulary:
         ``feature_name``, ...). Names are compared exactly; a name that is not found is cleaned, if its meaning is
         certain, and looked up again (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` if there is ``TBCE``,
         ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
-        and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
+        and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out. With cellglot,
+        its table of human genes knows more symbols, earlier symbols, aliases and retired ids; they count as ``symbol``
+        and ``alias``.
 
         Parameters
         ----------
@@ -394,6 +405,9 @@ class GeneVocabulary:
         for _, values in sources:
             left = [i for i in np.flatnonzero((rules < 0) & ~ambiguous).tolist() if own_id[i] is None and values[i]]
             self._match_cleaned(values, left, token_ids, rules, ambiguous)
+        left = np.flatnonzero((rules < 0) & ~ambiguous).tolist()
+        if left and self.load_human_genes is not None and next(filter(bare_id, self.genes), "ENSG").startswith("ENSG"):
+            self._match_human(self.load_human_genes(), sources, left, own_id, token_ids, rules, ambiguous)
         match = GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
         match.cleaned_names = self._examples(match, sources)
         return match
@@ -419,6 +433,42 @@ class GeneVocabulary:
                 token_ids[i], rules[i] = tokens[0], CLEANED
             elif tokens is not None:
                 ambiguous[i] = True
+
+    def _match_human(
+        self,
+        human: Any,
+        sources: list[tuple[str, np.ndarray]],
+        rows: list[int],
+        own_id: list[str | None],
+        token_ids: np.ndarray,
+        rules: np.ndarray,
+        ambiguous: np.ndarray,
+    ) -> None:
+        """Look up names and ids that the vocabulary does not have in the table of human genes."""
+        tokens = self._tokens_by_gene(human)
+        for i in rows:
+            own = own_id[i]
+            if own is not None:
+                token = tokens.get(own, tokens.get(human.present_id(own)))
+                if token is not None:
+                    token_ids[i], rules[i] = token, 3
+                continue
+            name, genes = next(((v[i], g) for _, v in sources if v[i] and (g := human.find(v[i]))), ("", ()))
+            if len(genes) > 1:
+                ambiguous[i] = True
+            elif genes and (token := tokens.get(genes[0])) is not None:
+                token_ids[i], rules[i] = token, 2 if name == human.symbol(genes[0]) else 3
+
+    def _tokens_by_gene(self, human: Any) -> dict[str, int]:
+        """Return Ensembl id -> token, also of genes that the vocabulary names by a symbol."""
+        if self._token_of_gene is None:
+            ids = self._tables()[0]
+            named: dict[str, list[int]] = {}
+            for gene, token in ids.items():
+                if bare_id(gene) is None and len(genes := human.find(gene)) == 1:
+                    named.setdefault(genes[0], []).append(token)
+            self._token_of_gene = {gene: found[0] for gene, found in named.items() if len(found) == 1} | ids
+        return self._token_of_gene
 
     def _tokens_of(self, name: str) -> list[int] | None:
         """Return the tokens of genes with this id or name, or None."""
@@ -449,7 +499,9 @@ class GeneVocabulary:
             return ""
         share = max(len(lost) // 2, 1)
         if sum(n.startswith("ENSMUSG") for n in lost) >= share:
-            return "the lost genes have mouse ids (ENSMUSG...): map them to human orthologues first"
+            return "the lost genes have mouse ids (ENSMUSG...): read the file with --species mouse (species='mouse')"
+        if in_mouse_case(lost):
+            return "the lost genes are named as in mouse (Cd3e): read the file with --species mouse (species='mouse')"
         if sum(n.startswith(("ENST", "NM_")) for n in lost) >= share:
             return "the lost names are transcripts (ENST...): sum them to genes first"
         if numbers_among(lost).sum() >= share:

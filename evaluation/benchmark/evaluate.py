@@ -129,7 +129,7 @@ def evaluate_models(
     for source in named.values():
         if not isinstance(source, EvaluatedModel):
             resolve_model(source)
-    terms = CellOntology.blood() if ontology is None else ontology
+    terms = CellOntology.shipped() if ontology is None else ontology
     data = open_labelled_cells(
         cells,
         labels=labels,

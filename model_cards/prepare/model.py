@@ -176,7 +176,7 @@ def _examples(tokenizer_at: str | Path, facts: ModelFacts, cells: str | Path | N
 def _candidates(examples: ExampleCells) -> list[str]:
     """Return the name of each example cell's type in the Cell Ontology."""
     names = examples.labels or ["B cell", "T cell", "monocyte"][: len(examples.cells)]
-    ontology = CellOntology.blood()
+    ontology = CellOntology.shipped()
     found = ontology.resolve(names).cell_types
     return [name if found is None else ontology.name(found) for name, found in zip(names, found, strict=True)]
 

@@ -180,6 +180,15 @@ def _our_tokenizers_loaded(module: ModuleType) -> None:
     module.GeneExpressionTokenizer.load_compiled = staticmethod(compiled)
 
 
+def _our_vocabulary_loaded(module: ModuleType) -> None:
+    """Tell vocabularies where the package's table of human genes is."""
+    module.GeneVocabulary.load_human_genes = staticmethod(_human_genes)
+
+
+def _human_genes() -> Any:
+    return importlib.import_module("cellglot.tokenization.genes.tables").human_genes()
+
+
 WATCHED: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _configs_loaded,
     "transformers.models.auto.modeling_auto": _models_loaded,
@@ -187,6 +196,7 @@ WATCHED: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.processing_auto": _processors_loaded,
     "transformers.pipelines": _pipelines_loaded,
     "cellglot.tokenization.tokenization_gene_expression": _our_tokenizers_loaded,
+    "cellglot.tokenization.gene_vocabulary": _our_vocabulary_loaded,
 }
 
 

@@ -48,7 +48,10 @@ Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default t
 BatchSize = Annotated[int, typer.Option(help="Number of cells that are computed at once.")]
 Ontology = Annotated[
     str,
-    typer.Option(help="blood (ships with cellglot), the date of a release such as 2024-04-05, or an OBO or OWL file."),
+    typer.Option(
+        help="shipped (the Cell Ontology, comes with cellglot), guide (with definitions of cellxgene-ontology-guide), "
+        "blood (72 types), the date of a release such as 2024-04-05, or an OBO or OWL file."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Overwrite = Annotated[
@@ -299,7 +302,7 @@ def annotate(
     in_corpus: Annotated[
         Path | None, typer.Option(help="Of the branch only types that a tokenized corpus has training cells of.")
     ] = None,
-    ontology: Ontology = "blood",
+    ontology: Ontology = "shipped",
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -437,7 +440,7 @@ def evaluate(
             help="Cell type of the table that a label means; several: between commas, or repeated.",
         ),
     ] = None,
-    ontology: Ontology = "blood",
+    ontology: Ontology = "shipped",
     baselines: Annotated[bool, typer.Option(help="Evaluate plain baselines, too.")] = True,
     seed: Seed = 0,
     test_fraction: Annotated[

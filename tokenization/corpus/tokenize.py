@@ -39,6 +39,7 @@ from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, wo
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
 from cellglot.tokenization.genes.gene_catalogue import GeneNames, gene_catalogue, read_gene_table
+from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.reading.matrices import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 
@@ -95,7 +96,8 @@ def tokenize_corpus(
     vocabulary
         A vocabulary, or a folder with one (a tokenizer or a model). By default it is made from the files.
     gene_table
-        Table of Ensembl ids, symbols and aliases for files that have only symbols.
+        Table of Ensembl ids, symbols and aliases for files that have only symbols, in place of the shipped table of human
+        genes.
     genes
         Ids or names of genes: all others are left out.
     layer, gene_column, rename
@@ -340,7 +342,7 @@ class _Run:
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
         tables = [named_columns(table, self.options.gene_column) for table in self.gene_tables]
-        catalogue = gene_catalogue(tables, gene_names, self.genes)
+        catalogue = gene_catalogue(tables, gene_names, self.genes, human_genes() if gene_names is None else None)
         if self._helpers is not None:
             catalogue.save(self.work / "catalogue")
         statistics = self._statistics(bars, catalogue)

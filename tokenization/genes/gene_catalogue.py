@@ -10,6 +10,7 @@ from cellglot.tokenization.gene_names import (
     NameCleaner,
     bare_id,
     genomes_of,
+    in_mouse_case,
     is_number,
     species_of,
     split_id,
@@ -23,6 +24,7 @@ from cellglot.tokenization.gene_vocabulary import (
     name_sources,
     read_released_dictionary,
 )
+from cellglot.tokenization.genes.tables import HumanGenes
 
 
 _SPIKE_IN = re.compile(r"^ERCC[-_]\d{5}$")
@@ -79,12 +81,14 @@ def gene_catalogue(
     tables: Sequence[tuple[Sequence[str], Mapping[str, Any] | None]],
     gene_names: GeneNames | None = None,
     only: Iterable[str] | None = None,
+    human: HumanGenes | None = None,
 ) -> GeneVocabulary:
     """Return a vocabulary of the genes of a corpus, in alphabetical order, without statistics.
 
-    A gene is named by the Ensembl id of its file, or of another file or table in which a single gene has its name. A
-    name of several genes is ambiguous and left out later; another name is kept, and cleaned if its meaning is certain
-    (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are not genes.
+    A gene is named by the Ensembl id of its file, or of another file or table in which a single gene has its name, or
+    of the one human gene of that name. A name of several genes is ambiguous and left out later; another name is kept,
+    and cleaned if its meaning is certain (`cellglot.tokenization.gene_names`). Spike-ins (ERCC) and numbers are not
+    genes.
 
     Parameters
     ----------
@@ -94,6 +98,9 @@ def gene_catalogue(
         From `read_gene_table`.
     only
         Ids or names of the genes to keep.
+    human
+        Table of human genes. Genes of the catalogue get its symbols, and its unambiguous earlier symbols as aliases,
+        so that tokenizers know them without the table.
     """
     names = GeneNames()
     own: set[str] = set()
@@ -111,7 +118,14 @@ def gene_catalogue(
         match = known.resolve(index, columns)
         genes.update(known.tokens[int(t)] for t in match.token_ids[match.known])
         unnamed.append(_unnamed(index, columns, (~match.known & ~match.ambiguous).nonzero()[0].tolist()))
+    if human is not None and species_of(known.genes) != "mouse":
+        found, unnamed = _human_genes(unnamed, human, names)
+        genes |= found
     genes |= _genes_by_name(unnamed, species_of(known.genes), names)
+    if human is not None:
+        for gene in genes:
+            for name in [symbol, *human.earlier_names(gene)] if (symbol := human.symbol(gene)) else ():
+                names.add(gene, name)
     everything = known if genes == set(known.genes) else _catalogue(genes, names)
     if only is not None:
         match = everything.resolve(list(only))
@@ -138,6 +152,30 @@ def _unnamed(index: Sequence[str], columns: Mapping[str, Any] | None, rows: list
         if name and not _SPIKE_IN.match(name):
             found.append(str(name))
     return first.tolist(), found
+
+
+def _human_genes(
+    unnamed: list[tuple[list[str], list[str]]], human: HumanGenes, names: GeneNames
+) -> tuple[set[str], list[tuple[list[str], list[str]]]]:
+    """Return human genes that files name, and what `unnamed` has besides: names that no human gene has."""
+    genes: set[str] = set()
+    left = []
+    for every, found in unnamed:
+        if in_mouse_case(every):
+            left.append((every, found))
+            continue
+        cleaner, unknown = NameCleaner(every, "human"), []
+        for name in found:
+            meant = human.find(name) or human.find(cleaner.clean(name))
+            if not meant:
+                unknown.append(name)
+            elif len(meant) == 1:
+                genes.add(meant[0])
+                names.add(meant[0], human.symbol(meant[0]))
+                if human.find(name) == meant:
+                    names.add(meant[0], name)
+        left.append((every, unknown))
+    return genes, left
 
 
 def _genes_by_name(unnamed: list[tuple[list[str], list[str]]], species: str | None, names: GeneNames) -> set[str]:

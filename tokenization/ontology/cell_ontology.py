@@ -8,8 +8,8 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from cellglot.tokenization.ontology.labels import CellLabelMatch, LabelIndex, clean_label, resolve_labels
 from cellglot.tokenization.ontology.parsing import read_ontology_file
 from cellglot.tokenization.ontology.releases import fetch_release
+from cellglot.tokenization.ontology.shipped import read_shipped
 from cellglot.tokenization.ontology.similarity import pagerank_levels, personalised_pagerank
 from cellglot.tokenization.ontology.terms import EXACT, CellOntologyError, CellTerm, parents_first
 
@@ -25,6 +26,13 @@ from cellglot.tokenization.ontology.terms import EXACT, CellOntologyError, CellT
 logger = logging.getLogger(__name__)
 
 BLOOD_FILE = Path(__file__).with_name("blood_lineage.json")
+
+
+@cache
+def blood_definitions() -> dict[str, str]:
+    """Return our own definitions of the cell types of blood, by id."""
+    content = json.loads(BLOOD_FILE.read_text(encoding="utf-8"))
+    return {i: t["description"] for i, t in content["terms"].items()}
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,24 @@ class CellOntology:
             If it cannot be downloaded; the message says what to do without a network.
         """
         return cls.from_file(fetch_release(release, cache_folder), cache_folder=cache_folder)
+
+    @classmethod
+    def shipped(cls, *, definitions: Mapping[str, str] | None = None) -> "CellOntology":
+        """Return the Cell Ontology that comes with the package: all its cell types, without a download.
+
+        Ids, names, synonyms and `is_a` are those of release 2024-04-05 (CC BY 4.0). Definitions are our own, of the
+        cell types of blood alone; the ontology's come from a file (`from_file`), or from
+        `cellglot.tokenization.ontology.releases.guide_definitions`.
+
+        Parameters
+        ----------
+        definitions
+            Id -> definition, in place of our own.
+        """
+        content, source = read_shipped()
+        texts = blood_definitions() if definitions is None else definitions
+        terms = [replace(t, definition=texts[t.id]) if t.id in texts else t for t in content.terms.values()]
+        return cls(terms, release=content.release, checksum=content.checksum, source=source)
 
     @classmethod
     def blood(cls) -> "CellOntology":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.tokenization.ontology.shipped import shipped_ancestors, shipped_parents
 from cellglot.tokenization.ontology.shorthand import read_shorthand
 from cellglot.tokenization.ontology.terms import EXACT, CellTerm
 from cellglot.tokenization.reading.labels import label_text, read_labels
@@ -248,8 +249,8 @@ class LabelIndex:
         found = self._by_synonym(text)
         if found.rule != "added_synonym":
             cell_type, reason = read_shorthand().find(label)
-            term = self.terms.get(cell_type or "")
-            if term is not None and not term.obsolete and cell_type != found.cell_type:
+            cell_type = None if cell_type is None else self._here(cell_type)
+            if cell_type is not None and cell_type != found.cell_type:
                 return LabelFinding(cell_type, "shorthand")
             if reason and found.cell_type is None:
                 return LabelFinding(candidates=found.candidates, reason=reason)
@@ -260,6 +261,19 @@ class LabelIndex:
         if text in self._withdrawn:
             return self._by_id(*self._withdrawn[text])
         return LabelFinding()
+
+    def _here(self, cell_type: str) -> str | None:
+        """Return a type of the shorthand, or where this ontology lacks it the nearest one above that it has.
+
+        Types above are those of the shorthand: a small table gives ``memory T cell`` for ``CD4 TCM``, never ``cell``.
+        """
+        types, level = read_shorthand().labels, [cell_type]
+        while level:
+            present = [t for t in level if t in types and t in self.terms and not self.terms[t].obsolete]
+            if present:  # several are all true of the cell: the most special one
+                return max(present, key=lambda t: len(shipped_ancestors(t)))
+            level = sorted({parent for t in level for parent in shipped_parents().get(t, ())})
+        return None
 
     def _by_synonym(self, text: str) -> LabelFinding:
         """Look up a label among exact synonyms and plurals."""

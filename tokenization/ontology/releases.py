@@ -26,7 +26,7 @@ def fetch_release(release: str, cache_folder: str | os.PathLike | None = None) -
     if path.exists():
         return path
     url = RELEASE_URL.format(release=release)
-    instead = f"download {url} elsewhere and pass it to CellOntology.from_file, or use CellOntology.blood()"
+    instead = f"download {url} elsewhere and pass it to CellOntology.from_file, or use CellOntology.shipped()"
     if is_offline_mode():
         raise CellOntologyError(f"release {release} is not in {folder}, and HF_HUB_OFFLINE is set: {instead}")
     try:
@@ -42,6 +42,27 @@ def fetch_release(release: str, cache_folder: str | os.PathLike | None = None) -
     return path
 
 
+def guide_definitions() -> dict[str, str]:
+    """Return the Cell Ontology's definitions, by id, from the optional package ``cellxgene-ontology-guide``.
+
+    Raises
+    ------
+    CellOntologyError
+        If the package is not installed.
+    """
+    try:
+        from cellxgene_ontology_guide.ontology_parser import OntologyParser
+    except ImportError as error:
+        raise CellOntologyError(
+            "the definitions of cell types come from a package that is not installed: pip install "
+            "cellxgene-ontology-guide, or give an OBO or OWL file of the Cell Ontology"
+        ) from error
+    parser = OntologyParser()
+    terms = parser.get_term_label_to_id_map("CL").values()
+    texts = {term: parser.get_term_description(term) for term in terms}
+    return {term: text for term, text in texts.items() if text}
+
+
 def _download(url: str, path: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "cellglot"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
@@ -52,4 +73,4 @@ def _download(url: str, path: Path) -> None:
             raise OSError(f"received {file.tell():,} of {int(expected):,} bytes")
 
 
-__all__ = ["RELEASE_URL", "fetch_release"]
+__all__ = ["RELEASE_URL", "fetch_release", "guide_definitions"]

@@ -13,6 +13,7 @@ from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.ontology.cell_ontology import CellOntology, CellTypeTables
 from cellglot.tokenization.ontology.labels import CellLabelReport
+from cellglot.tokenization.ontology.releases import guide_definitions
 from cellglot.training.data.labels import label_rows
 
 
@@ -52,7 +53,18 @@ class CorpusCellTypes:
 
 
 def open_ontology(name: str | os.PathLike | date) -> CellOntology:
-    """Open an ontology: ``"blood"``, the table in the package; the date of a release; or a file."""
+    """Open an ontology.
+
+    Parameters
+    ----------
+    name
+        ``"shipped"``, the Cell Ontology that comes with the package; ``"guide"``, the same with the definitions of the
+        optional ``cellxgene-ontology-guide``; ``"blood"``, its small table of blood; a release's date; or a file.
+    """
+    if str(name) == "shipped":
+        return CellOntology.shipped()
+    if str(name) == "guide":
+        return CellOntology.shipped(definitions=guide_definitions())
     if str(name) == "blood":
         return CellOntology.blood()
     if Path(str(name)).exists():
@@ -60,8 +72,8 @@ def open_ontology(name: str | os.PathLike | date) -> CellOntology:
     if str(name)[:4].isdigit() and len(str(name)) == 10:
         return CellOntology.from_release(str(name))
     raise ValueError(
-        f"ontology {str(name)!r} is not a file: write 'blood' (comes with cellglot), the date of a release such as "
-        "'2024-04-05', or an OBO or OWL file"
+        f"ontology {str(name)!r} is not a file: write 'shipped' or 'blood' (come with cellglot), 'guide', the date of a "
+        "release such as '2024-04-05', or an OBO or OWL file"
     )
 
 

@@ -48,7 +48,7 @@ class PretrainingData(FinetuningData):
     """
 
     mask_fraction: float | int = 0.15
-    ontology: str | datetime.date = "blood"
+    ontology: str | datetime.date = "shipped"
     label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class FewShotSettings:
         Weight of similarity in the scores.
     """
 
-    ontology: str | datetime.date = "blood"
+    ontology: str | datetime.date = "shipped"
     template: str = ANNOTATION_TEMPLATE
     alpha: float | int = ALPHA
 

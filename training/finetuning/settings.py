@@ -67,7 +67,7 @@ class FinetuneSettings:
     balance_by: str | None = None
     balance_shares: dict[str, float] | None = None
     balance_open: float | int = 0
-    ontology: str | datetime.date = "blood"
+    ontology: str | datetime.date = "shipped"
     unlikely_labels: str = "keep"
     held_out_genes: float | int = 0.2
     rank: int | None = None

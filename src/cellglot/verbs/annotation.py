@@ -31,7 +31,7 @@ def annotate(
     ontology_branch: str | None = None,
     leaves_only: bool = False,
     in_corpus: str | os.PathLike | None = None,
-    ontology: str | os.PathLike = "blood",
+    ontology: str | os.PathLike = "shipped",
     template: Sequence[str] | None = None,
     alpha: float = 0.1,
     shortlist: int | None = None,
@@ -86,7 +86,8 @@ def annotate(
     in_corpus
         Of the branch only types that this tokenized corpus has training cells of.
     ontology
-        ``"blood"`` (ships with cellglot), the date of a release of the Cell Ontology, or an OBO or OWL file.
+        ``"shipped"`` (all cell types; comes with cellglot), ``"blood"``, ``"guide"`` (with the definitions of the
+        optional ``cellxgene-ontology-guide``), the date of a release of the Cell Ontology, or an OBO or OWL file.
     template
         Text of a cell type, with ``{name}``, ``{definition}``, ``{synonyms}``, ``{parents}``, ``{id}``; several are
         averaged.

@@ -27,7 +27,7 @@ def evaluate(
     donors: str | None = None,
     markers: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
-    ontology: "str | os.PathLike | CellOntology" = "blood",
+    ontology: "str | os.PathLike | CellOntology" = "shipped",
     baselines: bool = True,
     seed: int = 0,
     test_fraction: float = 0.25,
@@ -63,7 +63,8 @@ def evaluate(
     marker_types
         Label -> cell type of the table, where their names differ.
     ontology
-        ``"blood"`` (ships with cellglot), the date of a release of the Cell Ontology, an OBO or OWL file, or an opened
+        ``"shipped"`` (all cell types; comes with cellglot), ``"blood"``, ``"guide"``, the date of a release of the
+        Cell Ontology, an OBO or OWL file, or an opened
         `CellOntology`.
     baselines
         Whether plain baselines are evaluated, too.
