@@ -69,6 +69,8 @@ class CountMatrix:
         Whether values were rounded that differ from whole numbers by the rounding error of single precision.
     empty_places : tuple of str
         Places with only zeros in the checked cells, for reports.
+    own_genes : tuple or None
+        Names and columns of the genes in the file, if they are read as those of another species.
     left_out : dict
         Type of features that are not genes -> number of features.
     note : str
@@ -99,6 +101,7 @@ class CountMatrix:
         if self.matrix.shape[1] != len(index):
             raise ValueError(f"{location} has {self.matrix.shape[1]:,} columns, but there are {len(index):,} genes")
         self.rounded = False
+        self.own_genes: tuple[Sequence[str], Mapping[str, Any] | None] | None = None
         self.left_out: dict[str, int] = {}
         self.note = "" if features is None else features.note
         if features is not None and features.genes is not None:

@@ -327,9 +327,9 @@ class GeneVocabulary:
         ``feature_name``, ...). Names are compared exactly; a name that is not found is cleaned, if its meaning is
         certain, and looked up again (``TP53_ENSG00000141510``, ``GRCh38---TP53``, ``TBCE-1`` if there is ``TBCE``,
         ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
-        and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out. With cellglot,
-        its table of human genes knows more symbols, earlier symbols, aliases and retired ids; they count as ``symbol``
-        and ``alias``.
+        and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
+        With cellglot, its table of human genes knows more symbols, earlier symbols, aliases and retired ids; they
+        count as ``symbol`` and ``alias``.
 
         Parameters
         ----------

@@ -62,7 +62,7 @@ def test_annotate(cellglot_command, cell_text_folder, cells, tmp_path):
     names = ["B cell", "CL:0000624", "CL:0001054", "my odd cell"]
     before = ad.read_h5ad(cells)
     expected = annotate_cells(
-        model, processor, before, names, ontology=CellOntology.blood(), device="cpu", progress=False
+        model, processor, before, names, ontology=CellOntology.shipped(), device="cpu", progress=False
     )
     after = ad.read_h5ad(output)
     assert after.obs["cellglot_cell_type"].tolist() == expected.predicted
@@ -81,7 +81,7 @@ def test_annotate_by_a_branch_with_every_option(cellglot_command, cell_text_fold
     arguments += " --shortlist 1 --smooth 3 --back-off-below 0.9 --labels cell_type --batch-size 8 --dtype bfloat16"
     done = cellglot_command("annotate", cell_text_folder, cells, "-o", output, *arguments.split(), *CPU)
     assert done.status == 0, done.err
-    ontology, after = CellOntology.blood(), ad.read_h5ad(output)
+    ontology, after = CellOntology.shipped(), ad.read_h5ad(output)
     types = set(after.uns["cellglot"]["cell_types"])
     assert types == {t for t in ontology.descendants("CL:0000576") if not ontology.descendants(t)}
     assert "calibrated on" in done.out and "cellglot_score_calibrated" in after.obs
@@ -92,7 +92,7 @@ def test_annotate_by_a_branch_with_every_option(cellglot_command, cell_text_fold
 def test_annotate_a_branch_of_a_corpus(cellglot_command, cell_text_folder, cells, corpus, tmp_path):
     from cellglot.training.data.cell_types import cell_types_of
 
-    ontology = CellOntology.blood()
+    ontology = CellOntology.shipped()
     chosen = ["--ontology-branch", "lymphocyte", "--in-corpus", corpus.folder]
     done = cellglot_command("annotate", cell_text_folder, cells, "-o", tmp_path / "out.h5ad", *chosen, *CPU)
     assert done.status == 0, done.err

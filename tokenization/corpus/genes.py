@@ -7,6 +7,7 @@ import numpy as np
 
 from cellglot.tokenization.gene_names import bare_id, described_columns, listed_names, numbers_among
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary, is_usual, name_sources
+from cellglot.tokenization.genes.species import is_mouse
 
 
 MOST_NUMBERS = 0.1  # share of genes that may be named by numbers; these are left out
@@ -14,6 +15,7 @@ FEWEST_SHARED = 0.05  # share of a file's genes that others must have, or it is 
 SAMPLED = 50  # values of a column in which Ensembl ids are searched
 
 GeneTable = tuple[list[str], dict[str, Any]]
+CheckNames = Callable[[Sequence[str], Mapping[str, Any] | None], str | None]
 
 
 def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str], dict[str, Any] | None]:
@@ -24,7 +26,7 @@ def named_columns(table: GeneTable, gene_column: str | None) -> tuple[list[str],
     return (list(columns["only"]) if "only" in columns else index), None
 
 
-def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], Mapping[str, Any] | None], str | None]:
+def refuse_numbers(accepted: Collection[str] = ()) -> CheckNames:
     """Return a check that explains why names cannot be genes of a new vocabulary: they are numbers.
 
     `accepted` are names in a gene table, which may be numbers.
@@ -50,6 +52,21 @@ def refuse_numbers(accepted: Collection[str] = ()) -> Callable[[Sequence[str], M
         )
 
     return check
+
+
+def refuse_mouse(check: CheckNames) -> CheckNames:
+    """Return a check of names that also refuses those of mouse, which would become genes of a human vocabulary."""
+
+    def checked(index: Sequence[str], columns: Mapping[str, Any] | None) -> str | None:
+        if is_mouse(index, columns):
+            return (
+                f"its genes are those of mouse ({listed_names([str(n) for n in index[:3]])}). --species mouse "
+                "(species='mouse') reads them as their human orthologs; --species other takes them as they are, for a "
+                "vocabulary of mouse"
+            )
+        return check(index, columns)
+
+    return checked
 
 
 def vocabulary_notes(vocabulary: GeneVocabulary, tokens_of_files: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -130,6 +147,7 @@ __all__ = [
     "described_names",
     "described_vocabulary",
     "named_columns",
+    "refuse_mouse",
     "refuse_numbers",
     "unused_ids",
     "vocabulary_notes",

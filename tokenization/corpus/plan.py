@@ -36,6 +36,7 @@ class FileOptions:
     gene_column: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     obs_columns: Sequence[str] = ()
+    species: str | None = None
 
 
 @dataclass
@@ -168,7 +169,7 @@ def fingerprint_of_ends(path: Path) -> str:
 
 def open_planned(path: str | Path, options: FileOptions, folder: Path | None) -> Cells:
     """Open a file with the options of the corpus, including the columns of `FileOptions.obs_columns`."""
-    cells = read_cells(path, layer=options.layer, rename=options.rename, folder=folder)
+    cells = read_cells(path, layer=options.layer, rename=options.rename, folder=folder, species=options.species)
     for column in options.obs_columns:
         if column in cells.obs.names:
             cells.metadata_columns.setdefault(column, column)

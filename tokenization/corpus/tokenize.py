@@ -33,13 +33,20 @@ from cellglot.tokenization.corpus.check import (
 from cellglot.tokenization.corpus.concurrency import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus.corpus import MANIFEST, WORK, Corpus
 from cellglot.tokenization.corpus.gene_statistics import CorpusStatistics
-from cellglot.tokenization.corpus.genes import named_columns, refuse_numbers, unused_ids, vocabulary_notes
+from cellglot.tokenization.corpus.genes import (
+    named_columns,
+    refuse_mouse,
+    refuse_numbers,
+    unused_ids,
+    vocabulary_notes,
+)
 from cellglot.tokenization.corpus.plan import FileOptions, Plan, conversion_folder, make_plan, open_planned
 from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, work_on
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
 from cellglot.tokenization.genes.gene_catalogue import GeneNames, gene_catalogue, read_gene_table
-from cellglot.tokenization.genes.tables import human_genes
+from cellglot.tokenization.genes.species import check_species
+from cellglot.tokenization.genes.tables import HumanGenes, human_genes
 from cellglot.tokenization.reading.matrices import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 
@@ -69,6 +76,7 @@ def tokenize_corpus(
     gene_column: str | None = None,
     rename: Mapping[str, str] | None = None,
     obs_columns: Sequence[str] = (),
+    species: str | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -96,14 +104,17 @@ def tokenize_corpus(
     vocabulary
         A vocabulary, or a folder with one (a tokenizer or a model). By default it is made from the files.
     gene_table
-        Table of Ensembl ids, symbols and aliases for files that have only symbols, in place of the shipped table of human
-        genes.
+        Table of Ensembl ids, symbols and aliases for files that have only symbols, in place of the table of human
+        genes that comes with cellglot.
     genes
         Ids or names of genes: all others are left out.
     layer, gene_column, rename
         See `read_cells` and the tokenizers; the same for all files.
     obs_columns
         Columns of obs to keep in addition to those of the CELLxGENE schema.
+    species
+        ``"mouse"``: genes are read as their human one-to-one orthologs. ``"other"``: names are taken as they are. By
+        default human; files of mouse are refused if a new vocabulary is made.
     validation_fraction, test_fraction
         Share of cells to hold out: whole donors, else whole data sets, else single cells.
     seed
@@ -135,6 +146,7 @@ def tokenize_corpus(
     ValueError
         If there are no files, a file is given twice, or an option is invalid.
     """
+    check_species(species)
     paths, output = [Path(f) for f in files], Path(output)
     if not paths:
         raise ValueError("no files of cells given")
@@ -155,12 +167,12 @@ def tokenize_corpus(
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
         "cellglot": cellglot.__version__,
-    }
+    } | ({} if species is None else {"species": species})
     run = _Run(
         paths=paths,
         folder=OutputFolder(output, "tokenize", given),
         tokenizer_class=kinds[tokenizer],
-        options=FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns)),
+        options=FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns), species),
         arguments=arguments,
         seed=seed,
         fractions={"validation": validation_fraction, "test": test_fraction},
@@ -272,6 +284,8 @@ class _Run:
         if self.vocabulary is None:  # their names become genes of a new one
             table = GeneNames() if self.gene_table is None else read_gene_table(self.gene_table)
             check_names = refuse_numbers(set(table.symbols.values()).union(*table.aliases.values()))
+            if self.options.species is None:
+                check_names = refuse_mouse(check_names)
         self.plan, self.gene_tables = make_plan(
             self.paths,
             self.options,
@@ -342,7 +356,7 @@ class _Run:
     def _vocabulary_from_statistics(self, bars: Progress) -> GeneVocabulary:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
         tables = [named_columns(table, self.options.gene_column) for table in self.gene_tables]
-        catalogue = gene_catalogue(tables, gene_names, self.genes, human_genes() if gene_names is None else None)
+        catalogue = gene_catalogue(tables, gene_names, self.genes, self._human_genes())
         if self._helpers is not None:
             catalogue.save(self.work / "catalogue")
         statistics = self._statistics(bars, catalogue)
@@ -363,6 +377,10 @@ class _Run:
                 "genes_without_counts": len(catalogue.genes) - len(kept),
             },
         )
+
+    def _human_genes(self) -> HumanGenes | None:
+        """Return the table of human genes, unless another table is given or names are taken as they are."""
+        return human_genes() if self.gene_table is None and self.options.species != "other" else None
 
     def _statistics(self, bars: Progress, catalogue: GeneVocabulary) -> CorpusStatistics:
         done, merged = 0, CorpusStatistics(len(catalogue.genes))

@@ -64,8 +64,7 @@ class HumanGenes:
         current = {}
         for (gene, symbol, previous, others), new in zip(hgnc, now, strict=True):
             gene = gene or by_symbol.get(new) or by_symbol.get(symbol)
-            if gene is None:
-                self.approved.add(symbol)  # of a gene without an id: no name of another gene
+            if gene is None:  # withdrawn, as CD20 for MS4A1, or of a gene without an id
                 continue
             current[symbol] = gene
             self.earlier[gene].update([symbol, *_names(previous)])

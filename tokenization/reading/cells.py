@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
+from cellglot.tokenization.genes.species import check_species, read_as_human
 from cellglot.tokenization.reading.errors import CellFileError, reading
 from cellglot.tokenization.reading.formats import CellFile, open_cell_file
 from cellglot.tokenization.reading.obs import FrameTable, schema_names
@@ -101,7 +102,8 @@ class Cells:
     @property
     def var(self) -> pd.DataFrame:
         """The gene table."""
-        return pd.DataFrame(dict(self.counts.columns or {}), index=pd.Index([str(g) for g in self.counts.index]))
+        index, columns = self.counts.own_genes or (self.counts.index, self.counts.columns)
+        return pd.DataFrame(dict(columns or {}), index=pd.Index([str(g) for g in index]))
 
     def names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read names of cells, object, shape (stop - start,)."""
@@ -226,6 +228,7 @@ def read_cells(
     layer: str | None = None,
     rename: Mapping[str, str] | None = None,
     folder: str | os.PathLike | None = None,
+    species: str | None = None,
 ) -> Cells:
     """Open cells and find their raw counts.
 
@@ -241,6 +244,9 @@ def read_cells(
         Column of obs -> its name in the metadata, e.g. ``{"bulk_labels": "cell_type"}``.
     folder
         Where to keep a matrix that has to be converted to rows; a temporary folder by default.
+    species
+        ``"mouse"``: genes are read as their human one-to-one orthologs. ``"human"`` and ``"other"``: as they are, as
+        by default.
 
     Returns
     -------
@@ -266,6 +272,7 @@ def read_cells(
     60 X
     >>> counts = cellglot.read_cells("cells.h5ad").to_anndata()
     """
+    check_species(species)
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         opened = open_cell_file(path, None if folder is None else Path(folder))
@@ -288,6 +295,12 @@ def read_cells(
         cells = Cells("AnnData", CellFile("AnnData", {}, FrameTable(source.obs)), counts, rename)
     else:
         raise TypeError(f"cells are read from a path or an AnnData, not from {type(source).__name__}")
+    if species == "mouse":
+        try:
+            cells.notes.append(read_as_human(cells.counts))
+        except ValueError:
+            cells.close()
+            raise
     for note in cells.notes:
         logger.info("%s: %s", cells.name, note)
     return cells
