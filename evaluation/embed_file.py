@@ -26,6 +26,7 @@ def embed_file(
     plot: Path | None = None,
     color: str | None = None,
     layer: str | None = None,
+    species: str | None = None,
     loaded: LoadedModel | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -47,6 +48,8 @@ def embed_file(
         The model, if it is loaded already.
     overwrite
         Replace outputs that exist; inputs are never replaced.
+    species
+        As for `cellglot.read_cells`.
     layer, **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
@@ -66,7 +69,7 @@ def embed_file(
     check_picture(plot)
     check_files([output, plot], [cells, model], overwrite=overwrite)
     report = GeneReport()
-    with read_cells(cells, layer=layer) as opened:
+    with read_cells(cells, layer=layer, species=species) as opened:
         column = color if color is not None else opened.metadata_columns.get("cell_type")
         if color is not None and color not in opened.obs.names:
             raise ValueError(f"{cells}: no column {color!r} in obs; it has {', '.join(opened.obs.names) or 'none'}")

@@ -34,6 +34,7 @@ def annotate_file(
     table: Path | None = None,
     plot: Path | None = None,
     layer: str | None = None,
+    species: str | None = None,
     dtype: str | None = None,
     loaded: tuple[Any, Any] | None = None,
     overwrite: bool = False,
@@ -57,6 +58,8 @@ def annotate_file(
         ``.csv``, ``.tsv`` or ``.parquet`` with one row per cell.
     plot
         File of a UMAP, coloured by prediction.
+    species
+        As for `cellglot.read_cells`.
     layer, **options
         As for `cellglot.evaluation.annotation.by_texts.annotate_cells` or `classify_cells`.
     dtype
@@ -83,7 +86,7 @@ def annotate_file(
     check_annotated(output)
     check_picture(plot)
     check_files([output, table, plot], [cells, model, adapter], overwrite=overwrite)
-    with read_cells(cells, layer=layer) as opened:
+    with read_cells(cells, layer=layer, species=species) as opened:
         check_picture(plot, len(opened))
         check_cells(opened)
         loaded = loaded or load_annotator(model, candidates, adapter, dtype)
@@ -123,6 +126,7 @@ def annotate_anndata(
     facts: Mapping[str, str],
     plot: Path | None = None,
     layer: str | None = None,
+    species: str | None = None,
     **options: Any,
 ) -> None:
     """Annotate the cells of an AnnData in place, with the columns that `annotate_file` writes to a file.
@@ -135,11 +139,11 @@ def annotate_anndata(
         The cells, in memory or backed.
     facts
         Names of the model and adapter, for ``uns["cellglot"]``.
-    candidates, plot, layer, **options
+    candidates, plot, layer, species, **options
         As for `annotate_file`.
     """
     check_picture(plot, adata.n_obs)
-    with read_cells(adata, layer=layer) as opened:
+    with read_cells(adata, layer=layer, species=species) as opened:
         found = _annotated(loaded, opened, candidates, layer=layer, **options)
     add_results(adata, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
     if plot is not None:

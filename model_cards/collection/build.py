@@ -65,7 +65,7 @@ class Build:
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
         place = self.data / ONTOLOGY_FILE
-        self.ontology_name = str(place) if place.is_file() else "blood"
+        self.ontology_name = str(place) if place.is_file() else "shipped"
         self.ontology: CellOntology = open_ontology(self.ontology_name)
         self.genes = HumanGenes.read(self.data)
 

@@ -53,6 +53,13 @@ Ontology = Annotated[
         "blood (72 types), the date of a release such as 2024-04-05, or an OBO or OWL file."
     ),
 ]
+Species = Annotated[
+    str | None,
+    typer.Option(
+        help="mouse: genes are read as their human one-to-one orthologs; other: names are taken as they are, for a "
+        "vocabulary of another species. Human by default."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that exist. An input is never replaced.")
@@ -98,6 +105,7 @@ def tokenize(
     genes: Annotated[Path | None, typer.Option(help="Text file with the only genes to keep, one a line.")] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    species: Species = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,6 +145,7 @@ def tokenize(
         genes=genes,
         layer=layer,
         gene_column=gene_column,
+        species=species,
         rename=_pairs(rename, "--rename"),
         obs_columns=_names(obs_column),
         validation_fraction=validation_fraction,
@@ -242,6 +251,7 @@ def embed(
     batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    species: Species = None,
     min_coverage: MinCoverage = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -256,6 +266,7 @@ def embed(
         batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,
+        species=species,
         min_coverage=min_coverage,
         device=device,
         overwrite=overwrite,
@@ -334,6 +345,7 @@ def annotate(
     ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    species: Species = None,
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -368,6 +380,7 @@ def annotate(
         batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,
+        species=species,
         min_coverage=min_coverage,
         dtype=dtype,
         device=device,

@@ -188,10 +188,10 @@ class CellOntology:
         definitions
             Id -> definition, in place of our own.
         """
-        content, source = read_shipped()
+        content = read_shipped()
         texts = blood_definitions() if definitions is None else definitions
         terms = [replace(t, definition=texts[t.id]) if t.id in texts else t for t in content.terms.values()]
-        return cls(terms, release=content.release, checksum=content.checksum, source=source)
+        return cls(terms, release=content.release, checksum=content.checksum, source="cellglot's Cell Ontology")
 
     @classmethod
     def blood(cls) -> "CellOntology":

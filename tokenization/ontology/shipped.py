@@ -56,8 +56,8 @@ def write_shipped(content: OntologyFile, path: Path = SHIPPED_FILE) -> str:
     return pack(path, columns, {"source": SOURCE, "release": content.release})
 
 
-def read_shipped() -> tuple[OntologyFile, str]:
-    """Return the classes that ship with the package, and where they come from."""
+def read_shipped() -> OntologyFile:
+    """Return the classes that ship with the package."""
     facts, columns = unpack(SHIPPED_FILE)
     ids = unpacked_ids(columns["id"], _PREFIX, 7)
     scopes = {scope[0]: scope for scope in ("EXACT", "BROAD", "NARROW", "RELATED")}
@@ -73,13 +73,13 @@ def read_shipped() -> tuple[OntologyFile, str]:
             **{name: _long(columns[name][row]) for name in _LISTS},
         )
     checksum = hashlib.sha256(SHIPPED_FILE.read_bytes()).hexdigest()
-    return OntologyFile(terms, release=facts["release"], checksum=checksum), facts["source"]
+    return OntologyFile(terms, release=facts["release"], checksum=checksum)
 
 
 @cache
 def shipped_parents() -> dict[str, tuple[str, ...]]:
     """Return the classes above each class, the one doubtful tie of the ontology left out."""
-    terms = read_shipped()[0].terms
+    terms = read_shipped().terms
     return {i: tuple(p for p in term.parents if (i, p) != _DOUBTFUL) for i, term in terms.items()}
 
 

@@ -43,6 +43,7 @@ def annotate(
     batch_size: int | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
+    species: str | None = None,
     min_coverage: float | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -107,7 +108,7 @@ def annotate(
         Picture of a UMAP, coloured by prediction: ``.png``, ``.svg`` or ``.pdf``.
     batch_size
         Number of cells that are computed at once; by default 16 with texts, else 64.
-    layer, gene_column, min_coverage, device
+    layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
     dtype
         As for `cellglot.load_model`.
@@ -142,7 +143,9 @@ def annotate(
         "in_corpus": in_corpus, "template": template, "alpha": alpha != 0.1, "shortlist": shortlist, "smooth": smooth,
         "back_off_below": back_off_below, "labels": labels,
     }  # fmt: skip
-    reading = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "device": device}
+    reading = {
+        "layer": layer, "gene_column": gene_column, "species": species, "min_coverage": min_coverage, "device": device,
+    }  # fmt: skip
     in_memory = is_anndata(cells)
     if model is None:
         if adapter is not None or any(of_texts.values()):

@@ -30,6 +30,7 @@ def tokenize(
     gene_column: str | None = None,
     rename: Mapping[str, str] | None = None,
     obs_columns: Sequence[str] = (),
+    species: str | None = None,
     tokenizer_options: Mapping[str, Any] | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
@@ -65,6 +66,9 @@ def tokenize(
         Column of obs -> its name in the corpus.
     obs_columns
         Columns of obs to keep in the corpus, besides those of the CELLxGENE schema.
+    species
+        ``"mouse"``: genes are read as their human one-to-one orthologs. ``"other"``: names are taken as they are. By
+        default human: files of mouse are refused, unless `vocabulary` is one of mouse.
     tokenizer_options
         Options of the tokenizer, such as ``{"total": "vocabulary"}``.
     validation_fraction, test_fraction
@@ -118,6 +122,7 @@ def tokenize(
             gene_column=gene_column,
             rename=rename,
             obs_columns=obs_columns,
+            species=species,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             seed=seed,

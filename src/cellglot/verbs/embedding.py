@@ -28,6 +28,7 @@ def embed(
     batch_size: int = 64,
     layer: str | None = None,
     gene_column: str | None = None,
+    species: str | None = None,
     min_coverage: float | None = None,
     device: str | None = None,
     overwrite: bool = False,
@@ -61,6 +62,8 @@ def embed(
         Where the raw counts are: ``"X"``, ``"raw.X"`` or the name of a layer. Found by default.
     gene_column
         Column of var with the ids of genes; ``"index"`` for the index. Found by default.
+    species
+        ``"mouse"``: genes are read as their human one-to-one orthologs. By default they are taken as they are.
     min_coverage
         Smallest share of the counts that the model's genes have to cover; by default 0.5.
     device
@@ -92,6 +95,7 @@ def embed(
     >>> report = cellglot.embed("cells.h5ad", "model", output="embedding.h5ad")
     """
     reading: dict[str, Any] = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
+    reading["species"] = species
     options = reading | {"batch_size": batch_size, "device": device}
     if is_anndata(cells):
         target = to_write(cells, copy, {"output": output})
@@ -119,7 +123,7 @@ def _embed_anndata(
     from cellglot.tokenization.reading.cells import read_cells
 
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    with read_cells(adata, layer=options.pop("layer")) as opened:
+    with read_cells(adata, layer=options.pop("layer"), species=options.pop("species")) as opened:
         column = color or opened.metadata_columns.get("cell_type")
         if column is not None and column not in adata.obs:
             raise ValueError(f"no column {column!r} in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}")

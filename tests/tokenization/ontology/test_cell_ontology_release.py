@@ -1,5 +1,7 @@
 """The whole Cell Ontology, release 2024-04-05."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -98,7 +100,13 @@ def test_obsolete_ids(whole):
     assert "CL:0001034 cell in vitro" in str(match.report)
 
 
-# -------------------------------------------------------------------- the blood table against the whole
+# -------------------------------------------------------------------- what ships against the whole
+
+
+def test_the_shipped_ontology_is_the_release_without_definitions(whole):
+    shipped = CellOntology.shipped(definitions={})
+    assert shipped.release == whole.release
+    assert shipped._terms == {i: replace(term, definition="") for i, term in whole._terms.items()}
 
 
 def test_the_blood_table_states_facts(whole):

@@ -85,5 +85,29 @@ def test_names_and_added_synonyms_go_before_shorthand():
     assert match.report.matched_by_rule["shorthand"] == 1
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("CD4 TCM", "CD4-positive, alpha-beta memory T cell"),
+        ("CD8 TEM_2", "CD8-positive, alpha-beta T cell"),
+        ("cDC1", "conventional dendritic cell"),
+        ("NK_CD56bright", "natural killer cell"),
+        ("B naive", "B cell"),
+    ],
+)
+def test_a_small_ontology_gives_the_nearest_type_above(label, name):
+    blood = CellOntology.blood()
+    assert blood.name(blood.resolve([label]).cell_types[0]) == name
+
+
+def test_the_shipped_ontology_knows_every_shorthand():
+    shipped, table = CellOntology.shipped(), read_shorthand()
+    assert len(shipped) > 2_700 and shipped.release == "2024-04-05"
+    for cell_type, labels in table.labels.items():
+        assert shipped.resolve(labels).found_types == [cell_type]
+    assert shipped.definition("CL:0000236") == CellOntology.blood().definition("CL:0000236")
+    assert shipped.definition("CL:0000182") == ""
+
+
 def test_a_type_that_an_ontology_does_not_have_is_not_given():
     assert an_ontology("CL:0000084").resolve(["B", "T"]).cell_types == [None, "CL:0000084"]
