@@ -72,8 +72,8 @@ def open_ontology(name: str | os.PathLike | date) -> CellOntology:
     if str(name)[:4].isdigit() and len(str(name)) == 10:
         return CellOntology.from_release(str(name))
     raise ValueError(
-        f"ontology {str(name)!r} is not a file: write 'shipped' or 'blood' (come with cellglot), 'guide', the date of a "
-        "release such as '2024-04-05', or an OBO or OWL file"
+        f"ontology {str(name)!r} is not a file: write 'shipped' or 'blood' (come with cellglot), 'guide', the date of "
+        "a release such as '2024-04-05', or an OBO or OWL file"
     )
 
 
