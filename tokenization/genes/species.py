@@ -16,7 +16,13 @@ FEWEST_MOUSE = 0.3  # share of a file's genes that mouse names from which on it 
 
 
 def check_species(species: str | None) -> None:
-    """Refuse a species that is not one of `SPECIES`."""
+    """Refuse an unknown species.
+
+    Raises
+    ------
+    ValueError
+        If `species` is not one of `SPECIES`.
+    """
     if species is not None and species not in SPECIES:
         raise ValueError(f"species {species!r}: it is one of {', '.join(SPECIES)}")
 
@@ -42,6 +48,11 @@ def read_as_human(counts: CountMatrix) -> str:
     -------
     str
         How many genes have an ortholog.
+
+    Raises
+    ------
+    ValueError
+        If no gene is one of mouse with an ortholog.
     """
     mouse = mouse_genes()
     sources = name_sources(counts.index, counts.columns)

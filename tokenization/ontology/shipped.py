@@ -39,6 +39,8 @@ def write_shipped(content: OntologyFile, path: Path = SHIPPED_FILE) -> str:
     ----------
     content
         From `read_ontology_file`.
+    path
+        File to write; by default the one in the package.
 
     Returns
     -------

@@ -39,7 +39,7 @@ class ScCelloDemo:
         self.folder = data.output / "sccello"
         self.plain_folder = data.output / "sccello-genes-alone"
         self.classifier_folder = data.output / "sccello-classifier"
-        self.ontology = open_ontology("blood")
+        self.ontology = open_ontology("shipped")
 
     def run(self) -> np.ndarray:
         """Run every step, and return the predicted classes of the held-out cells."""
