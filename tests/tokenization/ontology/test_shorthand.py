@@ -51,6 +51,12 @@ def test_usual_labels_mean_one_type(everything, cell_type):
     assert everything.resolve(MEANT[cell_type]).cell_types == [cell_type] * len(MEANT[cell_type])
 
 
+@pytest.mark.parametrize("ontology", [CellOntology.blood, CellOntology.shipped])
+def test_common_labels_have_a_type_in_small_and_whole_ontologies(ontology):
+    report = ontology().resolve([label for labels in MEANT.values() for label in labels]).report
+    assert (report.coverage, report.ambiguous, report.unresolved) == (1.0, {}, {})
+
+
 @pytest.mark.parametrize(
     "label",
     ["EC", "PC", "DN", "CD16 monocyte or NK", "NK T", "Cycling cells", "Megakaryocytes/platelets", "K562", "doublets"],
