@@ -42,7 +42,7 @@ class _Classifier:
         if labels is not None and problem_of(config, labels) == ONE_CLASS:
             check_labels("labels", labels, config.num_labels, "classes")
         outputs = getattr(self, self.encoder_name)(*inputs, **kwargs)
-        logits = in_units(config, self._scores(outputs[states]))
+        logits = in_units(config, self._scores(getattr(outputs, states)))
         terms = None if labels is None else label_terms(config, logits, labels, loss_weights)
         return {
             "loss": joined_loss(terms, labels, num_items_in_batch, config.gather_cells),
