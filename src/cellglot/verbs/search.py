@@ -86,7 +86,7 @@ def query(
     if not text.strip():
         raise ValueError("the text to search for is empty")
     if top < 1:
-        raise ValueError(f"top {top}: it is 1 or more")
+        raise ValueError(f"top={top}: it has to be at least 1")
     options: dict[str, Any] = {
         "layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "batch_size": batch_size,
         "device": device,
