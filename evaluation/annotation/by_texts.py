@@ -49,6 +49,8 @@ class CellAnnotation:
     ----------
     cell_names
         Shape (cells,).
+    candidates
+        The classes and their texts.
     scores
         Final scores, smoothed and calibrated if requested; they sum to 1 for each cell. Float32, shape
         (cells, classes).

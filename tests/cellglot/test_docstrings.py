@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
 SECTIONS = ("Parameters", "Attributes", "Returns", "Yields", "Raises", "Examples", "Notes", "References", "See Also")
 HEADING = re.compile(r"^([A-Z]\w+(?: \w+)?)\n(-+)$", re.MULTILINE)
-NOT_ASKED_FOR = {"kwargs", "auto_map"}  # what is passed on, and what users do not set
+# What is passed on, what users do not set, and names that say all there is to say.
+NOT_ASKED_FOR = {"kwargs", "auto_map", "batch_size", "device", "progress", "title"}
 
 
 def modules():

@@ -90,6 +90,8 @@ def evaluate(
     ------
     ValueError
         If a model, column or task does not exist, or `output` contains something else.
+    FileNotFoundError
+        If there is no such table of marker genes.
 
     Examples
     --------
