@@ -29,7 +29,7 @@ COLOURS = [
 ]  # fmt: skip
 
 
-def _figure(width: float, height: float, title: str = "", **labels: str) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, title: str = "", **labels: Any) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     style(axes, **labels)

@@ -162,7 +162,7 @@ def _read(name: str, folder: Path) -> CollectionModel:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        of_lists = {key: tuple(facts.pop(key, ())) for key in ("tissues", "scores")}
+        of_lists: dict[str, Any] = {key: tuple(facts.pop(key, ())) for key in ("tissues", "scores")}
         return CollectionModel(name, str(folder), size=size, **of_lists, **facts)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): install cellglot again") from error

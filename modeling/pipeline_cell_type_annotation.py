@@ -132,11 +132,11 @@ class CellTypeAnnotationPipeline(CellPipeline):
         elif self.calibration is None:
             scores = self.model(**batch).logits.float().softmax(dim=-1)
         else:
-            scores = self._observed(batch)
+            scores = self._observed(batch, self.calibration)
         known = cells_with_genes(batch, self.tokenizer)
         return {"values": scores.masked_fill(~known[:, None], float("nan"))}
 
-    def _observed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _observed(self, batch: dict[str, torch.Tensor], calibration: AnnotationCalibration) -> torch.Tensor:
         """Return the calibration's input, shape (cells, classes + 2): logits, distance, number of genes."""
         encoder, pooled = getattr(self.model, "cell_model", self.model.base_model), []
         hook = encoder.register_forward_hook(lambda *passed: pooled.append(passed[-1].pooler_output))
@@ -144,7 +144,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
             logits = self.model(**batch).logits.float().cpu()
         finally:
             hook.remove()
-        distances = self.calibration.reference.distances(pooled[0].float().cpu().numpy())
+        distances = calibration.reference.distances(pooled[0].float().cpu().numpy())
         n_genes = genes_of_cells(batch, self.tokenizer).sum(dim=1).cpu()
         found = torch.cat([logits, torch.from_numpy(distances)[:, None], n_genes[:, None].float()], dim=1)
         return found.to(self.device)
@@ -185,21 +185,14 @@ class CellTypeAnnotationPipeline(CellPipeline):
         ids = getattr(self.model.config, "label_cl_ids", None)
         said = None
         if self.calibration is not None:
-            said = None if top_k is not None else self._said(values, 0.9 if set_coverage is None else set_coverage)
+            if top_k is None:
+                said = _said(self.calibration, values, 0.9 if set_coverage is None else set_coverage)
             values = softmax(values[:, :-2])
         best = np.argsort(-values, axis=1, kind="stable")[:, : top_k or 1]
         results = [[self._named(row[i], int(i), ids) for i in order] for row, order in zip(values, best, strict=True)]
         if said is not None:
             return [found[0] | of_cell for found, of_cell in zip(results, said, strict=True)]
         return [found[0] for found in results] if top_k is None else results
-
-    def _said(self, values: np.ndarray, set_coverage: float) -> list[dict[str, Any]]:
-        """Return the calibration's results for each cell."""
-        decisions = self.calibration.decide(values[:, :-2], values[:, -2], values[:, -1], set_coverage)
-        columns = self.calibration.columns(decisions)
-        columns["label"] = columns.pop("cell_type")
-        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
     def _named(self, score: float, number: int, ids: Mapping[str, str] | None) -> dict[str, Any]:
         label = None if np.isnan(score) else self.classes[number]
@@ -211,6 +204,15 @@ class CellTypeAnnotationPipeline(CellPipeline):
         super().save_pretrained(save_directory, **kwargs)
         if self.calibration is not None:
             self.calibration.save(save_directory)
+
+
+def _said(calibration: AnnotationCalibration, values: np.ndarray, set_coverage: float) -> list[dict[str, Any]]:
+    """Return the calibration's results for each cell."""
+    decisions = calibration.decide(values[:, :-2], values[:, -2], values[:, -1], set_coverage)
+    columns = calibration.columns(decisions)
+    columns["label"] = columns.pop("cell_type")
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def _calibration_of(model: Any, adapter: str | os.PathLike | None) -> AnnotationCalibration | None:

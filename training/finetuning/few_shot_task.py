@@ -109,7 +109,9 @@ def few_shot_task(
     train, held_out, _ = labelled_cells(corpus, division, labels_to_use)
     if train is None:
         raise ValueError(f"no labelled training cell of {corpus.folder} expresses a gene of the vocabulary")
-    held_out_classes = [] if division.held_out is None else given[id(division.held_out)]
+    without_class = (
+        of_train < 0 if division.held_out is None else np.append(of_train, given[id(division.held_out)]) < 0
+    )
     drawn, short = ({candidates.names[c]: n for c, n in cells.items()} for cells in (shots.drawn, shots.short(number)))
     texts = [of_class[0] for of_class in candidates.texts]
     task = Task(
@@ -128,7 +130,7 @@ def few_shot_task(
             "label_column": column,
             "training_cells": len(train),
             "held_out_cells": n_cells(held_out),
-            "cells_without_class": int((of_train < 0).sum() + np.sum(np.less(held_out_classes, 0))),
+            "cells_without_class": int(without_class.sum()),
         },
         summary=f"{len(train):,} cells of {len(texts):,} classes, {number:,} of each; {len(short):,} classes have "
         f"fewer: {short or 'none'}; {n_cells(held_out):,} held-out cells\n"

@@ -53,16 +53,17 @@ def label_level_task(corpus: Corpus, column: str, settings: FinetuneSettings, se
     )
     numbers = {label: i for i, label in enumerate(levels.sets)}
     sets = np.stack(list(levels.sets.values()))
+    sizes = sets.sum(axis=1)
     unused = {label: counts[label] for label in levels.unused if counts[label]}
     unknown = {label: others[label] for label in levels.unused if others[label]}
 
     def labels(part: Part) -> tuple[np.ndarray, np.ndarray]:
         given = np.array([-1 if name is None else numbers[name] for name in names[id(part)]], dtype=np.int64)
         keep = given >= 0
-        return given, keep & sets.any(axis=1)[given] if part is division.train else keep
+        return given, keep & (sizes > 0)[given] if part is division.train else keep
 
     train, held_out, test = labelled_cells(corpus, division, labels)
-    set_weights(train, corpus, settings, numbers, sets.sum(axis=1))
+    set_weights(train, corpus, settings, numbers, sizes)
     used = np.array([counts[label] for label in numbers])
     weights = balanced_weights(used) if settings.balanced else None
     without = sum(name is None for p in division.parts() for name in np.array(names[id(p)], dtype=object)[p.chosen])

@@ -149,8 +149,8 @@ def annotate(
     in_memory = is_anndata(cells)
     if model is None:
         if adapter is not None or any(of_texts.values()):
-            options = ", ".join([*(["adapter"] if adapter else []), *(k for k, v in of_texts.items() if v)])
-            raise ValueError(f"{options}: name the model that they are for")
+            given = [*(["adapter"] if adapter else []), *(k for k, v in of_texts.items() if v)]
+            raise ValueError(f"{', '.join(given)}: name the model that they are for")
         model = default_model()
     if in_memory:
         target = to_write(cells, copy, {"output": output, "table": table})

@@ -102,7 +102,7 @@ def embed(
         _embed_anndata(target, model, or_none(plot), color, overwrite, **options)
         return target if copy else None
     written, ready = output_of(cells, output, copy), model if isinstance(model, LoadedModel) else None
-    source, path = resolve_model(model) if ready is None else ready.name, existing(cells)
+    source, path = model.name if isinstance(model, LoadedModel) else resolve_model(model), existing(cells)
     check_embeddings(written)
     check_picture(or_none(plot))
     check_files([written, or_none(plot)], [path, source], overwrite=overwrite)
