@@ -139,6 +139,8 @@ class ModelFacts(CardFacts):
         Names of the candidate cell types for examples of zero-shot annotation.
     tasks
         Supported pipelines.
+    calibrated
+        Whether a calibration travels with the model.
     """
 
     kind: str
@@ -159,6 +161,7 @@ class ModelFacts(CardFacts):
     software: str = ""
     candidates: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    calibrated: bool = False
 
     @property
     def pipeline_tag(self) -> str:

@@ -282,7 +282,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _limits(facts: ModelFacts) -> list[str]:
     limits = ["Results for tissues, assays or diseases that are not in the training data may be wrong."]
-    if facts.labels:
+    if facts.labels and facts.calibrated:
+        limits.append("Its scores are for every cell; cells of other types are unassigned only where they look novel.")
+    elif facts.labels:
         limits.append("It assigns one of its classes to every cell, also to cells of other types.")
     if facts.runs and facts.runs[-1].record.get("corpus", {}).get("split", {}).get("by") == "cell":
         limits.append(

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label
 RECORD_FILE = "collection_run.json"
 ONTOLOGY_FILE = "cell_ontology/cl.owl.gz"
 MOST_BYTES = 8_000_000
+SCORING = 2  # counted up when scores are computed in another way: kept ones are then computed again
 FEWEST_TESTED = 20  # labelled cells of a laboratory that is left out
 
 
@@ -85,8 +87,11 @@ class Build:
             known = [p for p in sets if p.data_set.training]
             levels = levels_of(known, self.recipe, self.ontology, sets)
             self.say(f"{len(levels.classes)} classes: {', '.join(levels.classes)}")
-            folds = [self._fold(fold, levels) for fold in self._folds(sets, levels)]
-            scores = self._scores(folds, levels)
+            groups = groups_of(self.recipe.groups, levels.classes, self._sets_of(levels))
+            folds, scores = [], []
+            for fold in self._folds(sets, levels):
+                folds.append(self._fold(fold, levels))
+                scores += self._scores(folds[-1], levels, groups)
             model = self._final(known, levels, folds)
             return self._finish(model, known, levels, folds, scores)
 
@@ -154,20 +159,15 @@ class Build:
 
         return sets_of
 
-    def _scores(self, folds: Sequence[Fold], levels: LabelLevels) -> list[dict[str, Any]]:
-        """Score every data set that was left out, beside baselines; scores of a fold are kept beside it."""
-        groups = groups_of(self.recipe.groups, levels.classes, self._sets_of(levels))
-        rows = []
-        for fold in folds:
-            file, made_of = fold.folder / "scores.json", _digest(fold, self.recipe)
-            if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
-                rows += kept["rows"]
-                continue
-            found = self._fold_scores(fold, levels, groups)
-            with atomic(file) as temporary:
-                temporary.write_text(json.dumps({"made_of": made_of, "rows": found}, indent=1), encoding="utf-8")
-            rows += found
-        return rows
+    def _scores(self, fold: Fold, levels: LabelLevels, groups: dict[str, Group]) -> list[dict[str, Any]]:
+        """Score the data sets that were left out, beside baselines; the scores are kept beside the fold."""
+        file, made_of = fold.folder / "scores.json", _digest(fold, self.recipe)
+        if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
+            return kept["rows"]
+        found = self._fold_scores(fold, levels, groups)
+        with atomic(file) as temporary:
+            temporary.write_text(json.dumps({"made_of": made_of, "rows": found}, indent=1), encoding="utf-8")
+        return found
 
     def _fold_scores(self, fold: Fold, levels: LabelLevels, groups: dict[str, Group]) -> list[dict[str, Any]]:
         rows = []
@@ -176,7 +176,9 @@ class Build:
             test = ad.read_h5ad(prepared.path)[outputs.rows].copy()
             allowed = _allowed(test, levels, MEANT)
             for level, group in groups.items():
+                learned = group.members @ np.isfinite(outputs.logits).any(axis=0)
                 truth = group.truth(allowed)
+                truth = np.where((truth >= 0) & learned[truth], truth, -1)
                 own = type_scores(truth, group.predicted(softmax(outputs.logits)), group.names, self.recipe.seed)
                 if not own:
                     continue
@@ -292,6 +294,9 @@ class Build:
                 parts.append(row)
         path = self.folder / "example_cells.h5ad"
         example = ad.concat(parts, join="outer", fill_value=0)
+        names = [self.genes.names.symbols.get(gene, gene) for gene in example.var_names]
+        often = Counter(names)
+        example.var_names = [n if often[n] == 1 else g for n, g in zip(names, example.var_names, strict=True)]
         example.write_h5ad(path)
         return path
 
@@ -330,7 +335,7 @@ def _allowed(adata: ad.AnnData, levels: LabelLevels, column: str = LABEL) -> np.
 
 def _digest(fold: Fold, recipe: Recipe) -> str:
     """Return what the scores of a fold depend on."""
-    digest = hashlib.sha256(json.dumps([recipe.groups, recipe.seed], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([SCORING, recipe.groups, recipe.seed], sort_keys=True).encode())
     for prepared in (*fold.training, *fold.test):
         digest.update(str(prepared.notes["made_of"]).encode())
     for outputs in fold.outputs:

@@ -65,7 +65,7 @@ def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any]
         "Each data set was predicted by a model that had seen no cell of its laboratory; this model was then trained "
         "on all data sets. Macro F1 with 95% intervals over cells. Beside it plain classifiers, trained on the same "
         "cells: logistic regression, the same among the types of the test set alone (types known), and neighbours on "
-        "variable genes.",
+        "variable genes. Types that no other laboratory has are not scored: the model could not learn them.",
         "",
         "| data set | level | cells | types | this recipe | logistic regression | types known | neighbours |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -84,14 +84,31 @@ def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any]
             cells = [f"{of_type['cells']:,}", _with_interval(of_type["f1"])]
             cells += [f"{of_type[m]['value']:.3f}" for m in ("precision", "recall")]
             lines.append(f"| {row['data_set']} | {row['level']} | {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *_calibrated(calibration)])
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
+    """Return tables of prediction sets and of unassigned cells, on data sets that were left out."""
+    lines = []
     if coverage := calibration.get("coverage"):
         lines += [
             "",
-            f"Prediction sets on data sets that were left out (share that contains a right class): {coverage}.",
+            "Prediction sets: share of cells of data sets that were left out whose set contains a right class. "
+            "Thresholds for each data set come from the other data sets.",
+            "",
+            "| asked for | mean of data sets | lowest | highest | mean size of a set |",
+            "| ---: | ---: | ---: | ---: | ---: |",
         ]
+        for row in coverage:
+            of_sets = list(row["data_sets"].values())
+            shares = [row["level"], row["left_out"], min(of_sets), max(of_sets)]
+            lines.append(f"| {' | '.join(f'{share:.3f}' for share in shares)} | {row['mean_size']:.2f} |")
     if unassigned := calibration.get("unassigned"):
-        lines += ["", f"Cells that are reported as unassigned, by data set that was left out: {unassigned}."]
-    return "\n".join(lines)
+        lines += ["", "Share of cells that are reported as unassigned:", "", "| data set | cells | unassigned |"]
+        lines.append("| --- | --- | ---: |")
+        for key, words in (("known_types", "of known types"), ("foreign", "of none of the types")):
+            lines += [f"| {name} | {words} | {share:.3f} |" for name, share in unassigned.get(key, {}).items()]
+    return lines
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
@@ -127,12 +144,13 @@ def collection_facts(
         names = list(tensors.keys())
         parameters = sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in names)
     adapter = (model / "adapter_config.json").is_file()
+    of_types = [p for p in sets if set(p.notes["meant"]) - {"", recipe.foreign}]
     return {
         "family": str(config["model_type"]).split("_")[0],
         "purpose": "cell classification",
         "summary": recipe.summary,
         "types": {name: levels.ids[name] for name in levels.classes if name in levels.ids},
-        "tissues": list(dict.fromkeys(p.data_set.tissue for p in sets)),
+        "tissues": list(dict.fromkeys(p.data_set.tissue for p in of_types)),
         "cells": sum(p.labelled for p in sets),
         "data_sets": len(sets),
         "parameters": parameters,
@@ -147,23 +165,21 @@ def _mean_scores(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the mean macro F1 over data sets that were left out, for each level; data sets count alike."""
     made = []
     for level in dict.fromkeys(row["level"] for row in scores):
-        rows = [row for row in scores if row["level"] == level and row["baselines"].get(LOGISTIC)]
-        rows = rows or [row for row in scores if row["level"] == level]
-
-        def mean(values: list[Any]) -> float | None:
-            return None if any(v is None for v in values) else round(float(np.mean(values)), 4)
-
-        found = [row["model"]["macro_f1"] for row in rows]
+        rows = [row for row in scores if row["level"] == level]
+        rows = [row for row in rows if row["baselines"].get(LOGISTIC)] or rows
+        found = np.array([row["model"]["macro_f1"]["value"] for row in rows])
         compared = [row["baselines"][LOGISTIC]["macro_f1"]["value"] for row in rows if row["baselines"].get(LOGISTIC)]
-        one = {"name": f"{level}, macro F1 over {len(rows)} data sets of other laboratories"}
-        one |= {key: mean([score[key] for score in found]) for key in ("value",)}  # type: ignore[dict-item]
-        spread = float(np.std([s["value"] for s in found], ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
-        value = one["value"]
+        half = 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else None
+        mean = float(found.mean())
         made.append(
-            {**one, "low": None if spread is None else round(value - 1.96 * spread, 4),  # type: ignore[operator]
-             "high": None if spread is None else round(min(value + 1.96 * spread, 1.0), 4),  # type: ignore[operator]
-             "baselines": {LOGISTIC: mean(compared)} if compared else {}}
-        )  # fmt: skip
+            {
+                "name": f"{level}, macro F1 over {len(rows)} data sets of other laboratories",
+                "value": round(mean, 4),
+                "low": None if half is None else round(max(mean - half, 0.0), 4),
+                "high": None if half is None else round(min(mean + half, 1.0), 4),
+                "baselines": {LOGISTIC: round(float(np.mean(compared)), 4)} if compared else {},
+            }
+        )
     return made
 
 

@@ -32,6 +32,7 @@ from cellglot.model_cards.prepare.staging import (
     write_training_configs,
 )
 from cellglot.modeling.adapters import load_with_adapter
+from cellglot.modeling.annotation_calibration import CALIBRATION_FILE
 from cellglot.modeling.any_model import describe_model
 from cellglot.modeling.loading import load_model, load_tokenizer
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -134,6 +135,7 @@ def _facts(
         adapter=adapter,
         base_name=None if base is None else Path(base).name,
         software=f"transformers {transformers.__version__}, torch {torch.__version__}, Python {python_version()}",
+        calibrated=(folder / CALIBRATION_FILE).exists(),
     )
     if facts.base_model or facts.base_name:
         recorded = "merge" if runs and runs[-1].merged else "finetune"

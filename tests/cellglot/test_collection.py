@@ -139,7 +139,7 @@ def test_the_models_are_listed(shipped, cellglot_command):
     assert first.types["monocyte"] == "CL:0000576" and first.tissues == ("blood",) and first.default
     assert first.size == sum(p.stat().st_size for p in (shipped / "blood-exceiver").rglob("*") if p.is_file())
     done = cellglot_command("models")
-    for words in ("2 types: B cell, monocyte", "macro F1: 0.910 (0.900 to 0.920); logistic regression 0.800", "blood"):
+    for words in ("2 types: B cell; monocyte", "macro F1: 0.910 (0.900 to 0.920); logistic regression 0.800", "blood"):
         assert words in done.out
     facts = json.loads(cellglot_command("models", "--json").out)
     assert facts[0]["license"] == "cc-by-4.0" and facts[0]["scores"] == FACTS["scores"]

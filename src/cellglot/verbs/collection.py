@@ -57,7 +57,7 @@ def _described(model: CollectionModel) -> str:
     if model.types:
         shown = list(model.types)[:_KNOWN]
         more = len(model.types) - len(shown)
-        lines.append(f"{len(model.types):,} types: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''}")
+        lines.append(f"{len(model.types):,} types: {'; '.join(shown)}{f'; and {more:,} more' if more > 0 else ''}")
     for score in model.scores:
         interval = f" ({score['low']:.3f} to {score['high']:.3f})" if score.get("low") is not None else ""
         others = [f"{name} {value:.3f}" for name, value in (score.get("baselines") or {}).items()]
