@@ -176,17 +176,15 @@ class Build:
             test = ad.read_h5ad(prepared.path)[outputs.rows].copy()
             allowed = _allowed(test, levels, MEANT)
             for level, group in groups.items():
-                learned = group.members @ np.isfinite(outputs.logits).any(axis=0)
-                truth = group.truth(allowed)
-                truth = np.where((truth >= 0) & learned[truth], truth, -1)
+                of_training = [group.truth(_allowed(part, levels)) for part in training]
+                truth, unknown = _without_unknown(group.truth(allowed), of_training, group.names)
                 own = type_scores(truth, group.predicted(softmax(outputs.logits)), group.names, self.recipe.seed)
                 if not own:
                     continue
-                of_training = [group.truth(_allowed(part, levels)) for part in training]
                 others = baseline_scores(training, of_training, test, truth, group.names, self.recipe.seed)
                 rows.append(
                     {"laboratory": fold.laboratory, "data_set": prepared.data_set.name, "level": level, "model": own,
-                     "baselines": others}
+                     "baselines": others, "cells_of_types_without_training": unknown}
                 )  # fmt: skip
                 beside = ", ".join(f"{n} {s['macro_f1']['value']:.3f}" for n, s in others.items() if s)
                 self.say(f"{prepared.data_set.name}, {level}: macro F1 {own['macro_f1']['value']:.3f}; {beside}")
@@ -331,6 +329,16 @@ def _allowed(adata: ad.AnnData, levels: LabelLevels, column: str = LABEL) -> np.
     return np.stack(
         [levels.sets.get(label, nothing) if isinstance(label, str) else nothing for label in adata.obs[column]]
     )
+
+
+def _without_unknown(
+    truth: np.ndarray, of_training: Sequence[np.ndarray], names: Sequence[str]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Leave out cells of types that no training cell of a fold has; return the types, and how many cells they had."""
+    known = np.unique(np.concatenate(of_training))
+    unknown = (truth >= 0) & ~np.isin(truth, known)
+    counts = {names[t]: int((truth == t).sum()) for t in np.unique(truth[unknown])}
+    return np.where(unknown, -1, truth), counts
 
 
 def _digest(fold: Fold, recipe: Recipe) -> str:

@@ -57,6 +57,12 @@ def _data(sets: Sequence[PreparedCells]) -> str:
     for p in sets:
         d = p.data_set
         lines.append(f"| {d.name} | {p.labelled:,} | {d.tissue} | {d.source} | {d.license} |")
+    if any(p.data_set.marker_labels or p.data_set.gates for p in sets):
+        lines += [
+            "",
+            "Labels that leave types open, and cells without a label, were narrowed by marker genes for training (see "
+            "`model_cards/collection/marker_labels.py`). Scores are by the labels as the data sets state them.",
+        ]
     return "\n".join(lines)
 
 
@@ -65,7 +71,7 @@ def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any]
         "Each data set was predicted by a model that had seen no cell of its laboratory; this model was then trained "
         "on all data sets. Macro F1 with 95% intervals over cells. Beside it plain classifiers, trained on the same "
         "cells: logistic regression, the same among the types of the test set alone (types known), and neighbours on "
-        "variable genes. Types that no other laboratory has are not scored: the model could not learn them.",
+        "variable genes.",
         "",
         "| data set | level | cells | types | this recipe | logistic regression | types known | neighbours |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -84,31 +90,37 @@ def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any]
             cells = [f"{of_type['cells']:,}", _with_interval(of_type["f1"])]
             cells += [f"{of_type[m]['value']:.3f}" for m in ("precision", "recall")]
             lines.append(f"| {row['data_set']} | {row['level']} | {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *_calibrated(calibration)])
+    left_out = [
+        f"{cells:,} {name} in {row['data_set']} ({row['level']})"
+        for row in scores
+        for name, cells in row.get("cells_of_types_without_training", {}).items()
+    ]
+    if left_out:
+        lines += ["", f"Not scored, because no other laboratory has cells of the type: {', '.join(left_out)}."]
+    return "\n".join([*lines, *_uncertainty(calibration)])
 
 
-def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
-    """Return tables of prediction sets and of unassigned cells, on data sets that were left out."""
-    lines = []
+def _uncertainty(calibration: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
     if coverage := calibration.get("coverage"):
-        lines += [
-            "",
-            "Prediction sets: share of cells of data sets that were left out whose set contains a right class. "
-            "Thresholds for each data set come from the other data sets.",
-            "",
-            "| asked for | mean of data sets | lowest | highest | mean size of a set |",
-            "| ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for row in coverage:
-            of_sets = list(row["data_sets"].values())
-            shares = [row["level"], row["left_out"], min(of_sets), max(of_sets)]
-            lines.append(f"| {' | '.join(f'{share:.3f}' for share in shares)} | {row['mean_size']:.2f} |")
+        levels = [f"{row['level']:.0%}" for row in coverage]
+        lines += ["", "Share of cells whose prediction set contains a right class, by data set that was left out:", ""]
+        lines += [f"| data set | {' | '.join(levels)} |", f"| --- |{' ---: |' * len(levels)}"]
+        for name in coverage[0]["data_sets"]:
+            lines.append(f"| {name} | {' | '.join(_share(row['data_sets'].get(name)) for row in coverage)} |")
+        lines.append(f"| mean | {' | '.join(_share(row['left_out']) for row in coverage)} |")
+        lines.append(f"| classes in a set | {' | '.join(str(round(row['mean_size'], 2)) for row in coverage)} |")
     if unassigned := calibration.get("unassigned"):
-        lines += ["", "Share of cells that are reported as unassigned:", "", "| data set | cells | unassigned |"]
-        lines.append("| --- | --- | ---: |")
-        for key, words in (("known_types", "of known types"), ("foreign", "of none of the types")):
-            lines += [f"| {name} | {words} | {share:.3f} |" for name, share in unassigned.get(key, {}).items()]
+        lines += ["", "Share of cells that are reported as unassigned, by data set that was left out:", ""]
+        lines += ["| data set | known types | other cells |", "| --- | ---: | ---: |"]
+        known, others = unassigned.get("known_types", {}), unassigned.get("foreign", {})
+        for name in sorted({*known, *others}):
+            lines.append(f"| {name} | {_share(known.get(name))} | {_share(others.get(name))} |")
     return lines
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
