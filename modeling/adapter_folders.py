@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -75,8 +76,8 @@ class AdapterFolders:
             config = cls.config_class.from_pretrained(name, **of_adapter)  # type: ignore[attr-defined]
         of_base = hub | {"revision": revision_of_base(settings, base)}
         _check_place(name, settings, base, of_adapter)
-        theirs = PreTrainedConfig.get_config_dict(base, **of_base)[0]
-        trained_on = _check_base(name, settings, base, theirs, config, of_adapter, of_base)
+        given = PreTrainedConfig.get_config_dict(base, **of_base)[0]
+        trained_on = check_base(_origin(name, settings, of_adapter), config.to_dict(), base, given, **of_base)
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("adapter_kwargs", "revision", "subfolder")}
         with only_errors():
@@ -103,7 +104,7 @@ def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
     if "model_type" not in recorded:
         raise ValueError(f"{adapter} has no config.json, which contains the classes of the adapter")
     base = model.config.name_or_path or type(model).__name__
-    trained_on = _check_base(adapter, settings, base, model.config.to_dict(), recorded)
+    trained_on = check_base(_origin(adapter, settings), recorded, base, model.config.to_dict())
     config = type(model.config).from_pretrained(adapter)
     names = [*(config.architectures or []), config.auto_map["AutoModelForSequenceClassification"].split(".")[-1]]
     kind = next(name for name in names if name.endswith("ForSequenceClassification"))
@@ -115,37 +116,71 @@ def with_adapter(model: Any, adapter: str | os.PathLike) -> Any:
     return adapted.to(model.device)
 
 
-def _check_base(
-    adapter: Any,
-    settings: Mapping[str, Any],
-    base: str,
-    given: Mapping[str, Any],
-    config: Any,
-    of_adapter: Mapping[str, Any] = MappingProxyType({}),
-    of_base: Mapping[str, Any] = MappingProxyType({}),
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """What an adapter records of the model that it was trained on.
+
+    Parameters
+    ----------
+    adapter
+        Folder or repository of the adapter.
+    base, revision
+        Folder or repository of the model, and the revision of a repository.
+    fingerprint
+        `weights_fingerprint` of the model; None if it was not recorded.
+    """
+
+    adapter: str
+    base: str
+    revision: str | None
+    fingerprint: str | None
+
+    def named(self, model_type: str) -> str:
+        """Name the model in messages."""
+        revision = f" at revision {self.revision[:12]}" if self.revision else ""
+        weights = f", weights {self.fingerprint[:12]}" if self.fingerprint else ""
+        return f"{self.base} ({model_type}{revision}{weights})"
+
+
+def _origin(
+    adapter: Any, settings: Mapping[str, Any], of_adapter: Mapping[str, Any] = MappingProxyType({})
+) -> AdapterOrigin:
+    file = model_file(adapter, RUN_FILE, **of_adapter)
+    fingerprint = read_configuration(file).get("base_model_fingerprint") if file else None
+    return AdapterOrigin(
+        str(adapter), str(settings.get("base_model_name_or_path")), settings.get("revision"), fingerprint
+    )
+
+
+def check_base(
+    origin: AdapterOrigin, config: Mapping[str, Any], base: str, given: Mapping[str, Any], **of_base: Any
 ) -> str:
-    """Refuse another base than the adapter was trained on; return the start of messages that names both."""
-    wanted = config if isinstance(config, Mapping) else config.to_dict()
-    recorded = f" at revision {settings['revision'][:12]}" if settings.get("revision") else ""
-    trained_on = f"{adapter} was trained on {settings.get('base_model_name_or_path')}{recorded}"
-    trained_on += f" ({wanted['model_type']}), not on"
-    trained_on += f" {base}" if given.get("model_type") == wanted["model_type"] else f" {base} ({given['model_type']})"
-    if given.get("model_type") != wanted["model_type"]:
-        raise ValueError(f"{trained_on}: they are models of different types")
-    theirs, ours = (of.get("cell_config", of) for of in (wanted, given))
-    sizes = [name for name in SIZES if name in theirs and theirs[name] != ours.get(name)]
+    """Refuse another base than the adapter's, by type, sizes or weights; return the start of messages that names both.
+
+    Parameters
+    ----------
+    config
+        Configuration of the adapted model.
+    base
+        Folder or repository of the base.
+    given
+        Configuration of the base.
+    **of_base
+        Options of the Hub for the base, such as ``revision``.
+    """
+    trained_on = f"{origin.adapter} was trained on {origin.named(config['model_type'])}, not on {base}"
+    if given.get("model_type") != config["model_type"]:
+        raise ValueError(f"{trained_on} ({given.get('model_type')}): they are models of different types")
+    wanted, found = (of.get("cell_config", of) for of in (config, given))
+    sizes = [name for name in SIZES if name in wanted and wanted[name] != found.get(name)]
     if sizes:
         raise ValueError(
-            f"{trained_on}, which has {', '.join(f'{n}={ours.get(n)} instead of {theirs[n]}' for n in sizes)}"
+            f"{trained_on}, which has {', '.join(f'{n}={found.get(n)} instead of {wanted[n]}' for n in sizes)}"
         )
-    file = model_file(adapter, RUN_FILE, **of_adapter)
-    weights = read_configuration(file).get("base_model_fingerprint") if file else None
-    if weights and weight_files(base, **of_base):
-        found = weights_fingerprint(base, **of_base)
-        if found != weights:
-            raise ValueError(
-                f"{trained_on}: their weights ({weights[:12]} and {found[:12]}) differ, predictions would be wrong"
-            )
+    if origin.fingerprint and weight_files(base, **of_base):
+        weights = weights_fingerprint(base, **of_base)
+        if weights != origin.fingerprint:
+            raise ValueError(f"{trained_on}, whose weights ({weights[:12]}) differ: predictions would be wrong")
     return trained_on
 
 
@@ -318,9 +353,11 @@ def only_errors() -> Any:
 
 __all__ = [
     "AdapterFolders",
+    "AdapterOrigin",
     "adapter_settings",
     "base_of",
     "cached_revision",
+    "check_base",
     "holds_adapter",
     "model_file",
     "only_errors",

@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from cellglot.inputs import reading
-from cellglot.modeling.adapter_folders import RUN_FILE, SIZES, base_of, model_file, weights_fingerprint
+from cellglot.modeling.adapter_folders import (
+    RUN_FILE,
+    AdapterOrigin,
+    base_of,
+    check_base,
+    model_file,
+    weights_fingerprint,
+)
 from cellglot.modeling.collection import in_collection
 from cellglot.modeling.families import find_network
-from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer
+from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer, read_config
 from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
 from cellglot.modeling.model_names import is_repository_name
 from cellglot.outputs import OutputFolder, write_json
@@ -67,19 +74,18 @@ class Adapter:
     @property
     def base_name(self) -> str:
         """Name of the base model in messages."""
-        revision = f" at revision {self.revision[:12]}" if self.revision else ""
-        weights = f", weights {self.fingerprint[:12]}" if self.fingerprint else ""
-        return f"{self.base} ({self.config.model_type}{revision}{weights})"
+        return self.origin.named(self.config.model_type)
 
-
-def is_adapter(name: str | Path, revision: str | None = None) -> bool:
-    """Whether a folder or repository contains an adapter."""
-    return model_file(name, ADAPTER_FILE, revision) is not None
+    @property
+    def origin(self) -> AdapterOrigin:
+        """What it records of the base model."""
+        return AdapterOrigin(self.name, self.base, self.revision, self.fingerprint)
 
 
 def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
     """Read the description of an adapter from its folder or repository, without weights."""
-    if not is_adapter(adapter, revision):
+    settings_file = model_file(adapter, ADAPTER_FILE, revision)
+    if settings_file is None:
         raise ValueError(f"{adapter} has no {ADAPTER_FILE}: it is not an adapter")
     config_file = model_file(adapter, "config.json", revision)
     if config_file is None:
@@ -93,8 +99,7 @@ def read_adapter(adapter: str | Path, revision: str | None = None) -> Adapter:
         )
     run_file = model_file(adapter, RUN_FILE, revision)
     record = read_configuration(run_file) if run_file else {}
-    settings_file = Path(str(model_file(adapter, ADAPTER_FILE, revision)))
-    check_adapter_settings(settings_file, read_configuration(settings_file))
+    check_adapter_settings(Path(settings_file), read_configuration(settings_file))
     with reading(adapter, "train or download the adapter again"):
         peft_config = PeftConfig.from_pretrained(str(adapter), **_revision(revision))
     method, base = str(peft_config.peft_type.value).lower(), base_of(adapter, revision=revision)
@@ -117,37 +122,17 @@ def _revision(revision: str | None) -> dict[str, Any]:
 # -------------------------------------------------------------------- the base model
 
 
-def _check_base(adapter: Adapter, base: str, revision: str | None) -> None:
-    """Refuse another base model than the adapter's; the message names both."""
-    check_model(base, revision)
-    with reading(base):
-        given = PreTrainedConfig.get_config_dict(base, **_revision(revision))[0]
-    trained_on = f"{adapter.name} was trained on {adapter.base_name}, not on {base}"
-    if given.get("model_type") != adapter.config.model_type:
-        raise ValueError(f"{trained_on}, which is of the type {given.get('model_type')!r}")
-    config = load_configuration(base, type(adapter.config), **_revision(revision))
-    found, wanted = (_sizes(c) for c in (config, adapter.config))
-    differing = [f"{name}={found[name]} instead of {wanted[name]}" for name in wanted if found[name] != wanted[name]]
-    if differing:
-        raise ValueError(f"{trained_on}, which has {', '.join(differing)}")
-    if adapter.fingerprint:
-        weights = weights_fingerprint(base, revision)
-        if weights != adapter.fingerprint:
-            raise ValueError(f"{trained_on}, whose weights ({weights[:12]}) differ: predictions would be wrong")
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    of_cells = getattr(config, "cell_config", config)
-    return {name: getattr(of_cells, name) for name in SIZES if hasattr(of_cells, name)}
-
-
 def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreTrainedModel:
     """Load the base model with a new head for the adapter's task."""
     name = adapter.base if base is None else str(base)
     revision = adapter.revision if name == adapter.base and not Path(name).is_dir() else None
     if not Path(name).is_dir() and not is_repository_name(name):
         raise ValueError(f"{adapter.name} was trained on {adapter.base_name}; there is no {name}: pass it as base")
-    _check_base(adapter, name, revision)
+    of_base = _revision(revision)
+    given = read_config(name, **of_base)
+    if given.get("model_type") == adapter.config.model_type:
+        given = load_configuration(name, type(adapter.config), **of_base).to_dict()
+    check_base(adapter.origin, adapter.config.to_dict(), name, given, **of_base)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of the new head, which the adapter replaces
     try:
@@ -157,7 +142,7 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
             new=tuple(adapter.peft_config.modules_to_save or ()),
             config=type(adapter.config).from_dict(adapter.config.to_dict()),
             ignore_mismatched_sizes=True,
-            **_revision(revision),
+            **of_base,
             **kwargs,
         )
     except ModelFileError as error:
@@ -386,7 +371,6 @@ __all__ = [
     "Adapter",
     "add_adapter",
     "as_peft_asks",
-    "is_adapter",
     "load_with_adapter",
     "merge_adapter",
     "read_adapter",

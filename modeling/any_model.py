@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from cellglot.modeling.adapter_folders import model_file, revision_of_base
+from cellglot.modeling.adapter_folders import holds_adapter, model_file, revision_of_base
 from cellglot.modeling.families import FAMILIES, ModelFamily, find_network, knows_texts
 from cellglot.modeling.loaded_model import LoadedModel, purpose_of, without_adapter
 from cellglot.modeling.loading import load_model, load_processor, load_tokenizer, read_config
@@ -87,7 +87,7 @@ def describe_model(name: str | os.PathLike) -> ModelDescription:
             raise ValueError(f"{name} holds a {architecture}, which cellglot does not know")
         found = family, next(network for _, network in family.networks("AutoModel"))
     purpose = purpose_of(config, knows_texts(model_type))
-    return ModelDescription(source, model_file(source, "adapter_config.json") is not None, *found, purpose, config)
+    return ModelDescription(source, holds_adapter(source), *found, purpose, config)
 
 
 def load_any_model(

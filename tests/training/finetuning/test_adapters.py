@@ -10,10 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cellglot import modeling
-from cellglot.modeling.adapter_folders import cached_revision
+from cellglot.modeling.adapter_folders import cached_revision, holds_adapter
 from cellglot.modeling.adapters import (
     add_adapter,
-    is_adapter,
     load_with_adapter,
     merge_adapter,
     read_adapter,
@@ -89,7 +88,7 @@ def test_saved_is_loaded_and_merged(base, trained, model, task, method, tmp_path
     folder, expected = trained(base(model), model, task, method)
     read = read_adapter(folder)
     assert (read.method, read.model_class) == (method, FAMILIES[model].model_class(task))
-    assert is_adapter(folder) and not is_adapter(tmp_path / "base")
+    assert holds_adapter(folder) and not holds_adapter(tmp_path / "base")
     loaded = load_with_adapter(folder)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert torch.allclose(predictions(loaded, model), expected, atol=1e-6)
@@ -141,7 +140,7 @@ def test_the_wrong_base_is_refused_and_both_are_named(base, trained, tmp_path):
     others = {
         "other weights": (base("sccello", "weights", seed=1), r"whose weights \(\w{12}\) differ"),
         "other sizes": (base("sccello", "sizes", hidden_size=8), "which has hidden_size=8 instead of 16"),
-        "other model": (base("langcell", "langcell"), "which is of the type 'langcell'"),
+        "other model": (base("langcell", "langcell"), r"\(langcell\): they are models of different types"),
     }
     for other, message in others.values():
         with pytest.raises(ValueError, match=message) as error:
