@@ -222,7 +222,7 @@ ERRORS = {
         "'odd' is not a known cell type",
     ),
     "leaves of nothing": ([*ASK, "--candidates", "B cell", "--leaves-only"], "need a branch"),
-    "unknown ontology": ([*ASK, "--candidates", "B cell", "--ontology", "no.obo"], "there is no such file"),
+    "unknown ontology": ([*ASK, "--candidates", "B cell", "--ontology", "no.obo"], "ontology 'no.obo' is not a file"),
     "wrong template": ([*ASK, "--candidates", "B cell", "--template", "cell"], "has no field such as {name}"),
     "alpha": ([*ASK, "--candidates", "B cell", "--alpha", "3"], "alpha=3"),
     "dtype": ([*ASK, "--candidates", "B cell", "--dtype", "int8"], "dtype 'int8'"),
