@@ -307,7 +307,7 @@ def test_types_left_out_take_no_part(text_corpus, tmp_path):
     assert kept + sum(recipe.facts["cells_left_out"].values()) == 150
     below = recipe_of(settings("data.leave_out=[lymphocyte]"), text_corpus, tmp_path)
     assert "CD56+ NK" not in below.train.column("cell_type"), "a type below the one left out"
-    with pytest.raises(ValueError, match="'neuron of the sky': no cell of the corpus"):
+    with pytest.raises(ValueError, match="'neuron of the sky': the corpus has no cell of this type"):
         recipe_of(settings("data.leave_out=[neuron of the sky]"), text_corpus, tmp_path)
 
 

@@ -215,5 +215,5 @@ def test_wrong_corpora_are_refused(corpus, labelled, tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere", "2024", "blood.obo"])
 def test_an_ontology_that_is_not_there(name):
-    with pytest.raises(ValueError, match=f"'{name}' is not a file: write 'shipped' or 'blood' .*, the date of a release"):
+    with pytest.raises(ValueError, match=f"'{name}' is not a file: write 'shipped' or 'blood' "):
         open_ontology(name)
