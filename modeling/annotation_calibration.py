@@ -108,6 +108,8 @@ class CellDecisions:
         Share of held-out cells of known types that lie nearer to the training cells, 0 to 1.
     reason
         Place in `REASONS`; 0 for assigned cells.
+    level
+        Share of prediction sets that should hold the true type.
     """
 
     best: np.ndarray
@@ -117,6 +119,7 @@ class CellDecisions:
     confidence: np.ndarray
     novelty: np.ndarray
     reason: np.ndarray
+    level: float
 
     @property
     def assigned(self) -> np.ndarray:
@@ -156,8 +159,9 @@ class AnnotationCalibration:
     least_genes
         Cells that express fewer genes of the model are unassigned.
     foreign
-        Names of classes for cells of none of the types, such as "other": cells that are most likely of these are
-        unassigned.
+        Names of classes for cells of none of the types, such as "other". They are in no prediction set.
+    most_foreign
+        Cells are unassigned where the foreign classes together have a larger probability.
     facts
         What it was fitted on, and the coverage that was measured: plain types.
     """
@@ -176,6 +180,7 @@ class AnnotationCalibration:
     least_evidence: float = 0.5
     least_genes: int = 0
     foreign: list[str] = field(default_factory=list)
+    most_foreign: float = 0.5
     facts: dict[str, Any] = field(default_factory=dict)
 
     # -------------------------------------------------------------------- use
@@ -220,13 +225,13 @@ class AnnotationCalibration:
         reason = np.zeros(len(logits), dtype=np.int8)
         reason[self.evidence(among) < self.least_evidence] = TOO_WIDE
         reason[novelty > self.most_novelty] = NOVEL
-        reason[outside > 0.5] = FOREIGN
+        reason[outside > self.most_foreign] = FOREIGN
         if n_genes is not None:
             reason[np.asarray(n_genes) < self.least_genes] = FEW_GENES
         reason[empty] = NO_GENES
         probabilities[empty], novelty[empty], sets[empty], broader[empty] = np.nan, np.nan, False, -1
         confidence = probabilities[np.arange(len(best)), best]
-        return CellDecisions(best, probabilities, sets, broader, confidence, novelty, reason)
+        return CellDecisions(best, probabilities, sets, broader, confidence, novelty, reason, level)
 
     def threshold(self, level: float) -> float:
         """Return the threshold of prediction sets for a share of sets that should hold the true type."""
@@ -411,7 +416,7 @@ class AnnotationCalibration:
 # Fields that are stored as JSON; the others are tensors.
 _PLAIN = (
     "classes", "cell_types", "terms", "term_names", "temperature", "most_novelty", "least_evidence", "least_genes",
-    "foreign", "facts",
+    "foreign", "most_foreign", "facts",
 )  # fmt: skip
 _QUIET = {
     "_raise_exceptions_for_missing_entries": False,
@@ -434,7 +439,14 @@ def _checked(made: AnnotationCalibration) -> AnnotationCalibration:
         raise ValueError("references of another size than the embeddings")
     if not len(reference.references) or len(made.distances) < 2 or (np.diff(made.distances) < 0).any():
         raise ValueError("no distances")
-    numbers = (made.temperature, reference.scale, made.most_novelty, made.least_evidence, made.least_genes)
+    numbers = (
+        made.temperature,
+        reference.scale,
+        made.most_novelty,
+        made.least_evidence,
+        made.least_genes,
+        made.most_foreign,
+    )
     if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers) or made.temperature <= 0:
         raise ValueError(f"numbers {numbers}")
     arrays = (reference.center, reference.projection, reference.references, made.distances, made.set_thresholds)

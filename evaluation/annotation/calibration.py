@@ -41,7 +41,8 @@ class HeldOutCells:
     data_sets
         Name of each cell's data set or laboratory, shape (cells,). All counts are per data set.
     training_embedding
-        Embeddings by the same model of cells that it was trained on, shape (training cells, size); some thousands.
+        Embeddings by the same model of cells of known types that it was trained on, shape (training cells, size); some
+        thousands. Cells of foreign classes do not belong here: others like them would not be novel.
     """
 
     logits: np.ndarray
@@ -116,8 +117,8 @@ def fit_calibration(
     held_out
         Outputs of one or more models, each for data sets that it did not see.
     training_embedding
-        Embeddings, by the model that gets the calibration, of cells that it was trained on, shape (training cells,
-        size).
+        Embeddings, by the model that gets the calibration, of cells of known types that it was trained on, shape
+        (training cells, size).
     classes
         Names of its classes, in the order of the logits.
     cell_types
@@ -126,12 +127,12 @@ def fit_calibration(
         Where the types above them are found.
     foreign
         Names of classes for cells of none of the types, such as "other": they are in no prediction set, and cells that
-        are most likely of these are unassigned.
+        are likely of these are unassigned.
     levels
         Shares of prediction sets that should hold a right class.
     most_unassigned
-        Share of held-out cells of known types that may be unassigned as novel, and again for want of evidence, on the
-        average of the data sets.
+        Share of held-out cells of known types that may be unassigned as novel, on the average of the data sets; again
+        as foreign, and again for want of evidence.
     least_genes
         Cells that express fewer genes of the model are unassigned.
     n_references, n_directions
@@ -176,7 +177,9 @@ def fit_calibration(
         foreign=foreign,
     )
     least = min(float(_quantile(made.evidence(probabilities), labelled.weights, [most_unassigned])[0]), 0.5)
-    made = dataclasses.replace(made, least_evidence=least)
+    outside = softmax(labelled.logits / temperature)[:, ~known].sum(axis=1)
+    most = float(np.clip(_quantile(outside, labelled.weights, [1 - most_unassigned])[0], 0.5, 0.9))
+    made = dataclasses.replace(made, least_evidence=least, most_foreign=most)
     facts = {"cells": len(labelled), "coverage": coverage, "unassigned": _unassigned(made, cells)}
     return dataclasses.replace(made, facts=facts)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from anndata import AnnData
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
@@ -18,6 +19,7 @@ from cellglot.evaluation.output import (
     write_annotated,
     write_table,
 )
+from cellglot.modeling.annotation_calibration import AnnotationCalibration
 from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.outputs import check_files
 from cellglot.tokenization.ontology.candidates import Candidates
@@ -33,6 +35,7 @@ def annotate_file(
     adapter: str | Path | None = None,
     table: Path | None = None,
     plot: Path | None = None,
+    voted: bool = False,
     layer: str | None = None,
     species: str | None = None,
     dtype: str | None = None,
@@ -60,6 +63,8 @@ def annotate_file(
         File of a UMAP, coloured by prediction.
     species
         As for `cellglot.read_cells`.
+    voted
+        Let clusters of the embedding vote on the types of their cells; column ``cellglot_cell_type_voted``.
     layer, **options
         As for `cellglot.evaluation.annotation.by_texts.annotate_cells` or `classify_cells`.
     dtype
@@ -88,11 +93,16 @@ def annotate_file(
     check_files([output, table, plot], [cells, model, adapter], overwrite=overwrite)
     with read_cells(cells, layer=layer, species=species) as opened:
         check_picture(plot, len(opened))
+        if voted:
+            _check_vote(len(opened))
         check_cells(opened)
         loaded = loaded or load_annotator(model, candidates, adapter, dtype)
-        found = _annotated(loaded, opened, candidates, layer=layer, **options)
+        found = _annotated(loaded, opened, candidates, adapter or model, layer=layer, **options)
         facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
-        _write(found, opened, cells, output, table, facts)
+        columns = _columns(found, voted)
+        write_annotated(opened, cells, output, obs=columns, obsm=found.matrices(), uns={KEY: found.facts() | facts})
+        if table is not None:
+            write_table(_with_vote(found.table(), columns), table)
         written = [str(p) for p in (output, table) if p is not None]
         if plot is not None:
             named = [] if adapter is None else ["--adapter", adapter]
@@ -100,7 +110,7 @@ def annotate_file(
             with drawing(plot, again):
                 _draw(found, opened, output, plot)
                 written.append(str(plot))
-        return "\n".join([opened.summary(), found.summary(), *written])
+        return "\n".join([found.summary(), opened.summary(), *written])
 
 
 def load_annotator(
@@ -111,10 +121,18 @@ def load_annotator(
 
 
 def _annotated(
-    loaded: tuple[Any, Any], opened: Cells, candidates: Candidates | None, *, layer: str | None, **options: Any
+    loaded: tuple[Any, Any],
+    opened: Cells,
+    candidates: Candidates | None,
+    source: str | Path,
+    *,
+    layer: str | None,
+    set_coverage: float | None = None,
+    **options: Any,
 ) -> Any:
     if candidates is None:
-        return classify_cells(*loaded, opened, **options)
+        calibration = AnnotationCalibration.load(source)
+        return classify_cells(*loaded, opened, calibration=calibration, set_coverage=set_coverage, **options)
     return annotate_cells(*loaded, opened, candidates, layer=layer, **options)
 
 
@@ -125,10 +143,11 @@ def annotate_anndata(
     *,
     facts: Mapping[str, str],
     plot: Path | None = None,
+    voted: bool = False,
     layer: str | None = None,
     species: str | None = None,
     **options: Any,
-) -> None:
+) -> str:
     """Annotate the cells of an AnnData in place, with the columns that `annotate_file` writes to a file.
 
     Parameters
@@ -139,31 +158,51 @@ def annotate_anndata(
         The cells, in memory or backed.
     facts
         Names of the model and adapter, for ``uns["cellglot"]``.
-    candidates, plot, layer, species, **options
+    candidates, plot, voted, layer, species, **options
         As for `annotate_file`.
+
+    Returns
+    -------
+    str
+        Summary of the predictions.
     """
     check_picture(plot, adata.n_obs)
+    if voted:
+        _check_vote(adata.n_obs)
     with read_cells(adata, layer=layer, species=species) as opened:
-        found = _annotated(loaded, opened, candidates, layer=layer, **options)
-    add_results(adata, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
+        source = facts.get("adapter", facts["model"])
+        found = _annotated(loaded, opened, candidates, source, layer=layer, **options)
+    add_results(adata, obs=_columns(found, voted), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
     if plot is not None:
         from cellglot.evaluation import plots
 
         coordinates = plots.umap_coordinates(found.embedding)
         adata.obsm[f"X_{KEY}_umap"] = coordinates
         plots.save_figure(found.plot(coordinates), str(plot))
+    return found.summary()
 
 
-def _columns(found: Any) -> dict[str, Any]:
-    return {f"{KEY}_{name}": values for name, values in found.columns().items()}
+def _columns(found: Any, voted: bool) -> dict[str, Any]:
+    columns = {f"{KEY}_{name}": values for name, values in found.columns().items()}
+    if voted:
+        from cellglot.evaluation.annotation.voting import vote  # imports igraph and scikit-learn
+
+        columns[f"{KEY}_cell_type_voted"] = pd.Categorical(vote(found.embedding, found.predicted))
+    return columns
 
 
-def _write(found: Any, opened: Cells, cells: Path, output: Path, table: Path | None, facts: dict[str, Any]) -> None:
-    write_annotated(
-        opened, cells, output, obs=_columns(found), obsm=found.matrices(), uns={KEY: found.facts() | facts}
-    )
-    if table is not None:
-        write_table(found.table(), table)
+def _check_vote(n_cells: int) -> None:
+    from cellglot.evaluation.annotation.voting import check_vote
+
+    check_vote(n_cells)
+
+
+def _with_vote(table: pd.DataFrame, columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Put the vote into a table, beside the prediction."""
+    found = columns.get(f"{KEY}_cell_type_voted")
+    if found is not None:
+        table.insert(1, "cell_type_voted", found)
+    return table
 
 
 def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:

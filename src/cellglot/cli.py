@@ -338,7 +338,19 @@ def annotate(
         str | None, typer.Option(help="Column of obs with labels of some cells, by which scores are calibrated.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Also write a table: .csv, .tsv or .parquet.")] = None,
-    plot: Picture = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", "--umap", help="Also draw a UMAP: .png, .svg or .pdf.")
+    ] = None,
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Let clusters of cells vote on their type, as CellTypist does.")
+    ] = False,
+    set_coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="For classifiers with a calibration: share of prediction sets that should hold the true type, 0.8 to "
+            "0.95; 0.9 by default."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Number of cells that are computed at once; 16 with texts, 64 with classes by default."),
@@ -377,6 +389,8 @@ def annotate(
         labels=labels,
         table=table,
         plot=plot,
+        vote=vote,
+        set_coverage=set_coverage,
         batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,

@@ -32,7 +32,7 @@ class _Note(ProgressColumn):
 
 
 def progress_bars(unit: str = "cells", *, shown: bool = True, console: Console | None = None) -> Progress:
-    """Return bars to add tasks to. In a distributed run only the main process draws them.
+    """Return bars to add tasks to, on standard error. In a distributed run only the main process draws them.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def progress_bars(unit: str = "cells", *, shown: bool = True, console: Console |
     counted = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit), _Rate(), _Note()]
     columns = TextColumn("{task.description:<10}"), BarColumn(), *counted, TimeRemainingColumn()
     disable = not shown or int(os.environ.get("RANK") or 0) > 0
-    return Progress(*columns, console=console, disable=disable, transient=unit == "bytes")
+    return Progress(*columns, console=console or Console(stderr=True), disable=disable, transient=unit == "bytes")
 
 
 __all__ = ["progress_bars"]

@@ -1,5 +1,6 @@
 """``annotate``: cells to cell types, by a trained head or by texts."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from cellglot.outputs import check_files
 from cellglot.verbs.cells import as_path, existing, is_anndata, or_none, output_of, to_write
 from cellglot.verbs.models import check_dtype
 
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +43,8 @@ def annotate(
     labels: str | None = None,
     table: str | os.PathLike | None = None,
     plot: str | os.PathLike | None = None,
+    vote: bool = False,
+    set_coverage: float | None = None,
     batch_size: int | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -56,12 +61,17 @@ def annotate(
     - ``obs``: ``cellglot_cell_type``, ``cellglot_cell_type_ontology_term_id``, ``cellglot_score_uncalibrated`` (with
       `labels` ``cellglot_score_calibrated``), ``cellglot_margin`` (distance to the second class); by texts also
       ``cellglot_similarity``, ``cellglot_matching``, ``cellglot_matching_probability``; with `back_off_below`
-      ``cellglot_best_candidate``, ``cellglot_mass``, ``cellglot_backed_off``,
+      ``cellglot_best_candidate``, ``cellglot_mass``, ``cellglot_backed_off``; by a classifier with a calibration
+      ``cellglot_confidence``, ``cellglot_best_class``, ``cellglot_prediction_set``, ``cellglot_broader_type`` (and
+      ``_ontology_term_id``), ``cellglot_novelty``, ``cellglot_assigned``, ``cellglot_reason``; with `vote`
+      ``cellglot_cell_type_voted``,
     - ``obsm``: ``X_cellglot`` (embeddings), ``cellglot_scores`` (a column for each class), by texts
       ``cellglot_similarity`` and ``cellglot_matching``; with `plot` ``X_cellglot_umap``,
     - ``uns["cellglot"]``: ``classes``, ``cell_types`` (their Cell Ontology ids), ``model``, and how it was done.
 
-    Cells that express no gene of the model have no type, and NaN as scores.
+    Cells that express no gene of the model have no type, and NaN as scores. By a classifier with a calibration, cells
+    that are like none of its types are ``"unassigned"``, with a reason; where most cells of a file are, the first line
+    of the result says so, and for an AnnData a warning.
 
     Parameters
     ----------
@@ -106,6 +116,11 @@ def annotate(
         For a file of cells: also write a table, ``.csv``, ``.tsv`` or ``.parquet``.
     plot
         Picture of a UMAP, coloured by prediction: ``.png``, ``.svg`` or ``.pdf``.
+    vote
+        Let clusters of cells vote on their type, as CellTypist does: ``obs["cellglot_cell_type_voted"]``.
+    set_coverage
+        For a classifier with a calibration: share of prediction sets that should hold the true type, from 0.8 to 0.95;
+        0.9 by default.
     batch_size
         Number of cells that are computed at once; by default 16 with texts, else 64.
     layer, gene_column, species, min_coverage, device
@@ -145,6 +160,7 @@ def annotate(
     }  # fmt: skip
     reading = {
         "layer": layer, "gene_column": gene_column, "species": species, "min_coverage": min_coverage, "device": device,
+        "voted": vote,
     }  # fmt: skip
     in_memory = is_anndata(cells)
     if model is None:
@@ -170,9 +186,11 @@ def annotate(
     source = loaded.name if loaded is not None else resolve_model(str(model))
     adapted = None if adapter is None else resolve_model(adapter)
     given = [name for name, value in of_texts.items() if value]
-    chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64})
+    chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64, "set_coverage": set_coverage})
     if _by_texts(loaded or source, adapted, given):
         chosen = _candidates(candidates, ontology_branch, leaves_only, in_corpus, ontology, template)
+        if set_coverage is not None:
+            raise ValueError("set_coverage is for classifiers with a calibration, not for annotation by texts")
         options |= {
             "batch_size": batch_size or 16, "alpha": alpha, "shortlist": shortlist, "smooth": smooth,
             "back_off_below": back_off_below, "labels": labels,
@@ -187,7 +205,9 @@ def annotate(
         )
     facts = {"model": source} | ({} if adapted is None else {"adapter": adapted})
     ready = ready or load_annotator(source, chosen, adapted, dtype)
-    annotate_anndata(ready, target, chosen, facts=facts, plot=or_none(plot), **options)
+    said = annotate_anndata(ready, target, chosen, facts=facts, plot=or_none(plot), **options).split("\n")[0]
+    if said.startswith("WARNING: "):
+        _log.warning(said)
     return target if copy else None
 
 
