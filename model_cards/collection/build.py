@@ -221,7 +221,7 @@ class Build:
             )
         calibration = fit_calibration(
             held_out,
-            training_embedding(model, sets, self.folder / "final", seed=self.recipe.seed),
+            training_embedding(model, sets, self.folder / "final", seed=self.recipe.seed, foreign=self.recipe.foreign),
             levels.classes,
             [levels.ids.get(name) for name in levels.classes],
             self.ontology,

@@ -193,19 +193,31 @@ def run_fold(
     limit = 200 if quick else TEST_CELLS
     for prepared in fold.test:
         fold.outputs.append(_predicted(model, prepared, classes, fold.folder, limit, recipe.seed))
-    fold.training_embedding = training_embedding(model, fold.training, fold.folder, limit, recipe.seed)
+    fold.training_embedding = training_embedding(model, fold.training, fold.folder, limit, recipe.seed, recipe.foreign)
     print(f"{fold.laboratory}: done in {time.perf_counter() - started:,.0f} s", flush=True)
     return fold
 
 
 def training_embedding(
-    model: Path, sets: Sequence[PreparedCells], folder: Path, limit: int = TRAINING_CELLS, seed: int = 0
+    model: Path,
+    sets: Sequence[PreparedCells],
+    folder: Path,
+    limit: int = TRAINING_CELLS,
+    seed: int = 0,
+    foreign: str | None = None,
 ) -> np.ndarray:
-    """Embed some labelled cells of training sets, as many of each set; float32, shape (cells, size)."""
+    """Embed some labelled cells of training sets, as many of each set; float32, shape (cells, size).
+
+    Cells of the class `foreign` are left out: cells like them are to be novel.
+    """
     used = [prepared for prepared in sets if prepared.labelled]
     each = max(limit // max(len(used), 1), 20)
     classes: list[str] = []
-    found = [_predicted(model, prepared, classes, folder, each, seed, "training").embedding for prepared in used]
+    found = []
+    for prepared in used:
+        outputs = _predicted(model, prepared, classes, folder, each, seed, "training")
+        labels = ad.read_h5ad(prepared.path, backed="r").obs[LABEL].astype(str).to_numpy()[outputs.rows]
+        found.append(outputs.embedding[labels != foreign])
     return np.concatenate(found).astype(np.float32)
 
 
