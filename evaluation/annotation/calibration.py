@@ -22,6 +22,7 @@ TEMPERATURES = (0.05, 20.0)
 FEWEST_CELLS = 20  # of known types that a data set needs
 STEPS = 401  # quantiles of the distances
 NEIGHBORS = 5  # nearest training cells whose distances are averaged
+FOREIGN_RANGE = (0.1, 0.9)  # of the threshold of foreign classes
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def fit_calibration(
     *,
     foreign: Collection[str] = (),
     levels: Sequence[float] = LEVELS,
-    most_unassigned: float = 0.02,
+    most_unassigned: float = 0.01,
     least_genes: int = 20,
     n_references: int = 1024,
     n_directions: int = 32,
@@ -178,7 +179,7 @@ def fit_calibration(
     )
     least = min(float(_quantile(made.evidence(probabilities), labelled.weights, [most_unassigned])[0]), 0.5)
     outside = softmax(labelled.logits / temperature)[:, ~known].sum(axis=1)
-    most = float(np.clip(_quantile(outside, labelled.weights, [1 - most_unassigned])[0], 0.5, 0.9))
+    most = float(np.clip(_quantile(outside, labelled.weights, [1 - most_unassigned])[0], *FOREIGN_RANGE))
     made = dataclasses.replace(made, least_evidence=least, most_foreign=most)
     facts = {"cells": len(labelled), "coverage": coverage, "unassigned": _unassigned(made, cells)}
     return dataclasses.replace(made, facts=facts)

@@ -109,19 +109,20 @@ def test_a_foreign_file_is_announced_first(cellglot_command, calibrated, cells, 
     assert adata.obs["cellglot_best_class"].notna().sum() == 23
 
 
-def test_few_known_genes_are_announced_first(cellglot_command, calibrated, cells, tmp_path):
+def test_few_known_genes_are_announced_first(cellglot_command, gene_classifiers, cells, tmp_path):
     adata = ad.read_h5ad(cells)
     names = adata.var_names.to_numpy(dtype=object).copy()
-    names[::2] = [f"unknown-{number}" for number in range(len(names[::2]))]
-    adata.var_names = names
-    adata.write_h5ad(tmp_path / "half.h5ad")
+    names[np.arange(len(names)) % 4 > 0] = "unknown"
+    adata.var_names = [f"{name}-{number}" if name == "unknown" else name for number, name in enumerate(names)]
+    adata.write_h5ad(tmp_path / "quarter.h5ad")
     asked = ["-o", tmp_path / "out.h5ad", "--min-coverage", 0.1, "--gene-column", "index"]
-    done = cellglot_command("annotate", calibrated, tmp_path / "half.h5ad", *asked, *CPU)
+    model = gene_classifiers["classifier"]
+    done = cellglot_command("annotate", model, tmp_path / "quarter.h5ad", *asked, *CPU)
     assert done.status == 0, done.err
     assert done.out.splitlines()[0].startswith("WARNING: the model knows few genes of these cells: ")
     adata.var_names = [f"unknown-{number}" for number in range(adata.n_vars)]
     adata.write_h5ad(tmp_path / "none.h5ad")
-    done = cellglot_command("annotate", calibrated, tmp_path / "none.h5ad", "-o", tmp_path / "none_out.h5ad", *CPU)
+    done = cellglot_command("annotate", model, tmp_path / "none.h5ad", "-o", tmp_path / "none_out.h5ad", *CPU)
     assert done.status == 2 and "Traceback" not in done.err and not (tmp_path / "none_out.h5ad").exists()
     assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
 
