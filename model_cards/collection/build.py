@@ -278,7 +278,7 @@ class Build:
 
     def _examples(self, used: Sequence[PreparedCells], levels: LabelLevels) -> Path:
         """Write cells of different types for the examples of the card; their labels are the names of the classes."""
-        parts = []
+        parts: list[ad.AnnData] = []
         for prepared in used:
             adata = ad.read_h5ad(prepared.path)
             allowed = _allowed(adata, levels)

@@ -153,21 +153,21 @@ def marker_labels(
     n_cells = len(labels)
     open_ = np.array([label is None for label in labels], dtype=bool)
     found, changed = list(labels), np.zeros(n_cells, dtype=bool)
-    for types, limits in EXPECTED.items():
+    for exactly, limits in EXPECTED.items():
         measured = {name: limit for name, limit in limits.items() if score[name] is not None}
-        wrong = _of(labels, lambda label, t=types: label == frozenset(t)) & ~_within(measured, score, n_cells)
-        for i in np.flatnonzero(wrong):
+        wrong = _of(labels, frozenset(exactly).__eq__) & ~_within(measured, score, n_cells)
+        for i in np.flatnonzero(wrong).tolist():
             found[i], changed[i] = None, True
     done = changed.copy()
     for rule in RULES:
         fits = _within(rule.limits, score, n_cells) & ~done
         if rule.lineage is not None:
             lineage = LINEAGES[rule.lineage]
-            inside = _of(labels, lambda label, t=lineage.types: label <= frozenset(t))
+            inside = _of(labels, frozenset(lineage.types).issuperset)
             fits &= inside | _within(lineage.limits, score, n_cells)
         types = frozenset(rule.types)
-        fits &= open_ | _of(labels, lambda label, t=types: bool(label & t) and not label <= t)
-        for i in np.flatnonzero(fits):
+        fits &= open_ | (~_of(labels, types.isdisjoint) & ~_of(labels, types.issuperset))
+        for i in np.flatnonzero(fits).tolist():
             label = labels[i]
             found[i] = types if label is None else label & types
         done |= fits

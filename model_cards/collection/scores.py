@@ -40,7 +40,8 @@ class Group:
         allowed
             Whether each class may be right, bool, shape (cells, classes).
         """
-        inside = allowed.any(axis=1)[:, None] & ~(allowed[:, None, :] & ~self.members).any(axis=2)
+        some, outside = np.asarray(allowed.any(axis=1)), np.asarray((allowed[:, None, :] & ~self.members).any(axis=2))
+        inside = some[:, None] & ~outside
         return np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
 
     def predicted(self, probabilities: np.ndarray) -> np.ndarray:
