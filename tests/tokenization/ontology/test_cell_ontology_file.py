@@ -265,7 +265,7 @@ def test_a_release_is_fetched_once(served, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"cannot be downloaded from file.*pass it to CellOntology\.from_file, or use CellOntology\.blood"),
+        (None, r"cannot be downloaded from file.*pass it to CellOntology\.from_file, or use CellOntology\.shipped"),
         (OBO.replace("2024-04-05", "2023-01-01"), "contains release 2023-01-01, not 2024-04-05"),
         ("<html>log in first</html>", "neither OBO nor OWL"),
     ],
