@@ -17,9 +17,11 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers
+import yaml
 
 import cellglot
 from cellglot.evaluation.annotation.calibration import HeldOutCells, fit_calibration
+from cellglot.model_cards.card.details import CARD_FILE
 from cellglot.model_cards.collection.card import card_details, collection_facts
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
 from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
@@ -247,6 +249,8 @@ class Build:
         base = None if self.recipe.method == "full" or self.recipe.base is None else resolve_model(self.recipe.base)
         examples = self._examples(used, levels)
         publish(model, output=finished, details=details, cells=examples, base=base, overwrite=True)
+        given = {name: value for name, value in dataclasses.asdict(details).items() if value}
+        (finished / CARD_FILE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True), encoding="utf-8")
         facts = collection_facts(self.recipe, model, used, levels, scores)
         (finished / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         record = {

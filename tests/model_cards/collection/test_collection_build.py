@@ -140,8 +140,8 @@ def test_the_finished_model_is_one_of_the_collection(built, blood, tmp_path, mon
     cells = blood[:8].copy()
     cellglot.annotate(cells, device="cpu")
     assert cells.obs["cellglot_cell_type"].notna().any()
-    published = cellglot.publish("tiny-exceiver", output=tmp_path / "out", license="cc-by-4.0", cells=cells,
-                                 training_data="Blood.", training_data_license="CC BY 4.0")  # fmt: skip
+    published = cellglot.publish("tiny-exceiver", output=tmp_path / "out", cells=cells)
+    assert "part third | CC BY 4.0 |" in (tmp_path / "out" / "README.md").read_text()
     assert published.kind == "model" and published.compared > 0
 
 
