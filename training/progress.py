@@ -1,4 +1,4 @@
-"""A progress bar for training: steps, cells per second, loss, and a line for each evaluation."""
+"""A progress bar for training: steps, cells per second, loss, and a few lines with metrics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,21 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from cellglot.progress import progress_bars
 
 
+LINES = 10
+
+
 class TrainingProgress(TrainerCallback):
-    """Shows a bar on a terminal, and prints a line for each evaluation."""
+    """Shows a bar on a terminal, and prints a line for evaluations.
+
+    The first and the last evaluation of a run have a line; between them the first one in each tenth of the steps.
+    """
 
     def __init__(self, description: str = "training"):
         self.description = description
         self.console = Console()
         self.bar: Progress | None = None
+        self._tenth: int | None = None  # of the steps, in which the last line was printed
+        self._unprinted: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar."""
@@ -27,6 +35,7 @@ class TrainingProgress(TrainerCallback):
         cells = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.bar = progress_bars("steps", console=self.console)
         self.bar.start()
+        self._tenth = self._unprinted = None
         self.task = self.bar.add_task(
             self.description, total=state.max_steps, completed=state.global_step, cells=cells
         )
@@ -44,7 +53,7 @@ class TrainingProgress(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Print the metrics of held-out cells."""
+        """Print the metrics of held-out cells, or keep them for the end of the run."""
         if state.is_world_process_zero and metrics:
             shown = {
                 name.removeprefix("eval_"): value
@@ -52,15 +61,26 @@ class TrainingProgress(TrainerCallback):
                 if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "loss"))
             }
             numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
-            self.console.print(
-                f"step {state.global_step:,} (epoch {state.epoch or 0:.1f}): {numbers}", highlight=False
-            )
+            self._unprinted = f"step {state.global_step:,} (epoch {state.epoch or 0:.1f}): {numbers}"
+            if self.bar is None:
+                self._print()
+                return
+            tenth = LINES * state.global_step // state.max_steps
+            if self._tenth is None or tenth > self._tenth:
+                self._tenth = tenth
+                self._print()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the bar."""
+        """Print the metrics of the last evaluation, and end the bar."""
         if self.bar is not None:
+            self._print()
             self.bar.stop()
             self.bar = None
+
+    def _print(self) -> None:
+        if self._unprinted is not None:
+            self.console.print(self._unprinted, highlight=False)
+            self._unprinted = None
 
 
 @contextmanager

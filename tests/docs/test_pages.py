@@ -1,7 +1,8 @@
 """Every block of README.md, CONTRIBUTING.md and docs/ runs, page by page, in a folder with the files that pages name.
 
 Blocks of one page run in their order: Python in one namespace, commands of cellglot in this process, trainings in few
-steps. A block after ``<!-- not run: REASON -->`` is parsed: its options, modules and names have to exist.
+steps. A corpus or a training that several pages make in the same way is made once. A block after
+``<!-- not run: REASON -->`` is parsed: its options, modules and names have to exist.
 """
 
 import ast
@@ -84,8 +85,48 @@ def small(model):
     return {k: small(v) if isinstance(v, dict) else SIZES.get(k, v) for k, v in model.items()}
 
 
+class Results:
+    """Runs commands; a folder that an earlier page made from the same inputs is copied."""
+
+    def __init__(self, store):
+        self.store, self.made = store, {}  # (command, what its inputs are) -> folder
+        self.page, self.known = "", {}  # name of a file or folder on the present page -> what it is
+        self.of_things = {}
+
+    def begin(self, page, known):
+        self.page, self.known = page, dict(known)
+
+    def run(self, words):
+        """Run a command of cellglot here, its patterns of files expanded as a shell does."""
+        words = [w for word in words for w in (sorted(glob.glob(word)) or [word])]
+        if words[0] == "evaluate":
+            words += ["--marker-cells", "5"]
+        if words[0] not in ("tokenize", "pretrain", "finetune"):
+            command_line().main(words, standalone_mode=False)
+            return
+        at = words.index("-o") + 1
+        output = words[at]
+        command = (*words[:at], *words[at + 1 :])
+        key = (command, tuple(self.what(word.rpartition("=")[2]) for word in command))
+        if key in self.made and not Path(output).exists():
+            shutil.copytree(self.made[key], output)
+        else:
+            command_line().main(words, standalone_mode=False)
+            self.made[key] = shutil.copytree(output, self.store / str(len(self.made)))
+        self.known[output] = key
+
+    def what(self, name):
+        """Say what a name on this page is: a thing of all pages, the result of a command, or the page's own."""
+        return self.known.get(name, (self.page, name)) if Path(name).exists() else None
+
+
 @pytest.fixture(scope="module")
-def things(blood, vocabulary, cell_text_folder, tmp_path_factory):
+def results(tmp_path_factory):
+    return Results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def things(blood, vocabulary, cell_text_folder, results, tmp_path_factory):
     """What pages name: cells, tables of genes and markers, a corpus, models, a classifier, an adapter."""
     from cellglot.modeling import ScCelloConfig, ScCelloForMaskedLM
     from cellglot.tokenization import RankValueTokenizer
@@ -119,29 +160,46 @@ def things(blood, vocabulary, cell_text_folder, tmp_path_factory):
         (folder / shipped.name).write_text(yaml.safe_dump(content))
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    run = command_line()
+    results.begin("things", {path.name: path.name for path in folder.iterdir()})
     for words in (
         "tokenize cells.h5ad -o tokens",
-        "finetune model --cells cells.h5ad -o classifier",
-        "finetune model --cells cells.h5ad -o adapter --method lora",
+        "finetune model --cells cells.h5ad --labels cell_type -o classifier",
+        "finetune model --cells cells.h5ad --labels cell_type -o adapter --method lora",
     ):
-        run.main(words.split(), standalone_mode=False)
+        results.run(words.split())
     patch.undo()
+    results.of_things = results.known
+    return folder
+
+
+@pytest.fixture(scope="module")
+def collection(things, tmp_path_factory):
+    """The models that ship; a tiny classifier as long as none of them annotates blood."""
+    from cellglot.modeling import collection
+
+    if any(model.default for model in collection.read_collection()):
+        return collection.collection_folder()
+    folder = tmp_path_factory.mktemp("collection")
+    shutil.copytree(things / "classifier", folder / "blood-exceiver")
+    facts = {"family": "sccello", "purpose": "cell classification", "default": True}
+    (folder / "blood-exceiver" / collection.FACTS_FILE).write_text(json.dumps(facts))
     return folder
 
 
 @pytest.fixture
-def folder(request, things, tmp_path, monkeypatch):
+def folder(request, things, results, collection, tmp_path, monkeypatch):
     """A page's own copy of the things, less what the page makes itself."""
-    page = list(blocks(request.getfixturevalue("page")))
+    page = request.getfixturevalue("page")
     made = set()
-    for block in page:
+    for block in blocks(page):
         if block.runs:
             made |= set(re.findall(r"(?:-o|--output)\s+([\w.]+)", block.text))
             made |= set(re.findall(r"""output=["']([\w.]+)["']""", block.text))
     for thing in things.iterdir():
         if thing.name not in made:
             (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / thing.name)
+    results.begin(page, results.of_things)
+    monkeypatch.setattr("cellglot.modeling.collection.collection_folder", lambda: collection)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     return tmp_path
@@ -157,7 +215,7 @@ def here(monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page_runs(page, folder, here):
+def test_page_runs(page, folder, results, here):
     names = {"__name__": "page"}
     for block in blocks(page):
         if block.language == "python" and block.runs:
@@ -169,7 +227,7 @@ def test_page_runs(page, folder, here):
                 words = without_launcher(words)
                 look_at_command(words, block)
                 if words[0] == "cellglot" and block.runs and words[1][0] != "-":
-                    run_command(words[1:])
+                    results.run(words[1:])
         elif block.language == "yaml":
             assert isinstance(yaml.safe_load(block.text), dict), block.place
 
@@ -200,18 +258,16 @@ def look_at_command(words, block):
         assert words[:2] == ["pip", "install"] or not block.runs, f"{block.place}: {words[0]} is not run"
 
 
-def run_command(words):
-    """Run a command of cellglot here, its patterns of files expanded as a shell does."""
-    expanded = [w for word in words for w in (sorted(glob.glob(word)) or [word])]
-    if words[0] == "evaluate":
-        expanded += ["--marker-cells", "5"]
-    command_line().main(expanded, standalone_mode=False)
-
-
 def test_every_block_has_a_language():
     for page in PAGES:
         fences = re.findall(r"^```([^\n]*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert "" not in fences[::2] and not any(fences[1::2]), page
+
+
+def test_blocks_of_the_readme_do_not_scroll():
+    for block in blocks("README.md"):
+        for number, line in enumerate(block.text.splitlines(), 1):
+            assert len(line) <= 88, f"{block.place}, line {number} of the block: {line}"
 
 
 def test_links_and_places_at_the_root_exist():

@@ -48,3 +48,21 @@ def test_an_evaluation_before_any_training(capsys):
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, epoch=None)
     TrainingProgress().on_evaluate(None, state, None, metrics={"eval_accuracy": 0.5})
     assert "step 0 (epoch 0.0): accuracy 0.5000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "every", "fewest"), [(1000, 9, 10), (40, 4, 10), (3, 1, 3)])
+def test_a_long_run_prints_a_dozen_lines_and_a_short_one_all(steps, every, fewest):
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=steps, epoch=0.0)
+    progress = TrainingProgress()
+    progress.console = Console(record=True, width=120)
+    arguments = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
+    progress.on_train_begin(arguments, state, None)
+    stopped = steps - steps // 20  # as by patience: the last evaluation is not that of the last step
+    for state.global_step in range(every, stopped + 1, every):
+        progress.on_evaluate(arguments, state, None, metrics={"eval_accuracy": state.global_step / steps})
+    progress.on_train_end(arguments, state, None)
+    lines = re.findall(r"^step ([\d,]+)", progress.console.export_text(), re.MULTILINE)
+    numbers = [int(line.replace(",", "")) for line in lines]
+    evaluated = list(range(every, stopped + 1, every))
+    assert fewest <= len(numbers) <= 12 and numbers[0] == every and numbers[-1] == evaluated[-1]
+    assert numbers == sorted(set(numbers))
