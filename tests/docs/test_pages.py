@@ -198,7 +198,7 @@ def folder(request, things, results, collection, tmp_path, monkeypatch):
     for thing in things.iterdir():
         if thing.name not in made:
             (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / thing.name)
-    results.begin(page, results.of_things)
+    results.begin(page, {path.name: results.of_things[path.name] for path in tmp_path.iterdir()})
     monkeypatch.setattr("cellglot.modeling.collection.collection_folder", lambda: collection)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

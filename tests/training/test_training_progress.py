@@ -50,7 +50,7 @@ def test_an_evaluation_before_any_training(capsys):
     assert "step 0 (epoch 0.0): accuracy 0.5000" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("steps", "every", "fewest"), [(1000, 9, 10), (40, 4, 10), (3, 1, 3)])
+@pytest.mark.parametrize(("steps", "every", "fewest"), [(1000, 9, 10), (40, 4, 9), (3, 1, 3)])
 def test_a_long_run_prints_a_dozen_lines_and_a_short_one_all(steps, every, fewest):
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=steps, epoch=0.0)
     progress = TrainingProgress()
