@@ -57,12 +57,6 @@ def run_batches(
     tokenizer: GeneExpressionTokenizer,
     cells: Any,
     compute: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-    *,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    report: GeneReport | None = None,
-    word: str = "embedding",
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Compute values for every cell with a model, batch by batch; only the results stay in memory.
@@ -73,12 +67,10 @@ def run_batches(
         AnnData, opened cells or counts, as for the tokenizer.
     compute
         Function of the model's inputs for some cells; returns name -> tensor with one row per cell.
-    device
-        By default CUDA, MPS or the CPU, in this order.
-    report
-        Counts the matched and lost genes.
     **options
-        ``genes``, ``layer``, ``gene_column``, ``min_coverage`` as for the tokenizer.
+        ``batch_size``; ``device``, by default CUDA, MPS or the CPU, in this order; ``progress``, whether to show a
+        bar, with its ``word``; ``report``, which counts the matched and lost genes; and ``genes``, ``layer``,
+        ``gene_column``, ``min_coverage`` as for the tokenizer.
 
     Returns
     -------
@@ -91,28 +83,50 @@ def run_batches(
     ValueError
         If the tokenizer does not match the model, or a result is not finite.
     """
+    results: dict[str, np.ndarray] = {}
+    for n_cells, numbers, found in stream_batches(model, tokenizer, cells, compute, **options):
+        for name, values in found.items():
+            if name not in results:
+                results[name] = np.zeros((n_cells, *values.shape[1:]), dtype=np.float32)
+            results[name][numbers] = values
+    return results
+
+
+def stream_batches(
+    model: Any,
+    tokenizer: GeneExpressionTokenizer,
+    cells: Any,
+    compute: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    report: GeneReport | None = None,
+    word: str = "embedding",
+    **options: Any,
+) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
+    """Yield what `run_batches` returns batch by batch: number of all cells, numbers of the batch's cells, values."""
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids, but the model's vocab_size is "
             f"{model.config.vocab_size:,}: use the model's own tokenizer"
         )
     counts = open_counts(cells, options.get("genes"), options.get("layer"))
-    results: dict[str, np.ndarray] = {}
     bars = progress_bars(shown=progress)
-    with evaluated_on(model, device) as place, bars, torch.inference_mode():
+    with evaluated_on(model, device) as place, bars:
         task = bars.add_task(word, total=counts.n_cells)
         for numbers, batch in tokenizer.batches(counts, batch_size, report, **options):
-            empty = ~cells_with_genes(batch, tokenizer).cpu().numpy()
-            for name, tensor in compute({k: v.to(place) for k, v in batch.items()}).items():
+            empty, found = ~cells_with_genes(batch, tokenizer).cpu().numpy(), {}
+            with torch.inference_mode():
+                tensors = compute({k: v.to(place) for k, v in batch.items()})
+            for name, tensor in tensors.items():
                 values = tensor.float().cpu().numpy()
                 _check_finite(model, name, values, ~empty, numbers)
                 if empty.any():
                     values = np.where(empty.reshape(-1, *[1] * (values.ndim - 1)), np.float32(np.nan), values)
-                if name not in results:
-                    results[name] = np.zeros((counts.n_cells, *values.shape[1:]), dtype=np.float32)
-                results[name][numbers] = values
+                found[name] = values
+            yield counts.n_cells, numbers, found
             bars.advance(task, len(numbers))
-    return results
 
 
 def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -155,4 +169,12 @@ def embed_cells(model: Any, tokenizer: GeneExpressionTokenizer, cells: Any, **op
     return run_model(model, tokenizer, cells, "pooler_output", **options)
 
 
-__all__ = ["class_names", "default_device", "embed_cells", "evaluated_on", "run_batches", "run_model"]
+__all__ = [
+    "class_names",
+    "default_device",
+    "embed_cells",
+    "evaluated_on",
+    "run_batches",
+    "run_model",
+    "stream_batches",
+]

@@ -12,6 +12,7 @@ _WITHOUT = {
     "": "it is not a folder of a model",
     "adapter": "this file of an adapter names its classes; copy or train the adapter again",
     "corpus": "it is the folder of a corpus, not of a model",
+    "index": "it is a reference for cellglot map, not a model",
 }
 
 

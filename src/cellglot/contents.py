@@ -9,14 +9,15 @@ _DECIDING = {
     "adapter_config.json": "adapter",
     "config.json": "model",
     "manifest.json": "corpus",
+    "reference.json": "index",
     ".work": "corpus",  # an unfinished one
 }
 
 
 def contents_of(folder: str | os.PathLike) -> str:
-    """Return what a folder contains: ``"adapter"``, ``"model"``, ``"corpus"``, ``"metric"``, or ``""`` for others.
+    """Return what a folder contains: ``"adapter"``, ``"model"``, ``"corpus"``, ``"index"`` or ``"metric"``.
 
-    No file is read. A corpus is one also where the run that writes it was stopped.
+    Others are ``""``. No file is read. A corpus is one also where the run that writes it was stopped.
     """
     path = Path(folder)
     found = next((kind for name, kind in _DECIDING.items() if (path / name).exists()), "")

@@ -18,7 +18,7 @@ MANIFEST_FILE = ".cellglot-output.json"
 FORMAT_VERSION = 1
 DIGESTED_BYTES = 1 << 20  # larger files are recognised by their size
 ASIDE = ".changed"
-DATA = (".parquet", ".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".tmp", ".h5ad", ".png")
+DATA = (".parquet", ".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".tmp", ".h5ad", ".png", ".usearch")
 _log = logging.getLogger(__name__)
 
 

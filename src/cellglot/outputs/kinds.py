@@ -72,6 +72,7 @@ _TRAINED = (
     rf"{_SAVED}|weight_average\.safetensors|training_run\.json|run_identity\.json|trainer_state\.json|"
     rf"training_args\.bin|checkpoint-\d+/({_STATE})|runs/[\w./-]*events\.out\.tfevents\.[\w.-]+"
 )
+_INDEX = r"reference\.json|(embeddings|own_distances)\.npy|cells\.parquet|neighbours\.usearch"
 _TRAINED_FOLDERS = r"checkpoint-\d+|runs|text_tokenizer|tokenizer"
 
 
@@ -112,7 +113,8 @@ def _evaluated(folder: Path) -> bool:
 
 def _published(folder: Path) -> bool:
     if not any(
-        (folder / name).is_file() for name in ("config.json", "adapter_config.json", "manifest.json", "app.py")
+        (folder / name).is_file()
+        for name in ("config.json", "adapter_config.json", "manifest.json", "app.py", "reference.json")
     ):
         return False
     head = _card(folder)
@@ -174,11 +176,18 @@ KINDS = {
         companion=True,
         named=True,
     ),
+    "index": Kind(
+        "a reference for mapping",
+        re.compile(_INDEX),
+        re.compile(r"(?!)"),
+        _nothing_before,
+    ),
     "publish": Kind(
         "a published folder",
         re.compile(
             rf"{_SAVED}|README\.md|training_run\.json|manifest\.json|data/(train|validation|test)-\d{{6,}}\.parquet|"
-            r"(examples|evaluation)\.json|[\w-]+\.yaml|(app|handler)\.py|requirements\.txt|[\w/-]+\.(png|svg)"
+            r"(examples|evaluation)\.json|[\w-]+\.yaml|(app|handler)\.py|requirements\.txt|[\w/-]+\.(png|svg)|"
+            rf"{_INDEX}"
         ),
         re.compile(r"data|(text_)?tokenizer"),
         _published,
