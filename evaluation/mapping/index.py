@@ -45,6 +45,7 @@ def index_cells(
     *,
     columns: Sequence[str] | None = None,
     layer: str | None = None,
+    species: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -64,7 +65,9 @@ def index_cells(
         Columns of obs to keep; by default all.
     overwrite
         Replace a reference that is there.
-    layer, **options
+    layer, species
+        As for `read_cells`.
+    **options
         As for `cellglot.evaluation.embedding.embed_cells`.
 
     Returns
@@ -81,7 +84,7 @@ def index_cells(
     """
     source = cells if isinstance(cells, str | os.PathLike) else getattr(cells, "filename", None)
     folder = OutputFolder(output, "index", [source, model.name])
-    with read_cells(cells, layer=layer) as opened, folder:
+    with read_cells(cells, layer=layer, species=species) as opened, folder:
         folder.refuse_earlier(overwrite)
         table, kinds = _columns(opened, columns)
         folder.clear()

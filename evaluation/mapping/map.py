@@ -77,6 +77,7 @@ def map_file(
     table: Path | None = None,
     similar: Path | None = None,
     layer: str | None = None,
+    species: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -90,8 +91,8 @@ def map_file(
         ``.csv``, ``.tsv`` or ``.parquet`` with one row per cell.
     similar
         The same with one row for each cell and similar cell of the reference.
-    layer
-        Where the counts are.
+    layer, species
+        Where the counts are, and of which species, as for `read_cells`.
     overwrite
         Replace outputs that exist; never an input.
     **options
@@ -111,7 +112,7 @@ def map_file(
     check_table(similar)
     check_annotated(output)
     check_files([output, table, similar], [cells, reference.folder, model.name], overwrite=overwrite)
-    with read_cells(cells, layer=layer) as opened:
+    with read_cells(cells, layer=layer, species=species) as opened:
         check_cells(opened)
         found = map_cells(reference, model, opened, **options)
         uns = {f"{KEY}_mapping": found.facts()}
@@ -126,7 +127,13 @@ def map_file(
 
 
 def map_anndata(
-    reference: Reference, model: LoadedModel, adata: AnnData, *, layer: str | None = None, **options: Any
+    reference: Reference,
+    model: LoadedModel,
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    species: str | None = None,
+    **options: Any,
 ) -> None:
     """Map the cells of an AnnData in place, with the columns that `map_file` writes to a file.
 
@@ -134,10 +141,10 @@ def map_anndata(
     ----------
     adata
         The cells, in memory or backed.
-    layer, **options
+    layer, species, **options
         As for `map_file`.
     """
-    with read_cells(adata, layer=layer) as opened:
+    with read_cells(adata, layer=layer, species=species) as opened:
         found = map_cells(reference, model, opened, **options)
     add_results(adata, obs=_columns(found), obsm=found.matrices(), uns={f"{KEY}_mapping": found.facts()})
 

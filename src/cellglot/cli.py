@@ -441,6 +441,95 @@ def query(
 
 
 @app.command()
+def index(
+    cells: Cells,
+    model: Annotated[
+        str, typer.Option(help="Name, folder or repository of the model that embeds the cells; see cellglot models.")
+    ],
+    output: Output,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Columns of obs to keep, between commas or repeated; all by default."),
+    ] = None,
+    batch_size: BatchSize = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    species: Species = None,
+    min_coverage: MinCoverage = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a reference of cells, to which cellglot map maps others."""
+    report = cellglot.index(
+        cells,
+        model,
+        output,
+        columns=_names(columns) or None,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        species=species,
+        min_coverage=min_coverage,
+        device=device,
+        overwrite=overwrite,
+    )
+    _say(report)
+
+
+@app.command("map")
+def map_cells(
+    reference: Annotated[
+        str, typer.Argument(help="Folder that cellglot index wrote, or a data set of the Hub (owner/name).")
+    ],
+    cells: Cells,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write the cells: .h5ad; by default CELLS_mapped.h5ad here."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns to carry over, between commas or repeated; by default cell types."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(help="Number of nearest cells.")] = 15,
+    model: Annotated[
+        str | None, typer.Option(help="The model that made the reference, if it is not where the reference says.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write a table of the cells: .csv, .tsv, .parquet.")] = None,
+    similar: Annotated[
+        Path | None, typer.Option(help="Also write a table of each cell's similar cells: .csv, .tsv, .parquet.")
+    ] = None,
+    batch_size: BatchSize = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    species: Species = None,
+    min_coverage: MinCoverage = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Carry labels and other columns of a reference over to cells, by their nearest cells."""
+    report = cellglot.map(
+        cells,
+        reference,
+        output=output or Path(f"{cells.stem}_mapped.h5ad"),
+        columns=_names(columns) or None,
+        k=k,
+        model=model,
+        table=table,
+        similar=similar,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        species=species,
+        min_coverage=min_coverage,
+        device=device,
+        overwrite=overwrite,
+    )
+    _say(report)
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")

@@ -32,6 +32,7 @@ cellglot.evaluation.metrics
 cellglot.evaluation.scores
 cellglot.evaluation
 cellglot.evaluation.search
+cellglot.evaluation.mapping
 cellglot.evaluation.annotation
 cellglot.evaluation.benchmark
 cellglot.training.config

@@ -18,8 +18,8 @@ from cellglot.modeling import collection
 
 
 VERBS = (
-    "read_cells", "tokenize", "pretrain", "finetune", "load_model", "embed", "annotate", "query", "evaluate",
-    "publish", "models", "model_path",
+    "read_cells", "tokenize", "pretrain", "finetune", "load_model", "embed", "annotate", "query", "index",
+    "map", "evaluate", "publish", "models", "model_path",
 )  # fmt: skip
 CPU = {"device": "cpu"}
 

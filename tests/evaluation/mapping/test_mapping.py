@@ -1,0 +1,350 @@
+"""References, and cells that are mapped to them."""
+
+import json
+import shutil
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import cellglot
+from cellglot.cli import app
+from cellglot.evaluation.mapping import neighbours
+from cellglot.evaluation.mapping.mapped import novelty_of
+from cellglot.evaluation.mapping.neighbours import NeighbourGraph, exact_neighbours, unit_rows, without_self
+from cellglot.evaluation.mapping.reference import Reference
+
+
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cells(blood):
+    """Three dozen cells with columns of every kind, the fifth without counts."""
+    made = blood[:36].copy()
+    counts = made.X.tolil()
+    counts[4] = 0
+    made.X = counts.tocsr()
+    types = made.obs["cell_type"].astype(str).to_numpy()
+    types[7] = "unknown"
+    numbers = np.arange(36)
+    made.obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(types),
+            "age": np.where(numbers == 9, np.nan, numbers * 2.0),
+            "smoker": numbers % 2 == 0,
+            "cluster": pd.Categorical(numbers % 3),
+            "cell_id": [f"row {n}" for n in numbers],
+        },
+        index=made.obs_names,
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(gene_classifiers):
+    return cellglot.load_model(gene_classifiers["base"])
+
+
+@pytest.fixture(scope="module")
+def reference(cells, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("references") / "reference"
+    report = cellglot.index(cells, model, folder, **CPU)
+    assert "1 cells express no gene of the model" in report
+    return folder
+
+
+def command(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+# -------------------------------------------------------------------- the folder
+
+
+def test_a_reference_has_embeddings_and_columns(reference, cells, model):
+    opened, kept = Reference.open(reference), np.delete(np.arange(36), 4)
+    embedded = cellglot.embed(cells, model, copy=True, **CPU).obsm["X_cellglot"][kept]
+    np.testing.assert_allclose(opened.vectors, unit_rows(embedded), atol=1e-3)
+    assert opened.columns == {
+        "cell_type": "labels", "age": "numbers", "smoker": "labels", "cluster": "labels", "cell_id": "labels",
+    }  # fmt: skip
+    assert opened.names().tolist() == cells.obs_names[kept].tolist()
+    codes, labels = opened.labels("cell_type")
+    assert "unknown" not in labels and codes[6] == -1
+    known = [i for i in range(35) if i != 6]
+    assert [labels[codes[i]] for i in known] == cells.obs["cell_type"].astype(str).to_numpy()[kept][known].tolist()
+    np.testing.assert_array_equal(opened.numbers("age"), cells.obs["age"].to_numpy()[kept])
+    assert pq.read_table(reference / "cells.parquet").column_names[0] == "cell_id_"
+    assert {path.name for path in reference.iterdir()} == {
+        "reference.json", "embeddings.npy", "cells.parquet", "own_distances.npy", ".cellglot-output.json",
+    }  # fmt: skip
+
+
+def test_some_columns_are_kept_and_a_folder_is_replaced_only_when_asked(cells, model, tmp_path):
+    cellglot.index(cells, model, tmp_path / "r", columns=["age"], **CPU)
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="a reference for mapping.*overwrite"):
+        cellglot.index(cells, model, tmp_path / "r", **CPU)
+    assert list(Reference.open(tmp_path / "r").columns) == ["age"]
+    with pytest.raises(ValueError, match="no column 'tissue' in obs; it has cell_type, age"):
+        cellglot.index(cells, model, tmp_path / "r", columns=["tissue"], overwrite=True, **CPU)
+    assert list(Reference.open(tmp_path / "r").columns) == ["age"]
+    cellglot.index(cells, model, tmp_path / "r", columns=["smoker"], overwrite=True, **CPU)
+    assert list(Reference.open(tmp_path / "r").columns) == ["smoker"]
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_cells_without_a_gene_of_the_model_make_no_reference(cells, model, tmp_path):
+    nothing = cells[:3].copy()
+    nothing.X = nothing.X * 0
+    with pytest.raises(ValueError, match="none of 3 cells|contains only zeros|no counts"):
+        cellglot.index(nothing, model, tmp_path / "r", min_coverage=0.0, **CPU)
+    with pytest.raises(ValueError, match="no cells"):
+        cellglot.index(cells[:0].copy(), model, tmp_path / "r", **CPU)
+    assert not (tmp_path / "r").exists()
+
+
+# -------------------------------------------------------------------- mapping
+
+
+def test_cells_map_to_themselves(reference, cells, model):
+    found = cells.copy()
+    before = found.copy()
+    assert cellglot.map(found, reference, columns=["cell_type", "age", "smoker"], k=1, model=model, **CPU) is None
+    obs, kept = found.obs, np.delete(np.arange(36), [4, 7])
+    assert obs["cellglot_mapping_cell_type"].astype(str)[kept].tolist() == cells.obs["cell_type"][kept].tolist()
+    assert pd.isna(obs["cellglot_mapping_cell_type"].iloc[[4, 7]]).all()
+    np.testing.assert_array_equal(obs["cellglot_mapping_age"].drop(obs.index[4]), cells.obs["age"].drop(obs.index[4]))
+    assert obs["cellglot_mapping_smoker"].iloc[0] == "True"
+    assert (obs["cellglot_mapping_share_cell_type"].iloc[kept] == 1).all()
+    assert obs["cellglot_mapping_share_cell_type"].iloc[7] == 0
+    np.testing.assert_allclose(obs["cellglot_mapping_distance"].drop(obs.index[4]), 0, atol=1e-3)
+    assert (obs["cellglot_mapping_novelty"].drop(obs.index[4]) < 0.5).mean() > 0.8
+    assert np.isnan(obs["cellglot_mapping_distance"].iloc[4]) and np.isnan(obs["cellglot_mapping_novelty"].iloc[4])
+    assert found.obsm["cellglot_mapping_neighbours"][:, 0].tolist() == [*range(4), -1, *range(4, 35)]
+    pd.testing.assert_frame_equal(found.obs[before.obs.columns], before.obs)
+    facts = found.uns["cellglot_mapping"]
+    assert (facts["reference"], facts["neighbours"], facts["model"]) == (str(reference), 1, model.name)
+
+
+def test_labels_are_voted_and_numbers_are_averaged(reference, cells, model):
+    found = cellglot.map(cells, reference, columns=["age", "cluster"], k=5, model=model, copy=True, **CPU)
+    assert "cellglot_mapping_age" not in cells.obs
+    kept = np.delete(np.arange(36), 4)
+    for row in (0, 20, 35):
+        near = kept[found.obsm["cellglot_mapping_neighbours"][row]]
+        assert found.obs["cellglot_mapping_age"].iloc[row] == pytest.approx(np.nanmean(cells.obs["age"].iloc[near]))
+        votes = cells.obs["cluster"].astype(str).iloc[near].value_counts()
+        chosen = found.obs["cellglot_mapping_cluster"].iloc[row]
+        assert votes[chosen] == votes.max()
+        assert found.obs["cellglot_mapping_share_cluster"].iloc[row] == pytest.approx(votes.max() / 5)
+    distances = found.obsm["cellglot_mapping_distances"]
+    assert (np.diff(np.delete(distances, 4, axis=0), axis=1) >= 0).all()
+
+
+def test_three_cells_of_a_file_are_mapped_by_the_command(reference, cells, gene_classifiers, tmp_path):
+    cells[10:13].copy().write_h5ad(tmp_path / "few.h5ad")
+    names = [tmp_path / name for name in ("out.h5ad", "cells.csv", "similar.parquet")]
+    done = command(
+        "map", reference, tmp_path / "few.h5ad", "-o", names[0], "--table", names[1], "--similar", names[2],
+        "--columns", "cell_type,age", "--device", "cpu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "15 nearest of 35 cells" in done.output and "median share of neighbours" in done.output
+    written, table, similar = ad.read_h5ad(names[0]), pd.read_csv(names[1]), pd.read_parquet(names[2])
+    direct = cellglot.map(cells[10:13].copy(), reference, columns=["cell_type", "age"], copy=True, **CPU)
+    for name in ("cell_type", "share_cell_type", "age", "distance", "novelty"):
+        assert written.obs[f"cellglot_mapping_{name}"].tolist() == direct.obs[f"cellglot_mapping_{name}"].tolist()
+    assert table["cell_type"].tolist() == written.obs["cellglot_mapping_cell_type"].tolist()
+    assert written.uns["cellglot_mapping"]["model"] == str(gene_classifiers["base"])
+    assert len(similar) == 3 * 15 and similar["rank"].tolist()[:15] == list(range(1, 16))
+    assert similar["similar_cell"].iloc[[0, 15, 30]].tolist() == cells.obs_names[10:13].tolist()
+    assert similar["similar_age"].iloc[0] == cells.obs["age"].iloc[10]
+    again = command("map", reference, tmp_path / "few.h5ad", "-o", names[0])
+    assert again.exit_code and "exists" in str(again.exception)
+
+
+def test_a_small_reference_gives_all_of_its_cells(cells, model, tmp_path):
+    cellglot.index(cells[:3].copy(), model, tmp_path / "three", **CPU)
+    found = cellglot.map(cells[5:8].copy(), tmp_path / "three", model=model, copy=True, **CPU)
+    assert np.sort(found.obsm["cellglot_mapping_neighbours"], axis=1).tolist() == [[0, 1, 2]] * 3
+    cellglot.index(cells[:1].copy(), model, tmp_path / "one", **CPU)
+    found = cellglot.map(cells[5:8].copy(), tmp_path / "one", model=model, copy=True, **CPU)
+    assert np.isnan(found.obs["cellglot_mapping_novelty"]).all()
+
+
+def test_cells_unlike_the_reference_are_announced_first(reference, cells, model, tmp_path):
+    other = cells[:6].copy()
+    other.X = np.random.default_rng(0).poisson(3.0, other.shape).astype(np.float32)
+    other.write_h5ad(tmp_path / "other.h5ad")
+    report = cellglot.map(tmp_path / "other.h5ad", reference, model=model, output=tmp_path / "o.h5ad", **CPU)
+    far = ad.read_h5ad(tmp_path / "o.h5ad").obs["cellglot_mapping_novelty"] > 0.99
+    assert report.startswith("most of these cells are unlike the reference") == (far.mean() > 0.5)
+    own = np.array([[0.1, 0.2], [0.2, 0.3], [0.3, 0.4], [0.4, 0.5]])
+    found = novelty_of(np.array([[0.0, 0.1, 9.0], [0.2, 0.3, 0.0], [0.9, 0.9, 0.9], [np.nan] * 3]), own)
+    np.testing.assert_array_equal(found, [0.0, 0.25, 1.0, np.nan])
+
+
+# -------------------------------------------------------------------- what is refused
+
+
+def test_another_model_or_vocabulary_is_refused(reference, cells, model, gene_classifiers, tmp_path):
+    other = gene_classifiers["classifier"]
+    with pytest.raises(ValueError, match=f"made by the model {model.name}, and {other} is another one .weights"):
+        cellglot.map(cells, reference, model=other, **CPU)
+    changed = tmp_path / "changed"
+    shutil.copytree(gene_classifiers["base"], changed)
+    vocabulary = json.loads((changed / "gene_vocab.json").read_text())
+    genes = [token for token in vocabulary["token_ids"] if token[0] != "<"]
+    first, second = genes[:2]
+    ids = vocabulary["token_ids"]
+    ids[first], ids[second] = ids[second], ids[first]
+    (changed / "gene_vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match="is another one .vocabulary: "):
+        cellglot.map(cells, reference, model=changed, **CPU)
+    copied = tmp_path / "copied"
+    shutil.copytree(gene_classifiers["base"], copied)
+    cellglot.map(cells.copy(), reference, model=copied, **CPU)
+
+
+def test_a_model_that_is_gone_is_asked_for(reference, cells, tmp_path):
+    copied = tmp_path / "reference"
+    shutil.copytree(reference, copied)
+    record = json.loads((copied / "reference.json").read_text())
+    record["model"]["name"] = str(tmp_path / "gone")
+    (copied / "reference.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"made by the model .*gone, which cannot be loaded .*--model"):
+        cellglot.map(cells, copied, **CPU)
+
+
+@pytest.mark.parametrize("columns", [["tissue"], ["age", "tissue"]])
+def test_a_missing_column_is_refused_with_those_that_are_there(reference, cells, columns):
+    with pytest.raises(ValueError, match="has no column 'tissue'; it has cell_type, age, smoker, cluster, cell_id"):
+        cellglot.map(cells, reference, columns=columns, **CPU)
+
+
+def test_no_column_of_types_is_refused_with_those_that_are_there(cells, model, tmp_path):
+    cellglot.index(cells, model, tmp_path / "r", columns=["age", "cluster"], **CPU)
+    with pytest.raises(ValueError, match="no column 'cell_type': name the columns.*it has age, cluster"):
+        cellglot.map(cells, tmp_path / "r", model=model, **CPU)
+
+
+def test_cells_with_other_genes_are_refused(reference, cells, model):
+    other = cells[:4].copy()
+    other.var_names = [f"plant gene {n}" for n in range(other.n_vars)]
+    with pytest.raises(ValueError, match="the vocabulary covers 0.0%"):
+        cellglot.map(other, reference, model=model, **CPU)
+    with pytest.raises(ValueError, match="none of 4 cells|no gene"):
+        cellglot.map(other, reference, model=model, min_coverage=0.0, **CPU)
+
+
+@pytest.mark.parametrize("file", ["embeddings.npy", "cells.parquet", "own_distances.npy", "reference.json"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_a_damaged_reference_is_refused(reference, cells, tmp_path, file, damage):
+    folder = tmp_path / "reference"
+    shutil.copytree(reference, folder)
+    content = (folder / file).read_bytes()
+    if damage == "missing":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content[:-20] if damage == "cut" else content[:40] + b"\xff\xfe" + content[42:])
+    with pytest.raises(ValueError, match=r"reference.*(damaged|has no|is not JSON|write the file again)"):
+        cellglot.map(cells, folder, **CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2}, {"metric": "hamming"}, {"cells": "many"}, {"columns": {"age": "texts"}},
+        {"model": "m"}, {"files": {}}, {"files": {"../x": "d"}}, {"graph": {}},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_refused(reference, tmp_path, change):
+    folder = tmp_path / "reference"
+    shutil.copytree(reference, folder)
+    record = json.loads((folder / "reference.json").read_text())
+    (folder / "reference.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=r"reference\.json"):
+        Reference.open(folder)
+
+
+def test_what_is_not_a_reference_is_refused(cells, gene_classifiers, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for name, said in (
+        (gene_classifiers["base"], "it has no reference.json"),
+        (tmp_path / "nowhere", "is not a folder"),
+        (tmp_path / "file", "is a file"),
+        ("nobody/reference", "cannot|can be reached"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cellglot.map(cells, name, **CPU)
+
+
+# -------------------------------------------------------------------- neighbours
+
+
+def clustered(number, size=24, seed=0):
+    """Vectors as embeddings of cells are: types, and few directions in which cells of one type differ."""
+    random = np.random.default_rng(seed)
+    types = random.normal(size=(12, size))[random.integers(0, 12, number)]
+    return unit_rows(types + 0.4 * random.normal(size=(number, 6)) @ random.normal(size=(6, size)))
+
+
+def test_a_graph_finds_nearly_all_neighbours(tmp_path):
+    vectors = clustered(4000).astype(np.float16)
+    graph, recall = NeighbourGraph.build(vectors)
+    assert recall >= neighbours.RECALL
+    with open(tmp_path / "g.usearch", "wb"):
+        pass
+    graph.save(tmp_path / "g.usearch")
+    loaded = NeighbourGraph.load(tmp_path / "g.usearch", vectors, graph.facts())
+    asked = clustered(200, seed=1)
+    wanted, distances = exact_neighbours(asked, vectors, 15)
+    found, their = loaded.search(asked, 15)
+    assert (found[:, :, None] == wanted[:, None, :]).any(axis=1).mean() >= 0.97
+    same = found[:, 0] == wanted[:, 0]
+    np.testing.assert_allclose(their[same, 0], distances[same, 0], atol=1e-5)
+    with pytest.raises(ValueError, match="no graph of 3,999 vectors"):
+        NeighbourGraph.load(tmp_path / "g.usearch", vectors[:-1], graph.facts())
+    few, _ = loaded.search(asked[:1], 3)
+    assert few.shape == (1, 3)
+
+
+def test_a_large_reference_gets_a_graph_and_maps_alike(cells, model, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "LARGE", 30)
+    report = cellglot.index(cells, model, tmp_path / "large", **CPU)
+    assert "a graph of neighbours finds 100.0%" in report and (tmp_path / "large" / "neighbours.usearch").exists()
+    found, exact = (
+        cellglot.map(cells, folder, columns=["cluster"], model=model, copy=True, **CPU)
+        for folder in (tmp_path / "large", reference)
+    )
+    np.testing.assert_allclose(
+        found.obs["cellglot_mapping_distance"], exact.obs["cellglot_mapping_distance"], atol=1e-5
+    )
+    content = (tmp_path / "large" / "neighbours.usearch").read_bytes()
+    (tmp_path / "large" / "neighbours.usearch").write_bytes(content[:-30])
+    with pytest.raises(ValueError, match="neighbours.usearch is damaged"):
+        Reference.open(tmp_path / "large")
+    monkeypatch.setattr(neighbours, "RECALL", 1.1)
+    report = cellglot.index(cells, model, tmp_path / "hard", **CPU)
+    assert "the search is exact" in report and not (tmp_path / "hard" / "neighbours.usearch").exists()
+
+
+def test_cells_are_not_their_own_neighbours():
+    vectors = unit_rows(np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]]))
+    numbers, distances = without_self(*exact_neighbours(vectors, vectors, 3), np.arange(4))
+    assert numbers.shape == distances.shape == (4, 2)
+    assert all(row not in found for row, found in enumerate(numbers.tolist()[3:], start=3))
+    np.testing.assert_allclose(distances[:3, 0], 0, atol=1e-6)
