@@ -6,7 +6,7 @@ from cellglot.contents import contents_of
 
 
 def folder_kind(folder: str | Path) -> str:
-    """Return what a folder to publish contains: ``model``, ``adapter``, ``dataset`` or ``metric``.
+    """Return what a folder to publish contains: ``model``, ``adapter``, ``dataset``, ``index`` or ``metric``.
 
     Raises
     ------
@@ -21,7 +21,8 @@ def folder_kind(folder: str | Path) -> str:
         return "dataset" if kind == "corpus" else kind
     raise ValueError(
         f"{folder} cannot be published: it has neither config.json (a model), adapter_config.json (an adapter), "
-        f"manifest.json (token data of cellglot tokenize) nor {folder.resolve().name}.py (a metric)"
+        f"manifest.json (token data of cellglot tokenize), reference.json (a reference of cellglot index) nor "
+        f"{folder.resolve().name}.py (a metric)"
     )
 
 

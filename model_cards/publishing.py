@@ -21,8 +21,8 @@ from cellglot.outputs.writing import remove_leftover_folders
 
 
 SCRATCH = ".publishing"
-OPENED_BY = ("config.json", "adapter_config.json", "manifest.json")
-REPO_TYPES = {"model": "model", "adapter": "model", "dataset": "dataset", "metric": "space"}
+OPENED_BY = ("config.json", "adapter_config.json", "manifest.json", "reference.json")
+REPO_TYPES = {"model": "model", "adapter": "model", "dataset": "dataset", "metric": "space", "index": "dataset"}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Published:
     Parameters
     ----------
     kind
-        ``model``, ``adapter``, ``dataset`` or ``metric``.
+        ``model``, ``adapter``, ``dataset``, ``index`` or ``metric``.
     place
         Address of the commit, or the folder; ``""`` after a dry run.
     files
@@ -180,13 +180,14 @@ def _scratch_parent(output: str | Path | None, dry_run: bool) -> Path | None:
 
 
 def _prepare(kind: str, source: Source, target: Path) -> Prepared:
-    from cellglot.model_cards.prepare import dataset, metric, model
+    from cellglot.model_cards.prepare import dataset, index, metric, model
 
     by_kind = {
         "model": model.prepare_model,
         "adapter": model.prepare_adapter,
         "dataset": dataset.prepare_dataset,
         "metric": metric.prepare_metric,
+        "index": index.prepare_index,
     }
     return by_kind[kind](source, target)
 

@@ -31,9 +31,9 @@ class Visit:
     Parameters
     ----------
     job
-        ``kind`` (model, adapter, dataset, metric) and ``folder``; ``cells``, each a gene -> count; ``texts`` and
-        ``candidates`` for models that read texts; ``tasks``, the pipelines to run; ``base``, the model of an adapter;
-        ``auto_class``, the Auto class of an adapter's model; ``calls``, the arguments of a metric.
+        ``kind`` (model, adapter, dataset, index, metric) and ``folder``; ``cells``, each a gene -> count; ``texts``
+        and ``candidates`` for models that read texts; ``tasks``, the pipelines to run; ``base``, the model of an
+        adapter; ``auto_class``, the Auto class of an adapter's model; ``calls``, the arguments of a metric.
     trust
         Whether to run the code in the folder, as a stranger must; with cellglot its classes are used.
 
@@ -58,9 +58,8 @@ class Visit:
 
     def run(self) -> None:
         """Run the job."""
-        {"model": self._model, "adapter": self._adapter, "dataset": self._dataset, "metric": self._metric}[
-            self.job["kind"]
-        ]()
+        by_kind = {"model": self._model, "adapter": self._adapter, "dataset": self._dataset, "metric": self._metric}
+        (by_kind | {"index": self._index})[self.job["kind"]]()
 
     # ---------------------------------------------------------------- models
 
@@ -175,6 +174,21 @@ class Visit:
                     else:
                         self.texts[place] = value
                 self.texts[f"{split}: cell {number}: genes"] = tokenizer.decode(row["input_ids"])
+
+    def _index(self) -> None:
+        import datasets
+        import numpy as np
+
+        vectors = np.load(Path(self.folder, "embeddings.npy"), mmap_mode="r", allow_pickle=False)
+        self.arrays["embeddings"] = np.asarray(vectors[:ROWS], dtype=np.float32)
+        rows = datasets.load_dataset(self.folder, split="train", streaming=True)
+        self.texts["features"] = {name: str(kind) for name, kind in rows.features.items()}
+        for number, row in enumerate(rows.take(ROWS)):
+            for name, value in row.items():
+                if isinstance(value, float | int):
+                    self.arrays[f"cell {number}: {name}"] = np.asarray(value)
+                else:
+                    self.texts[f"cell {number}: {name}"] = value
 
     def _metric(self) -> None:
         import evaluate

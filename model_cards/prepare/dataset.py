@@ -148,7 +148,7 @@ def dataset_card_data(facts: DatasetFacts) -> DatasetCardData:
         license_name=details.license_name,
         license_link=details.license_link,
         tags=["cellglot", "single-cell", "scrna-seq", "biology", *details.tags],
-        size_categories=_size_category(cells),
+        size_categories=size_category(cells),
         source_datasets=details.datasets or None,
     )
     data["configs"] = [
@@ -174,10 +174,13 @@ def dataset_card_data(facts: DatasetFacts) -> DatasetCardData:
     return data
 
 
-def _size_category(number: int) -> str:
+def size_category(number: int) -> str:
+    """Return the Hub's category of a number of rows."""
     bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
               (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M")]  # fmt: skip
     return next((name for bound, name in bounds if number < bound), "100M<n<1B")
 
 
-__all__ = ["COLUMNS", "DatasetFacts", "dataset_card_data", "prepare_dataset", "render_dataset_card"]
+__all__ = [
+    "COLUMNS", "DatasetFacts", "dataset_card_data", "prepare_dataset", "render_dataset_card", "size_category",
+]  # fmt: skip

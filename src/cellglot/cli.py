@@ -488,9 +488,7 @@ def map_cells(
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Columns to carry over, between commas or repeated; by default cell types."
-        ),
+        typer.Option(help="Columns to carry over, between commas or repeated; by default cell types."),
     ] = None,
     k: Annotated[int, typer.Option(help="Number of nearest cells.")] = 15,
     model: Annotated[
@@ -641,7 +639,9 @@ def convert(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter, token data or a metric.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a model, an adapter, token data, a reference or a metric.")
+    ],
     repo: Annotated[str | None, typer.Argument(help="Repository on the Hub, owner/name.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to a folder, to look at the result.")
@@ -653,7 +653,9 @@ def publish(
         list[str] | None,
         typer.Option(help="Data set on the Hub that the cells come from; several: between commas, or repeated."),
     ] = None,
-    base_model: Annotated[str | None, typer.Option(help="Repository of the model that was fine-tuned.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Repository of the model that was fine-tuned, or that made the reference.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder of an adapter's base model; by default the one that it names.")
     ] = None,

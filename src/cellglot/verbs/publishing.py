@@ -36,14 +36,14 @@ def publish(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> "Published":
-    """Publish a model, an adapter, a corpus or a metric with a card.
+    """Publish a model, an adapter, a corpus, a reference or a metric with a card.
 
     Before that, a process without cellglot loads the folder, and must compute the same numbers.
 
     Parameters
     ----------
     folder
-        Folder that `cellglot.pretrain`, `cellglot.finetune` or `cellglot.tokenize` wrote, or that of a metric; or the
+        Folder that `cellglot.pretrain`, `finetune`, `tokenize` or `index` wrote, or that of a metric; or the
         name of a model of the collection.
     repo
         Repository on the Hub, ``owner/name``.
@@ -58,7 +58,7 @@ def publish(
     datasets
         Data sets on the Hub that the cells come from.
     base_model
-        Repository of the model that was fine-tuned.
+        Repository of the model that was fine-tuned, or that made the reference.
     base
         Folder of an adapter's base model; by default the one that the adapter names.
     ontology_release
