@@ -241,7 +241,7 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         and set(model) == {"name", "weights", "vocabulary"}
         and all(isinstance(value, str) for value in model.values())
         and isinstance(record.get("columns"), dict)
-        and set(record["columns"].values()) <= {"labels", "numbers"}
+        and all(kind in ("labels", "numbers") for kind in record["columns"].values())
         and isinstance(record.get("cell_names"), str)
         and isinstance(files, dict)
         and {EMBEDDINGS_FILE, CELLS_FILE, OWN_DISTANCES_FILE} <= set(files)

@@ -268,6 +268,7 @@ def test_a_damaged_reference_is_refused(reference, cells, tmp_path, file, damage
     "change",
     [
         {"format_version": 2}, {"metric": "hamming"}, {"cells": "many"}, {"columns": {"age": "texts"}},
+        {"columns": {"age": ["labels"]}},
         {"model": "m"}, {"files": {}}, {"files": {"../x": "d"}}, {"graph": {}},
     ],
 )  # fmt: skip
