@@ -109,9 +109,9 @@ def test_some_columns_are_kept_and_a_folder_is_replaced_only_when_asked(cells, m
 def test_cells_without_a_gene_of_the_model_make_no_reference(cells, model, tmp_path):
     nothing = cells[:3].copy()
     nothing.X = nothing.X * 0
-    with pytest.raises(ValueError, match="none of 3 cells|contains only zeros|no counts"):
+    with pytest.raises(ValueError, match="none of 3 cells"):
         cellglot.index(nothing, model, tmp_path / "r", min_coverage=0.0, **CPU)
-    with pytest.raises(ValueError, match="no cells"):
+    with pytest.raises(ValueError, match="the AnnData is empty: 0 cells"):
         cellglot.index(cells[:0].copy(), model, tmp_path / "r", **CPU)
     assert not (tmp_path / "r").exists()
 
@@ -124,7 +124,9 @@ def test_cells_map_to_themselves(reference, cells, model):
     before = found.copy()
     assert cellglot.map(found, reference, columns=["cell_type", "age", "smoker"], k=1, model=model, **CPU) is None
     obs, kept = found.obs, np.delete(np.arange(36), [4, 7])
-    assert obs["cellglot_mapping_cell_type"].astype(str)[kept].tolist() == cells.obs["cell_type"][kept].tolist()
+    assert (
+        obs["cellglot_mapping_cell_type"].astype(str).iloc[kept].tolist() == cells.obs["cell_type"].iloc[kept].tolist()
+    )
     assert pd.isna(obs["cellglot_mapping_cell_type"].iloc[[4, 7]]).all()
     np.testing.assert_array_equal(obs["cellglot_mapping_age"].drop(obs.index[4]), cells.obs["age"].drop(obs.index[4]))
     assert obs["cellglot_mapping_smoker"].iloc[0] == "True"
@@ -244,9 +246,9 @@ def test_no_column_of_types_is_refused_with_those_that_are_there(cells, model, t
 def test_cells_with_other_genes_are_refused(reference, cells, model):
     other = cells[:4].copy()
     other.var_names = [f"plant gene {n}" for n in range(other.n_vars)]
-    with pytest.raises(ValueError, match="the vocabulary covers 0.0%"):
+    with pytest.raises(ValueError, match="the vocabulary covers no gene of these cells"):
         cellglot.map(other, reference, model=model, **CPU)
-    with pytest.raises(ValueError, match="none of 4 cells|no gene"):
+    with pytest.raises(ValueError, match="no gene of these cells|none of 4 cells"):
         cellglot.map(other, reference, model=model, min_coverage=0.0, **CPU)
 
 
