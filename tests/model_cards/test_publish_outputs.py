@@ -21,13 +21,13 @@ def staged_only(monkeypatch, folders):
     from cellglot.model_cards.checks.clean_process import Outcome
     from cellglot.model_cards.prepare.staging import Prepared, Staged
 
-    def prepare(folder, target, **options):
+    def prepare(kind, source, target):
         for name in ("config.json", "README.md", "text_tokenizer/tokenizer.json"):
             (target / name).parent.mkdir(exist_ok=True)
             (target / name).write_text('{"model_type": "sccello"}' if name[-5:] == ".json" else "---\ncellglot\n---")
         return Prepared(Staged(target), {}, Outcome({}, {}, {}, {}))
 
-    monkeypatch.setattr(publishing, "_prepare", lambda kind: prepare)
+    monkeypatch.setattr(publishing, "_prepare", prepare)
     monkeypatch.setattr(publishing, "visit_as_stranger", lambda job: Outcome({}, {}, {}, {}))
     return folders["sccello"]
 
