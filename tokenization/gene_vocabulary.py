@@ -406,8 +406,9 @@ class GeneVocabulary:
             left = [i for i in np.flatnonzero((rules < 0) & ~ambiguous).tolist() if own_id[i] is None and values[i]]
             self._match_cleaned(values, left, token_ids, rules, ambiguous)
         left = np.flatnonzero((rules < 0) & ~ambiguous).tolist()
-        if left and self.load_human_genes is not None and next(filter(bare_id, self.genes), "ENSG").startswith("ENSG"):
-            self._match_human(self.load_human_genes(), sources, left, own_id, token_ids, rules, ambiguous)
+        load = type(self).load_human_genes
+        if left and load is not None and next(filter(bare_id, self.genes), "ENSG").startswith("ENSG"):
+            self._match_human(load(), sources, left, own_id, token_ids, rules, ambiguous)
         match = GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
         match.cleaned_names = self._examples(match, sources)
         return match

@@ -243,7 +243,7 @@ class _Cells:
 
     def of_known_types(self) -> "_Cells":
         """Return the cells for which a class is right, of data sets with enough of them."""
-        found = self.where(self.allowed.any(axis=1))
+        found = self.where(np.flatnonzero(self.allowed.any(axis=1)))
         names, counts = np.unique(found.data_sets, return_counts=True)
         if not (counts >= FEWEST_CELLS).any():
             raise ValueError(

@@ -238,7 +238,8 @@ def fine_tuned(
         )
     logits = model.logits(cells, progress, **data.options).astype(np.float64)
     details = {"scored_on": "test cells of the split", "classes": dict(zip(model.classes, names, strict=True))}
-    return score_classes(data.labels[test], *_merge(logits, names), details=details, **sampling)
+    scores, merged = _merge(logits, names)
+    return score_classes(data.labels[test], scores, merged, details=details, **sampling)
 
 
 def match_classes(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cellglot.packed_tables import pack, packed_ids, unpack, unpacked_ids
 from cellglot.tokenization.ontology.parsing import OntologyFile, read_ontology_file
@@ -67,12 +68,13 @@ def read_shipped() -> OntologyFile:
     terms = {}
     for row, i in enumerate(ids):
         synonyms = columns["synonyms"][row]
+        lists: dict[str, Any] = {name: _long(columns[name][row]) for name in _LISTS}
         terms[i] = CellTerm(
             id=i,
             name=columns["name"][row],
             synonyms=tuple((s[1:], scopes[s[0]]) for s in synonyms.split("|")) if synonyms else (),
             obsolete=obsolete[row] == "1",
-            **{name: _long(columns[name][row]) for name in _LISTS},
+            **lists,
         )
     checksum = hashlib.sha256(SHIPPED_FILE.read_bytes()).hexdigest()
     return OntologyFile(terms, release=facts["release"], checksum=checksum)
