@@ -53,8 +53,9 @@ class HumanGenes:
         retired = _rows(folder / "ensembl_id_aliases.tsv.gz", "alt_haplotype_id", "primary_contig_id")
         self.retired = {old: new for old, new in retired if new in self.ids and old not in self.ids}
         columns = ("symbol", "previous_symbols", "alias_symbols", "ensembl", "symbol_ensembl115")
-        hgnc = [(self.current(i), *names) for *names, i, _ in _rows(folder / "hgnc_2020_11.tsv.gz", *columns)]
-        now = [symbol for *_, symbol in _rows(folder / "hgnc_2020_11.tsv.gz", *columns)]
+        rows = list(_rows(folder / "hgnc_2020_11.tsv.gz", *columns))
+        hgnc = [(self.current(i), symbol, previous, others) for symbol, previous, others, i, _ in rows]
+        now = [symbol for *_, symbol in rows]
         chosen = {symbol: gene for (gene, *_), symbol in zip(hgnc, now, strict=True) if symbol and gene}
         self.symbols = self._symbols(ensembl, chosen)
         by_symbol = {symbol: gene for gene, symbol in self.symbols.items()}
