@@ -18,12 +18,14 @@ PACKAGES = {
 # Modules import from lower floors and from their own room: not from a room beside it, and never from above.
 FLOORS = """
 cellglot.contents cellglot.lists cellglot.outputs cellglot.progress
-cellglot.inputs
+cellglot.inputs cellglot.packed_tables
 cellglot.families
 cellglot.modeling.families cellglot.tokenization.families
 cellglot.auto_classes
 cellglot
 cellglot.modeling cellglot.tokenization
+cellglot.tokenization.genes.tables
+cellglot.tokenization.genes.species
 cellglot.modeling.convert cellglot.tokenization.reading cellglot.tokenization.kernels
 cellglot.modeling.convert_exceiver cellglot.modeling.convert_sccello cellglot.modeling.convert_langcell
 cellglot.tokenization.ontology cellglot.tokenization.genes
