@@ -30,6 +30,7 @@ NAME_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "symbol", "gene_n
 
 _MISSING = ("None", "nan", "<NA>", "NaT")  # texts of missing values
 CLEANED = RULES.index("cleaned_name")
+_RELEASED = "released dictionaries"
 MOST_BYTES = 256 << 20
 MOST_UNUSED_IDS = 1 << 22
 _SPECIAL = re.compile(r"^<[^<>\s]+>$")
@@ -202,9 +203,7 @@ class GeneVocabulary:
         medians = None
         if gene_medians is not None:
             medians = {str(g): float(m) for g, m in read_released_dictionary(gene_medians).items()}
-        return cls(
-            tokens, symbols=symbols, aliases=aliases, medians=medians, metadata={"source": "released dictionaries"}
-        )
+        return cls(tokens, symbols=symbols, aliases=aliases, medians=medians, metadata={"source": _RELEASED})
 
     @classmethod
     def from_statistics(cls, genes: Sequence[str], **names_and_statistics: Any) -> "GeneVocabulary":
@@ -329,7 +328,8 @@ class GeneVocabulary:
         ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
         and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
         With cellglot, its table of human genes knows more symbols, earlier symbols, aliases and retired ids; they
-        count as ``symbol`` and ``alias``.
+        count as ``symbol`` and ``alias``. Vocabularies of released dictionaries leave retired ids out, as their models
+        did.
 
         Parameters
         ----------
@@ -447,10 +447,11 @@ class GeneVocabulary:
     ) -> None:
         """Look up names and ids that the vocabulary does not have in the table of human genes."""
         tokens = self._tokens_by_gene(human)
+        as_released = self.metadata.get("source") == _RELEASED  # whose models never saw counts of retired ids
         for i in rows:
             own = own_id[i]
             if own is not None:
-                token = tokens.get(own, tokens.get(human.present_id(own)))
+                token = tokens.get(own, tokens.get(own if as_released else human.present_id(own)))
                 if token is not None:
                     token_ids[i], rules[i] = token, 3
                 continue

@@ -58,6 +58,12 @@ def test_a_vocabulary_of_ids_alone_reads_symbols_and_retired_ids():
     }  # fmt: skip
 
 
+def test_a_released_vocabulary_reads_symbols_but_no_retired_ids():
+    released = GeneVocabulary.from_released({"<pad>": 0, CD3D: 1, "ENSG00000278311": 2})
+    for vocabulary in (released, released.with_special_tokens(["<pad>"])):
+        assert vocabulary.resolve(["CD3D", "ENSG00000005955"]).token_ids.tolist() == [1, -1]
+
+
 def test_a_vocabulary_of_symbols_reads_ids_and_other_symbols():
     vocabulary = GeneVocabulary.from_statistics(["SEPT2", "CD3D"])
     assert vocabulary.resolve([CD3D, "SEPTIN2", SEPTIN2, "ENSG00000141510"]).token_ids.tolist() == [1, 0, 0, -1]
