@@ -13,7 +13,13 @@ import torch
 from cellglot.evaluation.annotation.summary import headline, reasons, type_table
 from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.output import KEY
-from cellglot.modeling.annotation_calibration import NO_GENES, AnnotationCalibration, CellDecisions, softmax
+from cellglot.modeling.annotation_calibration import (
+    NO_GENES,
+    UNASSIGNED,
+    AnnotationCalibration,
+    CellDecisions,
+    softmax,
+)
 from cellglot.modeling.any_model import describe_model, load_any_model
 from cellglot.modeling.cell_pipeline import genes_of_cells
 from cellglot.modeling.loaded_model import without_adapter
@@ -115,7 +121,7 @@ class ClassifiedCells:
         return facts | ({} if self.decisions is None else {"set_coverage": self.decisions.level})
 
     def plot(self, coordinates: np.ndarray, title: str = "predicted cell types") -> "Figure":
-        """Draw cells by class: the 19 most frequent in colours, the others as one class.
+        """Draw cells by class: the 19 most frequent in colours, the others as one class, unassigned cells in grey.
 
         Parameters
         ----------
@@ -124,7 +130,9 @@ class ClassifiedCells:
         """
         from cellglot.evaluation import plots  # imports matplotlib
 
-        return plots.embedding_plot(coordinates, plots.frequent(self.predicted), title, missing="no prediction")
+        shown = [None if name == UNASSIGNED else name for name in self.predicted]
+        missing = "no prediction" if self.decisions is None else UNASSIGNED
+        return plots.embedding_plot(coordinates, plots.frequent(shown), title, missing=missing)
 
     @property
     def headline(self) -> str:

@@ -211,8 +211,10 @@ def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
 
     coordinates = plots.umap_coordinates(found.embedding)
     add_matrices(output, {f"X_{KEY}_umap": coordinates})
-    kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
-    title = f"{opened.name}, predicted cell types ({kind})"
+    title = f"{opened.name}, predicted cell types"
+    if getattr(found, "decisions", None) is None:
+        kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
+        title = f"{title} ({kind})"
     plots.save_figure(found.plot(coordinates, title), str(plot))
 
 
