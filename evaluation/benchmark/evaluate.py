@@ -103,6 +103,8 @@ def evaluate_models(
         For labels; by default the blood lineage of the package.
     output
         Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model.
+    with_baselines
+        Score plain baselines beside the models.
     overwrite
         Delete the files of an earlier evaluation in the folder; other files stay.
     layer, gene_column, min_coverage

@@ -18,6 +18,8 @@ def classification_scores(
         Class of each cell.
     draws
         Number of bootstrap samples of cells.
+    seed
+        Of the bootstrap samples.
 
     Returns
     -------

@@ -47,6 +47,8 @@ def evaluate_embedding(
         Batch of each cell; cells with None, NaN or blank are excluded from asw_batch and counted.
     n_neighbors
         Neighbours of a cell in the graph, including itself (as in scanpy).
+    resolutions
+        Resolutions of the clusterings, of which the best counts.
     seed
         Of the clustering and the parts.
     most_cells

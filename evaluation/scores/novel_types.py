@@ -49,10 +49,14 @@ def novel_cell_type_scores(
         Of the cells to predict, shape (cells, size).
     query_types
         Cell Ontology id of each of them, or None; cells of known types are excluded and counted.
+    ontology
+        Similarities of its types are compared.
     shares
         Shares of the novel types that are candidates, in (0, 1].
     draws
         Random draws of candidates for each share.
+    seed
+        Of the draws.
 
     Returns
     -------
@@ -241,6 +245,8 @@ def split_cell_types(
         Type of each cell, or None.
     novel_share
         Share of the types to hold out, in (0, 1).
+    seed
+        Of the split.
 
     Returns
     -------

@@ -50,6 +50,8 @@ def nearest(
         Shape (items, size); may be mapped from a file.
     k
         Neighbours of each query, at most all items.
+    queries_at_once, items_at_once
+        Size of a block, which bounds the memory.
 
     Raises
     ------
@@ -154,6 +156,8 @@ def recall_at_k(
         Embeddings of distinct texts, shape (texts, size).
     text_ids
         Text of each cell, -100 for cells without a text, which are excluded; shape (cells,).
+    ks
+        Numbers of nearest items.
     **options
         As for `nearest`.
 

@@ -38,6 +38,8 @@ class CardDetails:
     ----------
     license
         The Hub's identifier, such as ``apache-2.0``; ``other`` needs `license_name` and `license_link`.
+    license_name, license_link
+        Name and address of a licence that is ``other``.
     training_data
         Origin of the cells, in one or several sentences.
     training_data_license
@@ -83,7 +85,13 @@ class CardDetails:
     citation: str | None = None
 
     def check(self) -> None:
-        """Refuse a licence or a relation to the base model that the Hub does not support."""
+        """Check licence and relation to the base model.
+
+        Raises
+        ------
+        CardError
+            If the Hub does not support one of them.
+        """
         if self.base_model_relation not in (None, "finetune", "merge"):
             raise CardError(f"base_model_relation {self.base_model_relation!r} must be finetune or merge")
         if self.license is None:

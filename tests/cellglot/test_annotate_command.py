@@ -77,11 +77,12 @@ def test_annotate(cellglot_command, cell_text_folder, cells, tmp_path):
 
 def test_annotate_by_a_branch_with_every_option(cellglot_command, cell_text_folder, cells, tmp_path):
     output = tmp_path / "out.h5ad"
-    arguments = "--ontology-branch monocyte --leaves-only --template {name} --template {definition} --alpha 0.5"
-    arguments += " --shortlist 1 --smooth 3 --back-off-below 0.9 --labels cell_type --batch-size 8 --dtype bfloat16"
+    arguments = "--ontology blood --ontology-branch monocyte --leaves-only --template {name} --template {definition}"
+    arguments += " --alpha 0.5 --shortlist 1 --smooth 3 --back-off-below 0.9 --labels cell_type"
+    arguments += " --batch-size 8 --dtype bfloat16"
     done = cellglot_command("annotate", cell_text_folder, cells, "-o", output, *arguments.split(), *CPU)
     assert done.status == 0, done.err
-    ontology, after = CellOntology.shipped(), ad.read_h5ad(output)
+    ontology, after = CellOntology.blood(), ad.read_h5ad(output)
     types = set(after.uns["cellglot"]["cell_types"])
     assert types == {t for t in ontology.descendants("CL:0000576") if not ontology.descendants(t)}
     assert "calibrated on" in done.out and "cellglot_score_calibrated" in after.obs

@@ -22,7 +22,7 @@ def test_the_commands_are_listed(cellglot_command):
 def test_help_names_and_explains_every_option(cellglot_command, name):
     done = cellglot_command(name, "--help")
     assert (done.status, done.err) == (0, "")
-    words = done.out.split()
+    words = done.out.replace(",", " ").split()
     for parameter in COMMANDS[name].params:
         shown = parameter.opts if parameter.param_type_name == "option" else []
         assert set(shown) <= set(words), shown

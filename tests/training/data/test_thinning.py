@@ -40,8 +40,12 @@ def counts_by_gene(corpus, blood, cell):
     """Counts of a training cell of the file on genes of the vocabulary: token id -> count."""
     shards = [pq.read_table(s, columns=["cell_index"])["cell_index"].to_numpy() for s in corpus.shards("train")]
     row = blood.X[int(np.concatenate(shards)[cell])].toarray().ravel()
-    ids = corpus.tokenizer().vocabulary.token_ids
-    return {ids[g]: int(n) for g, n in zip(blood.var_names, row, strict=True) if n and g in ids}
+    match = corpus.tokenizer().vocabulary.resolve(blood.var_names)
+    counts: dict[int, int] = {}
+    for token, n in zip(match.token_ids[match.known].tolist(), row[match.known].tolist(), strict=True):
+        if n:
+            counts[token] = counts.get(token, 0) + int(n)
+    return counts
 
 
 @pytest.mark.parametrize("kind", KINDS)
