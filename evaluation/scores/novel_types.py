@@ -291,9 +291,11 @@ def evaluate_novel_cell_types(
         Shape (cells, size).
     cell_types
         Cell Ontology id of each cell, or None.
+    ontology
+        Similarities of its types are compared.
     novel_share
         Share of the types to hold out, in (0, 1).
-    shares, draws
+    shares, draws, seed
         As for `novel_cell_type_scores`.
 
     Returns

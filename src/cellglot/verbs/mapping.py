@@ -74,13 +74,12 @@ def index(
     """
     source = cells if is_anndata(cells) else existing(cells)
     target = as_path(output)
-    ready = model if isinstance(model, LoadedModel) else None
-    name = resolve_model(model) if ready is None else ready.name
-    check_folder(target, [source if isinstance(source, os.PathLike) else source.filename, name])
+    name = model.name if isinstance(model, LoadedModel) else resolve_model(model)
+    check_folder(target, [source if isinstance(source, str | os.PathLike) else source.filename, name])
     from cellglot.evaluation.mapping.index import index_cells
 
     return index_cells(
-        ready or load_model(name),
+        model if isinstance(model, LoadedModel) else load_model(name),
         source,
         target,
         columns=columns,
@@ -199,7 +198,9 @@ def map(
     if in_memory:
         map_anndata(opened, loaded, target, **options)
         return target if copy else None
-    return map_file(opened, loaded, path, written, **files, overwrite=overwrite, **options)
+    return map_file(
+        opened, loaded, path, written, table=files["table"], similar=files["similar"], overwrite=overwrite, **options
+    )
 
 
 def _model_of(reference: "Reference", given: str | os.PathLike | None) -> LoadedModel:
