@@ -65,7 +65,7 @@ class TrainingRun:
     record
         Content of ``training_run.json``.
     name
-        ``pretraining`` or ``fine-tuning``.
+        ``pretraining``, ``fine-tuning``, or ``training`` for a classifier without a base.
     config_file
         File name of the published configuration.
     """
@@ -139,7 +139,7 @@ class TrainingRun:
             return self.record["command"]
         words = [f"cellglot {self.command_name}"]
         if self.command_name == "finetune":
-            words += [base or "BASE_MODEL", *self._options()]
+            words += [*([] if self.name == "training" else [base or "BASE_MODEL"]), *self._options()]
         name = output.split("/")[-1]
         words += [f"--config {self.config_file}", "--corpus corpus", f"--output {'adapter' if self.merged else name}"]
         return " ".join(words) + (f"\n{MERGE.format(name)}" if self.merged else "")
@@ -198,7 +198,9 @@ def read_run(folder: str | Path) -> TrainingRun | None:
     if not path.is_file():
         return None
     record = read_json(path)
-    return TrainingRun(record, "fine-tuning" if record.get("base_model") else "pretraining")
+    if record.get("base_model"):
+        return TrainingRun(record, "fine-tuning")
+    return TrainingRun(record, "training" if "method" in record else "pretraining")
 
 
 __all__ = ["CONFIG_FILE", "Result", "TrainingRun", "read_run"]

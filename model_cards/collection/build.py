@@ -21,6 +21,7 @@ import yaml
 
 import cellglot
 from cellglot.evaluation.annotation.calibration import HeldOutCells, fit_calibration
+from cellglot.inputs import read_json
 from cellglot.model_cards.card.details import CARD_FILE
 from cellglot.model_cards.collection.card import card_details, collection_facts
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
@@ -36,6 +37,7 @@ from cellglot.outputs import atomic, lock
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels
+from cellglot.training.runs.output import RUN_FILE
 
 
 RECORD_FILE = "collection_run.json"
@@ -202,6 +204,11 @@ class Build:
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
         in_half_precision(model)
+        path = model / RUN_FILE
+        record = read_json(path) | {
+            "command": f"python -m cellglot.model_cards.collection {self.recipe.name} --data DATA"
+        }
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         held_out = []
         for fold in folds:
             parts = [
