@@ -142,6 +142,15 @@ def test_sigterm_leaves_a_checkpoint_that_resumes_to_the_same_weights(tokens, wh
     assert evaluated[0] == evaluated[1]
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also in a process that was started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_sigint_is_the_same_and_handlers_are_given_back(tokens, whole, tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
