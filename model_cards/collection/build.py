@@ -33,7 +33,7 @@ from cellglot.model_cards.publishing import publish
 from cellglot.modeling.annotation_calibration import softmax
 from cellglot.modeling.collection import FACTS_FILE
 from cellglot.modeling.model_names import resolve_model
-from cellglot.outputs import atomic, lock
+from cellglot.outputs import atomic, check_folder, lock, write_json
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels
@@ -41,6 +41,7 @@ from cellglot.training.runs.output import RUN_FILE
 
 
 RECORD_FILE = "collection_run.json"
+BUILD_FILE = "collection_build.json"  # marks the folder of a build
 ONTOLOGY_FILE = "cell_ontology/cl.owl.gz"
 MOST_BYTES = 8_000_000
 SCORING = 2  # counted up when scores are computed in another way: kept ones are then computed again
@@ -85,7 +86,7 @@ class Build:
         ValueError
             If the finished folder is larger than models of the collection may be.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim()
         with lock(self.folder):
             sets = self._prepare()
             known = [p for p in sets if p.data_set.training]
@@ -98,6 +99,19 @@ class Build:
                 scores += self._scores(folds[-1], levels, groups)
             model = self._final(known, levels, folds)
             return self._finish(model, known, levels, folds, scores)
+
+    def _claim(self) -> None:
+        """Take a folder that is new, empty, or an earlier build; files of others are never among what is replaced."""
+        check_folder(self.folder, [self.data])
+        marker = self.folder / BUILD_FILE
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not marker.is_file():
+            raise RecipeError(
+                f"{self.folder} is not empty, and not the folder of an earlier build (it has no {BUILD_FILE}): choose "
+                "another one by --output"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not marker.is_file():
+            write_json(marker, {"recipe": self.recipe.name})
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start."""
@@ -263,7 +277,7 @@ class Build:
         record = {
             "recipe": dataclasses.asdict(self.recipe) | {"file": Path(self.recipe.file).name},
             "quick": self.quick,
-            "seconds": round(time.perf_counter() - self.started),
+            "seconds": round(time.perf_counter() - self.started + self._earlier_seconds()),
             "data_sets": [{"name": p.data_set.name, **p.notes} for p in sets],
             "folds": [
                 {"laboratory": f.laboratory, "training": [p.data_set.name for p in f.training],
@@ -277,8 +291,8 @@ class Build:
                 "python": platform.python_version(),
             },
         }  # fmt: skip
-        with atomic(self.folder / RECORD_FILE) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+        for place in (self.folder, finished):
+            write_json(place / RECORD_FILE, record, default=str)
         size = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
         self.say(f"{finished}: {size / 1e6:.1f} MB")
         if size > MOST_BYTES:
@@ -286,6 +300,11 @@ class Build:
                 f"{finished} has {size:,} bytes: a model of the collection has {MOST_BYTES:,} at the most"
             )
         return finished
+
+    def _earlier_seconds(self) -> float:
+        """Return the seconds of the earlier calls of this build."""
+        path = self.folder / RECORD_FILE
+        return float(read_json(path)["seconds"]) if path.is_file() else 0.0
 
     def _examples(self, used: Sequence[PreparedCells], levels: LabelLevels) -> Path:
         """Write cells of different types for the examples of the card; their labels are the names of the classes."""

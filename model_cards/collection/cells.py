@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from cellglot.model_cards.collection.genes import HumanGenes
-from cellglot.model_cards.collection.marker_labels import marker_labels
+from cellglot.model_cards.collection.marker_labels import marker_labels, rules_text
 from cellglot.model_cards.collection.recipe import DataSet, RecipeError
 from cellglot.outputs import atomic
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -88,6 +88,8 @@ def prepare(
             "it is another file"
         )
     facts = {"data_set": dataclasses.asdict(data_set), "seed": seed, "ontology": ontology.checksum}
+    if data_set.marker_labels:
+        facts["rules"] = rules_text()
     made_of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     notes_file = path.with_suffix(".json")
     if path.is_file() and notes_file.is_file():
@@ -195,15 +197,7 @@ def _narrow(adata: ad.AnnData, genes: HumanGenes) -> None:
     """Narrow the labels to train on by marker genes."""
     given = [label if isinstance(label, str) else None for label in adata.obs[LABEL]]
     allowed = [None if label is None else frozenset(label.split(f" {ALTERNATIVES} ")) for label in given]
-    totals = np.maximum(np.asarray(adata.X.sum(axis=1)).ravel(), 1)
-
-    def values(symbols: list[str]) -> np.ndarray | None:
-        columns = _columns(adata, symbols, genes)
-        if 2 * len(columns) < len(symbols):
-            return None
-        return np.log1p(adata.X[:, columns].toarray() / totals[:, None] * 1e4).mean(axis=1)
-
-    narrowed, changed = marker_labels(allowed, values)
+    narrowed, changed = marker_labels(allowed, lambda symbols: _mean_logs(adata, symbols, genes))
     for i in np.flatnonzero(changed):
         label = narrowed[i]
         adata.obs.iloc[i, adata.obs.columns.get_loc(LABEL)] = (
@@ -213,20 +207,35 @@ def _narrow(adata: ad.AnnData, genes: HumanGenes) -> None:
 
 
 def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:
-    counts = adata.X
-    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
-
     def mean(names: list[str]) -> np.ndarray:
-        columns = _columns(adata, names, genes)
-        if len(columns) < len(names) / 2:
-            raise RecipeError(f"{gate.label}: only {len(columns)} of the markers {', '.join(names)} are in the file")
-        return np.log1p(counts[:, columns].toarray() / totals[:, None] * 1e4).mean(axis=1)
+        found = _mean_logs(adata, names, genes)
+        if found is None:
+            raise RecipeError(
+                f"{gate.label}: fewer than half of the markers {', '.join(names)} are in the file: name others in the "
+                "gate of the data set, or leave the gate out"
+            )
+        return found
 
     if gate.share:
-        chosen = np.asarray(counts[:, _columns(adata, gate.genes, genes)].sum(axis=1)).ravel() / totals > gate.above
+        of_markers = np.asarray(adata.X[:, _columns(adata, gate.genes, genes)].sum(axis=1)).ravel()
+        chosen = of_markers / _totals(adata) > gate.above
     else:
         chosen = mean(gate.genes) > gate.above
     return chosen & (mean(gate.without) < gate.below) if gate.without else chosen
+
+
+def _mean_logs(adata: ad.AnnData, symbols: list[str], genes: HumanGenes) -> np.ndarray | None:
+    """Return the mean of log1p of counts per 10,000 over some genes; None if fewer than half of them were measured."""
+    columns = _columns(adata, symbols, genes)
+    if 2 * len(columns) < len(symbols):
+        return None
+    logs = csr_matrix(adata.X[:, columns])
+    logs.data = np.log1p(logs.data * np.repeat(1e4 / _totals(adata), np.diff(logs.indptr)))
+    return np.asarray(logs.mean(axis=1)).ravel()
+
+
+def _totals(adata: ad.AnnData) -> np.ndarray:
+    return np.maximum(np.asarray(adata.X.sum(axis=1)).ravel(), 1)
 
 
 def _columns(adata: ad.AnnData, names: list[str], genes: HumanGenes) -> np.ndarray:

@@ -175,6 +175,11 @@ def marker_labels(
     return found, changed
 
 
+def rules_text() -> str:
+    """Return all lists, rules and limits as a text, by which a change of them is noticed."""
+    return repr((MARKERS, LINEAGES, RULES, EXPECTED))
+
+
 def _of(labels: Sequence[frozenset[str] | None], holds: Callable[[frozenset[str]], bool]) -> np.ndarray:
     return np.array([label is not None and holds(label) for label in labels], dtype=bool)
 
@@ -189,4 +194,4 @@ def _within(limits: Limits, score: Mapping[str, np.ndarray | None], n_cells: int
     return within
 
 
-__all__ = ["MARKERS", "RULES", "marker_labels"]
+__all__ = ["MARKERS", "RULES", "marker_labels", "rules_text"]

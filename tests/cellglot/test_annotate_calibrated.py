@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(gene_classifiers, calibrated, cells, tmp_p
     adata = ad.read_h5ad(cells)
     with pytest.raises(ValueError, match="has no calibration: set_coverage is for models that have one"):
         cellglot.annotate(adata, gene_classifiers["classifier"], set_coverage=0.9, device="cpu")
-    with pytest.raises(ValueError, match="calibrated to hold 80% to 95% of the true types, not 50%"):
+    with pytest.raises(ValueError, match="set coverage 50%: this model was calibrated for 80% to 95%"):
         cellglot.annotate(adata, calibrated, set_coverage=0.5, device="cpu")
     other = changed(calibrated, tmp_path / "other", classes=["a", "b", "c", "d"])
     with pytest.raises(ValueError, match="belongs to a model of other classes"):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import shutil
+from pathlib import Path
 
 import anndata as ad
 import pytest
@@ -169,3 +171,40 @@ def test_the_base_of_an_adapter_is_found_in_the_collection(shipped, gene_classif
         assert base_of(adapter) == str(shipped / "human-langcell")
     (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/model"}))
     assert base_of(adapter) == "/gone/model"
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows_of(page, heading):
+    """Rows of the first table below a heading of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE).group().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_pages_show_the_scores_of_the_model_that_ships():
+    """Figures that are written in README and docs are those of the model's record."""
+    record = json.loads(Path(cellglot.model_path("blood-exceiver"), "collection_run.json").read_text())
+    measured = {}
+    for row in record["scores"]:
+        scores = (row["model"], row["baselines"]["logistic regression"])
+        measured[row["data_set"], row["level"]] = [f"{s['macro_f1']['value']:.3f}" for s in scores]
+    shown = {}
+    for name, _, *scores in rows_of("docs/models/collection.md", "## `blood-exceiver`, measured"):
+        shown[name, "coarse"], shown[name, "fine"] = scores[:2], scores[2:]
+    assert shown == measured and len(shown) == 14
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Measured results", 1)[1]
+    facts = json.loads(Path(cellglot.model_path("blood-exceiver"), FACTS_FILE).read_text())
+    for score in facts["scores"]:
+        value, beside = score["value"], score["baselines"]["logistic regression"]
+        assert re.search(rf"{value:.3f} for \w+\s+\w+[^(]*\((?:logistic regression )?{beside:.3f}\)", readme), score
+
+
+def test_the_model_that_ships_names_the_checksums_of_its_data():
+    record = json.loads(Path(cellglot.model_path("blood-exceiver"), "collection_run.json").read_text())
+    sums = {data["name"]: data["sha256"] for data in record["recipe"]["sets"] if data["training"]}
+    assert len(sums) >= 15 and all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in sums.values())
+    assert all(
+        data["license"] and "GPL" not in data["license"] for data in record["recipe"]["sets"] if data["training"]
+    )

@@ -237,8 +237,8 @@ class AnnotationCalibration:
         """Return the threshold of prediction sets for a share of sets that should hold the true type."""
         if not self.levels[0] - 1e-9 <= level <= self.levels[-1] + 1e-9:
             raise ValueError(
-                f"prediction sets were calibrated to hold {self.levels[0]:.0%} to {self.levels[-1]:.0%} of the true "
-                f"types, not {level:.0%}"
+                f"set coverage {level:.0%}: this model was calibrated for {self.levels[0]:.0%} to "
+                f"{self.levels[-1]:.0%}: choose a share between them"
             )
         return float(np.interp(level, self.levels, self.set_thresholds))
 

@@ -78,7 +78,7 @@ def test_sets_grow_with_the_coverage_and_are_never_empty(fitted):
     sizes = [decide(fitted, x, level=level).sets.sum(axis=1) for level in (0.8, 0.85, 0.9, 0.95)]
     assert all((small <= large).all() for small, large in zip(sizes, sizes[1:], strict=False))
     assert sizes[0].min() == 1 and sizes[-1].mean() > sizes[0].mean()
-    with pytest.raises(ValueError, match="calibrated to hold 80% to 95% of the true types, not 99%"):
+    with pytest.raises(ValueError, match="set coverage 99%: this model was calibrated for 80% to 95%"):
         decide(fitted, x, level=0.99)
 
 

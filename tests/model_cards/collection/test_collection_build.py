@@ -208,7 +208,7 @@ def test_markers_tell_cells_apart(data, tmp_path, blood):
     assert (adata.obs[LABEL][counts > 0] == "CL:0000786").all()
     assert (adata.obs[LABEL][counts == 0].astype(object) != "CL:0000786").all()
     one.gates = [Gate(label="CL:0000786", genes=["NONE1", "NONE2"], above=0.0)]
-    with pytest.raises(RecipeError, match="only 0 of the markers NONE1, NONE2"):
+    with pytest.raises(RecipeError, match="fewer than half of the markers NONE1, NONE2"):
         prepare(one, data, tmp_path, HumanGenes.read(data), BLOOD, 0)
 
 
@@ -329,3 +329,12 @@ def test_the_command_names_what_is_wrong(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and "error: no recipe nothing" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_files_is_not_taken_for_a_build(data, tmp_path):
+    kept = tmp_path / "mine" / "final" / "tiny-exceiver" / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    with pytest.raises(RecipeError, match="mine is not empty, and not the folder of an earlier build"):
+        Build(read_recipe(str(data / "tiny-exceiver.yaml")), data, tmp_path / "mine").run()
+    assert kept.read_text() == "years of work"
