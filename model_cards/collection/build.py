@@ -26,7 +26,6 @@ from cellglot.model_cards.card.details import CARD_FILE
 from cellglot.model_cards.collection.card import card_details, collection_facts
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
 from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
-from cellglot.model_cards.collection.genes import HumanGenes
 from cellglot.model_cards.collection.recipe import Recipe, RecipeError, read_recipe
 from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
 from cellglot.model_cards.publishing import publish
@@ -34,6 +33,7 @@ from cellglot.modeling.annotation_calibration import softmax
 from cellglot.modeling.collection import FACTS_FILE
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic, check_folder, lock, write_json
+from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels
@@ -74,7 +74,6 @@ class Build:
         place = self.data / ONTOLOGY_FILE
         self.ontology_name = str(place) if place.is_file() else "shipped"
         self.ontology: CellOntology = open_ontology(self.ontology_name)
-        self.genes = HumanGenes.read(self.data)
 
     def run(self) -> Path:
         """Build the model, and return its finished folder.
@@ -125,7 +124,7 @@ class Build:
             if self.quick:
                 data_set = dataclasses.replace(data_set, most_cells=300)
             target = self.folder / "cells"
-            prepared = prepare(data_set, self.data, target, self.genes, self.ontology, self.recipe.seed)
+            prepared = prepare(data_set, self.data, target, self.ontology, self.recipe.seed)
             notes = prepared.notes
             self.say(
                 f"{data_set.name}: {notes['cells']:,} cells, {prepared.labelled:,} with a label; "
@@ -163,7 +162,7 @@ class Build:
 
     def _fold(self, fold: Fold, levels: LabelLevels) -> Fold:
         self.say(f"without {fold.laboratory}: {len(fold.training)} data sets for training, {len(fold.test)} to test")
-        return run_fold(self.recipe, fold, self.genes, self.ontology, self.ontology_name, levels.classes, self.quick)
+        return run_fold(self.recipe, fold, self.ontology, self.ontology_name, levels.classes, self.quick)
 
     # ---------------------------------------------------------------- scores
 
@@ -213,7 +212,7 @@ class Build:
     def _final(self, sets: Sequence[PreparedCells], levels: LabelLevels, folds: Sequence[Fold]) -> Path:
         """Train on all data sets, in half precision on disk, with a calibration from the cells that were left out."""
         self.say("all data sets")
-        trained = train(self.recipe, sets, self.folder / "final", self.genes, self.ontology_name, levels, self.quick)
+        trained = train(self.recipe, sets, self.folder / "final", self.ontology_name, levels, self.quick)
         model = self.folder / "final" / self.recipe.name
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
@@ -322,7 +321,7 @@ class Build:
                 parts.append(row)
         path = self.folder / "example_cells.h5ad"
         example = ad.concat(parts, join="outer", fill_value=0)
-        names = [self.genes.names.symbols.get(gene, gene) for gene in example.var_names]
+        names = [human_genes().symbol(gene) or gene for gene in example.var_names]
         often = Counter(names)
         example.var_names = [n if often[n] == 1 else g for n, g in zip(names, example.var_names, strict=True)]
         example.write_h5ad(path)

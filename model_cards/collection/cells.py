@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-from cellglot.model_cards.collection.genes import HumanGenes
+from cellglot.model_cards.collection.genes import find_genes
 from cellglot.model_cards.collection.marker_labels import marker_labels, rules_text
 from cellglot.model_cards.collection.recipe import DataSet, RecipeError
 from cellglot.outputs import atomic
+from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.tokenization.reading.labels import read_labels
@@ -57,9 +58,7 @@ class PreparedCells:
         return sum(n for meant, n in self.notes["own"].items() if meant)
 
 
-def prepare(
-    data_set: DataSet, data: Path, target: Path, genes: HumanGenes, ontology: CellOntology, seed: int
-) -> PreparedCells:
+def prepare(data_set: DataSet, data: Path, target: Path, ontology: CellOntology, seed: int) -> PreparedCells:
     """Read a data set, check it, and write it in the form of the collection; again only where something changed.
 
     Parameters
@@ -68,8 +67,8 @@ def prepare(
         Folder that the paths of data sets begin at.
     target
         Folder for the file.
-    genes, ontology
-        Where names of genes and labels are found.
+    ontology
+        Where labels are found.
     seed
         Of the draw of cells.
 
@@ -98,7 +97,7 @@ def prepare(
             return PreparedCells(path, data_set, notes)
     target.mkdir(parents=True, exist_ok=True)
     with read_cells(source) as cells:
-        adata, notes = _read(cells, data_set, genes, ontology, np.random.default_rng(seed))
+        adata, notes = _read(cells, data_set, ontology, np.random.default_rng(seed))
     with atomic(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
     with atomic(notes_file) as temporary:
@@ -107,9 +106,9 @@ def prepare(
 
 
 def _read(
-    cells: Cells, data_set: DataSet, genes: HumanGenes, ontology: CellOntology, random: np.random.Generator
+    cells: Cells, data_set: DataSet, ontology: CellOntology, random: np.random.Generator
 ) -> tuple[ad.AnnData, dict[str, Any]]:
-    found = genes.find(cells.counts.index, cells.counts.columns)
+    found = find_genes(cells.counts.index, cells.counts.columns)
     ids, columns = np.unique(found, return_inverse=True)
     known = ids != ""
     sums = csr_matrix((np.ones(len(found)), (np.arange(len(found)), columns)), shape=(len(found), len(ids)))[:, known]
@@ -128,14 +127,15 @@ def _read(
          "tissue": data_set.tissue},
         index=pd.Index([f"{data_set.name}-{n}" for n in names]),
     )  # fmt: skip
-    symbols = [genes.names.symbols.get(gene, gene) for gene in ids[known]]
+    human = human_genes()
+    symbols = [human.symbol(gene) or gene for gene in ids[known]]
     var = pd.DataFrame({"symbol": symbols}, index=pd.Index(ids[known].astype(str)))
     adata = ad.AnnData(counts[rows].astype(np.float32), obs=obs.iloc[rows].copy(), var=var)
     adata.obs_names_make_unique()
     if data_set.marker_labels:
-        _narrow(adata, genes)
+        _narrow(adata)
     for gate in data_set.gates:
-        chosen = _gated(adata, gate, genes)
+        chosen = _gated(adata, gate)
         adata.obs.loc[chosen, GIVEN] = "by marker genes"
         adata.obs.loc[chosen, LABEL] = _meant(gate.label, ontology, data_set)
     pairs = Counter(zip(adata.obs[GIVEN].fillna(""), adata.obs[LABEL].fillna(""), strict=True))
@@ -193,11 +193,11 @@ def _is_one_type(label: str) -> bool:
     return label.startswith("CL:") and ALTERNATIVES not in label
 
 
-def _narrow(adata: ad.AnnData, genes: HumanGenes) -> None:
+def _narrow(adata: ad.AnnData) -> None:
     """Narrow the labels to train on by marker genes."""
     given = [label if isinstance(label, str) else None for label in adata.obs[LABEL]]
     allowed = [None if label is None else frozenset(label.split(f" {ALTERNATIVES} ")) for label in given]
-    narrowed, changed = marker_labels(allowed, lambda symbols: _mean_logs(adata, symbols, genes))
+    narrowed, changed = marker_labels(allowed, lambda symbols: _mean_logs(adata, symbols))
     for i in np.flatnonzero(changed):
         label = narrowed[i]
         adata.obs.iloc[i, adata.obs.columns.get_loc(LABEL)] = (
@@ -206,9 +206,9 @@ def _narrow(adata: ad.AnnData, genes: HumanGenes) -> None:
     adata.obs.loc[changed, GIVEN] = [f"{label or 'no label'}, by marker genes" for label in adata.obs[GIVEN][changed]]
 
 
-def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:
+def _gated(adata: ad.AnnData, gate: Any) -> np.ndarray:
     def mean(names: list[str]) -> np.ndarray:
-        found = _mean_logs(adata, names, genes)
+        found = _mean_logs(adata, names)
         if found is None:
             raise RecipeError(
                 f"{gate.label}: fewer than half of the markers {', '.join(names)} are in the file: name others in the "
@@ -217,16 +217,16 @@ def _gated(adata: ad.AnnData, gate: Any, genes: HumanGenes) -> np.ndarray:
         return found
 
     if gate.share:
-        of_markers = np.asarray(adata.X[:, _columns(adata, gate.genes, genes)].sum(axis=1)).ravel()
+        of_markers = np.asarray(adata.X[:, _columns(adata, gate.genes)].sum(axis=1)).ravel()
         chosen = of_markers / _totals(adata) > gate.above
     else:
         chosen = mean(gate.genes) > gate.above
     return chosen & (mean(gate.without) < gate.below) if gate.without else chosen
 
 
-def _mean_logs(adata: ad.AnnData, symbols: list[str], genes: HumanGenes) -> np.ndarray | None:
+def _mean_logs(adata: ad.AnnData, symbols: list[str]) -> np.ndarray | None:
     """Return the mean of log1p of counts per 10,000 over some genes; None if fewer than half of them were measured."""
-    columns = _columns(adata, symbols, genes)
+    columns = _columns(adata, symbols)
     if 2 * len(columns) < len(symbols):
         return None
     logs = csr_matrix(adata.X[:, columns])
@@ -238,8 +238,8 @@ def _totals(adata: ad.AnnData) -> np.ndarray:
     return np.maximum(np.asarray(adata.X.sum(axis=1)).ravel(), 1)
 
 
-def _columns(adata: ad.AnnData, names: list[str], genes: HumanGenes) -> np.ndarray:
-    return np.flatnonzero(np.isin(adata.var_names, genes.find(names, None)))
+def _columns(adata: ad.AnnData, names: list[str]) -> np.ndarray:
+    return np.flatnonzero(np.isin(adata.var_names, find_genes(names)))
 
 
 __all__ = ["GIVEN", "LABEL", "MEANT", "PreparedCells", "prepare"]

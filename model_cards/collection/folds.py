@@ -14,7 +14,7 @@ import numpy as np
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells
-from cellglot.model_cards.collection.genes import HumanGenes, make_vocabulary
+from cellglot.model_cards.collection.genes import make_vocabulary
 from cellglot.model_cards.collection.recipe import Recipe
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic
@@ -106,7 +106,6 @@ def train(
     recipe: Recipe,
     sets: Sequence[PreparedCells],
     folder: Path,
-    genes: HumanGenes,
     ontology_name: str,
     levels: LabelLevels,
     quick: bool,
@@ -131,22 +130,20 @@ def train(
     base = None if recipe.base is None else resolve_model(recipe.base)
     if recipe.pretraining:
         before = recipe.config(quick, "pretraining")
-        every = _new_corpus(recipe, [p.path for p in sets], folder / "pretraining" / "corpus", genes, before)
+        every = _new_corpus(recipe, [p.path for p in sets], folder / "pretraining" / "corpus", before)
         pretrain(before, every, folder / "pretraining" / "model")
         base = str(folder / "pretraining" / "model")
     if base is not None:
         corpus = corpus_for(base, files, folder, LABEL, validation_fraction=0.0, processes=1)
     else:
-        corpus = _new_corpus(recipe, files, folder / "corpus", genes, config)
+        corpus = _new_corpus(recipe, files, folder / "corpus", config)
     classes = [levels.ids.get(name, name) for name in levels.classes]
     config.finetuning.update(levels=True, classes=classes, ontology=ontology_name, unlikely_labels="keep")
     finetune(config, base, corpus, folder / "model", method=recipe.method, label_column=LABEL)
     return folder / "model"
 
 
-def _new_corpus(
-    recipe: Recipe, files: Sequence[Path], folder: Path, genes: HumanGenes, config: TrainingConfig
-) -> Corpus:
+def _new_corpus(recipe: Recipe, files: Sequence[Path], folder: Path, config: TrainingConfig) -> Corpus:
     """Tokenize cells for a new network, with the vocabulary of the recipe and the statistics of these cells."""
     inputs = INPUTS[str(config.model.get("type"))]
     parts = [ad.read_h5ad(path) for path in files]
@@ -155,7 +152,7 @@ def _new_corpus(
         folder,
         tokenizer=inputs.kind,
         tokenizer_options=inputs.corpus_options,
-        vocabulary=make_vocabulary(parts, genes, recipe.genes.protein_coding, recipe.genes.fewest_cells),
+        vocabulary=make_vocabulary(parts, recipe.genes.protein_coding, recipe.genes.fewest_cells),
         obs_columns=[LABEL],
         validation_fraction=0.0,
         processes=1,
@@ -166,7 +163,6 @@ def _new_corpus(
 def run_fold(
     recipe: Recipe,
     fold: Fold,
-    genes: HumanGenes,
     ontology: CellOntology,
     ontology_name: str,
     classes: Sequence[str],
@@ -188,7 +184,7 @@ def run_fold(
     """
     started = time.perf_counter()
     levels = levels_of(fold.training, recipe, ontology)
-    model = train(recipe, fold.training, fold.folder, genes, ontology_name, levels, quick)
+    model = train(recipe, fold.training, fold.folder, ontology_name, levels, quick)
     print(f"{fold.laboratory}: trained in {time.perf_counter() - started:,.0f} s", flush=True)
     limit = 200 if quick else TEST_CELLS
     for prepared in fold.test:

@@ -1,6 +1,6 @@
 """Which genes each data set of a corpus measured, to train cells of one on the genes of another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,8 @@ from cellglot.training.data.expression import CorpusExpression
 
 
 FEWEST_CELLS = 50  # of a data set, to know its genes
+BINS = 20  # of genes with like means, within which variable ones are found
+LOWEST_MEAN = 0.0125  # of the log expression of a variable gene
 
 
 @dataclass
@@ -18,17 +20,18 @@ class Panels:
     """The genes of data sets.
 
     A class whose cells come from one data set alone is easily learned by the genes that this data set lacks. If cells
-    of all data sets are often seen on the genes of another one, that no longer tells classes apart. Our choice, see
+    of all data sets are often seen on the genes of another one, that no longer tells classes apart. Files that people
+    share are often cut to variable genes: panels of them prepare for these. Our choice, see
     docs/studies/collection.md.
 
     Parameters
     ----------
     names
-        Data sets.
+        Data sets; with the number of genes for panels of variable ones.
     measured
-        Whether each data set has counts of each token id, shape (data sets, vocabulary).
+        Whether each panel has each token id, shape (panels, vocabulary).
     chances
-        Chance of each data set to be drawn, shape (data sets,).
+        Chance of each panel to be drawn, shape (panels,).
     share
         Chance of a cell to be restricted at all.
     """
@@ -39,7 +42,7 @@ class Panels:
     share: float
 
     def keeps(self, tokens: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Draw a data set for a cell, and return which of its genes to keep, bool, shape (genes,).
+        """Draw a panel for a cell, and return which of its genes to keep, bool, shape (genes,).
 
         Parameters
         ----------
@@ -53,7 +56,13 @@ class Panels:
         return self.measured[random.choice(len(self.names), p=self.chances), tokens]
 
 
-def panels_of(corpus: Corpus, share: float, column: str, weights: Mapping[str, float] | None = None) -> Panels | None:
+def panels_of(
+    corpus: Corpus,
+    share: float,
+    column: str,
+    weights: Mapping[str, float] | None = None,
+    variable: Sequence[int] = (),
+) -> Panels | None:
     """Find the genes of the data sets of a corpus: those with counts in any training cell.
 
     Parameters
@@ -66,6 +75,8 @@ def panels_of(corpus: Corpus, share: float, column: str, weights: Mapping[str, f
         Column of the corpus that names the data set of each cell.
     weights
         Data set -> how often it is drawn, relative to 1 for the others; names that the corpus lacks are ignored.
+    variable
+        Numbers of genes: each data set with more genes than that adds a panel of its most variable ones.
 
     Returns
     -------
@@ -75,19 +86,53 @@ def panels_of(corpus: Corpus, share: float, column: str, weights: Mapping[str, f
     expression = CorpusExpression(corpus, wanted_for="data.swap_panels needs", otherwise=", or set data.swap_panels=0")
     given = np.array([str(name) for name in read_column(corpus, ["train"], column)])
     names, of_cell, cells = np.unique(given, return_inverse=True, return_counts=True)
-    vocabulary = expression.tokenizer.vocabulary
-    measured = np.zeros((len(names), vocabulary.vocab_size), dtype=bool)
+    tokens = expression.tokenizer.vocabulary.gene_token_ids
+    shape = (len(names), expression.n_genes)
+    found, sums, squares = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
     first = 0
-    for values in expression.values():
-        data_set = np.repeat(of_cell[first : first + values.shape[0]], np.diff(values.indptr))
-        measured[data_set, vocabulary.gene_token_ids[values.indices]] = True
-        first += values.shape[0]
+    for logs in expression.logs():
+        data_set = np.repeat(of_cell[first : first + logs.shape[0]], np.diff(logs.indptr))
+        found[data_set, logs.indices] = True
+        np.add.at(sums, (data_set, logs.indices), logs.data)
+        np.add.at(squares, (data_set, logs.indices), logs.data**2)
+        first += logs.shape[0]
     used = np.flatnonzero(cells >= FEWEST_CELLS)
     if len(used) < 2:
         return None
-    chosen = [str(names[i]) for i in used]
-    chances = np.array([float((weights or {}).get(name, 1.0)) for name in chosen])
-    return Panels(chosen, measured[used], chances / chances.sum(), share)
+    panels, chosen, chances = [], [], []
+    for i in used.tolist():
+        name, weight = str(names[i]), float((weights or {}).get(str(names[i]), 1.0))
+        sizes = [size for size in variable if size < found[i].sum()]
+        mean = sums[i] / cells[i]
+        ranked = most_variable(mean, squares[i] / cells[i] - mean**2)
+        for size in (None, *sizes):
+            panel = np.zeros(expression.tokenizer.vocabulary.vocab_size, dtype=bool)
+            panel[tokens[found[i] if size is None else ranked[:size]]] = True
+            panels.append(panel)
+            chosen.append(name if size is None else f"{name}, {size:,} variable genes")
+            chances.append(weight / (1 + len(sizes)))
+    return Panels(chosen, np.stack(panels), np.array(chances) / sum(chances), share)
 
 
-__all__ = ["Panels", "panels_of"]
+def most_variable(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """Return the numbers of genes, those first whose variance is highest among genes with a like mean.
+
+    The ratio of variance and mean, standardised within 20 bins of genes with like means (Satija et al. 2015, the
+    method ``seurat`` of scanpy); genes of low mean come last.
+
+    Parameters
+    ----------
+    means, variances
+        Of log expression, shape (genes,).
+    """
+    order = np.argsort(means)
+    order = order[means[order] > LOWEST_MEAN]
+    score = np.full(len(means), -np.inf)
+    for genes in np.array_split(order, BINS):
+        if len(genes):
+            ratio = np.log(np.maximum(variances[genes], 1e-12) / means[genes])
+            score[genes] = (ratio - ratio.mean()) / max(ratio.std(), 1e-12)
+    return np.argsort(-score, kind="stable")
+
+
+__all__ = ["Panels", "most_variable", "panels_of"]

@@ -182,6 +182,8 @@ class ThinningSettings:
         Column of the corpus that names the data set of each cell.
     panel_weights
         Data set -> how often its genes are drawn, relative to 1 for the others.
+    variable_panels
+        Numbers of genes: the panels of this number of most variable genes of each data set are drawn as well.
     """
 
     thin_counts: Amount = None
@@ -190,6 +192,7 @@ class ThinningSettings:
     swap_panels: float | int = 0.0
     panel_column: str = "dataset_id"
     panel_weights: dict[str, float | int] | None = None
+    variable_panels: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -200,6 +203,8 @@ class ThinningSettings:
             raise ValueError(f"swap_panels {self.swap_panels!r}: it is a chance from 0 to 1")
         if any(weight < 0 for weight in (self.panel_weights or {}).values()):
             raise ValueError(f"panel_weights {self.panel_weights!r}: weights are not negative")
+        if any(number < 1 for number in self.variable_panels or ()):
+            raise ValueError(f"variable_panels {self.variable_panels!r}: numbers of genes are 1 or more")
         self.drop = _range("drop_tokens", self.drop_tokens, "a share from 0 to below 1", lambda x: 0 <= x < 1)
 
 
@@ -210,7 +215,8 @@ def thinning_of(
     keep, to, drop = settings.keep or (1.0, 1.0), settings.to, settings.drop or (0.0, 0.0)
     panels = None
     if settings.swap_panels:
-        panels = panels_of(corpus, settings.swap_panels, settings.panel_column, settings.panel_weights)
+        weights, variable = settings.panel_weights, settings.variable_panels or ()
+        panels = panels_of(corpus, settings.swap_panels, settings.panel_column, weights, variable)
     if keep == (1.0, 1.0) and to is None and drop == (0.0, 0.0) and panels is None:
         return None
     special = tuple(tokenizer.vocabulary.token_ids[token] for token in tokenizer.vocabulary.special_tokens)

@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.data.dataset import CellDataset
-from cellglot.training.data.panels import panels_of
+from cellglot.training.data.panels import most_variable, panels_of
 from cellglot.training.data.thinning import ThinningSettings, thinning_of
 
 
@@ -56,6 +56,21 @@ def test_cells_keep_only_genes_of_the_data_set_that_is_drawn(corpus):
     assert set(thinning(cells[0])["input_ids"].tolist()) == set(cells[0]["input_ids"].tolist()), "held-out cells stay"
 
 
+def test_panels_of_variable_genes_are_added(corpus):
+    panels = panels_of(corpus, 0.5, "dataset_id", {"narrow": 3}, [10, 30])
+    sizes = dict(zip(panels.names, panels.measured.sum(axis=1).tolist(), strict=True))
+    assert sizes == {
+        "narrow": 20, "narrow, 10 variable genes": 10,
+        "wide": 40, "wide, 10 variable genes": 10, "wide, 30 variable genes": 30,
+    }  # fmt: skip
+    assert panels.chances.sum() == pytest.approx(1) and panels.chances[:2].tolist() == [0.375, 0.375]
+    random = np.random.default_rng(0)
+    means, variances = np.linspace(0.02, 3, 400), np.linspace(0.02, 3, 400) * random.uniform(0.9, 1.1, 400)
+    variances[[5, 200, 390]] *= 4
+    means = np.append(means, 0.001)
+    assert set(most_variable(means, np.append(variances, 9.0))[:3].tolist()) == {5, 200, 390}
+
+
 def test_half_of_the_cells_are_restricted(corpus):
     settings = ThinningSettings(swap_panels=0.5, panel_weights={"wide": 0})
     thinning = thinning_of(settings, corpus.tokenizer(), corpus, 0)
@@ -69,5 +84,7 @@ def test_panels_need_two_data_sets_and_possible_settings(corpus):
         panels_of(corpus, 0.5, "tissue")
     with pytest.raises(ValueError, match="swap_panels 1.5: it is a chance from 0 to 1"):
         ThinningSettings(swap_panels=1.5)
+    with pytest.raises(ValueError, match="numbers of genes are 1 or more"):
+        ThinningSettings(swap_panels=0.5, variable_panels=[100, 0])
     with pytest.raises(ValueError, match="weights are not negative"):
         ThinningSettings(swap_panels=0.5, panel_weights={"wide": -1})
