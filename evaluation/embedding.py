@@ -26,7 +26,8 @@ def default_device() -> torch.device:
 def evaluated_on(model: Any, device: str | torch.device | None) -> Iterator[torch.device]:
     """Move a model to a device and to evaluation mode; restore both at the end."""
     device = torch.device(device) if device is not None else default_device()
-    training, home = model.training, next(model.parameters()).device
+    training, first = model.training, next(model.parameters(), None)
+    home = torch.device("cpu") if first is None else first.device  # onnxruntime computes on the CPU
     model.to(device).eval()
     try:
         yield device
@@ -148,7 +149,7 @@ def _check_finite(model: Any, name: str, values: np.ndarray, known: np.ndarray, 
     bad = known & ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     if bad.any():
         source = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        dtype = next(model.parameters()).dtype
+        dtype = next((weight.dtype for weight in model.parameters()), torch.float32)
         check_finite(source, model)
         raise ValueError(
             f"{source}: {name.replace('_', ' ')} of {int(bad.sum()):,} of {len(bad):,} cells of a batch is not finite "

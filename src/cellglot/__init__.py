@@ -17,6 +17,7 @@ _PUBLIC = {
     "annotate": "verbs.annotation",
     "embed": "verbs.embedding",
     "evaluate": "verbs.benchmark",
+    "export": "verbs.export",
     "finetune": "verbs.training",
     "index": "verbs.mapping",
     "load_model": "verbs.models",

@@ -638,6 +638,39 @@ def convert(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Name, folder or repository of a model, a classifier or an adapter.")],
+    output: Output,
+    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Type of the stored weights: float32 (default), float16, int8; several: between commas, or repeated."
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder or repository of an adapter that was trained on the model.")
+    ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="File of cells on which results are compared; by default blood cells, if they fit."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export a model as ONNX graphs, for runtimes without PyTorch and for browsers; compared with PyTorch at once."""
+    exported = cellglot.export(
+        model,
+        output,
+        format=format,
+        dtype=_names(dtype) or "float32",
+        adapter=adapter,
+        cells=cells,
+        overwrite=overwrite,
+    )
+    _say(f"{exported.summary()}\n{output}")
+
+
+@app.command()
 def publish(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a model, an adapter, token data, a reference or a metric.")

@@ -73,6 +73,7 @@ _TRAINED = (
     rf"training_args\.bin|checkpoint-\d+/({_STATE})|runs/[\w./-]*events\.out\.tfevents\.[\w.-]+"
 )
 _INDEX = r"reference\.json|(embeddings|own_distances)\.npy|cells\.parquet|neighbours\.usearch"
+_GRAPHS = r"onnx/model(_fp16|_int8)?\.onnx"
 _TRAINED_FOLDERS = r"checkpoint-\d+|runs|text_tokenizer|tokenizer"
 
 
@@ -161,6 +162,13 @@ KINDS = {
         _converted,
         code=True,
     ),
+    "export": Kind(
+        "an exported model",
+        re.compile(rf"{_SAVED}|annotation_calibration\.safetensors|{_GRAPHS}"),
+        re.compile(r"text_tokenizer|tokenizer|onnx"),
+        _nothing_before,
+        code=True,
+    ),
     "merge": Kind(
         "a merged model",
         re.compile(rf"{_SAVED}|training_run\.json"),
@@ -187,9 +195,9 @@ KINDS = {
         re.compile(
             rf"{_SAVED}|README\.md|training_run\.json|manifest\.json|data/(train|validation|test)-\d{{6,}}\.parquet|"
             r"(examples|evaluation)\.json|[\w-]+\.yaml|(app|handler)\.py|requirements\.txt|[\w/-]+\.(png|svg)|"
-            rf"{_INDEX}"
+            rf"{_INDEX}|{_GRAPHS}"
         ),
-        re.compile(r"data|(text_)?tokenizer"),
+        re.compile(r"data|onnx|(text_)?tokenizer"),
         _published,
         code=True,
     ),
