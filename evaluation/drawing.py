@@ -26,6 +26,14 @@ def drawing(what: str | Path, again: Sequence[Any]) -> Iterator[None]:
         )
 
 
+INTERACTIVE = ".html"
+
+
+def is_interactive(plot: Path) -> bool:
+    """Whether a picture is a page to zoom, hover and colour, and not an image."""
+    return plot.suffix.lower() == INTERACTIVE
+
+
 def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
     """Refuse a picture that cannot be drawn, before any work."""
     if plot is None:
@@ -33,10 +41,10 @@ def check_picture(plot: Path | None, n_cells: int | None = None) -> None:
     from matplotlib.figure import Figure
 
     known = Figure().canvas.get_supported_filetypes()
-    if plot.suffix.lower().removeprefix(".") not in known:
-        raise ValueError(f"{plot}: pictures are written as .png, .svg, .pdf")
+    if not is_interactive(plot) and plot.suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"{plot}: pictures are written as .png, .svg, .pdf, or .html (to zoom, hover and colour)")
     if n_cells is not None and n_cells < 4:
         raise ValueError(f"{n_cells:,} cells are too few for a UMAP: it needs at least four")
 
 
-__all__ = ["check_picture", "drawing"]
+__all__ = ["check_picture", "drawing", "is_interactive"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellglot.evaluation.drawing import check_picture, drawing
+from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.endings import check_embeddings
 from cellglot.modeling.any_model import load_any_model
@@ -41,7 +41,7 @@ def embed_file(
         ``.h5ad`` (embedding in X, metadata in obs, UMAP in obsm if drawn), ``.parquet`` (``cell_id`` and
         ``embedding``) or ``.npy``.
     plot
-        File of a UMAP.
+        File of a UMAP; ``.html`` to zoom, hover and colour by metadata and genes.
     color
         Column of obs to colour by; by default ``cell_type``, if the file has it.
     loaded
@@ -100,9 +100,36 @@ def _draw(
     coordinates = plots.umap_coordinates(embedding)
     if output.suffix == ".h5ad":
         _write(cells, table, embedding, coordinates, output)
+    draw_embedding(cells, coordinates, column, plot)
+
+
+def draw_embedding(cells: Cells, coordinates: np.ndarray, column: str | None, plot: Path, name: str = "") -> None:
+    """Draw embedded cells, coloured by a column of obs: an image, or a page to zoom, hover and colour.
+
+    Parameters
+    ----------
+    coordinates
+        Shape (cells, 2).
+    name
+        Of the cells, for the title; by default the name of the file.
+    """
+    from cellglot.evaluation import plots
+
+    title = (name or cells.name) + (f", by {column}" if column else "")
     values = ["cells"] * len(cells) if column is None else cells.obs.column(column, 0, len(cells))
-    title = f"{cells.name}" + (f", by {column}" if column else "")
-    plots.save_figure(plots.embedding_plot(coordinates, read_labels(values).texts.tolist(), title), str(plot))
+    labels = read_labels(values).texts.tolist()
+    if not is_interactive(plot):
+        plots.save_figure(plots.embedding_plot(coordinates, labels, title), str(plot))
+        return
+    from cellglot.evaluation.cell_plot.page import write_page
+    from cellglot.evaluation.cell_plot.plot import CellPlot
+
+    page = CellPlot(coordinates, cells.names(), name or cells.name)
+    if column is not None:
+        page.add_classes(column, labels)
+    page.add_obs(cells, without=[column])
+    page.add_genes(cells, None if column is None else labels)
+    write_page([page], plot, title)
 
 
 def _write(
@@ -128,4 +155,4 @@ def _write(
             result.write_h5ad(temporary)
 
 
-__all__ = ["embed_file"]
+__all__ = ["draw_embedding", "embed_file"]

@@ -117,6 +117,26 @@ def stranger(tmp_path_factory):
     return run
 
 
+# Headless, and quiet: no look-ups of its own, which a machine without network refuses one by one.
+_CHROMIUM = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, driven by Playwright: `chromium.new_page(viewport=..., color_scheme=...)`."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path, "tests of pages need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(_CHROMIUM))
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def random_counts():
     """Make sparse counts of a given shape."""

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
 from cellglot.evaluation.annotation.by_texts import annotate_cells
-from cellglot.evaluation.drawing import check_picture, drawing
+from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
 from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.evaluation.output import (
     KEY,
@@ -60,7 +60,7 @@ def annotate_file(
     table
         ``.csv``, ``.tsv`` or ``.parquet`` with one row per cell.
     plot
-        File of a UMAP, coloured by prediction.
+        File of a UMAP, coloured by prediction; ``.html`` to zoom, hover and colour by scores, metadata and genes.
     species
         As for `cellglot.read_cells`.
     voted
@@ -108,7 +108,7 @@ def annotate_file(
             named = [] if adapter is None else ["--adapter", adapter]
             again = ["cellglot", "annotate", model, cells, *named, "--output", output, "--plot", plot, "--overwrite"]
             with drawing(plot, again):
-                _draw(found, opened, output, plot)
+                _draw(found, columns, opened, output, plot)
                 written.append(str(plot))
         return "\n".join([found.summary(), opened.summary(), *written])
 
@@ -172,13 +172,14 @@ def annotate_anndata(
     with read_cells(adata, layer=layer, species=species) as opened:
         source = facts.get("adapter", facts["model"])
         found = _annotated(loaded, opened, candidates, source, layer=layer, **options)
-    add_results(adata, obs=_columns(found, voted), obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
-    if plot is not None:
-        from cellglot.evaluation import plots
+        columns = _columns(found, voted)
+        add_results(adata, obs=columns, obsm=found.matrices(), uns={KEY: found.facts() | dict(facts)})
+        if plot is not None:
+            from cellglot.evaluation import plots
 
-        coordinates = plots.umap_coordinates(found.embedding)
-        adata.obsm[f"X_{KEY}_umap"] = coordinates
-        plots.save_figure(found.plot(coordinates), str(plot))
+            coordinates = plots.umap_coordinates(found.embedding)
+            adata.obsm[f"X_{KEY}_umap"] = coordinates
+            _save(found, columns, opened, coordinates, "predicted cell types", plot)
     return found.summary()
 
 
@@ -205,7 +206,7 @@ def _with_vote(table: pd.DataFrame, columns: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
+def _draw(found: Any, columns: Mapping[str, Any], opened: Cells, output: Path, plot: Path) -> None:
     """Compute a UMAP, add it to the written file, and draw it."""
     from cellglot.evaluation import plots  # imports matplotlib
 
@@ -215,7 +216,20 @@ def _draw(found: Any, opened: Cells, output: Path, plot: Path) -> None:
     if getattr(found, "decisions", None) is None:
         kind = next(name for name in found.columns() if name.startswith("score_")).removeprefix("score_")
         title = f"{title} ({kind})"
-    plots.save_figure(found.plot(coordinates, title), str(plot))
+    _save(found, columns, opened, coordinates, title, plot)
+
+
+def _save(found: Any, columns: Mapping[str, Any], opened: Cells, coordinates: Any, title: str, plot: Path) -> None:
+    """Write the picture: as an image, or as a page to zoom, hover and colour."""
+    from cellglot.evaluation import plots
+
+    if is_interactive(plot):
+        from cellglot.evaluation.annotation.cell_map import annotation_plot
+        from cellglot.evaluation.cell_plot.page import write_page
+
+        write_page([annotation_plot(columns, opened, coordinates, title)], plot, title)
+    else:
+        plots.save_figure(found.plot(coordinates, title), str(plot))
 
 
 __all__ = ["annotate_anndata", "annotate_file", "load_annotator"]

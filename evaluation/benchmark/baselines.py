@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from cellglot.evaluation.normalising import log_scaled
 from cellglot.evaluation.scores.marker_table import MarkerGenes
 from cellglot.modeling.masked_genes import cosine_distances
 from cellglot.tokenization.gene_vocabulary import name_sources
@@ -32,13 +33,7 @@ class BaselineResult:
 
 def log_counts(cells: Cells, target_sum: float = 1e4) -> csr_matrix:
     """Return log1p of counts scaled to `target_sum` per cell, sparse, shape (cells, genes)."""
-    parts = []
-    for chunk in cells.chunks():
-        totals = np.asarray(chunk.sum(axis=1), dtype=np.float64).ravel()
-        scaled = chunk.astype(np.float64)
-        scaled.data *= np.repeat(target_sum / np.where(totals > 0, totals, 1.0), np.diff(scaled.indptr))
-        parts.append(scaled.log1p().astype(np.float32))
-    return vstack(parts, format="csr")
+    return vstack([log_scaled(chunk, target_sum) for chunk in cells.chunks()], format="csr")
 
 
 def logistic_regression(features: Any, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> BaselineResult:

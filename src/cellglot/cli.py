@@ -76,7 +76,10 @@ Set = Annotated[
         help="Change a setting of the configuration; several: between commas, or repeated.",
     ),
 ]
-Picture = Annotated[Path | None, typer.Option(help="Also draw a UMAP: .png, .svg or .pdf.")]
+Picture = Annotated[
+    Path | None,
+    typer.Option("--plot", "--umap", help="Also draw a UMAP: .html (to zoom, hover and colour), .png, .svg or .pdf."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -338,9 +341,7 @@ def annotate(
         str | None, typer.Option(help="Column of obs with labels of some cells, by which scores are calibrated.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Also write a table: .csv, .tsv or .parquet.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", "--umap", help="Also draw a UMAP: .png, .svg or .pdf.")
-    ] = None,
+    plot: Picture = None,
     vote: Annotated[
         bool, typer.Option("--vote", help="Let clusters of cells vote on their type, as CellTypist does.")
     ] = False,

@@ -115,7 +115,8 @@ def annotate(
     table
         For a file of cells: also write a table, ``.csv``, ``.tsv`` or ``.parquet``.
     plot
-        Picture of a UMAP, coloured by prediction: ``.png``, ``.svg`` or ``.pdf``.
+        Picture of a UMAP, coloured by prediction: ``.png``, ``.svg`` or ``.pdf``; or ``.html``, to zoom, hover and
+        colour by label, confidence, novelty, metadata or a gene.
     vote
         Let clusters of cells vote on their type, as CellTypist does: ``obs["cellglot_cell_type_voted"]``.
     set_coverage

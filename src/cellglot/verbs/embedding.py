@@ -53,7 +53,8 @@ def embed(
     copy
         Return a copy of the AnnData with the results, and leave the given one as it is.
     plot
-        Picture of a UMAP: ``.png``, ``.svg`` or ``.pdf``.
+        Picture of a UMAP: ``.png``, ``.svg`` or ``.pdf``; or ``.html``, to zoom, hover and colour by metadata and
+        genes.
     color
         Column of obs by which the picture is coloured; by default cell types.
     batch_size
@@ -128,11 +129,15 @@ def _embed_anndata(
         if column is not None and column not in adata.obs:
             raise ValueError(f"no column {column!r} in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}")
         embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, **options)
-    adata.obsm[f"X_{KEY}"] = embedding
-    known = {name: value for name, value in adata.uns.get(KEY, {}).items() if name != "model_fingerprint"}
-    adata.uns[KEY] = known | _facts(loaded)
-    if plot is not None:
-        _draw(adata, column, plot)
+        adata.obsm[f"X_{KEY}"] = embedding
+        known = {name: value for name, value in adata.uns.get(KEY, {}).items() if name != "model_fingerprint"}
+        adata.uns[KEY] = known | _facts(loaded)
+        if plot is not None:
+            from cellglot.evaluation import plots
+            from cellglot.evaluation.embed_file import draw_embedding
+
+            adata.obsm[f"X_{KEY}_umap"] = coordinates = plots.umap_coordinates(embedding)
+            draw_embedding(opened, coordinates, column, plot, "cells")
 
 
 def _facts(model: LoadedModel) -> dict[str, str]:
@@ -141,17 +146,6 @@ def _facts(model: LoadedModel) -> dict[str, str]:
     from cellglot.evaluation.text_model import fingerprint
 
     return {"model": model.name, "model_fingerprint": fingerprint(model.network)}
-
-
-def _draw(adata: "AnnData", column: str | None, plot: Path) -> None:
-    from cellglot.evaluation import plots
-    from cellglot.tokenization.reading.labels import read_labels
-
-    coordinates = plots.umap_coordinates(adata.obsm[f"X_{KEY}"])
-    adata.obsm[f"X_{KEY}_umap"] = coordinates
-    labels = ["cells"] * adata.n_obs if column is None else read_labels(adata.obs[column]).texts.tolist()
-    title = "cells" if column is None else f"cells, by {column}"
-    plots.save_figure(plots.embedding_plot(coordinates, labels, title), str(plot))
 
 
 __all__ = ["embed"]
