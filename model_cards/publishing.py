@@ -32,7 +32,7 @@ class Published:
     Parameters
     ----------
     kind
-        ``model``, ``adapter``, ``dataset``, ``index`` or ``metric``.
+        ``model``, ``adapter``, ``dataset``, ``index``, ``metric`` or ``space``.
     place
         Address of the commit, or the folder; ``""`` after a dry run.
     files
@@ -134,10 +134,10 @@ def publish(
         check_repository(api, repo, REPO_TYPES[kind], overwrite)
     given = [folder, evaluation, cells, base]
     if output is not None:
-        _check_output(Path(output), given, overwrite)
+        check_output(Path(output), given, overwrite)
     name = repo or (Path(output).name if output is not None else folder.resolve().name)
     source = Source(folder, name, details or read_details(folder), evaluation, cells, base)
-    parent = _scratch_parent(output, dry_run)
+    parent = scratch_parent(output, dry_run)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f"{SCRATCH}-{own_mark()}-") as scratch:
         # The last part of the path is the name of the repository, as in the examples of the card.
         target = Path(scratch, name.split("/")[-1])
@@ -153,12 +153,12 @@ def publish(
         if repo is not None:
             done.place = upload(api, target, repo, REPO_TYPES[kind], private=private, overwrite=overwrite)
         if output is not None:
-            _move(target, Path(output), given)
+            move_files(target, Path(output), given)
             done.place = done.place or str(output)
     return done
 
 
-def _check_output(output: Path, given: list[str | Path | None], overwrite: bool) -> None:
+def check_output(output: Path, given: list[str | Path | None], overwrite: bool) -> None:
     """Refuse an output folder before any work."""
     folder = OutputFolder(output, "publish", given, names=["README.md"])
     folder.check()
@@ -169,7 +169,7 @@ def _check_output(output: Path, given: list[str | Path | None], overwrite: bool)
             raise ValueError(f"{output} is not a published folder and is not replaced: choose another folder")
 
 
-def _scratch_parent(output: str | Path | None, dry_run: bool) -> Path | None:
+def scratch_parent(output: str | Path | None, dry_run: bool) -> Path | None:
     """Return the folder for temporary files: next to the output, on the same disk; None for the system's."""
     if output is None or (dry_run and not Path(output).resolve().parent.is_dir()):
         return None
@@ -192,7 +192,7 @@ def _prepare(kind: str, source: Source, target: Path) -> Prepared:
     return by_kind[kind](source, target)
 
 
-def _move(staged: Path, output: Path, given: list[str | Path | None]) -> None:
+def move_files(staged: Path, output: Path, given: list[str | Path | None]) -> None:
     """Move staged files to the output, replacing those of an earlier publication; the files that open it come last."""
     names = [path.relative_to(staged).as_posix() for path in sorted(staged.rglob("*")) if path.is_file()]
     with OutputFolder(output, "publish", given, names=names) as folder:
@@ -206,4 +206,4 @@ def _move(staged: Path, output: Path, given: list[str | Path | None]) -> None:
         folder.finish()
 
 
-__all__ = ["Published", "publish"]
+__all__ = ["SCRATCH", "Published", "check_output", "move_files", "publish", "scratch_parent"]

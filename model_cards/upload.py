@@ -34,7 +34,16 @@ def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> 
     return exists
 
 
-def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private: bool, overwrite: bool) -> str:
+def upload(
+    api: HfApi,
+    folder: str | Path,
+    repo: str,
+    repo_type: str,
+    *,
+    private: bool,
+    overwrite: bool,
+    space_sdk: str = "gradio",
+) -> str:
     """Upload the files of a folder in one commit, which deletes all other files of the repository; return its address.
 
     A new repository is deleted again if the upload fails.
@@ -47,6 +56,8 @@ def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private
         Visibility of a new repository; that of an existing one does not change.
     overwrite
         Whether files of an existing repository may be replaced.
+    space_sdk
+        Of a new Space: ``gradio`` or ``static``.
     """
     exists = check_repository(api, repo, repo_type, overwrite)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
@@ -54,7 +65,7 @@ def upload(api: HfApi, folder: str | Path, repo: str, repo_type: str, *, private
     operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     operations += [CommitOperationDelete(n) for n in there if n not in files and n not in KEPT_ON_THE_HUB]
     if not exists:
-        more: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        more: dict[str, Any] = {"space_sdk": space_sdk} if repo_type == "space" else {}
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=False, **more)
     commit = None
     try:

@@ -11,6 +11,7 @@
  *
  * An array may also be a text: zlib-compressed bytes (names: a JSON list) in base64, as the Python side writes them.
  * The promise gives {colour(name), add(colouring), select(labels), reset(), draw(), destroy()}.
+ * A click on a cell sends the event "cell-plot-cell" from root, with detail.cell: its number.
  * All texts of data are shown as text, never as HTML.
  */
 "use strict";
@@ -24,7 +25,7 @@ globalThis.cellPlot = (() => {
     light: ["#dde4ec", "#8fb8de", "#2364aa", "#0b2545"],
     dark: ["#36424f", "#2f6ea8", "#6db6f5", "#f2f9ff"],
   };
-  const MISSING = 255, TOP = 254, GRID = 96, MOST_ZOOM = 400, NEAR = 12, MARGIN = 18, WHILE_MOVING = 30000;
+  const MISSING = 255, TOP = 254, GRID = 96, MOST_ZOOM = 400, NEAR = 12, STILL = 4, MARGIN = 18, WHILE_MOVING = 30000;
 
   // ------------------------------------------------------------------ data
 
@@ -438,6 +439,12 @@ globalThis.cellPlot = (() => {
 
     // ---------------------------------------------------------------- events
 
+    // Tell the page which cell was clicked.
+    function choose(px, py) {
+      const [x, y] = under(px, py), cell = nearest(data, grid, x, y, NEAR / scale(), shown);
+      if (cell >= 0) root.dispatchEvent(new CustomEvent("cell-plot-cell", { bubbles: true, detail: { cell } }));
+    }
+
     function pointer(event) {
       const [px, py] = place(event), before = touching.get(event.pointerId);
       if (!before) return hover(px, py);
@@ -490,10 +497,17 @@ globalThis.cellPlot = (() => {
       part.wider.addEventListener("click", () => zoom(1 / 1.6));
       part.whole.addEventListener("click", reset);
       part.save.addEventListener("click", save);
+      let pressed = null;
       part.canvas.addEventListener("pointerdown", (event) => {
         part.canvas.setPointerCapture(event.pointerId);
         touching.set(event.pointerId, place(event));
+        pressed = touching.size === 1 ? place(event) : null;
         hover(...place(event));
+      });
+      part.canvas.addEventListener("pointerup", (event) => {
+        const [px, py] = place(event);
+        if (pressed && Math.hypot(px - pressed[0], py - pressed[1]) < STILL) choose(px, py);
+        pressed = null;
       });
       part.canvas.addEventListener("pointermove", pointer);
       ["pointerup", "pointercancel"].forEach((name) =>

@@ -713,6 +713,12 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list the files, without publishing.")
     ] = False,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Publish a Space that annotates cells with the model: owner/name on the Hub, or a name and --output."
+        ),
+    ] = None,
 ) -> None:
     """Publish with a card, after a process without cellglot returned the same numbers. Private by default."""
     done = cellglot.publish(
@@ -733,8 +739,33 @@ def publish(
         private=not public,
         overwrite=overwrite,
         dry_run=dry_run,
+        space=space,
     )
     _say(done.summary())
+
+
+@app.command("app")
+def serve_page(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name (see cellglot models), folder or repository of a classifier, adapter or LangCell model; by "
+            "default the classifier of blood that ships with cellglot."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; by default only this machine can open the page.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860 on.")] = None,
+    most_cells: Annotated[
+        int | None, typer.Option(help="Cells that are annotated of a file, else a random sample; 20,000 by default.")
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Serve a page that annotates cells: drop a file, see types, map and reasons, download the result."""
+    from cellglot.verbs.app import app as run
+
+    run(model, host=host, port=port, most_cells=most_cells, open_browser=open_browser)
 
 
 @app.command()

@@ -49,6 +49,7 @@ cellglot.model_cards
 cellglot.model_cards.card
 cellglot.model_cards.prepare
 cellglot.model_cards.publishing
+cellglot.model_cards.space
 cellglot.model_cards.collection
 cellglot.verbs
 cellglot.demo

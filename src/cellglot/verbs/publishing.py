@@ -35,6 +35,7 @@ def publish(
     private: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
+    space: str | None = None,
 ) -> "Published":
     """Publish a model, an adapter, a corpus, a reference or a metric with a card.
 
@@ -77,6 +78,10 @@ def publish(
         Replace the files of an earlier publication.
     dry_run
         Check everything and list the files, without publishing.
+    space
+        Publish a Space that annotates cells with the model, ``owner/name`` on the Hub; or a name alone, with `output`.
+        The Space carries the model and the code that runs it. With `repo`, the model is published there first, and the
+        Space's card links to it.
 
     Returns
     -------
@@ -99,6 +104,22 @@ def publish(
     """
     folder = in_collection(folder) or folder
     folder_kind(as_path(folder))
+    if space is not None:
+        if repo is not None and output is not None:
+            raise ValueError("output is that of the model or of the Space: publish them by two calls")
+        if repo is not None:
+            publish(
+                folder, repo, license=license, training_data=training_data,
+                training_data_license=training_data_license, datasets=datasets,
+                base_model=base_model, base=base, ontology_release=ontology_release, title=title,
+                card=card, evaluation=evaluation, cells=cells, private=private, overwrite=overwrite, dry_run=dry_run,
+            )  # fmt: skip
+        from cellglot.model_cards.space.publishing import publish_space
+
+        return publish_space(
+            as_path(folder), space, output=or_none(output), license=license, title=title if repo is None else None,
+            models=[] if repo is None else [repo], private=private, overwrite=overwrite, dry_run=dry_run,
+        )  # fmt: skip
     if repo is None and output is None and not dry_run:
         raise ValueError("name a repository (owner/name), or a folder by output (--output)")
     from cellglot.model_cards.card.details import read_details

@@ -1,0 +1,1 @@
+"""A page that annotates a visitor's cells on the machine that serves it, with Gradio."""
