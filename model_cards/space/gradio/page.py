@@ -167,7 +167,7 @@ class Page:
                     label="Raw counts",
                     file_count="multiple", file_types=ENDINGS, height=170, elem_id="cg-files",
                 )  # fmt: skip
-                gr.HTML('<p class="cg-formats">.h5ad, 10x .h5, .loom, or matrix.mtx.gz together with its features and barcodes</p>')
+                gr.HTML(views.formats())
             with gr.Tab("Paste a table"):
                 given["text"] = gr.Textbox(
                     label="Genes and counts", placeholder=EXAMPLE, lines=8, max_lines=14, elem_id="cg-text",
@@ -194,6 +194,10 @@ class Page:
     def _outputs(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"progress": gr.HTML(views.waiting(), elem_id="cg-progress")}
         parts["summary"] = gr.HTML("", elem_id="cg-summary")
+        with gr.Row(visible=False, elem_id="cg-shelf") as shelf:
+            parts["h5ad"] = gr.DownloadButton("Download .h5ad", elem_id="cg-h5ad", variant="primary", size="md")
+            parts["csv"] = gr.DownloadButton("Download table (.csv)", elem_id="cg-csv", size="md")
+        parts["shelf"] = shelf
 
         def complete(asked: dict[str, str]) -> list[str]:
             return self.complete(asked)
@@ -206,12 +210,8 @@ class Page:
             server_functions=[complete, gene],
         )  # fmt: skip
         with gr.Row(elem_classes="cg-below"):
-            parts["types"] = gr.HTML("", elem_id="cg-types", min_width=320)
-            parts["cell"] = gr.HTML("", elem_id="cg-cell", min_width=280)
-        with gr.Row(visible=False) as shelf:
-            parts["h5ad"] = gr.DownloadButton("Download .h5ad", elem_id="cg-h5ad", variant="primary", size="md")
-            parts["csv"] = gr.DownloadButton("Download table (.csv)", elem_id="cg-csv", size="md")
-        parts["shelf"] = shelf
+            parts["types"] = gr.HTML("", elem_id="cg-types", min_width=320, scale=5, apply_default_css=False)
+            parts["cell"] = gr.HTML("", elem_id="cg-cell", min_width=290, scale=3, apply_default_css=False)
         return parts
 
     def _connect(self, page: gr.Blocks, given: dict[str, Any], buttons: dict[str, Any], parts: dict[str, Any]) -> None:
@@ -220,7 +220,7 @@ class Page:
 
         def run(example: bool) -> Any:
             def annotate(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-                options = dict(zip(names, values, strict=True))
+                options = {name: "" if value is None else value for name, value in zip(names, values, strict=True)}
                 files = options.pop("files")
                 visit = self.visits.remember(_session(request), files or [])
                 for found in self.annotate(visit, files, options.pop("text"), example=example, **options):
@@ -298,6 +298,11 @@ def theme() -> gr.themes.Base:
     return gr.themes.Base(
         primary_hue="blue", secondary_hue="slate", neutral_hue="slate", radius_size="lg", font=fonts,
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "monospace"),
+    ).set(
+        button_primary_background_fill="#1f5fa8", button_primary_background_fill_hover="#174a85",
+        button_primary_background_fill_dark="#2c6fbb", button_primary_background_fill_hover_dark="#3a80cf",
+        button_primary_text_color="#ffffff", body_background_fill="#ffffff", body_background_fill_dark="#0c1117",
+        block_background_fill_dark="#121922",
     )  # fmt: skip
 
 

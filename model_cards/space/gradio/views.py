@@ -68,6 +68,11 @@ def progress(step: int, done: int = 0, total: int = 0) -> str:
     return str(_parts().progress(STEPS, step, done, total, share))
 
 
+def formats() -> str:
+    """Return which files can be dropped."""
+    return str(_parts().formats())
+
+
 def refused(sentence: str) -> str:
     """Return why cells were refused."""
     return str(_parts().refused(sentence))
@@ -81,10 +86,15 @@ def summary(result: Annotated) -> str:
     numbers = [
         (f"{len(result.found):,}", "cell" if len(result.found) == 1 else "cells"),
         (f"{sum(row['typed'] for row in rows):,}", "types found"),
-        (f"{typed / max(len(result.found), 1):.0%}", "cells with a type"),
-        (f"{report.coverage:.0%}", "of counts on known genes"),
+        (_share(typed / max(len(result.found), 1)), "cells with a type"),
+        (_share(report.coverage), "of counts on known genes"),
     ]
     return str(_parts().summary(headline(result), numbers, audit(result)))
+
+
+def _share(value: float) -> str:
+    """Return a share in percent; 100% only where it is all."""
+    return f"{value:.0%}" if value in (0, 1) or 0.005 <= value < 0.995 else f"{min(max(value, 0.001), 0.999):.1%}"
 
 
 def types(result: Annotated) -> str:
@@ -170,6 +180,7 @@ __all__ = [
     "asset",
     "cell",
     "cell_map",
+    "formats",
     "gene_colouring",
     "hero",
     "no_cell",
