@@ -205,6 +205,5 @@ def test_the_model_that_ships_names_the_checksums_of_its_data():
     record = json.loads(Path(cellglot.model_path("blood-exceiver"), "collection_run.json").read_text())
     sums = {data["name"]: data["sha256"] for data in record["recipe"]["sets"] if data["training"]}
     assert len(sums) >= 15 and all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in sums.values())
-    assert all(
-        data["license"] and "GPL" not in data["license"] for data in record["recipe"]["sets"] if data["training"]
-    )
+    used = [data["license"] for data in record["recipe"]["sets"] if data["training"]]
+    assert all(used) and not any(terms.startswith("GPL") for terms in used)  # of the cells; packages may be under it
