@@ -30,11 +30,13 @@ def run(
 ) -> None:
     """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
     from cellglot.model_cards.collection.build import build
+    from cellglot.model_cards.endpoint.staging import stage_endpoint
     from cellglot.model_cards.prepare.staging import stage_code
     from cellglot.modeling.collection import collection_folder, model_path
 
     if code:
-        typer.echo(f"{model_path(name)}: {', '.join(stage_code(model_path(name)))}")
+        copied = [*stage_code(model_path(name)), *stage_endpoint(model_path(name))]
+        typer.echo(f"{model_path(name)}: {', '.join(copied)}")
         return
     if data is None:
         raise ValueError("name the folder of the data sets by --data")

@@ -19,6 +19,7 @@ from cellglot.model_cards.card.example_outputs import make_examples
 from cellglot.model_cards.card.facts import SYSTEMS, ModelFacts, find_folder, gather_runs, purpose_of, system_kind
 from cellglot.model_cards.card.render import check_labels, render_model_card
 from cellglot.model_cards.checks.clean_process import Outcome, visit_here
+from cellglot.model_cards.endpoint.staging import stage_endpoint
 from cellglot.model_cards.prepare.staging import (
     ADAPTER_FILES,
     MODEL_FILES,
@@ -64,6 +65,7 @@ def prepare_model(source: Source, target: Path) -> Prepared:
     facts.new_weights = dict(before.new_weights)
     clean_tokenizer_config(target)
     stage_code(target)
+    stage_endpoint(target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
 
@@ -101,6 +103,7 @@ def prepare_adapter(source: Source, target: Path) -> Prepared:
     facts.adapter = adapter | _published_base(facts)
     write_json(target / "adapter_config.json", read_json(target / "adapter_config.json") | _published_base(facts))
     stage_code(target)
+    stage_endpoint(target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
 

@@ -44,7 +44,7 @@ cellglot.training.families
 cellglot.training.pretraining
 cellglot.training.finetuning
 cellglot.training.pretrain
-cellglot.model_cards.checks
+cellglot.model_cards.checks cellglot.model_cards.endpoint
 cellglot.model_cards
 cellglot.model_cards.card
 cellglot.model_cards.prepare
