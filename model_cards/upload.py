@@ -27,7 +27,7 @@ def check_repository(api: HfApi, repo: str, repo_type: str, overwrite: bool) -> 
     if repo.count("/") != 1:
         raise ValueError(f"{repo!r} is not a name of a repository: write owner/name")
     exists = api.repo_exists(repo, repo_type=repo_type)
-    if exists and not overwrite:
+    if exists and not overwrite and _holds_files(api, repo, repo_type):
         raise RepositoryExistsError(
             f"the {repo_type} repository {repo} exists: choose another name, or replace its files by --overwrite"
         )
@@ -46,7 +46,8 @@ def upload(
 ) -> str:
     """Upload the files of a folder in one commit, which deletes all other files of the repository; return its address.
 
-    A new repository is deleted again if the upload fails.
+    A new repository is deleted again if the Hub refuses the upload. If the upload is interrupted, it stays, empty: the
+    same call resumes the upload, and does not send large files again that arrived.
 
     Parameters
     ----------
@@ -67,15 +68,29 @@ def upload(
     if not exists:
         more: dict[str, Any] = {"space_sdk": space_sdk} if repo_type == "space" else {}
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=False, **more)
-    commit = None
+    message = f"Publish {repo.split('/')[1]} with cellglot"
     try:
-        commit = api.create_commit(
-            repo, operations, commit_message=f"Publish {repo.split('/')[1]} with cellglot", repo_type=repo_type
-        )
-    finally:
-        if commit is None and not exists:
+        return api.create_commit(repo, operations, commit_message=message, repo_type=repo_type).commit_url
+    except (Exception, KeyboardInterrupt) as error:
+        if not exists and _is_refused(error):
             _delete(api, repo, repo_type)
-    return commit.commit_url
+        elif not exists:
+            logger.warning(
+                f"the upload was interrupted, and the {repo_type} repository {repo} is still empty: "
+                "publish again to resume it; large files that arrived are not sent again"
+            )
+        raise
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the Hub refused what was sent, so that sending it again does not help."""
+    response = getattr(error, "response", None)
+    return isinstance(error, ValueError) or 400 <= getattr(response, "status_code", 0) < 500
+
+
+def _holds_files(api: HfApi, repo: str, repo_type: str) -> bool:
+    """Whether there is more in a repository than the Hub puts into a new one."""
+    return any(name not in KEPT_ON_THE_HUB for name in api.list_repo_files(repo, repo_type=repo_type))
 
 
 def _delete(api: HfApi, repo: str, repo_type: str) -> None:

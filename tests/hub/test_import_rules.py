@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from cellglot.model_cards.endpoint.staging import HANDLER_FILES
+
 
 ROOT = Path(__file__).parents[2]
 HUB_NAMES = (
@@ -57,6 +59,7 @@ def all_files():
 
 def hub_files():
     named = {p for top in ("modeling", "tokenization") for n in HUB_NAMES for p in (ROOT / top).glob(f"{n}.py")}
+    named |= {ROOT / "model_cards" / "endpoint" / name for name in HANDLER_FILES}
     return sorted(named.union(*(needed(p) for p in named)))
 
 

@@ -47,6 +47,7 @@ def test_a_metric_is_a_space(hub, folder):
 
 def test_a_repository_that_exists_needs_overwrite(hub, folder):
     hub.repo_exists.return_value = True
+    hub.list_repo_files.return_value = [".gitattributes", "README.md"]
     with pytest.raises(RepositoryExistsError, match="the dataset repository owner/name exists: .* --overwrite"):
         upload(hub, folder, "owner/name", "dataset", private=True, overwrite=False)
     hub.create_commit.assert_not_called()
@@ -62,15 +63,29 @@ def test_overwriting_deletes_what_is_left_of_before_in_the_same_commit(hub, fold
     assert len([o for o in operations if isinstance(o, CommitOperationAdd)]) == 2
 
 
-def test_a_repository_without_its_files_is_deleted_again(hub, folder, caplog):
-    hub.create_commit.side_effect = OSError("the line is down")
-    with pytest.raises(OSError, match="the line is down"):
+def test_a_repository_whose_files_are_refused_is_deleted_again(hub, folder, caplog):
+    hub.create_commit.side_effect = ValueError("Invalid metadata in README.md")
+    with pytest.raises(ValueError, match="Invalid metadata"):
         upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
     hub.delete_repo.assert_called_once_with("owner/name", repo_type="model", missing_ok=True)
     hub.delete_repo.side_effect = OSError("not allowed")
-    with pytest.raises(OSError, match="the line is down"):
+    with pytest.raises(ValueError, match="Invalid metadata"):
         upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
     assert "repository owner/name was created and could not be deleted: publish with --overwrite" in caplog.text
+
+
+def test_an_interrupted_upload_leaves_an_empty_repository_that_the_same_call_fills(hub, folder, caplog):
+    for interruption in (OSError("the line is down"), KeyboardInterrupt()):
+        hub.create_commit.side_effect = interruption
+        with pytest.raises(type(interruption)):
+            upload(hub, folder, "owner/name", "model", private=True, overwrite=False)
+    hub.delete_repo.assert_not_called()
+    assert "publish again to resume it" in caplog.text
+    hub.create_commit.side_effect = None
+    hub.repo_exists.return_value = True
+    hub.list_repo_files.return_value = [".gitattributes"]
+    assert upload(hub, folder, "owner/name", "model", private=True, overwrite=False).endswith("/commit/1")
+    assert hub.create_repo.call_count == 2  # of the calls that were interrupted
 
 
 def test_a_repository_of_before_is_never_deleted(hub, folder):

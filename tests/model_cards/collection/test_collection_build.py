@@ -19,6 +19,7 @@ from cellglot.model_cards.collection.cells import GIVEN, LABEL, prepare
 from cellglot.model_cards.collection.genes import find_genes, make_vocabulary
 from cellglot.model_cards.collection.recipe import RecipeError, read_data_sets, read_recipe
 from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
+from cellglot.model_cards.endpoint.staging import HANDLER_FILES
 from cellglot.modeling import collection
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
@@ -252,11 +253,13 @@ def test_models_that_ship_are_small_and_carry_our_code():
     shipped = collection.shipped_models()
     sizes = {m.name: m.size for m in cellglot.models()}
     assert sum(sizes.values()) <= 40_000_000 and all(size <= 8_000_000 for size in sizes.values())
-    places = [collection.collection_folder().parents[1] / room for room in ("modeling", "tokenization")]
+    rooms = ("modeling", "tokenization", "model_cards/endpoint")
+    places = [collection.collection_folder().parents[1] / room for room in rooms]
     for folder in shipped.values():
         for file in folder.glob("*.py"):
             ours = next(place / file.name for place in places if (place / file.name).exists())
             assert file.read_bytes() == ours.read_bytes(), f"{file}: python -m cellglot.model_cards.collection --code"
+        assert all((folder / name).exists() for name in (*HANDLER_FILES, "requirements.txt"))
 
 
 # -------------------------------------------------------------------- scores

@@ -1,0 +1,204 @@
+"""Publishing to a Hub on this machine by the real client, and taking everything back in a process without cellglot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import close_session
+from local_hub import TOKEN, LocalHub
+from transformers import AutoTokenizer, pipeline
+
+from cellglot.evaluation import metrics
+from cellglot.model_cards import publishing
+from cellglot.model_cards.card.details import CardDetails
+from cellglot.model_cards.checks import clean_process
+from cellglot.model_cards.publishing import publish
+from cellglot.model_cards.upload import RepositoryExistsError
+from cellglot.modeling import ExceiverForSequenceClassification
+
+
+TAKEN_BACK = """
+import importlib.util, json, sys
+import torch
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+first, cells = json.loads(arguments[0])
+given = {}
+own = {"trust_remote_code": True}
+for revision in (first, "main"):
+    model = AutoModelForSequenceClassification.from_pretrained("lab/classifier", revision=revision, **own).eval()
+    tokenizer = AutoTokenizer.from_pretrained("lab/classifier", revision=revision, **own)
+    batch = tokenizer(cells, return_tensors="pt")
+    with torch.inference_mode():
+        given[revision] = model(**batch).logits.tolist()
+given["classes"] = type(model).__module__.split(".")[0]
+given["pipeline"] = pipeline("cell-type-annotation", model="lab/classifier", **own)(cells)
+adapted = AutoModelForSequenceClassification.from_pretrained("lab/adapter", **own).eval()
+with torch.inference_mode():
+    given["adapter"] = adapted(**batch).logits.tolist()
+try:
+    AutoTokenizer.from_pretrained("lab/classifier", token=False, force_download=True, **own)
+except OSError as error:
+    given["without token"] = type(error.__cause__).__name__
+rows = load_dataset("lab/cells", split="train", streaming=True)
+given["rows"] = [{"input_ids": row["input_ids"], "cell_type": row["cell_type"]} for row in rows.take(3)]
+folder = snapshot_download("lab/adapter")
+spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+given["endpoint"] = module.EndpointHandler(folder)({"inputs": cells})["labels"]
+print(json.dumps(given))
+"""
+
+
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+DETAILS = {"license": "apache-2.0", "training_data": "700 blood cells.", "training_data_license": "CC BY 4.0"}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """An empty Hub, which the client of this process reaches; waiting before it tries again takes no time."""
+    with LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        patch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)  # a stranger comes at the end
+        close_session()
+        yield hub
+    close_session()
+
+
+@pytest.fixture(scope="module")
+def api(hub):
+    return HfApi(hub.address, token=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def first(hub, api, folders):
+    """The number of the first commit of lab/classifier, whose upload was interrupted once."""
+    details = CardDetails(**DETAILS)
+    hub.break_after = 1
+    with pytest.raises(RuntimeError, match="Error while uploading '.*safetensors'"):
+        publish(folders["classifier"], "lab/classifier", details=details, api=api)
+    hub.break_after, arrived, sent = None, set(hub.objects), hub.uploads()
+    assert api.list_repo_files("lab/classifier") == [".gitattributes"]
+    done = publish(folders["classifier"], "lab/classifier", details=details, api=api)
+    large = {oid for path, oid in hub.repositories["model", "lab/classifier"].commits[-1][1].items()
+             if path.endswith(".safetensors")}  # fmt: skip
+    assert len(large) == 2 and len(large & arrived) == 1 and hub.uploads() - sent == 1
+    assert done.place.startswith(f"{hub.address}/lab/classifier/commit/")
+    return done.place.rpartition("/")[2]
+
+
+@pytest.fixture(scope="module")
+def published(hub, api, first, folders, adapter, corpus, tmp_path_factory):
+    """Folder of the second revision of lab/classifier, after everything else was published."""
+    second = tmp_path_factory.mktemp("second") / "classifier"
+    shutil.copytree(folders["classifier"], second)
+    model = ExceiverForSequenceClassification.from_pretrained(second)
+    with torch.no_grad():
+        model.classifier.weight.mul_(2)
+    model.save_pretrained(second)
+    details = CardDetails(**DETAILS)
+    publish(second, "lab/classifier", details=details, api=api, overwrite=True)
+    publish(folders["exceiver"], "lab/exceiver", details=details, api=api, private=False)
+    of_base = CardDetails(**DETAILS, base_model="lab/exceiver")
+    publish(adapter, "lab/adapter", details=of_base, api=api, base=folders["exceiver"])
+    publish(corpus, "lab/cells", details=details, api=api)
+    metric = Path(next(iter(metrics.__path__)), "cell_type_classification")
+    publish(metric, "lab/cell_type_classification", details=CardDetails(license="apache-2.0"), api=api)
+    return second
+
+
+def logits(folder, cells, **options):
+    tokenizer = AutoTokenizer.from_pretrained(options.pop("tokenizer", folder))
+    model = ExceiverForSequenceClassification.from_pretrained(folder, **options).eval()
+    with torch.inference_mode():
+        return model(**tokenizer(cells, return_tensors="pt")).logits.numpy()
+
+
+def test_everything_is_taken_back_without_cellglot(
+    published, hub, first, folders, adapter, blood, corpus, stranger, tmp_path
+):
+    cells = [{g: int(c) for g, c in zip(blood.var_names, row, strict=True) if c} for row in blood.X[:3].toarray()]
+    environment = {
+        "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+    }  # fmt: skip
+    given = json.loads(stranger(TAKEN_BACK, json.dumps([first, cells]), **environment).splitlines()[-1])
+    assert given["classes"] == "transformers_modules"
+    np.testing.assert_allclose(given[first], logits(folders["classifier"], cells), atol=1e-5)
+    np.testing.assert_allclose(given["main"], logits(published, cells), atol=1e-5)
+    assert np.abs(np.subtract(given[first], given["main"])).max() > 1e-3
+    expected = pipeline("cell-type-annotation", model=str(published))(cells)
+    assert [cell["label"] for cell in given["pipeline"]] == [cell["label"] for cell in expected]
+    adapted = logits(adapter, cells, tokenizer=folders["exceiver"])
+    np.testing.assert_allclose(given["adapter"], adapted, atol=1e-5)
+    names = ExceiverForSequenceClassification.from_pretrained(adapter).config.id2label
+    assert [cell["label"] for cell in given["endpoint"]] == [names[i] for i in adapted.argmax(axis=1)]
+    assert given["without token"] == "RepositoryNotFoundError"
+    shard = pq.read_table(
+        next(corpus.glob("train*.parquet") if any(corpus.glob("train*.parquet")) else corpus.rglob("*train*.parquet"))
+    )
+    assert given["rows"] == shard.select(["input_ids", "cell_type"]).slice(0, 3).to_pylist()
+    assert hub.ranges  # streamed in parts, not as a whole
+
+
+def test_the_hub_keeps_what_is_private_and_refuses_what_is_not_ours(published, hub, api):
+    stranger = HfApi(hub.address, token=False)
+    for name, kind in (("lab/classifier", "model"), ("lab/cells", "dataset"), ("lab/nothing", "model")):
+        with pytest.raises(RepositoryNotFoundError):
+            stranger.repo_info(name, repo_type=kind)
+    assert stranger.model_info("lab/exceiver").private is False
+    with pytest.raises(HfHubHTTPError, match="401"):
+        publish(published, "lab/new", details=CardDetails(**DETAILS), api=stranger)
+    assert ("model", "lab/new") not in hub.repositories
+    with pytest.raises(RepositoryExistsError, match="the model repository lab/classifier exists"):
+        publish(published, "lab/classifier", details=CardDetails(**DETAILS), api=api)
+
+
+def test_a_space_is_created_with_its_files(published, hub, api):
+    space = hub.repositories["space", "lab/cell_type_classification"]
+    assert space.settings["sdk"] == "gradio" and space.private
+    files = api.list_repo_files("lab/cell_type_classification", repo_type="space")
+    assert {"README.md", "app.py", "cell_type_classification.py", "requirements.txt"} <= set(files)
+    card = api.hf_hub_download(
+        "lab/cell_type_classification", "README.md", repo_type="space", local_dir=published.parent
+    )
+    assert "sdk: gradio" in Path(card).read_text()
+
+
+def test_models_and_adapters_have_what_an_endpoint_loads(published, api):
+    for name in ("lab/classifier", "lab/adapter", "lab/exceiver"):
+        files = set(api.list_repo_files(name))
+        assert {"handler.py", "requirements.txt", "endpoint_service.py", "endpoint_h5ad.py"} <= files
+
+
+def test_a_download_that_was_cut_short_is_resumed(published, hub, api, tmp_path):
+    """The client of the Hub asks for the rest of a file, by its ETag and a range."""
+    content = hub.objects[hub.repositories["model", "lab/classifier"].commits[-1][1]["model.safetensors"]]
+    cut = len(content) // 2
+    whole = api.hf_hub_download("lab/classifier", "model.safetensors", local_dir=tmp_path / "whole")
+    assert Path(whole).read_bytes() == content
+    part = tmp_path / "part"
+    http_get(f"{hub.address}/lab/classifier/resolve/main/model.safetensors", part.open("wb"), headers=HEADERS)
+    assert part.read_bytes() == content
+    with part.open("r+b") as file:
+        file.truncate(cut)
+        file.seek(cut)
+        http_get(
+            f"{hub.address}/lab/classifier/resolve/main/model.safetensors", file, resume_size=cut,
+            expected_size=len(content), headers=HEADERS,
+        )  # fmt: skip
+    assert part.read_bytes() == content and hub.ranges[-1] == (cut, len(content) - 1)
