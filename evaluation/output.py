@@ -117,6 +117,11 @@ def _add(file: h5py.File, obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: 
         frame, _ = storable_frame(compound_frame(file["obs"], beside))
         del file["obs"]
         write_elem(file, "obs", frame)
+    if isinstance(stored := file.get("obsm"), h5py.Dataset):
+        records = stored[()]
+        matrices = {name: np.asarray(records[name]) for name in records.dtype.names or ()}
+        del file["obsm"]
+        write_elem(file, "obsm", {name: m.reshape(len(m), -1) for name, m in matrices.items()})
     _add_columns(file["obs"], obs)
     for group, added in (("obsm", obsm), ("uns", uns)):
         if group not in file:

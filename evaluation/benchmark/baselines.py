@@ -59,6 +59,25 @@ def majority(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> Baselin
     return BaselineResult("most frequent class", np.full(int(test.sum()), names[counts.argmax()], dtype=object))
 
 
+def pca_neighbors(
+    features: csr_matrix, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0
+) -> BaselineResult:
+    """Predict the majority of 15 neighbours in the principal components of the training cells.
+
+    Parameters
+    ----------
+    features
+        Log counts, shape (cells, genes).
+    labels
+        Class names, shape (cells,).
+    train, test
+        Masks of cells, shape (cells,).
+    """
+    pca = LogCountsPca.fit(features[train], seed=seed)
+    model = KNeighborsClassifier(min(NEIGHBORS, int(train.sum()))).fit(pca.embed(features[train]), labels[train])
+    return BaselineResult("15 neighbours in PCA of log counts", model.predict(pca.embed(features[test])))
+
+
 @dataclass
 class LogCountsPca:
     """Principal components of log counts, the baseline embedding."""
@@ -172,5 +191,6 @@ __all__ = [
     "log_counts",
     "logistic_regression",
     "majority",
+    "pca_neighbors",
     "variable_genes",
 ]

@@ -102,7 +102,8 @@ def evaluate_models(
     ontology
         For labels; by default the blood lineage of the package.
     output
-        Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model.
+        Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model, as pictures and as
+        a page to zoom, hover and colour.
     with_baselines
         Score plain baselines beside the models.
     overwrite
@@ -160,17 +161,18 @@ def evaluate_models(
                 own.clear()
         record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
         record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
+        genes = evaluation_plots.MapGenes(data.cells, data.labels)
         for name, source in named.items():
             model = source
             if not isinstance(model, EvaluatedModel):
                 model = load_evaluated_model(model, name=name, batch_size=chosen.batch_size, device=chosen.device)
-            _evaluate_model(model, name, jobs, wanted, settings_of, record, console)
+            _evaluate_model(model, name, jobs, wanted, settings_of, record, console, genes)
             del model
         for name in BASELINES if with_baselines else ():
             work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
             _run(name, work, {"baseline": True}, settings_of, record, console)
             if name == PCA and folder is not None and work:
-                _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed)
+                _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed, genes)
         record.finish(time.perf_counter() - start)
         result = Evaluation(record, folder)
         if folder is not None and own is not None:
@@ -181,7 +183,8 @@ def evaluate_models(
 
 def _file_names(folder: Path, models: Iterable[str]) -> list[str]:
     """Return the names of all files that this evaluation and an earlier one in the folder write."""
-    return [FILE, TABLE, FIGURE, *_pictures({*models, *models_in(folder), *BASELINES})]
+    every = {*models, *models_in(folder), *BASELINES}
+    return [FILE, TABLE, FIGURE, *_pictures(every), *sorted(map(evaluation_plots.map_file, every))]
 
 
 def _pictures(models: Iterable[str]) -> list[str]:
@@ -199,6 +202,7 @@ def _evaluate_model(
     settings_of: Callable[[str], dict[str, Any]],
     record: EvaluationRecord,
     console: Console,
+    genes: evaluation_plots.MapGenes,
 ) -> None:
     facts = dict(model.facts)
     cache: list[np.ndarray] = []
@@ -217,7 +221,7 @@ def _evaluate_model(
     work = {task: job for task, job in jobs.of_model(model, embedding).items() if task in wanted}
     _run(name, work, facts, settings_of, record, console)
     if record.folder is not None:
-        _draw(name, embedding, jobs.data, record, jobs.settings.seed)
+        _draw(name, embedding, jobs.data, record, jobs.settings.seed, genes)
 
 
 def _run(
@@ -244,17 +248,23 @@ def _run(
 
 
 def _draw(
-    name: str, embedding: Callable[[], np.ndarray], data: LabelledCells, record: EvaluationRecord, seed: int
+    name: str,
+    embedding: Callable[[], np.ndarray],
+    data: LabelledCells,
+    record: EvaluationRecord,
+    seed: int,
+    genes: evaluation_plots.MapGenes,
 ) -> None:
     """Draw the UMAPs of a model that do not exist."""
     assert record.folder is not None
     colours = {by: v for by, v in (("cell type", data.labels), ("batch", data.batches)) if v is not None}
     colours = colours or {"cell": np.array(["cells"] * len(data), dtype=object)}
-    if all((record.folder / evaluation_plots.umap_file(name, by)).exists() for by in colours):
+    files = [evaluation_plots.map_file(name), *(evaluation_plots.umap_file(name, by) for by in colours)]
+    if all((record.folder / file).exists() for file in files):
         return
     values = embedding()
     with drawing(f"the UMAP of {name}", shlex.split(record.content["command"])):
-        evaluation_plots.draw_umap(values, colours, name, record.folder, seed)
+        evaluation_plots.draw_umap(values, colours, name, record.folder, seed, genes)
 
 
 # -------------------------------------------------------------------- arguments
@@ -327,6 +337,9 @@ def _write(result: Evaluation, data: LabelledCells, folder: Path) -> None:
     record = result.record
     pictures = [name for name in _pictures(record.columns) if (folder / name).exists()]
     text = f"# Evaluation on {held}\n\n{result.table()}\n\n{record.summary()}\n\n![scores]({FIGURE})\n"
+    maps = [name for name in map(evaluation_plots.map_file, record.columns) if (folder / name).exists()]
+    if maps:
+        text += f"\nMaps of the cells, to zoom, hover and colour: {', '.join(f'[{n}]({n})' for n in maps)}\n"
     text += "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     write_text(folder / TABLE, text)
     with drawing(folder / FIGURE, shlex.split(record.content["command"])):

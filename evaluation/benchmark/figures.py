@@ -9,13 +9,17 @@ from matplotlib.figure import Figure
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.benchmark.results import Table, metrics_of
+from cellglot.evaluation.cell_plot.genes import GeneValues, gene_values
+from cellglot.evaluation.cell_plot.page import write_page
+from cellglot.evaluation.cell_plot.plot import CellPlot
 from cellglot.evaluation.scores.bootstrap import Score
+from cellglot.tokenization.reading.cells import Cells
 
 
 # The metric that is drawn for each task; accuracy for the others.
 MAIN_METRICS = {"clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc"}
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
-MOST_CELLS = 20_000
+MOST_CELLS, MOST_GENES = 20_000, 60
 
 
 def scores_plot(results: Table, columns: Sequence[str], baselines: Sequence[str], title: str) -> Figure:
@@ -63,8 +67,36 @@ def _ends(score: Score) -> tuple[float, float]:
     return score.value - score.low, score.high - score.value
 
 
+class MapGenes:
+    """Genes for the maps of several models, read once as long as the same cells are shown.
+
+    Parameters
+    ----------
+    cells
+        Opened cells.
+    groups
+        Label of each cell, None if missing; None without labels.
+    """
+
+    def __init__(self, cells: Cells, groups: Sequence[str | None] | None):
+        self.cells, self.groups = cells, groups
+        self._kept: dict[bytes, GeneValues] = {}
+
+    def of(self, shown: np.ndarray) -> GeneValues:
+        """Return the values of genes that tell the labels apart, for the shown cells."""
+        key = shown.tobytes()
+        if key not in self._kept:
+            self._kept = {key: gene_values(self.cells, self.groups, shown, MOST_GENES)}
+        return self._kept[key]
+
+
 def draw_umap(
-    embedding: np.ndarray, colours: dict[str, np.ndarray], name: str, folder: Path, seed: int = 0
+    embedding: np.ndarray,
+    colours: dict[str, np.ndarray],
+    name: str,
+    folder: Path,
+    seed: int = 0,
+    genes: MapGenes | None = None,
 ) -> list[str]:
     """Draw a UMAP of at most 20,000 randomly chosen cells, once for each colouring, as ``umap_NAME_BY.png``.
 
@@ -72,6 +104,8 @@ def draw_umap(
     ----------
     colours
         Name of the colouring (``"cell type"``) -> one label per cell, None if missing.
+    genes
+        Of the cells; with them also ``umap_NAME.html``, a map to zoom, hover and colour.
 
     Returns
     -------
@@ -89,12 +123,28 @@ def draw_umap(
         path = folder / umap_file(name, by)
         plots.save_figure(figure, str(path))
         written.append(path.name)
+    if genes is not None:
+        plot = CellPlot(coordinates, genes.cells.names(), f"{name}: cells", seed, shown)
+        for by, values in colours.items():
+            plot.add_classes(by, values)
+        plot.add_gene_values(genes.of(plot.shown))
+        write_page([plot], folder / map_file(name), f"{name}: cells")
+        written.append(map_file(name))
     return written
+
+
+def map_file(name: str) -> str:
+    """Return the file name of a model's map to zoom, hover and colour."""
+    return "umap_" + _word(name) + ".html"
+
+
+def _word(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 def umap_file(name: str, by: str) -> str:
     """Return the file name of a model's UMAP with one colouring."""
-    return "umap_" + "_".join("".join(c if c.isalnum() else "_" for c in text) for text in (name, by)) + ".png"
+    return f"umap_{_word(name)}_{_word(by)}.png"
 
 
-__all__ = ["draw_umap", "scores_plot", "umap_file"]
+__all__ = ["MapGenes", "draw_umap", "map_file", "scores_plot", "umap_file"]

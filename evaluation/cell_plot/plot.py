@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellglot.evaluation.cell_plot.genes import gene_values
+from cellglot.evaluation.cell_plot.genes import GeneValues, gene_values
 from cellglot.tokenization.reading.cells import Cells
 from cellglot.tokenization.reading.labels import read_labels
 
@@ -31,6 +31,8 @@ class CellPlot:
     ----------
     coordinates
         Shape (cells, 2); NaN for cells without coordinates.
+    rows
+        Numbers of the cells that have coordinates, ascending; by default all. All other values are of all cells.
     names
         Name of each cell, shown where the pointer is.
     title
@@ -45,20 +47,27 @@ class CellPlot:
     """
 
     def __init__(
-        self, coordinates: np.ndarray, names: Sequence[Any] | None = None, title: str = "", seed: int = 0
+        self,
+        coordinates: np.ndarray,
+        names: Sequence[Any] | None = None,
+        title: str = "",
+        seed: int = 0,
+        rows: np.ndarray | None = None,
     ) -> None:
-        finite = np.flatnonzero(np.isfinite(coordinates).all(axis=1))
-        if not len(finite):
+        picked = np.flatnonzero(np.isfinite(coordinates).all(axis=1))
+        if not len(picked):
             raise ValueError("no cell has coordinates: there is nothing to draw")
-        self.n_cells, self.title = len(coordinates), title
-        self.notes = []
-        if len(finite) < self.n_cells:
-            self.notes.append(f"{self.n_cells - len(finite):,} cells without an embedding are not shown.")
-        self.shown = finite
-        if len(finite) > MOST_CELLS:
-            self.shown = np.sort(np.random.default_rng(seed).choice(finite, MOST_CELLS, replace=False))
-            self.notes.append(f"{MOST_CELLS:,} of {len(finite):,} cells are shown, drawn at random.")
-        x, y = np.asarray(coordinates, dtype=np.float64)[self.shown].T
+        self.title, self.notes = title, list[str]()
+        if (without := len(coordinates) - len(picked)) > 0:
+            words = "cell without an embedding is" if without == 1 else "cells without an embedding are"
+            self.notes.append(f"{without:,} {words} not shown.")
+        if len(picked) > MOST_CELLS:
+            self.notes.append(f"{MOST_CELLS:,} of {len(picked):,} cells are shown, drawn at random.")
+            picked = np.sort(np.random.default_rng(seed).choice(picked, MOST_CELLS, replace=False))
+        elif rows is not None and names is not None and len(rows) < len(names):
+            self.notes.append(f"{len(picked):,} of {len(names):,} cells are shown.")
+        self.shown = picked if rows is None else rows[picked]
+        x, y = np.asarray(coordinates, dtype=np.float64)[picked].T
         step = max(np.ptp(x), np.ptp(y), 1e-9) / 65535  # one scale for both axes
         self.x = np.round((x - x.min()) / step).astype("<u2")
         self.y = np.round((y.max() - y) / step).astype("<u2")
@@ -123,7 +132,10 @@ class CellPlot:
             Group of each cell, or None.
         """
         most = min(MOST_GENES, max(10, MOST_GENE_VALUES // len(self)))
-        found = gene_values(cells, groups, self.shown, most)
+        self.add_gene_values(gene_values(cells, groups, self.shown, most))
+
+    def add_gene_values(self, found: GeneValues) -> None:
+        """Add genes whose values were read for the shown cells; see `cellglot.evaluation.cell_plot.genes`."""
         for name, values in zip(found.names, found.values.T, strict=True):
             self.add_numbers(name, values, gene=True, of_shown=True)
 

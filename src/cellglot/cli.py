@@ -774,12 +774,15 @@ def demo(
     labels: Annotated[str | None, typer.Option(help="Column of obs with the classes.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")] = Path("demo_output"),
     quick: Annotated[bool, typer.Option("--quick", help="Train a tenth of the steps.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Pretrain all three models from the start: about ten minutes.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Do all of it on real cells: audit, tokens, pretraining, fine-tuning, evaluation, cards, a report."""
+    """Label real cells by a model that ships, adapt it to their own labels, evaluate, publish, write a report."""
     from cellglot.demo.run import run_demo
 
-    run_demo(cells, labels, output, quick, seed)
+    run_demo(cells, labels, output, quick, full, seed)
 
 
 @app.command()

@@ -107,7 +107,7 @@ def test_many_cells_are_sampled_and_the_plot_says_so(monkeypatch):
     plot.add_numbers("number", np.arange(300))
     plot.add_classes("kind", [f"kind {i % 290}" for i in range(300)])
     data = plot.data()
-    assert "100 of 299 cells are shown, drawn at random" in data["note"] and "1 cells without" in data["note"]
+    assert "100 of 299 cells are shown, drawn at random" in data["note"] and "1 cell without" in data["note"]
     names = json.loads(zlib.decompress(base64.b64decode(data["names"])))
     assert len(names) == 100 and "c7" not in names
     shown = [int(name[1:]) for name in names]

@@ -1,5 +1,7 @@
 """The demo's cells: tokens, labels, splits, and what its parts on single models share."""
 
+import importlib.util
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from anndata import AnnData
-from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.sparse import vstack
 
 from cellglot.evaluation import plots
+from cellglot.evaluation.cell_plot.plot import CellPlot
+from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.embedding import class_names, embed_cells, run_model
 from cellglot.outputs import atomic
 from cellglot.tokenization.corpus.corpus import Corpus
@@ -39,6 +42,8 @@ class DemoData:
         Train a tenth of the steps.
     started
         `time.monotonic` at the start of the demo.
+    again
+        Words of the command that runs this demo again.
     """
 
     source: Path
@@ -49,6 +54,7 @@ class DemoData:
     seed: int
     console: Console
     started: float = field(default_factory=time.monotonic)
+    again: Sequence[str] = ("cellglot", "demo")
 
     def __post_init__(self) -> None:
         self.corpora: dict[str, Corpus] = {}
@@ -57,11 +63,19 @@ class DemoData:
         """Print the name of the next step."""
         self.console.print(f"\n[bold blue]{time.monotonic() - self.started:4.0f} s  {text}[/]")
 
-    def tokenize(self, tokenizer: str, **options: Any) -> Corpus:
-        """Tokenize the cells, a fifth held out; the draw is the same for every tokenizer."""
+    def tokenize(self, tokenizer: Any, name: str = "", **options: Any) -> Corpus:
+        """Tokenize the cells, a fifth held out; the draw is the same for every tokenizer.
+
+        Parameters
+        ----------
+        tokenizer
+            Kind of a new tokenizer, or the tokenizer of a model.
+        name
+            End of the folder's name; by default the kind.
+        """
         corpus = tokenize_corpus(
             [self.source],
-            self.output / f"corpus-{tokenizer}",
+            self.output / f"corpus-{name or tokenizer}",
             tokenizer=tokenizer,
             tokenizer_options=options,
             rename={self.labels: "cell_type"},
@@ -73,7 +87,7 @@ class DemoData:
         if not self.corpora:
             self.console.print(corpus.summary())
             self._read_labels(corpus)
-        self.corpora[tokenizer] = corpus
+        self.corpora[name or tokenizer] = corpus
         return corpus
 
     def _read_labels(self, corpus: Corpus) -> None:
@@ -124,18 +138,27 @@ class DemoData:
         tokenizer = type(corpus.tokenizer()).from_pretrained(folder)
         return embed_cells(model_class.from_pretrained(folder), tokenizer, self.cells, progress=False)
 
-    def umap(self, model_class: Any, folder: Path, corpus: Corpus, what: str) -> Figure:
-        """Embed all cells by a saved model, keep the embedding, and draw it."""
+    def umap(self, model_class: Any, folder: Path, corpus: Corpus, what: str) -> list[CellPlot]:
+        """Embed all cells by a saved model, keep the embedding, and draw it; empty if that fails."""
         embedding = self.embed(model_class, folder, corpus)
         name = what.lower().replace(", ", "-").replace(" ", "-")
         with atomic(self.output / f"embedding-{name}.npy") as temporary:
             np.save(temporary, embedding)
-        coordinates = plots.umap_coordinates(embedding, self.seed)
-        labels = [c if c is not None else "(no label)" for c in self.classes]
-        title = f"{what}: cell embeddings by label (held-out cells are ringed)"
-        figure = plots.embedding_plot(coordinates, labels, title, self.splits == "validation")
-        plots.save_figure(figure, str(self.output / f"umap-{name}.png"))
-        return figure
+        title = f"{what}: cell embeddings by label"
+        with drawing(f"the UMAP of {what}", self.again):
+            coordinates = plots.umap_coordinates(embedding, self.seed)
+            held_out = self.splits == "validation"
+            figure = plots.embedding_plot(
+                coordinates, self.classes, f"{title} (held-out cells are ringed)", held_out, "(no label)"
+            )
+            plots.save_figure(figure, str(self.output / f"umap-{name}.png"))
+            plot = CellPlot(coordinates, self.cells.names(), title)
+            plot.add_classes("label", self.classes, "(no label)")
+            plot.add_classes("split", np.where(held_out, "held out", "training"))
+            plot.add_obs(self.cells, without=[self.labels])
+            plot.add_genes(self.cells, self.classes)
+            return [plot]
+        return []
 
     def classify(self, model_class: Any, folder: Path, corpus: Corpus) -> np.ndarray:
         """Return the classes of the held-out cells by a saved classifier."""
@@ -148,11 +171,9 @@ class DemoData:
 def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: Console) -> Path:
     """Return the file of cells: those that ship with scanpy, or at most `MOST_CELLS` of the caller's."""
     if cells is None:
-        import scanpy
-
         path = output / "pbmc68k_reduced.h5ad"
         with atomic(path) as temporary:
-            scanpy.datasets.pbmc68k_reduced().write_h5ad(temporary)
+            shutil.copyfile(_shipped_cells(), temporary)
         return path
     with read_cells(cells) as opened:
         if labels not in opened.obs.names:
@@ -168,6 +189,16 @@ def prepare(cells: Path | None, labels: str, output: Path, seed: int, console: C
         chosen = np.sort(np.random.default_rng(seed).choice(opened.n_cells, MOST_CELLS, replace=False))
         console.print(f"using {MOST_CELLS:,} of {opened.n_cells:,} cells, drawn at random")
         return _subset(opened, labels, chosen, output / "cells.h5ad")
+
+
+def _shipped_cells() -> Path:
+    """Return the file of 700 blood cells in the installed scanpy, which is not imported."""
+    found = importlib.util.find_spec("scanpy")
+    places = [] if found is None else list(found.submodule_search_locations or [])
+    path = Path(*places[:1], "datasets", "10x_pbmc68k_reduced.h5ad")
+    if not path.is_file():
+        raise ValueError("this installation of scanpy lacks its 700 blood cells: name a file by --cells and --labels")
+    return path
 
 
 def _subset(cells: Cells, labels: str, chosen: np.ndarray, path: Path) -> Path:

@@ -1,41 +1,22 @@
-"""The demo: from a file of real cells to Hub-ready models, with a report."""
+"""What both demos share: the cells, the folder, and the last lines."""
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import transformers
 from rich.console import Console
+from rich.markup import escape
 
-import cellglot
 from cellglot.demo.data import DemoData, prepare
-from cellglot.demo.exceiver import ExceiverDemo
-from cellglot.demo.langcell import LangCellDemo
-from cellglot.demo.report import Picture, Section, Table, write_report
-from cellglot.demo.sccello import ScCelloDemo
-from cellglot.demo.sharing import AdapterDemo, Publisher, SharingDemo
-from cellglot.evaluation import plots
-from cellglot.evaluation.benchmark.baselines import log_counts, logistic_regression, majority
-from cellglot.evaluation.embedding import default_device
-from cellglot.evaluation.scores.classification import classification_scores
-from cellglot.model_cards.checks.clean_process import compare, visit_as_stranger, visit_here
+from cellglot.demo.sharing import Publisher
 from cellglot.outputs import OutputFolder
 from cellglot.tokenization.reading.cells import Cells, read_cells
 from cellglot.training.progress import no_other_bars
 
 
-CLEAN_CELLS = 16
-CLEAN_PROCESSES = 2  # at a time
-MOST_DIFFERENCE = 1e-4
-
-
 @dataclass
 class Demo:
-    """One run of the demo.
+    """One run of a demo.
 
     Parameters
     ----------
@@ -48,7 +29,7 @@ class Demo:
     quick
         Train a tenth of the steps.
     publisher
-        Writes the pretrained models to folders as published; without one nothing is published.
+        Writes models to folders as published; without one nothing is published.
     """
 
     cells: Path | None
@@ -68,184 +49,57 @@ class Demo:
             If results must not be written to the folder; see `OutputFolder`.
         ValueError
             If the file has no such labels.
-        RuntimeError
-            If a saved model computes other numbers in a clean process.
         """
-        console = Console(highlight=False)
-        self.started = time.monotonic()
+        console, started = Console(highlight=False, soft_wrap=True), time.monotonic()
         with OutputFolder(self.output, "demo", [self.cells]) as folder:
-            report = self._run(console)
+            source = prepare(self.cells, self.labels, self.output, self.seed, console)
+            with read_cells(source, rename={self.labels: "cell_type"}) as cells:
+                self.data = DemoData(
+                    source, cells, self.labels, self.output, self.quick, self.seed, console, started,
+                    self.command().split(),
+                )  # fmt: skip
+                report = self.steps(cells)
             folder.finish()
+        self._say_what_is_there(console, time.monotonic() - started)
         return report
 
-    def _run(self, console: Console) -> Path:
-        source = prepare(self.cells, self.labels, self.output, self.seed, console)
-        with read_cells(source, rename={self.labels: "cell_type"}) as cells:
-            self.data = DemoData(source, cells, self.labels, self.output, self.quick, self.seed, console, self.started)
-            self.data.step("audit: are these raw counts, and where")
-            console.print(cells.summary())
-            self.data.step("vocabularies and tokens")
-            self.parts: list[Any] = [ExceiverDemo(self.data), ScCelloDemo(self.data), LangCellDemo(self.data)]
-            self.predictions = {f"{part.name}, pretrained and fine-tuned": part.run() for part in self.parts}
-            tuned = self.parts[1]
-            self.adapter = AdapterDemo(self.data, tuned.name, tuned.folder, tuned.corpus)
-            self.predictions[self.adapter.name] = self.adapter.run()
-            self.data.step("baselines")
-            self._baselines(cells)
-            self.data.step("loading the saved folders in clean processes, without cellglot")
-            self.clean = self._clean_process(cells)
-            models = {part.name: part.folder for part in self.parts}
-            self.sharing = SharingDemo(self.data, models, self.publisher)
-            self.sharing.run()
-        self.data.step("report")
-        report = self._report()
-        console.print(f"[bold]{report}[/] after {time.monotonic() - self.started:.0f} seconds")
-        return report
+    def command(self) -> str:
+        """Return the command of this run, without its output folder."""
+        words = ["cellglot demo"]
+        if self.cells is not None:
+            words.append(f"--cells {self.cells.name} --labels {self.labels}")
+        words += ["--full"] if type(self).__name__ == "FullDemo" else []
+        return " ".join([*words, *(["--quick"] if self.quick else [])])
 
-    def _baselines(self, cells: Cells) -> None:
-        data = self.data
-        labels = np.where(data.labelled, data.classes, "").astype(str)
-        for baseline in (
-            logistic_regression(log_counts(cells), labels, data.train, data.test),
-            majority(labels, data.train, data.test),
-        ):
-            self.predictions[baseline.name] = baseline.predicted
-        self.scores = {n: classification_scores(data.truth, p, seed=self.seed) for n, p in self.predictions.items()}
-        for name, score in self.scores.items():
-            data.console.print(f"{name}: accuracy {score['accuracy'][0]:.3f}, macro F1 {score['macro_f1'][0]:.3f}")
+    def steps(self, cells: Cells) -> Path:
+        """Run every step on the opened cells, and return the path of the report."""
+        raise NotImplementedError
 
-    def _clean_process(self, cells: Cells) -> list[list[str]]:
-        """Run every saved folder here and in a process without cellglot; a row of the report for each."""
-        chosen = np.flatnonzero(self.data.splits == "validation")[:CLEAN_CELLS]
-        texts = ["a blood cell"] * len(chosen)
-        examples = [_counts_by_gene(cells, int(number)) for number in chosen]
-        folders = [folder for part in self.parts for folder in (part.folder, part.classifier_folder)]
-        jobs = [
-            {"kind": "model", "folder": str(folder.resolve()), "cells": examples, "texts": texts} for folder in folders
-        ]
-        rows = []
-        with ThreadPoolExecutor(min(CLEAN_PROCESSES, os.cpu_count() or 1)) as processes:
-            for job, folder, theirs in zip(jobs, folders, processes.map(visit_as_stranger, jobs), strict=True):
-                n_numbers = compare(visit_here(job), theirs, MOST_DIFFERENCE)
-                classes = sorted({made.split(".")[-1] for made in theirs.loaded.values()})
-                rows.append([folder.name, ", ".join(classes), f"{n_numbers:,}"])
-        self.data.console.print(f"same numbers in clean processes for {len(chosen)} cells and {len(folders)} models")
-        return rows
+    def written(self) -> list[tuple[str, str]]:
+        """Return names in the output folder and what they are; those that were not written are not shown."""
+        raise NotImplementedError
 
-    def _report(self) -> Path:
-        data, name = self.data, self.data.source.name
-        report = self.parts[0].corpus.manifest["files"][0]["report"]
-        command = "cellglot demo" if self.cells is None else f"cellglot demo --cells {name} --labels {self.labels}"
-        path = self.output / "report.html"
-        cards = [
-            (f"{len(data.splits):,}", f"cells, {(data.splits == 'validation').sum():,} held out"),
-            (f"{report['matched']:,}", "genes with counts in training cells: the vocabulary"),
-        ]
-        for part in self.parts:
-            cards += part.cards()
-        cards += [
-            (f"{score['accuracy'][0]:.1%}", f"accuracy: {method.split(',')[0]}")
-            for method, score in self.scores.items()
-            if not method.startswith(("most frequent", self.adapter.name))
-        ]
-        sections = [self._audit(report)]
-        for part in self.parts:
-            sections += part.sections()
-        write_report(
-            path,
-            name,
-            f"{name}: audited, tokenized, learned from, classified, saved and loaded again in "
-            f"{time.monotonic() - self.started:.0f} seconds on {default_device()}. Every number on this page was "
-            f"computed by this run of {command}.",
-            cards,
-            [
-                *sections,
-                self.adapter.section(),
-                self._classification(),
-                *self.sharing.sections(),
-                self._strangers(),
-            ],
-            f"cellglot {cellglot.__version__}, seed {self.seed}; made by `{command}`"
-            + (" --quick (a tenth of the training)." if self.quick else "."),
-        )
-        return path
+    def next_commands(self) -> list[str]:
+        """Return what to type next."""
+        raise NotImplementedError
 
-    def _audit(self, report: dict[str, Any]) -> Section:
-        losses = dict(report["largest_losses"])
-        figures, paragraphs = [], []
-        if losses:
-            bars = plots.bars_plot(losses, "Genes lost with the most counts", "counts")
-            figures = [Picture("Largest losses in counts", bars)]
-        else:
-            paragraphs = ["No counts were lost: every expressed gene is in the vocabulary."]
-        table = Table(["genes", "number"], _gene_rows(report))
-        return Section("Audit and gene report", paragraphs, self.data.cells.summary(), table, figures)
-
-    def _classification(self) -> Section:
-        data, figures = self.data, []
-        best = list(self.scores.values())
-        linear = self.scores["logistic regression on log counts"]["accuracy"][0]
-        behind = [p.name for p, s in zip(self.parts, best, strict=False) if s["accuracy"][0] <= linear]
-        for part in self.parts:
-            predicted = self.predictions[f"{part.name}, pretrained and fine-tuned"]
-            figure = plots.confusion_plot(data.truth.tolist(), predicted.tolist(), f"{part.name} on held-out cells")
-            plots.save_figure(figure, str(self.output / f"confusion-{part.name.lower()}.png"))
-            figures.append(Picture(f"Confusion matrix of {part.name}", figure))
-        paragraph = (
-            f"Trained on {int(data.train.sum()):,} cells, tested on {len(data.truth):,} cells held out by "
-            f"{self.parts[0].corpus.manifest['split']['by']} before anything was learned, gene statistics included. "
-            "Intervals are from 1,000 bootstrap samples of these cells."
-        )
-        if behind:
-            listed = " and ".join([", ".join(behind[:-1]), behind[-1]] if len(behind) > 1 else behind)
-            paragraph += f" {listed} {'do' if len(behind) > 1 else 'does'} not beat logistic regression."
-        header = ["method", "accuracy", "95% interval", "macro F1", "95% interval"]
-        rows = [[name, *_score_columns(score)] for name, score in self.scores.items()]
-        return Section("Classification of held-out cells", [paragraph], table=Table(header, rows), figures=figures)
-
-    def _strangers(self) -> Section:
-        paragraph = (
-            "New processes without cellglot loaded these folders by Auto classes, from the code that they contain "
-            f"(transformers {transformers.__version__}), and computed the same numbers."
-        )
-        header = ["folder", "classes", "numbers compared"]
-        loading = _LOADING.format(folder=self.output / "exceiver-classifier")
-        return Section("Saved, and loaded without cellglot", [paragraph], loading, Table(header, self.clean))
+    def _say_what_is_there(self, console: Console, seconds: float) -> None:
+        written = [pair for pair in self.written() if all((self.output / n).exists() for n in pair[0].split(", "))]
+        width = max(len(name) for name, _ in written) + 2
+        console.print(f"\n[bold]Done after {seconds:.0f} seconds. In {escape(str(self.output))}:[/]")
+        for name, what in written:
+            console.print(f"  {escape(name.ljust(width))}{escape(what)}")
+        console.print("[bold]Next:[/]")
+        for command in self.next_commands():
+            console.print(f"  {escape(command)}")
 
 
-_LOADING = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)
-logits = model(**tokenizer(adata, return_tensors="pt")).logits
-labels = [model.config.id2label[i] for i in logits.argmax(dim=1).tolist()]"""
-
-
-def _gene_rows(report: dict[str, Any]) -> list[list[str]]:
-    rows = [["in the file", f"{report['genes']:,}"]]
-    rows += [[f"matched by {rule.replace('_', ' ')}", f"{n:,}"] for rule, n in report["matched_by_rule"].items() if n]
-    rows += [
-        [label, f"{report[key]:,}"]
-        for label, key in (
-            ("not in the vocabulary (no counts in training cells, or unknown)", "unknown"),
-            ("ambiguous names, left out", "ambiguous"),
-            ("duplicates, summed", "summed"),
-            ("cells without a known gene", "cells_without_genes"),
-        )
-    ]
-    return rows
-
-
-def _score_columns(score: dict[str, tuple[float, float, float]]) -> list[str]:
+def score_columns(score: dict[str, tuple[float, float, float]]) -> list[str]:
+    """Return scores and their intervals as texts for a row of a table."""
     columns = []
     for value, low, high in score.values():
         columns += [f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
     return columns
 
 
-def _counts_by_gene(cells: Cells, number: int) -> dict[str, float]:
-    row = cells.counts.rows(number, number + 1)
-    return {str(cells.counts.index[gene]): float(n) for gene, n in zip(row.indices, row.data, strict=True)}
-
-
-__all__ = ["Demo"]
+__all__ = ["Demo", "score_columns"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from cellglot.demo.data import DemoData, series
-from cellglot.demo.report import Picture, Section
+from cellglot.demo.report import Section, draw
 from cellglot.evaluation import plots
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification, ExceiverModel
 from cellglot.training.config import load_config
@@ -58,28 +58,42 @@ class ExceiverDemo:
     def sections(self) -> list[Section]:
         """Return this part of the page."""
         metrics, gene_mean, log = self.pretraining["metrics"], self.gene_mean, self.pretraining["log"]
-        loss = plots.curves_plot(
-            {"training": series(log, "loss"), "held-out": series(log, "eval_masked_mse")},
-            "Masked expression",
-            "mean squared error",
-            {"mean of the gene": gene_mean["mse"]},
-        )
-        variance = plots.curves_plot(
-            {"held-out": series(log, "eval_explained_variance")},
-            "Masked expression of held-out cells",
-            "explained variance",
-            {"mean of the gene": gene_mean["explained_variance"]},
-        )
         fine = self.finetuning["log"]
-        curve = plots.curves_plot(
-            {
-                "training, classification": series(fine, "classification_loss"),
-                "held-out, classification": series(fine, "eval_loss"),
-                "training, masked expression": series(fine, "expression_loss"),
-            },
-            "Fine-tuning Exceiver",
-            "loss",
-        )
+        figures = [
+            *draw(
+                "Loss curves of pretraining",
+                lambda: plots.curves_plot(
+                    {"training": series(log, "loss"), "held-out": series(log, "eval_masked_mse")},
+                    "Masked expression",
+                    "mean squared error",
+                    {"mean of the gene": gene_mean["mse"]},
+                ),
+                self.data.again,
+            ),
+            *draw(
+                "Explained variance of held-out cells",
+                lambda: plots.curves_plot(
+                    {"held-out": series(log, "eval_explained_variance")},
+                    "Masked expression of held-out cells",
+                    "explained variance",
+                    {"mean of the gene": gene_mean["explained_variance"]},
+                ),
+                self.data.again,
+            ),
+            *draw(
+                "Loss curves of fine-tuning",
+                lambda: plots.curves_plot(
+                    {
+                        "training, classification": series(fine, "classification_loss"),
+                        "held-out, classification": series(fine, "eval_loss"),
+                        "training, masked expression": series(fine, "expression_loss"),
+                    },
+                    "Fine-tuning Exceiver",
+                    "loss",
+                ),
+                self.data.again,
+            ),
+        ]
         return [
             Section(
                 "Exceiver: masked expression",
@@ -89,17 +103,12 @@ class ExceiverDemo:
                     f"explained variance {metrics['eval_explained_variance']:.3f}; predicting each gene's mean over "
                     f"the training cells that express it has {gene_mean['mse']:.3f} and "
                     f"{gene_mean['explained_variance']:.3f}.",
-                    "The mean of the model's latents is a cell's embedding. The upper picture shows the pretrained "
+                    "The mean of the model's latents is a cell's embedding. The upper map shows the pretrained "
                     "model, which has seen no label; the lower one the model after fine-tuning on the labels of the "
-                    "cells without a ring.",
+                    "training cells.",
                 ],
-                figures=[
-                    Picture("Loss curves of pretraining", loss),
-                    Picture("Explained variance of held-out cells", variance),
-                    Picture("UMAP of Exceiver's embeddings, pretrained", self.umap_pretrained, "png", wide=True),
-                    Picture("UMAP of Exceiver's embeddings, fine-tuned", self.umap_finetuned, "png", wide=True),
-                    Picture("Loss curves of fine-tuning", curve),
-                ],
+                figures=figures,
+                maps=[*self.umap_pretrained, *self.umap_finetuned],
             )
         ]
 

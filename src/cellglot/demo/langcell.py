@@ -7,9 +7,10 @@ import numpy as np
 from scipy.sparse import vstack
 
 from cellglot.demo.data import DemoData, series
-from cellglot.demo.report import Picture, Section, Table
+from cellglot.demo.report import Section, Table, draw
 from cellglot.evaluation import plots
 from cellglot.evaluation.annotation.by_texts import CellAnnotation, annotate_cells
+from cellglot.evaluation.embedding import class_names
 from cellglot.evaluation.scores.classification import classification_scores
 from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification
@@ -47,7 +48,8 @@ class LangCellDemo:
         """Run every step, and return the predicted classes of the held-out cells."""
         data = self.data
         names = [self.ontology.name(t) for t in self.left_out]
-        data.step(f"LangCell: pretraining on cells and texts without {', '.join(names) or 'leaving types out'}")
+        without = f" without {', '.join(names)}" if names else ""
+        data.step(f"LangCell: pretraining on cells and texts{without}")
         config = load_config("langcell_small.yaml", data.overrides(self.corpus, PRETRAINING_CELLS, 20))
         config.model["cell_config"]["max_position_embeddings"] = LENGTH
         config.data["leave_out"] = self.left_out
@@ -116,10 +118,12 @@ class LangCellDemo:
         """Return this part of the page."""
         log, metrics = self.pretraining["log"], self.pretraining["metrics"]
         names = ("masked_gene_loss", "cell_cell_loss", "cell_text_loss", "matching_loss")
-        losses = plots.curves_plot(
-            {n.removesuffix("_loss").replace("_", " "): series(log, n) for n in names}, "Pretraining LangCell", "loss"
+        losses = {n.removesuffix("_loss").replace("_", " "): series(log, n) for n in names}
+        figures = draw(
+            "Losses of LangCell's pretraining",
+            lambda: plots.curves_plot(losses, "Pretraining LangCell", "loss"),
+            self.data.again,
         )
-        figures = [Picture("Losses of LangCell's pretraining", losses)]
         paragraphs = [
             f"Cells are their {LENGTH - 1} highest-ranked genes, and texts are the names and definitions of their "
             "types. The text encoder starts from random weights and has read only these texts.",
@@ -133,11 +137,14 @@ class LangCellDemo:
             paragraphs.append("Too few labels match cell types: no type was left out for zero-shot annotation.")
             return [Section("LangCell: cells and texts", paragraphs, figures=figures)]
         paragraphs.append(self._judgement())
-        picture = plots.confusion_plot(
-            self.truth.tolist(), self.predicted.tolist(), "Zero-shot, types never trained on"
+        figures += draw(
+            "Confusion matrix of zero-shot annotation",
+            lambda: plots.confusion_plot(
+                self.truth.tolist(), self.predicted.tolist(), "Zero-shot, types never trained on"
+            ),
+            self.data.again,
+            self.data.output / "langcell-zero-shot.png",
         )
-        plots.save_figure(picture, str(self.data.output / "langcell-zero-shot.png"))
-        figures.append(Picture("Confusion matrix of zero-shot annotation", picture))
         return [Section("LangCell: cell types never trained on", paragraphs, table=self._table(), figures=figures)]
 
     def _judgement(self) -> str:
@@ -166,8 +173,8 @@ class LangCellDemo:
 
 
 def _best(annotation: CellAnnotation, scores: np.ndarray) -> np.ndarray:
-    """Name the candidate with the highest score; the first where a cell has none."""
-    return np.array(annotation.candidates.names)[np.nan_to_num(scores, nan=-1.0).argmax(axis=1)]
+    """Name the candidate with the highest score; ``"no prediction"`` where a cell has none."""
+    return class_names(scores, annotation.candidates.names).astype(str)
 
 
 def choose_left_out(types: np.ndarray, ontology: CellOntology, share: float = LEFT_OUT) -> list[str]:

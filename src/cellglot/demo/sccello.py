@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from cellglot.demo.data import DemoData, series
-from cellglot.demo.report import Picture, Section, Table
+from cellglot.demo.report import Section, Table, draw
 from cellglot.evaluation import plots
 from cellglot.evaluation.scores.ontology_agreement import OntologyGeometry, ontology_geometry
 from cellglot.modeling.modeling_sccello import ScCelloForSequenceClassification, ScCelloModel
@@ -96,30 +96,37 @@ class ScCelloDemo:
         """Return this part of the page."""
         metrics, log = self.pretraining["metrics"], self.pretraining["log"]
         labels = self.pretraining["cell_labels"]
-        losses = plots.curves_plot(
-            {
-                "masked genes": series(log, "masked_gene_loss"),
-                "masked genes, held-out": series(log, "eval_masked_gene_loss"),
-                "coherence": series(log, "coherence_loss"),
-                "relational alignment": series(log, "relational_alignment_loss"),
-            },
-            "Pretraining scCello",
-            "loss",
+        figures = draw(
+            "Losses of pretraining",
+            lambda: plots.curves_plot(
+                {
+                    "masked genes": series(log, "masked_gene_loss"),
+                    "masked genes, held-out": series(log, "eval_masked_gene_loss"),
+                    "coherence": series(log, "coherence_loss"),
+                    "relational alignment": series(log, "relational_alignment_loss"),
+                },
+                "Pretraining scCello",
+                "loss",
+            ),
+            self.data.again,
         )
         accuracy = f"{metrics['eval_masked_gene_accuracy']:.1%} of masked genes are found among all genes"
         if "eval_cell_type_accuracy" in metrics:
             accuracy += (
                 f", and {metrics['eval_cell_type_accuracy']:.1%} of cells lie nearest to their type's prototype"
             )
-        figures = [Picture("Losses of pretraining", losses)]
         paragraphs = [
             f"Cells are their {LENGTH - 1} highest-ranked genes. {labels['matched']:,} of {labels['labels']:,} "
             f"training labels match a type of the Cell Ontology. On held-out cells {accuracy}.",
         ]
         if self.geometries:
-            picture = plots.geometry_plot(self.geometries, "Pairs of cell types: ontology and embeddings")
-            plots.save_figure(picture, str(self.data.output / "ontology-geometry.png"))
-            figures.append(Picture("Ontology similarity against cosine of centroids", picture, wide=True))
+            figures += draw(
+                "Ontology similarity against cosine of centroids",
+                lambda: plots.geometry_plot(self.geometries, "Pairs of cell types: ontology and embeddings"),
+                self.data.again,
+                self.data.output / "ontology-geometry.png",
+                wide=True,
+            )
             paragraphs.append(
                 "The picture compares pairs of cell types: their similarity in the ontology, and the cosine of the "
                 "centroids of their held-out cells, for a model trained on masked genes alone and for one trained "
@@ -127,10 +134,8 @@ class ScCelloDemo:
             )
         else:
             paragraphs.append("Fewer than three labels match cell types: there is no comparison with the ontology.")
-        figures.append(Picture("UMAP of scCello's embeddings, pretrained", self.umap, "png", wide=True))
-        return [
-            Section("scCello: masked genes and the Cell Ontology", paragraphs, table=self._table(), figures=figures)
-        ]
+        title = "scCello: masked genes and the Cell Ontology"
+        return [Section(title, paragraphs, table=self._table(), figures=figures, maps=self.umap)]
 
     def _table(self) -> Table | None:
         if not self.geometries:

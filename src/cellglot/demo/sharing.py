@@ -35,12 +35,16 @@ class AdapterDemo:
     ----------
     data
         Cells and their tokens.
+    name, base
+        Name and folder of the model.
     corpus
         The cells, tokenized for it.
+    family
+        Its family.
     """
 
-    def __init__(self, data: DemoData, name: str, base: Path, corpus: Corpus):
-        self.data, self.base, self.corpus = data, base, corpus
+    def __init__(self, data: DemoData, name: str, base: Path, corpus: Corpus, family: str = "sccello"):
+        self.data, self.base, self.corpus, self.family = data, base, corpus, family
         self.name = f"{name} with a LoRA adapter"
         self.folder = data.output / f"{name.lower()}-lora"
 
@@ -49,14 +53,19 @@ class AdapterDemo:
         data = self.data
         data.step(f"{self.name}: fine-tuning")
         overrides = data.overrides(self.corpus, ADAPTER_CELLS, 20)
-        config = load_config(config_name("sccello", "lora"), overrides)
+        config = load_config(config_name(self.family, "lora"), overrides)
         finetune(config, self.base, self.corpus, self.folder, method="lora", overwrite=True)
         self.record = json.loads((self.folder / RUN_FILE).read_text())
-        model = load_with_adapter(self.folder, self.base)
+        self.logits, names = self.read(self.folder, self.base)
+        self.predicted = class_names(self.logits, names)
+        return self.predicted[data.test]
+
+    def read(self, folder: Path, base: Path | None = None) -> tuple[np.ndarray, list[str]]:
+        """Load the adapter from a folder; return the logits of all cells, shape (cells, classes), and the classes."""
+        model = load_with_adapter(folder, base)
         tokenizer = type(self.corpus.tokenizer()).from_pretrained(self.base)
-        logits = run_model(model, tokenizer, data.cells, "logits", progress=False)
-        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        return class_names(logits, names)[data.test]
+        logits = run_model(model, tokenizer, self.data.cells, "logits", progress=False)
+        return logits, [model.config.id2label[i] for i in range(model.config.num_labels)]
 
     def section(self) -> Section:
         """Return this part of the page."""
@@ -68,7 +77,7 @@ class AdapterDemo:
                 f"The adapter of rank {rank} and its head take {adapter:.2f} MB; the base model, which is unchanged, "
                 f"takes {base:.2f} MB. The table below has its accuracy."
             ],
-            f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad",
+            f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad --umap cells.html",
         )
 
 
@@ -86,11 +95,17 @@ class SharingDemo:
         Name -> folder of a pretrained model.
     publisher
         Writes a folder with its card and checks it in a clean process; without one nothing is published.
+    beside
+        Further models to evaluate, which are not published.
+    tasks
+        Of the evaluation.
     """
 
     data: DemoData
     models: dict[str, Path]
     publisher: Publisher | None = None
+    beside: Sequence[Path] = ()
+    tasks: Sequence[str] = TASKS
 
     def run(self) -> None:
         """Evaluate and publish."""
@@ -102,9 +117,9 @@ class SharingDemo:
         with atomic(held_out) as temporary:
             chosen.write_h5ad(temporary)
         self.evaluation: Evaluation = evaluate_models(
-            {folder.name: str(folder) for folder in self.models.values()},
+            {folder.name: str(folder) for folder in (*self.beside, *self.models.values())},
             held_out,
-            TASKS,
+            self.tasks,
             labels="cell_type",
             output=data.output / "evaluation",
             overwrite=True,
@@ -117,22 +132,26 @@ class SharingDemo:
             return
         for name, folder in self.models.items():
             data.step(f"{name}: written with its card, and loaded by a process without cellglot")
-            target = data.output / "published" / folder.name
+            target = self.folder(folder)
             target.parent.mkdir(exist_ok=True)
             done = self.publisher(folder, target, held_out, data.output / "evaluation" / "evaluation.json")
             data.console.print(f"{target}: {len(done.files)} files, {done.compared:,} numbers are the same")
             self.published[name] = done
 
+    def folder(self, model: Path) -> Path:
+        """Return the folder that a model is published to."""
+        return self.data.output / "published" / model.name
+
     def sections(self) -> list[Section]:
         """Return this part of the page."""
         sections = [
             Section(
-                "Pretrained models and baselines in one table",
+                "Models and baselines in one table",
                 [
-                    f"Embeddings of the {len(self.data.truth):,} held-out cells, which no model was trained on: how "
-                    "well clusters match the labels, and how well a linear probe, trained on a part of these cells, "
-                    "predicts the types of the others. evaluation/evaluation.md has 95% intervals from bootstrap "
-                    "samples."
+                    f"Embeddings of the {len(self.data.truth):,} held-out cells, which no training of this run has "
+                    "seen: how well clusters match the labels, and how well a linear probe, trained on a part of "
+                    "these cells, predicts the types of the others. evaluation/evaluation.md has 95% intervals from "
+                    "bootstrap samples."
                 ],
                 table=_table(self.evaluation),
             )

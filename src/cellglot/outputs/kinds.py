@@ -178,7 +178,7 @@ KINDS = {
     ),
     "evaluate": Kind(
         "an evaluation",
-        re.compile(r"evaluation\.(json|md)|scores\.png|umap_\w+\.png"),
+        re.compile(r"evaluation\.(json|md)|scores\.png|umap_\w+\.(png|html)"),
         re.compile(r"(?!)"),
         _evaluated,
         companion=True,
@@ -204,7 +204,7 @@ KINDS = {
     "demo": Kind(
         "a demo",
         re.compile(
-            r"(pbmc68k_reduced|cells|held_out)\.h5ad|report\.html|embedding-[\w-]+\.npy|(umap|confusion)-[\w-]+\.png|"
+            r"(pbmc68k_reduced|cells|held_out|annotated)\.h5ad|(report|cells)\.html|embedding-[\w-]+\.npy|(umap|confusion)-[\w-]+\.png|"
             r"(ontology-geometry|langcell-zero-shot)\.(png|json)"
         ),
         re.compile(r"(?!)"),
