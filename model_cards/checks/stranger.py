@@ -148,8 +148,8 @@ class Visit:
         config = transformers.AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust)
         transformers.set_seed(SEED)
         model = getattr(transformers, self.job["auto_class"]).from_pretrained(
-            base, config=config, trust_remote_code=self.trust
-        )
+            base, config=config, trust_remote_code=self.trust, ignore_mismatched_sizes=True
+        )  # the base may have a head of its own, which that of the adapter replaces
         model = peft.PeftModel.from_pretrained(model, self.folder).eval()
         self._saw("PeftModel", model.get_base_model())
         self._forward("PeftModel", model, self._tokens(base), {})
