@@ -4,20 +4,23 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from anndata.io import sparse_dataset, write_elem
 
 from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.outputs import atomic, check_file, remove_leftovers
 from cellglot.tokenization.reading.cells import Cells
+from cellglot.tokenization.reading.elements import write_element
 from cellglot.tokenization.reading.formats import compound_frame
 from cellglot.tokenization.reading.obs import as_text
 from cellglot.tokenization.reading.storable_table import storable_column, storable_frame, write_column
+
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 KEY = "cellglot"  # prefix of the names of columns and matrices
@@ -64,7 +67,7 @@ def write_annotated(
 
 
 def add_results(
-    adata: AnnData,
+    adata: "AnnData",
     *,
     obs: Mapping[str, Any],
     obsm: Mapping[str, np.ndarray] | None = None,
@@ -83,7 +86,7 @@ def add_matrices(output: Path, obsm: Mapping[str, np.ndarray]) -> None:
         shutil.copyfile(output, temporary)
         with h5py.File(temporary, "r+") as file:
             for name, matrix in obsm.items():
-                write_elem(file["obsm"], name, matrix)
+                write_element(file["obsm"], name, matrix)
 
 
 def check_cells(cells: Cells) -> None:
@@ -100,6 +103,8 @@ def check_cells(cells: Cells) -> None:
 
 def write_counts(cells: Cells, path: Path) -> None:
     """Write raw counts, genes and metadata of cells as ``.h5ad``, counts chunk by chunk."""
+    from anndata.io import sparse_dataset, write_elem
+
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for number, chunk in enumerate(cells.chunks()):
@@ -116,18 +121,24 @@ def _add(file: h5py.File, obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: 
         beside = file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}
         frame, _ = storable_frame(compound_frame(file["obs"], beside))
         del file["obs"]
-        write_elem(file, "obs", frame)
+        _write_frame(file, frame)
     if isinstance(stored := file.get("obsm"), h5py.Dataset):
         records = stored[()]
         matrices = {name: np.asarray(records[name]) for name in records.dtype.names or ()}
         del file["obsm"]
-        write_elem(file, "obsm", {name: m.reshape(len(m), -1) for name, m in matrices.items()})
+        write_element(file, "obsm", {name: m.reshape(len(m), -1) for name, m in matrices.items()})
     _add_columns(file["obs"], obs)
     for group, added in (("obsm", obsm), ("uns", uns)):
         if group not in file:
-            write_elem(file, group, {})
+            write_element(file, group, {})
         for name, value in added.items():
-            write_elem(file[group], name, value)
+            write_element(file[group], name, value)
+
+
+def _write_frame(file: h5py.File, frame: pd.DataFrame) -> None:
+    from anndata.io import write_elem
+
+    write_elem(file, "obs", frame)
 
 
 def _add_columns(table: h5py.Group, columns: Mapping[str, Any]) -> None:

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from anndata import AnnData
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
-from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
 from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.evaluation.output import (
@@ -22,15 +20,20 @@ from cellglot.evaluation.output import (
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
 from cellglot.modeling.any_model import load_cell_text_model
 from cellglot.outputs import check_files
-from cellglot.tokenization.ontology.candidates import Candidates
 from cellglot.tokenization.reading.cells import Cells, read_cells
+
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellglot.tokenization.ontology.candidates import Candidates
 
 
 def annotate_file(
     model: str | Path,
     cells: Path,
     output: Path,
-    candidates: Candidates | None = None,
+    candidates: "Candidates | None" = None,
     *,
     adapter: str | Path | None = None,
     table: Path | None = None,
@@ -114,7 +117,7 @@ def annotate_file(
 
 
 def load_annotator(
-    model: str | Path, candidates: Candidates | None, adapter: str | Path | None = None, dtype: str | None = None
+    model: str | Path, candidates: "Candidates | None", adapter: str | Path | None = None, dtype: str | None = None
 ) -> tuple[Any, Any]:
     """Load a text model and its processor if there are candidates, else a classifier and its tokenizer."""
     return load_classifier(model, adapter, dtype) if candidates is None else load_cell_text_model(model, dtype)
@@ -123,7 +126,7 @@ def load_annotator(
 def _annotated(
     loaded: tuple[Any, Any],
     opened: Cells,
-    candidates: Candidates | None,
+    candidates: "Candidates | None",
     source: str | Path,
     *,
     layer: str | None,
@@ -133,13 +136,15 @@ def _annotated(
     if candidates is None:
         calibration = AnnotationCalibration.load(source)
         return classify_cells(*loaded, opened, calibration=calibration, set_coverage=set_coverage, **options)
+    from cellglot.evaluation.annotation.by_texts import annotate_cells
+
     return annotate_cells(*loaded, opened, candidates, layer=layer, **options)
 
 
 def annotate_anndata(
     loaded: tuple[Any, Any],
-    adata: AnnData,
-    candidates: Candidates | None = None,
+    adata: "AnnData",
+    candidates: "Candidates | None" = None,
     *,
     facts: Mapping[str, str],
     plot: Path | None = None,

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix
 
 from cellglot.evaluation.search.retrieval import nearest
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
+
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 CELLS_AT_ONCE = 4096
 TEMPERATURES = (1e-3, 1e2)
 
 
-def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -> csr_matrix:
+def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -> "csr_matrix":
     """Return the graph that averages scores over each cell and its nearest neighbours by cosine, with equal weights.
 
     The search is exact; its time is quadratic in the number of cells.
@@ -32,6 +35,8 @@ def neighbor_graph(embedding: np.ndarray, neighbors: int, device: str = "cpu") -
     scipy.sparse.csr_matrix
         Shape (cells, cells); each row sums to 1.
     """
+    from scipy.sparse import csr_matrix
+
     if neighbors < 1:
         raise ValueError(f"neighbors={neighbors} must be at least 1")
     n_cells = len(embedding)
@@ -109,6 +114,8 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> tuple[float, flo
     tuple
         Temperature; mean negative log likelihood without and with it.
     """
+    from scipy.optimize import minimize_scalar
+
     if not len(classes):
         raise ValueError("no label matches a candidate: there are no cells to calibrate on")
     logs = np.log(np.maximum(scores, 1e-30)).astype(np.float64)

@@ -159,14 +159,31 @@ def carry_column(reference: Reference, name: str, numbers: np.ndarray) -> Carrie
     share = np.full(len(numbers), np.nan, dtype=np.float32)
     for start in range(0, len(numbers), CELLS_AT_ONCE):
         block = slice(start, start + CELLS_AT_ONCE)
-        voters = np.where(numbers[block] >= 0, codes[numbers[block]], -1)
-        votes = (voters[:, :, None] == voters[:, None, :]).sum(axis=2)
-        votes[voters < 0] = 0
-        best = votes.argmax(axis=1)[:, None]
-        chosen[block] = np.take_along_axis(voters, best, 1)[:, 0]
-        share[block] = np.take_along_axis(votes, best, 1)[:, 0] / numbers.shape[1]
+        chosen[block], share[block] = vote(np.where(numbers[block] >= 0, codes[numbers[block]], -1))
     share[~mapped] = np.nan
     return CarriedColumn(name, np.array([*labels, None], dtype=object)[chosen], share)
+
+
+def vote(voters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most frequent label of the nearest cells, of equally frequent ones that of the nearest cell.
+
+    Parameters
+    ----------
+    voters
+        Label of each of the nearest cells, the nearest first, -1 for none; shape (cells, k).
+
+    Returns
+    -------
+    chosen
+        Label of each cell, -1 where no cell votes; shape (cells,).
+    share
+        Share of the nearest cells that have it, float32, shape (cells,).
+    """
+    votes = (voters[:, :, None] == voters[:, None, :]).sum(axis=2)
+    votes[voters < 0] = 0
+    best = votes.argmax(axis=1)[:, None]
+    share = np.take_along_axis(votes, best, 1)[:, 0] / voters.shape[1]
+    return np.take_along_axis(voters, best, 1)[:, 0], share.astype(np.float32)
 
 
 def reference_values(reference: Reference, name: str) -> np.ndarray:
@@ -243,4 +260,4 @@ def _counted(labels: CarriedColumn) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["CarriedColumn", "MappedCells", "carry_column", "choose_columns", "novelty_of"]
+__all__ = ["CarriedColumn", "MappedCells", "carry_column", "choose_columns", "novelty_of", "vote"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import cellglot
+from cellglot.light_start import start_light
 from cellglot.lists import split_list, split_pairs, split_paths, split_settings, to_dict
 from cellglot.outputs.caches import use_writable_caches
 
@@ -260,6 +261,7 @@ def embed(
     overwrite: Overwrite = False,
 ) -> None:
     """Embed cells, and draw them."""
+    start_light()
     report = cellglot.embed(
         cells,
         model,
@@ -372,6 +374,7 @@ def annotate(
     *named, cells = model_and_cells
     if not named and not Path(cells).is_file() and _is_model(cells):
         raise ValueError(f"{cells} is a model: name a file of cells after it")
+    start_light()
     report = cellglot.annotate(
         cells,
         named[0] if named else None,
@@ -423,6 +426,7 @@ def query(
     overwrite: Overwrite = False,
 ) -> None:
     """Find the cells that a sentence describes best."""
+    start_light()
     report = cellglot.query(
         cells,
         text,
@@ -461,6 +465,7 @@ def index(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a reference of cells, to which cellglot map maps others."""
+    start_light()
     report = cellglot.index(
         cells,
         model,
@@ -508,6 +513,7 @@ def map_cells(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry labels and other columns of a reference over to cells, by their nearest cells."""
+    start_light()
     report = cellglot.map(
         cells,
         reference,

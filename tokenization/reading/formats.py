@@ -12,6 +12,7 @@ import pandas as pd
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.gene_vocabulary import ID_COLUMNS, NAME_COLUMNS
 from cellglot.tokenization.reading.bounded_text import read_names
+from cellglot.tokenization.reading.chunk_counts import absent_chunks, expected_chunks
 from cellglot.tokenization.reading.errors import CellFileError, reading
 from cellglot.tokenization.reading.groups import Hdf5Group, open_zarr
 from cellglot.tokenization.reading.hdf5_arrays import fast_array
@@ -28,7 +29,6 @@ from cellglot.tokenization.reading.refusals import (
 )
 from cellglot.tokenization.reading.table_checks import MOST_COLUMNS, check_length, check_table
 from cellglot.tokenization.reading.zarr_arrays import checked_arrays
-from cellglot.tokenization.reading.zarr_chunks import absent_chunks, expected_chunks
 
 
 # Attributes of loom that name cells and genes, in lower case; the first that is found is taken.

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import zarr
 
 from cellglot.tokenization.reading.errors import CellFileError
 from cellglot.tokenization.reading.hdf5_arrays import missing_filter
-from cellglot.tokenization.reading.zarr_chunks import InsideStore, check_chunks
 
 
 MOST_MEMBERS = 20_000  # of a group that is listed
@@ -170,6 +168,8 @@ class ZarrGroup(FileGroup):
     """A group of zarr, opened on an `InsideStore`; the sizes of its arrays are compared with what is stored."""
 
     def __iter__(self) -> Iterator[str]:
+        from cellglot.tokenization.reading.zarr_chunks import InsideStore
+
         store = self._group.store
         if isinstance(store, InsideStore) and (n := store.count(self._group.path, MOST_MEMBERS)) > MOST_MEMBERS:
             raise self._too_many(n)
@@ -180,6 +180,10 @@ class ZarrGroup(FileGroup):
 
     def __getitem__(self, name: Any) -> Any:
         """Return a member: a group like this one, or an array of zarr that was checked."""
+        import zarr
+
+        from cellglot.tokenization.reading.zarr_chunks import check_chunks
+
         item = self._group[name]
         if isinstance(item, zarr.Group):
             return ZarrGroup(item)
@@ -189,6 +193,10 @@ class ZarrGroup(FileGroup):
 
 def open_zarr(path: Path) -> ZarrGroup:
     """Open a zarr store for reading; keys outside of its folder are refused when they are read."""
+    import zarr  # slow to import, and most files are HDF5
+
+    from cellglot.tokenization.reading.zarr_chunks import InsideStore
+
     return ZarrGroup(zarr.open_group(InsideStore(path), mode="r"))
 
 

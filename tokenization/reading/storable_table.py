@@ -7,8 +7,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import write_elem
 
+from cellglot.tokenization.reading.elements import write_element
 from cellglot.tokenization.reading.labels import value_text
 from cellglot.tokenization.reading.obs import with_type
 
@@ -125,7 +125,7 @@ def write_column(group: Any, name: str, column: Any) -> None:
     """Write a column from `storable_column` to a group of HDF5 or zarr, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_elem(group, name, column)
+        write_element(group, name, column)
 
 
 def _without_index(column: Any) -> Any:

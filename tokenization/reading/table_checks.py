@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import zarr
 
+from cellglot.tokenization.reading.chunk_counts import absent_chunks
 from cellglot.tokenization.reading.errors import CellFileError
 from cellglot.tokenization.reading.obs import COLUMN_PARTS, as_text
-from cellglot.tokenization.reading.zarr_chunks import absent_chunks
 
 
 MOST_COLUMNS = 10_000
@@ -130,7 +129,7 @@ def _check_chunks(parts: dict[str, Any], label: str, notes: list[str], names: bo
         if not absent or part == "mask":  # zarr writes no chunk of a mask without missing values
             continue
         lost = f"{label} lacks {absent:,} of its chunks of {part}"
-        is_text = not isinstance(array, zarr.Array) or np.dtype(array.dtype).kind not in "biufM"
+        is_text = np.dtype(array.dtype).kind not in "biufM"
         if (names or part == "categories") and (is_text or array.shape[0] > 1):
             raise CellFileError(f"{lost}: the copy is incomplete, copy the store again")
         if part == "codes" and n_categories > 1:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import zarr
 
+from cellglot.tokenization.reading.chunk_counts import absent_chunks, expected_chunks
 from cellglot.tokenization.reading.errors import CellFileError
-from cellglot.tokenization.reading.zarr_chunks import absent_chunks, expected_chunks
 
 
 class CheckedArray:
@@ -19,7 +18,7 @@ class CheckedArray:
         Called once if chunks are missing; raises if these cannot be zeros.
     """
 
-    def __init__(self, array: zarr.Array, check: Callable[[], None]):
+    def __init__(self, array: Any, check: Callable[[], None]):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self._check: Callable[[], None] | None = check
 
@@ -62,7 +61,7 @@ def checked_arrays(group: Any, n_minor: int) -> tuple[Any, Any, Any]:
     return CheckedArray(data, check_data), CheckedArray(indices, check_indices), CheckedArray(indptr, check_indptr)
 
 
-def _missing(array: zarr.Array, why: str) -> CellFileError:
+def _missing(array: Any, why: str) -> CellFileError:
     n = absent_chunks(array)
     return CellFileError(
         f"{array.name.lstrip('/')}: {n:,} of {expected_chunks(array):,} chunks {'is' if n == 1 else 'are'} missing "

@@ -1,8 +1,7 @@
-"""Check chunks of zarr on disk: that they exist, are inside the store, and are as large as declared."""
+"""Check chunks of zarr on disk: that they are inside the store, and are as large as declared."""
 
 import math
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from cellglot.tokenization.reading.chunk_counts import expected_chunks, present_chunks
 from cellglot.tokenization.reading.errors import CellFileError
 from cellglot.tokenization.reading.inflation import inflates_beyond
 
@@ -23,8 +23,6 @@ LONGEST_TEXTS = 1 << 10  # bytes, on average over a chunk
 LARGEST_CHUNK_OF_TEXTS = 1 << 28  # bytes, or `USUAL_TEXT` for each text
 USUAL_TEXT = 1 << 6  # bytes
 WIDEST_STORED = 8  # filters may store a number in a type that is wider by this factor
-
-_CHUNK = re.compile(r"\d+(\.\d+)*")
 
 
 class InsideStore(LocalStore):
@@ -120,41 +118,6 @@ def _inner_chunks(stored: np.ndarray, n: int) -> list[np.ndarray]:
     return [stored, *(stored[start : start + length] for start, length in within)]
 
 
-def expected_chunks(array: zarr.Array) -> int:
-    """Return the number of chunks, or of shards, of an array that is completely stored."""
-    return math.prod(-(-n // length) for n, length in zip(array.shape, array.shards or array.chunks, strict=True))
-
-
-def present_chunks(array: zarr.Array) -> int:
-    """Count the chunks (shards) of an array in its folder, without reading them."""
-    store = array.store
-    if not isinstance(store, LocalStore):
-        return min(expected_chunks(array), array.nchunks_initialized)
-    folder = store.root / array.path
-    if not folder.is_dir():
-        return 0
-    deepest = folder / "c" if array.metadata.zarr_format == 3 else folder
-    return _count_chunks(deepest, array.ndim) if deepest.is_dir() else 0
-
-
-def _count_chunks(folder: Path | str, levels: int) -> int:
-    n = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not _CHUNK.fullmatch(entry.name):
-                continue
-            if not entry.is_dir(follow_symlinks=False):
-                n += 1
-            elif levels > 1:
-                n += _count_chunks(entry.path, levels - 1)
-    return n
-
-
-def absent_chunks(array: Any) -> int:
-    """Count missing chunks: the writer left them out because they are zeros, or a copy lost them. HDF5 has none."""
-    return max(expected_chunks(array) - present_chunks(array), 0) if isinstance(array, zarr.Array) else 0
-
-
 def check_chunks(array: zarr.Array) -> None:
     """Refuse an array that declares far more than its chunks can contain."""
     if isinstance(array.store, InsideStore):
@@ -187,4 +150,4 @@ def _stored_bytes(array: zarr.Array) -> int:
     )
 
 
-__all__ = ["InsideStore", "absent_chunks", "check_chunks", "expected_chunks", "present_chunks"]
+__all__ = ["InsideStore", "check_chunks"]
