@@ -4,8 +4,8 @@ python -m cellglot.model_cards.collection blood-exceiver --data ../shared/data -
 python benchmarks/label_transfer.py --build collection_build/blood-exceiver
 
 The first command keeps a model for each laboratory that is left out, and what it says of these cells. The reference
-are labelled cells of the other laboratories, about 3,000, embedded by that model; cells of the laboratory that was left
-out get the label of most of their 15 nearest cells, as `cellglot map` gives it. Beside it: a reference of the one
+are labelled cells of the other laboratories, about 3,000, embedded by that model; cells of the left-out laboratory
+get the label of most of their 15 nearest cells, as `cellglot map` gives it. Beside it: a reference of the one
 laboratory with most labelled cells, which often lacks types of the others. The classifier is the head of the same
 model, trained on all labelled cells of the same laboratories, scored on the same cells. Target: the mean macro F1 of
 the mapping is at most 0.02 below that of the classifier.

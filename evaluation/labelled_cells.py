@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
@@ -74,7 +75,9 @@ class LabelledCells:
             parts.append(chunk[inside - first])
             first += chunk.shape[0]
         matrix = csr_matrix((0, self.cells.n_genes)) if not parts else vstack(parts, format="csr")
-        return AnnData(matrix[np.argsort(order, kind="stable")], var=self.cells.var)
+        counts = self.cells.counts  # its names of genes are those that models read: of mouse the human orthologs
+        var = pd.DataFrame(dict(counts.columns or {}), index=pd.Index([str(g) for g in counts.index]))
+        return AnnData(matrix[np.argsort(order, kind="stable")], var=var)
 
     def facts(self) -> dict[str, Any]:
         """Return a description as plain types, for JSON."""
@@ -102,6 +105,7 @@ def open_labelled_cells(
     batches: str | None = None,
     donors: str | None = None,
     layer: str | None = None,
+    species: str | None = None,
     **options: Any,
 ) -> LabelledCells:
     """Open cells and read their labels.
@@ -117,6 +121,8 @@ def open_labelled_cells(
         Column of batches.
     donors
         Column of donors or data sets that are not split; by default that of ``donor_id``, else of ``dataset_id``.
+    layer, species
+        Where the counts are, and of which species, as for `cellglot.tokenization.read_cells`.
     **options
         ``gene_column``, ``min_coverage`` as for the tokenizers.
 
@@ -125,7 +131,7 @@ def open_labelled_cells(
     ValueError
         If a column does not exist, or no cell has a label.
     """
-    cells = read_cells(source, layer=layer)
+    cells = read_cells(source, layer=layer, species=species)
     known = cells.metadata_columns
     columns = {
         "label": labels or known.get("cell_type"),

@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from cellglot.inputs import reading
+from cellglot.inputs import InputError, reading
 from cellglot.modeling.adapter_folders import (
     RUN_FILE,
     AdapterOrigin,
@@ -147,9 +147,24 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
         )
     except ModelFileError as error:
         raise ModelFileError(f"{error} ({adapter.name} was trained on {adapter.base_name})") from error
+    except InputError as error:
+        raise InputError(_with_settings(adapter, name, given, error)) from error
     finally:
         logging.set_verbosity(verbosity)
     return model
+
+
+def _with_settings(adapter: Adapter, name: str, given: Mapping[str, Any], error: InputError) -> str:
+    """Say which settings of an adapter differ from those of its base model, where the model cannot be built."""
+    own = adapter.config.to_dict()
+    shared = [k for k in sorted(own.keys() & given.keys()) if isinstance(own[k], bool | int | float | str)]
+    other = [k for k in shared if own[k] != given[k] and k != "transformers_version"]
+    if not other:
+        return f"{error} ({adapter.name} was trained on {adapter.base_name})"
+    return (
+        f"{adapter.name}/config.json: the base model {name} cannot be built with these settings ({error}). They differ "
+        f"from those of the base model: {', '.join(f'{k} {own[k]!r}, not {given[k]!r}' for k in other[:5])}"
+    )
 
 
 def _check_weights(model: PeftModel, adapter: Adapter, name: str, revision: str | None) -> None:

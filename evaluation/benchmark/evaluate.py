@@ -74,6 +74,7 @@ def evaluate_models(
     output: str | Path | None = None,
     overwrite: bool = False,
     layer: str | None = None,
+    species: str | None = None,
     gene_column: str | None = None,
     min_coverage: float | None = None,
     **settings: Any,
@@ -108,7 +109,9 @@ def evaluate_models(
         Score plain baselines beside the models.
     overwrite
         Delete the files of an earlier evaluation in the folder; other files stay.
-    layer, gene_column, min_coverage
+    layer, species
+        Where the counts are, and of which species, as for `cellglot.tokenization.read_cells`.
+    gene_column, min_coverage
         As for the tokenizers.
     **settings
         Fields of `cellglot.evaluation.benchmark.jobs.Settings`: ``seed``, ``draws``, ``test_fraction``, ``shots``,
@@ -139,6 +142,7 @@ def evaluate_models(
         batches=batches,
         donors=donors,
         layer=layer,
+        species=species,
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
@@ -147,6 +151,7 @@ def evaluate_models(
     jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}))
     folder = None if output is None else Path(output)
     conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
+    conditions |= {} if species is None else {"species": species}
     console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
 
     def settings_of(task: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Search for the cells that a sentence describes best, in a file or an AnnData."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def query_file(
     output: Path | None = None,
     table: Path | None = None,
     layer: str | None = None,
+    species: str | None = None,
     dtype: str | None = None,
     loaded: tuple[Any, Any] | None = None,
     overwrite: bool = False,
@@ -68,8 +70,10 @@ def query_file(
         embedding) in obs.
     table
         ``.csv``, ``.tsv`` or ``.parquet`` with the best cells.
-    layer, dtype
-        Layer of the counts; type of the weights.
+    layer, species
+        Where the counts are, and of which species, as for `read_cells`.
+    dtype
+        Type of the weights.
     loaded
         The model and its processor, if they are loaded already.
     overwrite
@@ -95,8 +99,9 @@ def query_file(
     if output is not None and cells.suffix in (".npy", ".parquet"):
         raise ValueError(f"{cells} contains only embeddings, no cells to write to {output}: write a table instead")
     network, processor = loaded or load_cell_text_model(model, dtype)
+    places = {"layer": layer, "species": species}
     stored = _stored(network, cells)
-    given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, layer, output, options)
+    given = stored if isinstance(stored, _Embedded) else _computed(network, processor, cells, places, output, options)
     if stored is OF_ANOTHER_MODEL:
         given.notes.append(f"the embeddings in {cells.name} are of another model: its cells are embedded again")
     asked = embed_texts(network, processor, text, device=options.get("device"))
@@ -115,7 +120,7 @@ def query_file(
         write_table(best, table)
         lines.append(str(table))
     if output is not None:
-        _write(given, _columns(given.embedding @ asked[0], cells), text, cells, output, layer)
+        _write(given, _columns(given.embedding @ asked[0], cells), text, cells, output, places)
         lines.append(str(output))
     return "\n".join(lines)
 
@@ -204,10 +209,15 @@ def _normalised(rows: np.ndarray) -> bool:
 
 
 def _computed(
-    model: Any, processor: Any, path: Path, layer: str | None, output: Path | None, options: dict[str, Any]
+    model: Any,
+    processor: Any,
+    path: Path,
+    places: Mapping[str, str | None],
+    output: Path | None,
+    options: dict[str, Any],
 ) -> _Embedded:
     report = GeneReport()
-    with read_cells(path, layer=layer) as opened:
+    with read_cells(path, **places) as opened:
         if output is not None:
             check_cells(opened)
         embedding = embed_cells(model, as_processor(processor, model).tokenizer, opened, report=report, **options)
@@ -220,6 +230,7 @@ def query_anndata(
     text: str,
     *,
     layer: str | None = None,
+    species: str | None = None,
     dtype: str | None = None,
     loaded: tuple[Any, Any] | None = None,
     **options: Any,
@@ -233,7 +244,7 @@ def query_anndata(
     if f"X_{KEY}" in adata.obsm and facts.get("model_fingerprint") == fingerprint(network):
         embedding = np.asarray(adata.obsm[f"X_{KEY}"])
     else:
-        with read_cells(adata, layer=layer) as opened:
+        with read_cells(adata, layer=layer, species=species) as opened:
             embedding = embed_cells(network, as_processor(processor, network).tokenizer, opened, **options)
     asked = embed_texts(network, processor, text, device=options.get("device"))
     add_results(adata, obs=_columns(embedding @ asked[0], "the AnnData"), uns={COLUMN: text})
@@ -249,9 +260,16 @@ def _columns(cosines: np.ndarray, source: str | Path) -> dict[str, np.ndarray]:
     return {COLUMN: cosines.astype(np.float32), f"{COLUMN}_rank": rank}
 
 
-def _write(given: _Embedded, columns: dict[str, Any], text: str, path: Path, output: Path, layer: str | None) -> None:
+def _write(
+    given: _Embedded,
+    columns: dict[str, Any],
+    text: str,
+    path: Path,
+    output: Path,
+    places: Mapping[str, str | None],
+) -> None:
     with ExitStack() as stack:
-        opened = None if given.stored else stack.enter_context(read_cells(path, layer=layer))
+        opened = None if given.stored else stack.enter_context(read_cells(path, **places))
         write_annotated(opened, path, output, obs=columns, uns={COLUMN: text})
 
 

@@ -96,6 +96,18 @@ def test_the_command_and_the_pipeline_say_the_same(cellglot_command, calibrated,
     assert made(ad.read_h5ad(cells), top_k=2)[0][0].keys() == {"label", "score", "cell_type_ontology_term_id"}
 
 
+def test_scores_of_the_pipeline_are_at_the_temperature_of_the_calibration(calibrated, cells, tmp_path):
+    sharp = changed(calibrated, tmp_path / "sharp", temperature=0.5)
+    given = ad.read_h5ad(cells)[:3].copy()
+    scores = []
+    for folder in (calibrated, sharp):
+        made = pipeline("cell-type-annotation", model=str(folder), device="cpu")
+        scores.append(np.array([[f["score"] for f in of_cell] for of_cell in made(given, top_k=4)]))
+    usual = AnnotationCalibration.load(calibrated).temperature
+    sharper = scores[0] ** (usual / 0.5)
+    np.testing.assert_allclose(scores[1], sharper / sharper.sum(axis=1, keepdims=True), atol=1e-5)
+
+
 def test_a_foreign_file_is_announced_first(cellglot_command, calibrated, cells, tmp_path, caplog):
     foreign = changed(calibrated, tmp_path / "foreign", most_novelty=-1.0)
     done = cellglot_command("annotate", foreign, cells, "-o", tmp_path / "out.h5ad", *CPU)

@@ -12,6 +12,9 @@ from sklearn import metrics
 
 from cellglot.evaluation import load_metric
 from cellglot.evaluation.metrics.cell_embedding_quality import cell_embedding_quality as quality
+from cellglot.evaluation.metrics.cell_type_classification import cell_type_classification as classification
+from cellglot.evaluation.metrics.clustering_agreement import clustering_agreement as agreement
+from cellglot.tokenization.reading.labels import MISSING_LABELS
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +351,22 @@ def test_cells_without_markers_are_counted_and_no_cells_are_undefined():
         metric.compute(predictions=[[1.0, 2.0]], references=[[0]])
     with pytest.raises(ValueError, match="of 1, 1 and 2 cells"):
         metric.compute(predictions=[[1.0]], references=[[0]], cell_types=["a", "b"])
+
+
+@pytest.mark.parametrize("module", [classification, agreement, quality])
+def test_texts_of_missing_labels_are_those_of_the_package(module):
+    """The metrics stand alone on the Hub, with their own copy of the list."""
+    assert module.MISSING == MISSING_LABELS
+
+
+def test_unknown_labels_are_no_class():
+    """Cells whose label is Unknown, NA or unassigned are left out and counted; clusters may have any name."""
+    references = ["B", "T", "Unknown", " NA ", "unassigned", None]
+    scored = classification.classification_scores(references, ["B", "B", "B", "T", "Unknown", "B"])
+    assert scored["cells_per_class"] == {"B": 1, "T": 1}
+    assert (scored["cells"], scored["cells_without_label"], scored["accuracy"]) == (2, 4, 0.5)
+    agreed = agreement.clustering_agreement(references, ["1", "unknown", "-", "1", "1", "1"])
+    assert (agreed["cells"], agreed["cells_without_label"], agreed["nmi"]) == (2, 4, 1.0)
+    embedding = np.array([[0.0, 0], [1, 1], [9, 9], [9, 8], [7, 7], [5, 5]])
+    found = quality.embedding_scores(embedding, references, batches=["unknown", "b"] * 3, n_neighbors=2)
+    assert (found["cells"], found["cell_types"], found["batches"]) == (2, 2, 2)

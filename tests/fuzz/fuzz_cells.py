@@ -311,6 +311,8 @@ def as_anndata(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
     name = place.removeprefix("layers['").removesuffix("']")
     matrix = cells.raw.X if from_raw else cells.X if place == "X" else cells.layers[name]
     labels = cells.obs.get("cell_type")
+    if labels is not None and labels.dtype == float and labels.isna().all():
+        labels = None  # codes and categories whose mark was deleted: cellglot reads them, anndata reads NaN
     return {
         "counts": matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix),
         "names": [str(name) for name in cells.obs_names],

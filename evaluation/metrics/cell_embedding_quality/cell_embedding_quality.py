@@ -23,7 +23,7 @@ with the reason.
 INPUTS = """\
 Args:
     predictions: embedding of each cell.
-    references: cell type of each cell; None, NaN or '' if unknown.
+    references: cell type of each cell; None, NaN, '' or a text such as 'Unknown' or 'NA' if unknown.
     batches (optional): batch of each cell; None, NaN or '' if unknown.
     clusters (optional): cluster of each cell; for nmi, ari and avg_bio.
     n_neighbors (optional): neighbours of a cell in the graph, including itself; 15.
@@ -36,10 +36,25 @@ Returns:
 CELLS_AT_ONCE = 2048  # size of a block of distances: 34 MB
 
 
+# Labels that mean that the type is unknown, compared without case.
+MISSING = frozenset(
+    (
+        "", "nan", "na", "n/a", "n.a.", "<na>", "#n/a", "nat", "none", "null", "missing", "-", "--", "?", ".",
+        "unknown", "unassigned", "unannotated", "unlabelled", "unlabeled", "undefined", "undetermined",
+        "not available", "not applicable", "not provided", "not annotated", "not assigned",
+    )
+)  # fmt: skip
+
+
 def texts(values: Iterable[Any]) -> list[str]:
     """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
+
+
+def known_labels(values: Iterable[Any]) -> list[str]:
+    """Return labels as text, '' for those that are missing, of which many data sets write ``Unknown``."""
+    return ["" if v.strip().casefold() in MISSING else v for v in texts(values)]
 
 
 def group_codes(values: Iterable[Any]) -> np.ndarray:
@@ -199,7 +214,7 @@ def embedding_scores(
     Parameters
     ----------
     labels
-        Cell type of each cell; cells with None, NaN or blank are excluded from all scores.
+        Cell type of each cell; cells with None, NaN, blank or a text of `MISSING` are excluded from all scores.
     batches
         Batch of each cell; cells with None, NaN or blank are excluded from asw_batch.
     n_neighbors
@@ -215,7 +230,8 @@ def embedding_scores(
     x = np.asarray(embedding)
     if x.ndim != 2 or not x.size:
         raise ValueError(f"embedding has shape {x.shape}; it must be (cells, size)")
-    types = _codes(labels, "labels", len(x))
+    known = None if labels is None else known_labels(labels)
+    types = _codes(known, "labels", len(x))
     of_batches = _codes(batches, "batches", len(x))
     of_clusters = _codes(clusters, "clusters", len(x))
     kept = np.ones(len(x), dtype=bool) if types is None else types >= 0

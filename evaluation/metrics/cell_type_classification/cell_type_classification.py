@@ -11,15 +11,15 @@ from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 
 DESCRIPTION = """\
-Accuracy, balanced accuracy, macro F1 and one-versus-rest AUROC of predicted cell types. Cells without a label are
-excluded and counted. Cells without a prediction, and cells of classes that are not in the training data, count as
-errors and are reported. An undefined score is None, with the reason.
+Accuracy, balanced accuracy, macro F1 and one-versus-rest AUROC of predicted cell types. Cells without a label (also
+"Unknown", "NA", "unassigned" and the like) are excluded and counted. Cells without a prediction, and cells of classes
+that are not in the training data, count as errors and are reported. An undefined score is None, with the reason.
 """
 
 INPUTS = """\
 Args:
     predictions: predicted class of each cell; None, NaN or '' without a prediction.
-    references: class of each cell; None, NaN or '' if unknown.
+    references: class of each cell; None, NaN, '' or a text such as 'Unknown' or 'NA' if unknown.
     scores (optional): array of shape (cells, classes), larger for more likely classes; for AUROC.
     classes (optional): class of each column of `scores`.
     training_classes (optional): classes of the training data; by default `classes`.
@@ -32,10 +32,25 @@ Returns:
 """
 
 
+# Labels that mean that the type is unknown, compared without case.
+MISSING = frozenset(
+    (
+        "", "nan", "na", "n/a", "n.a.", "<na>", "#n/a", "nat", "none", "null", "missing", "-", "--", "?", ".",
+        "unknown", "unassigned", "unannotated", "unlabelled", "unlabeled", "undefined", "undetermined",
+        "not available", "not applicable", "not provided", "not annotated", "not assigned",
+    )
+)  # fmt: skip
+
+
 def texts(values: Iterable[Any]) -> list[str]:
     """Return labels as text, '' for None, NaN or blank."""
     given = [v if isinstance(v, str) else "" if str(v) in ("None", "nan", "<NA>", "NaT") else str(v) for v in values]
     return [v if v.strip() else "" for v in given]
+
+
+def known_labels(values: Iterable[Any]) -> list[str]:
+    """Return labels as text, '' for those that are missing, of which many data sets write ``Unknown``."""
+    return ["" if v.strip().casefold() in MISSING else v for v in texts(values)]
 
 
 def classification_scores(
@@ -53,7 +68,7 @@ def classification_scores(
     Parameters
     ----------
     references
-        Class of each cell; None, NaN or blank if unknown.
+        Class of each cell; None, NaN, blank or a text of `MISSING` if unknown.
     predictions
         Predicted class of each cell; None, NaN or blank without a prediction, which is an error.
     scores
@@ -73,7 +88,7 @@ def classification_scores(
     ValueError
         If the numbers of predictions and cells differ, no cell has a label, or `scores` do not match `classes`.
     """
-    true, predicted = np.array(texts(references), dtype=str), np.array(texts(predictions), dtype=str)
+    true, predicted = np.array(known_labels(references), dtype=str), np.array(texts(predictions), dtype=str)
     if len(true) != len(predicted):
         raise ValueError(f"{len(predicted):,} predictions for {len(true):,} cells cannot be scored")
     labelled = true != ""

@@ -17,12 +17,22 @@ Cells without a label are excluded and counted. An undefined score is None, with
 INPUTS = """\
 Args:
     predictions: cluster of each cell, a number or a text.
-    references: cell type of each cell; None, NaN or '' if unknown.
+    references: cell type of each cell; None, NaN, '' or a text such as 'Unknown' or 'NA' if unknown.
 Returns:
     nmi, ari: floats, or None if undefined.
     clusters, cell_types, cells, cells_without_label: numbers.
     undefined: score that is None -> the reason.
 """
+
+
+# Labels that mean that the type is unknown, compared without case.
+MISSING = frozenset(
+    (
+        "", "nan", "na", "n/a", "n.a.", "<na>", "#n/a", "nat", "none", "null", "missing", "-", "--", "?", ".",
+        "unknown", "unassigned", "unannotated", "unlabelled", "unlabeled", "undefined", "undetermined",
+        "not available", "not applicable", "not provided", "not annotated", "not assigned",
+    )
+)  # fmt: skip
 
 
 def texts(values: Iterable[Any]) -> list[str]:
@@ -31,12 +41,17 @@ def texts(values: Iterable[Any]) -> list[str]:
     return [v if v.strip() else "" for v in given]
 
 
+def known_labels(values: Iterable[Any]) -> list[str]:
+    """Return labels as text, '' for those that are missing, of which many data sets write ``Unknown``."""
+    return ["" if v.strip().casefold() in MISSING else v for v in texts(values)]
+
+
 def clustering_agreement(labels: Iterable[Any], clusters: Iterable[Any]) -> dict[str, Any]:
-    """Compare clusters with cell types; unknown labels are None, NaN or blank.
+    """Compare clusters with cell types; unknown labels are None, NaN, blank or a text of `MISSING`.
 
     Return the fields of the metric's description.
     """
-    types, found = np.array(texts(labels), dtype=str), np.array(texts(clusters), dtype=str)
+    types, found = np.array(known_labels(labels), dtype=str), np.array(texts(clusters), dtype=str)
     if len(types) != len(found):
         raise ValueError(f"{len(found):,} clusters for {len(types):,} labels: pass one of each per cell")
     labelled = types != ""

@@ -36,6 +36,7 @@ def evaluate(
     batch_size: int = 64,
     layer: str | None = None,
     gene_column: str | None = None,
+    species: str | None = None,
     min_coverage: float | None = None,
     device: str | None = None,
     overwrite: bool = False,
@@ -76,7 +77,7 @@ def evaluate(
         Number of cells of each class for annotation by few cells.
     marker_cells
         Number of cells whose genes are masked, one at a time.
-    batch_size, layer, gene_column, min_coverage, device
+    batch_size, layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
     overwrite
         Delete an earlier evaluation in `output`, and start from the beginning.
@@ -133,6 +134,7 @@ def evaluate(
         overwrite=overwrite,
         layer=layer,
         gene_column=gene_column,
+        species=species,
         min_coverage=min_coverage,
         **settings,
     )

@@ -27,6 +27,7 @@ def query(
     batch_size: int = 64,
     layer: str | None = None,
     gene_column: str | None = None,
+    species: str | None = None,
     min_coverage: float | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -57,7 +58,7 @@ def query(
         For a file: the number of best cells in the report and in `table`.
     table
         For a file: a table of the best cells, ``.csv``, ``.tsv`` or ``.parquet``.
-    batch_size, layer, gene_column, min_coverage, device
+    batch_size, layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
     dtype
         As for `cellglot.load_model`.
@@ -88,8 +89,8 @@ def query(
     if top < 1:
         raise ValueError(f"top={top}: it has to be at least 1")
     options: dict[str, Any] = {
-        "layer": layer, "gene_column": gene_column, "min_coverage": min_coverage, "batch_size": batch_size,
-        "device": device,
+        "layer": layer, "gene_column": gene_column, "species": species, "min_coverage": min_coverage,
+        "batch_size": batch_size, "device": device,
     }  # fmt: skip
     if isinstance(model, LoadedModel):
         source, ready = model.name, (model.network, model.processor)

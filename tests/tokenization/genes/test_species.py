@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import cellglot
+from cellglot.evaluation.labelled_cells import open_labelled_cells
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer, read_cells, tokenize_corpus
 from cellglot.tokenization.genes.species import is_mouse
 from cellglot.tokenization.genes.tables import human_genes, mouse_genes
@@ -41,6 +42,14 @@ def test_mouse_cells_have_human_genes_and_keep_their_own_table(mouse_file):
         assert opened.counts.index[7] == "mouse:H2-K1"
         assert list(opened.var.index) == SYMBOLS
         assert "mouse genes read as human: 6 of 8 (75%)" in opened.summary()
+
+
+def test_cells_to_evaluate_have_human_genes(mouse_file):
+    labelled = open_labelled_cells(mouse_file, species="mouse")
+    assert list(labelled.subset([4, 1]).var_names[:2]) == [CD3D, TP53]
+    labelled.cells.close()
+    with pytest.raises(ValueError, match="no gene is of mouse"):
+        open_labelled_cells(cells(["CD3D", "TP53"]), species="mouse")
 
 
 def test_ids_and_versions_are_read_too():
