@@ -162,8 +162,8 @@ def _with_settings(adapter: Adapter, name: str, given: Mapping[str, Any], error:
     if not other:
         return f"{error} ({adapter.name} was trained on {adapter.base_name})"
     return (
-        f"{adapter.name}/config.json: the base model {name} cannot be built with these settings ({error}). They differ "
-        f"from those of the base model: {', '.join(f'{k} {own[k]!r}, not {given[k]!r}' for k in other[:5])}"
+        f"{adapter.name}/config.json: the base model {name} cannot be built with these settings ({error}). They are "
+        f"not those of the base model: {', '.join(f'{k} {own[k]!r}, not {given[k]!r}' for k in other[:5])}"
     )
 
 
