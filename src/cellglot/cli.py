@@ -261,7 +261,6 @@ def embed(
     overwrite: Overwrite = False,
 ) -> None:
     """Embed cells, and draw them."""
-    start_light()
     report = cellglot.embed(
         cells,
         model,
@@ -374,7 +373,8 @@ def annotate(
     *named, cells = model_and_cells
     if not named and not Path(cells).is_file() and _is_model(cells):
         raise ValueError(f"{cells} is a model: name a file of cells after it")
-    start_light()
+    if not named and adapter is None:  # PEFT needs the parts that a light start leaves out
+        start_light()
     report = cellglot.annotate(
         cells,
         named[0] if named else None,
@@ -427,7 +427,6 @@ def query(
     overwrite: Overwrite = False,
 ) -> None:
     """Find the cells that a sentence describes best."""
-    start_light()
     report = cellglot.query(
         cells,
         text,
@@ -467,7 +466,6 @@ def index(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a reference of cells, to which cellglot map maps others."""
-    start_light()
     report = cellglot.index(
         cells,
         model,
@@ -515,7 +513,6 @@ def map_cells(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry labels and other columns of a reference over to cells, by their nearest cells."""
-    start_light()
     report = cellglot.map(
         cells,
         reference,

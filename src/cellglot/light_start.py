@@ -163,6 +163,8 @@ def _mark(function: Any = None, *_given: Any, **_named: Any) -> Any:
 
 
 _BEFORE: dict[str, Callable[[], None]] = {"transformers.masking_utils": _masks_load}
+
+
 _LOADED: dict[str, Callable[[ModuleType], None]] = {
     "transformers.utils.import_utils": _availability_loaded,
     "transformers.masking_utils": _masks_loaded,
