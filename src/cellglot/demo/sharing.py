@@ -75,7 +75,7 @@ class AdapterDemo:
             "An adapter to share",
             [
                 f"The adapter of rank {rank} and its head take {adapter:.2f} MB; the base model, which is unchanged, "
-                f"takes {base:.2f} MB. The table below has its accuracy."
+                f"takes {base:.2f} MB. The tables of this page have its accuracy."
             ],
             f"cellglot annotate {self.folder} cells.h5ad -o annotated.h5ad --umap cells.html",
         )
