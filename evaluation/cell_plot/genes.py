@@ -35,7 +35,9 @@ class GeneValues:
     values: np.ndarray
 
 
-def gene_values(cells: Cells, groups: Sequence[str | None] | None, shown: np.ndarray, n_genes: int) -> GeneValues:
+def gene_values(
+    cells: Cells, groups: "Sequence[str | None] | np.ndarray | None", shown: np.ndarray, n_genes: int
+) -> GeneValues:
     """Choose genes that differ between groups, the best of each group first, then those that vary most.
 
     Reads the file twice; values are log1p of counts per 10,000.

@@ -49,7 +49,7 @@ class CellPlot:
     def __init__(
         self,
         coordinates: np.ndarray,
-        names: Sequence[Any] | None = None,
+        names: "Sequence[Any] | np.ndarray | None" = None,
         title: str = "",
         seed: int = 0,
         rows: np.ndarray | None = None,
@@ -121,7 +121,7 @@ class CellPlot:
             found |= {"gene": True, "says": "log1p of counts per 10,000"}
         self._add(found)
 
-    def add_genes(self, cells: Cells, groups: Sequence[str | None] | None = None) -> None:
+    def add_genes(self, cells: Cells, groups: "Sequence[str | None] | np.ndarray | None" = None) -> None:
         """Add at most 100 genes: those that are higher in a group than elsewhere, then the most variable.
 
         Parameters

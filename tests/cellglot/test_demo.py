@@ -38,7 +38,7 @@ def test_the_last_lines_say_what_is_there_and_what_to_type(tmp_path, capsys):
     assert said.endswith("Next:\n  cellglot annotate [MODEL] cells.h5ad\n")
     assert "700 cells x 765 genes" in (tmp_path / "out" / "report.html").read_text()
     owned = json.loads((tmp_path / "out" / ".cellglot-output.json").read_text())
-    assert {"pbmc68k_reduced.h5ad", "report.html"} <= set(owned["files"])
+    assert {"pbmc68k_reduced.h5ad", "report.html"} <= set(owned["outputs"]["demo"]["files"])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_drawing_that_fails_is_said_and_left_out(tmp_path, caplog):
     section = Section("One", ["text"], table=Table(["a", "b"], [["x", "1"]]), figures=figures, maps=[plot])
     write_report(page, "cells", "lead", [("1", "card")], [section, Section("Two")], "footer", "A heading")
     text = page.read_text()
-    assert text.count("<img ") == 1 and text.count("data-cell-plot=") == 1 and "<h1>A heading</h1>" in text
+    assert text.count("<img ") == 1 and text.count('data-cell-plot="cells-') == 1 and "<h1>A heading</h1>" in text
     assert "<b>cells</b>" not in text and 'src="http' not in text
     assert report.Picture.__name__ == "Picture" and not isinstance(figures[0].address, Figure)
 
@@ -109,7 +109,7 @@ def test_the_full_demo_on_few_cells(blood, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     page = FullDemo(tmp_path / "cells.h5ad", "cell_type", output, quick=True).run()
     text, said = page.read_text(), capsys.readouterr().out
-    assert text.count("data-cell-plot=") == 3 and "scCello with a LoRA adapter" in text and "LangCell" in text
+    assert text.count('data-cell-plot="cells-') == 3 and "scCello with a LoRA adapter" in text and "LangCell" in text
     assert "same numbers in clean processes for 16 cells and 6 models" in said
     for folder in ("exceiver", "sccello", "langcell", "exceiver-classifier", "sccello-lora"):
         assert list((output / folder).glob("*model.safetensors")), folder

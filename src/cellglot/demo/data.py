@@ -149,7 +149,7 @@ class DemoData:
             coordinates = plots.umap_coordinates(embedding, self.seed)
             held_out = self.splits == "validation"
             figure = plots.embedding_plot(
-                coordinates, self.classes, f"{title} (held-out cells are ringed)", held_out, "(no label)"
+                coordinates, self.classes.tolist(), f"{title} (held-out cells are ringed)", held_out, "(no label)"
             )
             plots.save_figure(figure, str(self.output / f"umap-{name}.png"))
             plot = CellPlot(coordinates, self.cells.names(), title)

@@ -131,7 +131,7 @@ class FullDemo(Demo):
             path,
             name,
             f"{name}: audited, tokenized, learned from, classified, saved and loaded again in "
-            f"{time.monotonic() - self.started:.0f} seconds on {default_device()}. Every number on this page was "
+            f"{time.monotonic() - data.started:.0f} seconds on {default_device()}. Every number on this page was "
             f"computed by this run of {command}.",
             cards,
             [

@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellglot.verbs.cells import existing
 
@@ -69,7 +69,7 @@ def _publish(folder: Path, output: Path, cells: Path, evaluation: Path, source: 
         training_data_license=terms,
         summary="Made by the demo of cellglot in minutes. It is too small for other use.",
     )
-    files = {"cells": cells, "evaluation": evaluation, "base": None if base is None else base.path}
+    files: dict[str, Any] = {"cells": cells, "evaluation": evaluation, "base": None if base is None else base.path}
     return publish(folder, output=output, details=details, overwrite=True, **files)
 
 
