@@ -27,8 +27,6 @@ SIZES = {2_700: 2.0, 10_000: 4.0}
 STEPS = """
 import json, sys, time
 started = time.perf_counter()
-from cellglot.light_start import start_light
-start_light()
 import torch, transformers
 spent = {"importing torch and transformers": time.perf_counter() - started}
 

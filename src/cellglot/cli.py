@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 import cellglot
-from cellglot.light_start import start_light
 from cellglot.lists import split_list, split_pairs, split_paths, split_settings, to_dict
 from cellglot.outputs.caches import use_writable_caches
 
@@ -373,8 +372,6 @@ def annotate(
     *named, cells = model_and_cells
     if not named and not Path(cells).is_file() and _is_model(cells):
         raise ValueError(f"{cells} is a model: name a file of cells after it")
-    if not named and adapter is None:  # PEFT needs the parts that a light start leaves out
-        start_light()
     report = cellglot.annotate(
         cells,
         named[0] if named else None,

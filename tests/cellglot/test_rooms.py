@@ -17,7 +17,7 @@ PACKAGES = {
 # A floor a line, the lowest first. A name stands for a module, or for all of a folder that no longer name stands for.
 # Modules import from lower floors and from their own room: not from a room beside it, and never from above.
 FLOORS = """
-cellglot.contents cellglot.light_start cellglot.lists cellglot.outputs cellglot.progress
+cellglot.contents cellglot.lists cellglot.outputs cellglot.progress
 cellglot.inputs cellglot.packed_tables
 cellglot.families
 cellglot.modeling.families cellglot.tokenization.families
