@@ -112,6 +112,7 @@ def load_any_model(
         If there is no such model, it is not one of cellglot's, or its files are damaged or do not belong together.
     """
     what = describe_model(name)
+    _refuse_graphs_alone(what.name)
     if adapter is None and what.purpose == "cells and texts" and _has_processor(what.name):
         network, processor = load_cell_text_model(what.name, dtype)
         return LoadedModel(what.name, network, processor.tokenizer, processor, "cells and texts")
@@ -174,6 +175,14 @@ def check_cell_text_model(model: Any) -> None:
         raise ValueError(f"{type(model).__name__} is of type {kind!r}: {OTHER_MODELS}")
     if model.config.stage == 1:
         logger.warning("The model is of pretraining stage 1, trained on cells only: its scores of texts are noise.")
+
+
+def _refuse_graphs_alone(source: str) -> None:
+    """Refuse a folder of ``cellglot export``, which has graphs and no weights of PyTorch."""
+    folder = Path(source)
+    weights = any(folder.glob("*model.safetensors")) or any(folder.glob("*.safetensors.index.json"))
+    if not weights and any(folder.glob("onnx/*.onnx")):
+        raise ValueError(f"{source} has ONNX graphs and no weights: run it with backend='onnx' (--backend onnx)")
 
 
 def _has_processor(source: str) -> bool:

@@ -45,6 +45,10 @@ Dtype = Annotated[
     str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16; as stored by default.")
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the fastest that there is.")]
+Backend = Annotated[
+    str,
+    typer.Option(help="torch; or onnx: onnxruntime computes a model that cellglot export wrote, on the CPU."),
+]
 BatchSize = Annotated[int, typer.Option(help="Number of cells that are computed at once.")]
 Ontology = Annotated[
     str,
@@ -256,7 +260,9 @@ def embed(
     gene_column: GeneColumn = None,
     species: Species = None,
     min_coverage: MinCoverage = None,
+    dtype: Dtype = None,
     device: Device = None,
+    backend: Backend = "torch",
     overwrite: Overwrite = False,
 ) -> None:
     """Embed cells, and draw them."""
@@ -271,7 +277,9 @@ def embed(
         gene_column=gene_column,
         species=species,
         min_coverage=min_coverage,
+        dtype=dtype,
         device=device,
+        backend=backend,
         overwrite=overwrite,
     )
     _say(report)
@@ -362,6 +370,7 @@ def annotate(
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
+    backend: Backend = "torch",
     overwrite: Overwrite = False,
 ) -> None:
     """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were not trained on."""
@@ -399,6 +408,7 @@ def annotate(
         min_coverage=min_coverage,
         dtype=dtype,
         device=device,
+        backend=backend,
         overwrite=overwrite,
     )
     _say(report)

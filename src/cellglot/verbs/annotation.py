@@ -11,8 +11,8 @@ from cellglot.modeling.collection import default_model
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import check_files
+from cellglot.verbs.backends import check_backend, load_graph
 from cellglot.verbs.cells import as_path, existing, is_anndata, or_none, output_of, to_write
-from cellglot.verbs.models import check_dtype
 
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def annotate(
     min_coverage: float | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    backend: str = "torch",
     overwrite: bool = False,
 ) -> Any:
     """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were never trained on.
@@ -126,8 +127,8 @@ def annotate(
         Number of cells that are computed at once; by default 16 with texts, else 64.
     layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
-    dtype
-        As for `cellglot.load_model`.
+    dtype, backend
+        As for `cellglot.embed`. Annotation by texts needs PyTorch.
     overwrite
         Replace results that exist. An input is never replaced.
 
@@ -174,7 +175,7 @@ def annotate(
         written = None
     else:
         written = output_of(cells, output, copy)
-    check_dtype(dtype)
+    check_backend(backend, model, dtype, device, adapter)
     check_annotated(written)
     check_table(or_none(table))
     check_picture(or_none(plot), target.n_obs if in_memory else None)
@@ -186,6 +187,8 @@ def annotate(
     loaded = model if isinstance(model, LoadedModel) else None
     source = loaded.name if loaded is not None else resolve_model(str(model))
     adapted = None if adapter is None else resolve_model(adapter)
+    if backend == "onnx":
+        loaded, reading["device"] = _classifier_graph(source, dtype), "cpu"
     given = [name for name, value in of_texts.items() if value]
     chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64, "set_coverage": set_coverage})
     if _by_texts(loaded or source, adapted, given):
@@ -210,6 +213,16 @@ def annotate(
     if said.startswith("WARNING: "):
         _log.warning(said)
     return target if copy else None
+
+
+def _classifier_graph(model: str, dtype: str | None) -> LoadedModel:
+    """Load the graph of a classifier of cells."""
+    loaded = load_graph(model, dtype)
+    if loaded.purpose == "classes of cells":
+        return loaded
+    if loaded.purpose == "cells and texts":
+        raise ValueError(f"{model} annotates by texts, which PyTorch computes: leave backend='onnx' out")
+    raise ValueError(f"{model} is for {loaded.purpose}, not a classifier of cells: export a classifier or an adapter")
 
 
 def _by_texts(model: str | LoadedModel, adapter: str | None, given: list[str]) -> bool:

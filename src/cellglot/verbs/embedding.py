@@ -9,6 +9,7 @@ from cellglot.evaluation.endings import check_embeddings
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import check_files
+from cellglot.verbs.backends import check_backend, load_graph
 from cellglot.verbs.cells import KEY, existing, is_anndata, or_none, output_of, to_write
 from cellglot.verbs.models import load_model
 
@@ -30,7 +31,9 @@ def embed(
     gene_column: str | None = None,
     species: str | None = None,
     min_coverage: float | None = None,
+    dtype: str | None = None,
     device: str | None = None,
+    backend: str = "torch",
     overwrite: bool = False,
 ) -> Any:
     """Embed cells by a model of any kind.
@@ -67,8 +70,13 @@ def embed(
         ``"mouse"``: genes are read as their human one-to-one orthologs. By default they are taken as they are.
     min_coverage
         Smallest share of the counts that the model's genes have to cover; by default 0.5.
+    dtype
+        As for `cellglot.load_model`; with ``backend="onnx"`` as for `cellglot.export`, by default the first that there
+        is.
     device
         ``"cuda"``, ``"mps"`` or ``"cpu"``; by default the fastest that there is.
+    backend
+        ``"torch"``; or ``"onnx"``, which computes a model that `cellglot.export` wrote by onnxruntime on the CPU.
     overwrite
         Replace `output` and `plot` if they exist. An input is never replaced.
 
@@ -95,12 +103,13 @@ def embed(
 
     >>> report = cellglot.embed("cells.h5ad", "model", output="embedding.h5ad")
     """
+    check_backend(backend, model, dtype, device)
     reading: dict[str, Any] = {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
     reading["species"] = species
-    options = reading | {"batch_size": batch_size, "device": device}
+    options = reading | {"batch_size": batch_size, "device": "cpu" if backend == "onnx" else device}
     if is_anndata(cells):
         target = to_write(cells, copy, {"output": output})
-        _embed_anndata(target, model, or_none(plot), color, overwrite, **options)
+        _embed_anndata(target, model, or_none(plot), color, overwrite, (backend, dtype), **options)
         return target if copy else None
     written, ready = output_of(cells, output, copy), model if isinstance(model, LoadedModel) else None
     source, path = model.name if isinstance(model, LoadedModel) else resolve_model(model), existing(cells)
@@ -109,12 +118,19 @@ def embed(
     check_files([written, or_none(plot)], [path, source], overwrite=overwrite)
     from cellglot.evaluation.embed_file import embed_file
 
+    ready = ready or (_loaded(source, backend, dtype) if (backend, dtype) != ("torch", None) else None)
     files: dict[str, Any] = {"plot": or_none(plot), "color": color, "overwrite": overwrite, "loaded": ready}
     return embed_file(source, path, written, **files, **options)
 
 
 def _embed_anndata(
-    adata: "AnnData", model: Any, plot: Path | None, color: str | None, overwrite: bool, **options: Any
+    adata: "AnnData",
+    model: Any,
+    plot: Path | None,
+    color: str | None,
+    overwrite: bool,
+    by: tuple[str, str | None],
+    **options: Any,
 ) -> None:
     check_picture(plot, adata.n_obs)
     check_files([plot], [adata.filename], overwrite=overwrite)
@@ -123,7 +139,7 @@ def _embed_anndata(
     from cellglot.evaluation.embedding import embed_cells
     from cellglot.tokenization.reading.cells import read_cells
 
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    loaded = model if isinstance(model, LoadedModel) else _loaded(model, *by)
     with read_cells(adata, layer=options.pop("layer"), species=options.pop("species")) as opened:
         column = color or opened.metadata_columns.get("cell_type")
         if column is not None and column not in adata.obs:
@@ -138,6 +154,10 @@ def _embed_anndata(
 
             adata.obsm[f"X_{KEY}_umap"] = coordinates = plots.umap_coordinates(embedding)
             draw_embedding(opened, coordinates, column, plot, "cells")
+
+
+def _loaded(model: str | os.PathLike, backend: str, dtype: str | None) -> LoadedModel:
+    return load_graph(model, dtype) if backend == "onnx" else load_model(model, dtype=dtype)
 
 
 def _facts(model: LoadedModel) -> dict[str, str]:
