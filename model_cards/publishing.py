@@ -21,6 +21,7 @@ from cellglot.outputs.writing import remove_leftover_folders
 
 
 SCRATCH = ".publishing"
+_NO_GRAPHS = {"adapter": "merge the adapter by cellglot export MODEL --adapter FOLDER"}
 OPENED_BY = ("config.json", "adapter_config.json", "manifest.json", "reference.json")
 REPO_TYPES = {"model": "model", "adapter": "model", "dataset": "dataset", "metric": "space", "index": "dataset"}
 
@@ -80,6 +81,7 @@ def publish(
     evaluation: str | Path | None = None,
     cells: str | Path | None = None,
     base: str | Path | None = None,
+    onnx: bool = False,
     private: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -103,6 +105,8 @@ def publish(
         File of cells for the card's examples and the check; by default blood cells of scanpy.
     base
         Folder or repository of an adapter's base model; by default the one in the adapter's configuration.
+    onnx
+        Add the model as ONNX graphs with weights of float32 and float16, compared with PyTorch, in ``onnx/``.
     private
         Whether only the owner sees a new repository.
     overwrite
@@ -136,7 +140,11 @@ def publish(
     if output is not None:
         check_output(Path(output), given, overwrite)
     name = repo or (Path(output).name if output is not None else folder.resolve().name)
-    source = Source(folder, name, details or read_details(folder), evaluation, cells, base)
+    if onnx and kind != "model":
+        raise ValueError(
+            f"{folder} is not a whole model, and onnx (--onnx) is for models: {_NO_GRAPHS.get(kind, kind)}"
+        )
+    source = Source(folder, name, details or read_details(folder), evaluation, cells, base, onnx)
     parent = scratch_parent(output, dry_run)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f"{SCRATCH}-{own_mark()}-") as scratch:
         # The last part of the path is the name of the repository, as in the examples of the card.

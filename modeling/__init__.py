@@ -7,7 +7,9 @@ from typing import Any
 _PUBLIC = {
     "AutoModelForCells": "cell_pipeline",
     "CellEmbeddingPipeline": "pipeline_cell_embedding",
+    "CellTextMatchingPipeline": "pipeline_cell_text_matching",
     "CellTypeAnnotationPipeline": "pipeline_cell_type_annotation",
+    "FillGeneExpressionPipeline": "pipeline_fill_gene_expression",
     "ExceiverConfig": "configuration_exceiver",
     "ExceiverForMaskedExpression": "modeling_exceiver",
     "ExceiverForMaskedExpressionOutput": "modeling_exceiver",

@@ -1,6 +1,7 @@
 """Configuration of LangCell: a cell encoder, a text encoder, and both together."""
 
 from dataclasses import field, fields
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -234,6 +235,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """
 
     model_type = "langcell"
+    gene_heads = MappingProxyType({"ForPreTraining": "AutoModelForPreTraining"})
+    matches_texts = ("LangCellModel", "LangCellForPreTraining")
     embeds_by_head = True  # models with a head have no projection to the space of texts
     sub_configs_defaults = {
         "cell_config": SubConfigSpec(LangCellCellConfig),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import field
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -58,6 +59,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """
 
     model_type = "sccello"
+    gene_heads = MappingProxyType({"ForPreTraining": "AutoModelForPreTraining", "ForMaskedLM": "AutoModelForMaskedLM"})
 
     vocab_size: int = 25427
     hidden_size: int = 256

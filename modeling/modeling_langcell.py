@@ -669,6 +669,22 @@ class LangCellForPreTraining(LangCellModel):
         self.text_model.requires_grad_(stage == 2)
         self.matching_head.requires_grad_(stage == 2)
 
+    def masked_gene_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the scores of all tokens in place of each ``<mask>``, row by row, shape (masks, vocabulary).
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `LangCellCellModel`.
+        """
+        states = self.cell_model(input_ids, attention_mask).last_hidden_state
+        masked = input_ids == self.config.mask_token_id
+        logits, _ = self.gene_head(states[masked], self.cell_model.word_table(states), None, True)
+        assert logits is not None
+        return logits
+
     @can_return_tuple
     def forward(
         self,

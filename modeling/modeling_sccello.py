@@ -712,6 +712,23 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             return None, None
         return self.gene_head.compare(states, self.sccello.word_table(states), labels, self.config.tau, with_logits)
 
+    def masked_gene_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the scores of all tokens in place of each ``<mask>``, row by row, shape (masks, vocabulary).
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `ScCelloModel`.
+        """
+        states = self.sccello(input_ids, attention_mask).last_hidden_state
+        masked = input_ids == self.config.mask_token_id
+        embeddings = self.sccello.word_table(states)
+        logits, _ = self.gene_head.compare(states[masked], embeddings, None, self.config.tau, True)
+        assert logits is not None
+        return logits
+
     @can_return_tuple
     def forward(
         self,
@@ -850,6 +867,23 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
         self.sccello = ScCelloModel(config)
         self.gene_head = ScCelloGeneHead(config)
         self.post_init()
+
+    def masked_gene_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the scores of all tokens in place of each ``<mask>``, row by row, shape (masks, vocabulary).
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `ScCelloModel`.
+        """
+        states = self.sccello(input_ids, attention_mask).last_hidden_state
+        masked = input_ids == self.config.mask_token_id
+        embeddings = self.sccello.word_table(states)
+        logits, _ = self.gene_head.compare(states[masked], embeddings, None, self.config.tau, True)
+        assert logits is not None
+        return logits
 
     @can_return_tuple
     def forward(

@@ -70,6 +70,8 @@ class LangCellProcessor(ProcessorMixin):
         cells: Any = None,
         text: str | Sequence[str] | None = None,
         *,
+        truncation: bool | str | None = None,
+        padding: bool | str | None = None,
         return_tensors: str | None = None,
         text_max_length: int | None = None,
         **options: Any,
@@ -82,8 +84,10 @@ class LangCellProcessor(ProcessorMixin):
             Input of the gene tokenizer: AnnData, a matrix with ``genes=``, ...
         text
             A text, or several. Texts that are too long for the text encoder are cut with a warning; see `texts_cut`.
+        truncation, padding
+            Of cells and of texts, as for the gene tokenizer: cut by default, padded if there are `return_tensors`.
         return_tensors
-            ``"pt"`` or ``"np"``; without it lists of unequal length.
+            ``"pt"`` or ``"np"``; by default lists.
         text_max_length
             Most tokens of a text, including special ones; by default the text tokenizer's, at most 512.
         **options
@@ -104,15 +108,22 @@ class LangCellProcessor(ProcessorMixin):
             raise ValueError("neither cells nor text: pass cells, text=[...], or both")
         given: dict[str, Any] = {}
         if cells is not None:
-            given |= self.tokenizer(cells, return_tensors=return_tensors, **options)
+            both = {"truncation": truncation, "padding": padding, "return_tensors": return_tensors}
+            given |= self.tokenizer(cells, **both, **options)
         elif options:
             raise TypeError(f"the options {', '.join(sorted(options))} need cells")
         if text is not None:
-            given |= self._tokenize_texts(text, return_tensors, text_max_length)
+            padding = return_tensors is not None if padding is None else padding
+            given |= self._tokenize_texts(text, truncation, padding, return_tensors, text_max_length)
         return BatchEncoding(given)
 
     def _tokenize_texts(
-        self, text: str | Sequence[str], return_tensors: str | None, max_length: int | None
+        self,
+        text: str | Sequence[str],
+        truncation: bool | str | None,
+        padding: bool | str,
+        return_tensors: str | None,
+        max_length: int | None,
     ) -> dict[str, Any]:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
@@ -123,15 +134,16 @@ class LangCellProcessor(ProcessorMixin):
         longest = min(max_length or self.text_tokenizer.model_max_length, DEFAULT_TEXT_LENGTH)
         tokens = self.text_tokenizer(
             texts,
-            truncation=True,
+            truncation=True if truncation is None else truncation,
             max_length=longest,
-            padding=return_tensors is not None,
+            padding=padding,
             return_tensors=return_tensors,
             return_token_type_ids=False,
         )
         # A fast tokenizer keeps the last options of truncation and padding; a call without these resets them.
         lengths = [len(ids) for ids in self.text_tokenizer(texts, verbose=False)["input_ids"]]
-        self.texts_cut = sum(length > longest for length in lengths)
+        whole = truncation in (False, "do_not_truncate")
+        self.texts_cut = 0 if whole else sum(length > longest for length in lengths)
         if self.texts_cut:
             logger.warning(
                 f"{self.texts_cut:,} of {len(texts):,} texts have more than {longest:,} tokens (the longest has "

@@ -66,8 +66,18 @@ def prepare_model(source: Source, target: Path) -> Prepared:
     clean_tokenizer_config(target)
     stage_code(target)
     stage_endpoint(target)
+    if source.onnx:
+        _add_graphs(folder, target)
     _finish(facts, staged, examples, before, tokenizer)
     return Prepared(staged, job, before)
+
+
+def _add_graphs(folder: Path, target: Path) -> None:
+    """Write the model as ONNX graphs, which other runtimes and browsers compute."""
+    from cellglot.evaluation.onnx_export import export_onnx
+    from cellglot.modeling.any_model import load_any_model
+
+    export_onnx(load_any_model(folder), target, ("float32", "float16"))
 
 
 def prepare_adapter(source: Source, target: Path) -> Prepared:
@@ -190,7 +200,8 @@ def _tasks(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
     """Return the pipelines of the configuration that this model supports."""
     named = config.get("custom_pipelines") or {}
     annotates = facts.purpose in ("cell classification", "zero-shot annotation")
-    tasks = [task for task in named if task != "cell-type-annotation" or annotates]
+    asked = ("fill-gene-expression", "cell-text-matching")  # they need genes or texts
+    tasks = [task for task in named if task not in asked and (task != "cell-type-annotation" or annotates)]
     return sorted(tasks) if facts.genes_known else []
 
 

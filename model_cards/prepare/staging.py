@@ -64,7 +64,7 @@ class Source:
         A model, an adapter, a token data set or a metric.
     repo
         Name under which it is published.
-    details, evaluation, cells, base
+    details, evaluation, cells, base, onnx
         As for `cellglot.model_cards.publishing.publish`.
     """
 
@@ -74,6 +74,7 @@ class Source:
     evaluation: str | Path | None = None
     cells: str | Path | None = None
     base: str | Path | None = None
+    onnx: bool = False
 
 
 @dataclass

@@ -216,6 +216,7 @@ def _write(proto: Any, path: Path, dtype: str, facts: Mapping[str, Any], source:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     result.producer_name = "cellglot"
+    _strip(result)
     if dtype == "float16":
         _store_half(result, source)
     if dtype == "int8":
@@ -224,6 +225,18 @@ def _write(proto: Any, path: Path, dtype: str, facts: Mapping[str, Any], source:
     entry.key, entry.value = FACTS, json.dumps(dict(facts))
     onnx.checker.check_model(result)
     onnx.save_model(result, path)
+
+
+def _strip(proto: Any) -> None:
+    """Remove what the exporter notes of each operation: stack traces with the paths of this machine."""
+    for message in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        for name in ("metadata_props", "doc_string"):
+            if name in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(name)
+    for function in proto.functions:
+        for message in (function, *function.node):
+            message.ClearField("metadata_props")
+            message.ClearField("doc_string")
 
 
 def _store_half(proto: Any, source: str) -> None:

@@ -30,6 +30,8 @@ AUTO_CLASSES = (
 PIPELINES = {
     "cell-embedding": "CellEmbeddingPipeline",
     "cell-type-annotation": "CellTypeAnnotationPipeline",
+    "fill-gene-expression": "FillGeneExpressionPipeline",
+    "cell-text-matching": "CellTextMatchingPipeline",
 }
 
 _READS = (

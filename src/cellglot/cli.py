@@ -720,6 +720,9 @@ def publish(
     cells: Annotated[
         Path | None, typer.Option(help="File of cells for the examples of the card; blood cells by default.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Add the model as ONNX graphs (float32, float16), for browsers and CPUs.")
+    ] = False,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier publication.")
@@ -750,6 +753,7 @@ def publish(
         card=card,
         evaluation=evaluation,
         cells=cells,
+        onnx=onnx,
         private=not public,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -32,6 +32,7 @@ def publish(
     card: str | os.PathLike | None = None,
     evaluation: str | os.PathLike | None = None,
     cells: "str | os.PathLike | AnnData | None" = None,
+    onnx: bool = False,
     private: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -72,6 +73,8 @@ def publish(
         ``evaluation.json`` of `cellglot.evaluate`; by default the one in the folder.
     cells
         Cells for the examples of the card: a file, or an AnnData; by default blood cells that ship with scanpy.
+    onnx
+        Add a model as ONNX graphs with weights of float32 and float16 in ``onnx/``, as `cellglot.export` makes them.
     private
         Whether only you see a new repository.
     overwrite
@@ -147,6 +150,7 @@ def publish(
             evaluation=or_none(evaluation),
             cells=files[0] if files else None,
             base=None if base is None else os.fspath(base),
+            onnx=onnx,
             private=private,
             overwrite=overwrite,
             dry_run=dry_run,

@@ -1,12 +1,11 @@
 """ONNX graphs beside PyTorch in float32, both on one thread of the CPU.
 
-python benchmarks/onnx.py
+python benchmarks/onnx_graphs.py
 
 The shipped classifier of blood, and Exceiver and scCello at their published sizes with random weights; batches of
 cells with as many genes as usual. The graph of float32 returns PyTorch's values, or the export fails. A row has the
 cells a second of both, and what the graph with 8 bits loses: the smallest cosine of an embedding by both. Target for
-float32:
-as fast as PyTorch.
+float32: as fast as PyTorch.
 """
 
 import tempfile
