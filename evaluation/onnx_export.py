@@ -52,7 +52,7 @@ class GraphLoss:
     @property
     def loses_labels(self) -> bool:
         """Whether more than 2% of the cells get another label."""
-        return self.equal_labels is not None and 1 - self.equal_labels > LOST_LABELS
+        return self.equal_labels is not None and self.equal_labels < 1 - LOST_LABELS
 
     def __str__(self) -> str:
         size = f"{self.file}: {self.dtype}, {self.file.stat().st_size / 1e6:.1f} MB"

@@ -91,7 +91,7 @@ def test_rank_models_name_candidates(folders, cells, vocabulary, name):
     if name == "masked-lm":
         whole = whole[hidden]
     originals = fill.tokenizer(cells[:1], return_tensors="pt")["input_ids"][hidden]
-    scores = whole[int((originals == asked[1]).nonzero()[0])].float()
+    scores = whole[int((originals == asked[1]).nonzero()[0])].float().clone()
     scores[[i for i in fill.tokenizer.all_special_ids if i is not None]] = -torch.inf
     best = scores.softmax(dim=-1).topk(4)
     assert [c["gene_id"] for c in first] == fill.tokenizer.convert_ids_to_tokens(best.indices.tolist())
