@@ -3,7 +3,6 @@
 import json
 import re
 
-import anndata as ad
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -91,27 +90,3 @@ def test_neighbours_in_pca(random_counts):
     train = np.arange(60) < 40
     found = pca_neighbors(counts.tocsr(), labels, train, ~train)
     assert found.predicted.tolist() == labels[~train].tolist() and "PCA" in found.name
-
-
-@pytest.mark.long
-def test_the_full_demo_on_few_cells(blood, tmp_path, monkeypatch, capsys):
-    """All three models from the start, two epochs each; curves cannot be drawn, and a cell has no counts."""
-
-    def fail(*given, **options):
-        raise RuntimeError("cannot be drawn")
-
-    monkeypatch.setattr(plots, "curves_plot", fail)
-    cells = blood[:140].copy()
-    counts = cells.X.tolil()
-    counts[7] = 0
-    cells.X = counts.tocsr()
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    output = tmp_path / "out"
-    page = FullDemo(tmp_path / "cells.h5ad", "cell_type", output, quick=True).run()
-    text, said = page.read_text(), capsys.readouterr().out
-    assert text.count('data-cell-plot="cells-') == 3 and "scCello with a LoRA adapter" in text and "LangCell" in text
-    assert "same numbers in clean processes for 16 cells and 6 models" in said
-    for folder in ("exceiver", "sccello", "langcell", "exceiver-classifier", "sccello-lora"):
-        assert list((output / folder).glob("*model.safetensors")), folder
-    assert ad.read_h5ad(output / "held_out.h5ad").n_obs > 10
-    assert not list(output.glob("published")) and f"  cellglot publish {output / 'exceiver'} OWNER/NAME" in said
