@@ -79,6 +79,14 @@ class HumanGenes:
         """Return the id that took the place of a retired one, None where there is none."""
         return self._present.get(gene)
 
+    def names(self) -> list[str]:
+        """Return all names that mean a gene, or several."""
+        return list(self._by_name)
+
+    def retired_ids(self) -> dict[str, str]:
+        """Return the retired ids -> the present ones."""
+        return dict(self._present)
+
     def symbol(self, gene: str) -> str:
         """Return the symbol of an id, empty where it has none or is not in the table."""
         row = self._row.get(gene)

@@ -1,0 +1,1 @@
+"""The static Space: a page that annotates cells in the visitor's browser."""
