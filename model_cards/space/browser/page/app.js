@@ -97,7 +97,8 @@ const answers = {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   },
-  error({ message, task }) {
+  error({ message, task, fatal }) {
+    if (fatal) startAnnotator();
     if (task === "gene") {
       $("gene-problem").textContent = message;
       return;
@@ -119,7 +120,7 @@ function annotate(file) {
   state.file = file;
   state.began = performance.now();
   state.layout?.terminate();
-  state.layout = null;
+  state.layout = state.onMap = state.result = null;
   $("stage").textContent = "Reading the file";
   $("pace").textContent = file.name;
   $("bar").removeAttribute("value");

@@ -4,11 +4,11 @@ import { batchesOf, Encoder } from "./tokens.js";
 import { chooseCounts, concatenated } from "./counts.js";
 import { described } from "./features.js";
 import { number, PageError } from "./errors.js";
-import { openCells, sentence } from "./cells.js";
+import { openCells, unreadable } from "./cells.js";
 import { Model } from "./model.js";
 import { csvParts } from "./table.js";
 
-const MOST_CELLS = 50_000; // of a larger file, cells at equal steps are annotated
+const MOST_CELLS = 20_000; // of a larger file, cells at equal steps are annotated
 const MOST_KEPT_TOKENS = 40_000_000; // for colouring by a gene
 
 let model = null;
@@ -22,9 +22,9 @@ self.onmessage = async ({ data }) => {
   try {
     await tasks[data.type](data);
   } catch (error) {
-    const message = error instanceof PageError ? error.message : `The page failed: ${sentence(error)}`;
-    if (!(error instanceof PageError)) console.error(error);
-    say("error", { message, task: data.type });
+    const found = error instanceof PageError ? error : unreadable(data.file ?? { name: "The file" }, error);
+    if (found !== error) console.error(error);
+    say("error", { message: found.message, task: data.type, fatal: found.fatal === true });
   }
 };
 
