@@ -2,16 +2,19 @@
 
 import gzip
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from cellglot.evaluation.cell_plot.page import script, style
+from cellglot.evaluation.onnx_export import made_batches
 from cellglot.model_cards.space.browser.genes import gene_names
 from cellglot.model_cards.space.browser.npm import page_files
 from cellglot.modeling.annotation_calibration import CALIBRATION_FILE, AnnotationCalibration
 from cellglot.modeling.any_model import describe_model, load_any_model
+from cellglot.modeling.convert.onnx import export_graphs
 from cellglot.modeling.loaded_model import LoadedModel, without_adapter
+from cellglot.modeling.onnx_network import FOLDER, ONNX_FILES, load_onnx_model
 from cellglot.tokenization.gene_vocabulary import STATISTICS_FILE, VOCABULARY_FILE
 from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
@@ -20,7 +23,6 @@ from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 
 PAGE = Path(__file__).with_name("page")
 EXAMPLE_FILE = "example_cells.h5ad"
-GRAPH_FILE = "onnx/model.onnx"
 MOST_BYTES = 25_000_000  # of a page with its model, if the weights allow it
 
 
@@ -55,9 +57,13 @@ def stage_page(folder: str | Path, target: Path, *, name: str, title: str = "", 
             "a classifier. Fine-tune it first (cellglot finetune), or publish a Space with a server (without --browser)"
         )
     loaded = load_any_model(folder)
-    files = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sorted(PAGE.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sorted(PAGE.rglob("*")) if path.is_file()
+    }
     files |= page_files()
+    files |= {"vendor/cell_plot/cell_plot.js": script().encode(), "vendor/cell_plot/cell_plot.css": style().encode()}
     files |= _model_files(folder, loaded, {"name": name, "title": title or name, "link": link})
+    files["model/model.onnx.gz"] = _packed_graph(folder, loaded, sum(map(len, files.values())))
     for path, content in files.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_bytes(content)
@@ -87,7 +93,6 @@ def _model_files(folder: Path, loaded: LoadedModel, names: dict[str, str]) -> di
         "model/settings.json": _json(settings),
         "model/genes.json.gz": gzip.compress(_json(genes), 9, mtime=0),
         "model/gene_stats.safetensors": statistics,
-        "model/model.onnx.gz": gzip.compress(_graph(folder, loaded), 9, mtime=0),
     }
     if calibration is not None:
         files[f"model/{CALIBRATION_FILE}"] = (folder / CALIBRATION_FILE).read_bytes()
@@ -118,13 +123,26 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     raise ValueError(f"the page does not know the tokens of {type(tokenizer).__name__}: publish a Space with a server")
 
 
-def _graph(folder: Path, loaded: LoadedModel) -> bytes:
-    """Return the model as ONNX: the one in its folder, or one that is exported now."""
-    if (folder / GRAPH_FILE).is_file():
-        return (folder / GRAPH_FILE).read_bytes()
-    import os
+def _packed_graph(folder: Path, loaded: LoadedModel, others: int) -> bytes:
+    """Return the model as ONNX, packed: the graph in its folder, or one that is exported now.
 
-    return Path(os.environ["B2_GRAPH"]).read_bytes()
+    Weights are float32; float16 if the page, whose other files have `others` bytes, would be larger than `MOST_BYTES`.
+    """
+    packed = b""
+    for dtype in ("float32", "float16"):
+        packed = gzip.compress(_graph(folder, loaded, dtype), 9, mtime=0)
+        if others + len(packed) <= MOST_BYTES:
+            break
+    return packed
+
+
+def _graph(folder: Path, loaded: LoadedModel, dtype: str) -> bytes:
+    if (folder / FOLDER / ONNX_FILES[dtype]).is_file():
+        network: Any = load_onnx_model(folder, dtype).network  # refuses the graph of another model
+        return network.path.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        (path,) = export_graphs(loaded, scratch, list(made_batches(loaded.tokenizer)), [dtype])
+        return path.read_bytes()
 
 
 def _json(content: Any) -> bytes:

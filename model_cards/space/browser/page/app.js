@@ -1,18 +1,16 @@
 // The page: takes a file, shows progress and results. All work is done by workers; every text of a file is set as text.
 
-import { Plot } from "./plot.js";
 import { number } from "./errors.js";
+
+/* global cellPlot */ // vendor/cell_plot/cell_plot.js, which other pages of cellglot use, too
 
 const PAGE_ROWS = 25;
 const MOST_ON_MAP = 15_000;
-const COLOURS = [
-  "#0f8a7e", "#e07b39", "#4c6ef5", "#d6336c", "#94a814", "#7c4fc4", "#0c8599", "#b5651d", "#e0559c", "#2f9e44",
-  "#c9a227", "#5c7cfa", "#a23b3b", "#74b816", "#9c36b5", "#3bc9db", "#f08c00", "#846358", "#1c7ed6", "#ff8787",
-];
-const RAMP = ["#d7dedd", "#7cc7bd", "#0f766e", "#133a52"];
+const LEAST_ON_MAP = 5;
+const TOP = 254, MISSING = 255; // the plot's values in bytes
 
 const $ = (id) => document.getElementById(id);
-const state = { worker: null, layout: null, settings: null, symbols: [], result: null, map: null, page: 0, colour: "type", gene: null, began: 0 };
+const state = { worker: null, layout: null, plot: null, settings: null, symbols: [], result: null, only: null, page: 0, began: 0 };
 
 /** Make an element with text, never with markup. */
 function element(tag, content = "", name = "") {
@@ -78,16 +76,15 @@ const answers = {
   result(result) {
     state.result = result;
     state.page = 0;
-    state.gene = null;
     show("result");
     showResult();
     document.documentElement.dataset.seconds = ((performance.now() - state.began) / 1000).toFixed(2);
   },
   embedding: layOut,
   gene({ name, values }) {
-    state.gene = { name, values };
-    $("gene-problem").textContent = "";
-    paint();
+    const high = values.reduce((a, b) => Math.max(a, b), 0);
+    const says = high ? "log of counts per 10,000" : "no cell of this file expresses it";
+    state.plot?.add({ ...inBytes(name, (cell) => values[cell], 0, high || 1), gene: true, says });
   },
   csv({ blob }) {
     $("download").disabled = false;
@@ -100,7 +97,7 @@ const answers = {
   error({ message, task, fatal }) {
     if (fatal) startAnnotator();
     if (task === "gene") {
-      $("gene-problem").textContent = message;
+      $("gene-says").textContent = message;
       return;
     }
     $("download").disabled = false;
@@ -113,6 +110,7 @@ const answers = {
 
 function show(...names) {
   for (const name of ["start", "working", "problem", "result"]) $(name).hidden = !names.includes(name);
+  document.documentElement.dataset.mapped = "";
   document.documentElement.dataset.shown = names.join(" ");
 }
 
@@ -120,7 +118,8 @@ function annotate(file) {
   state.file = file;
   state.began = performance.now();
   state.layout?.terminate();
-  state.layout = state.onMap = state.result = null;
+  state.plot?.destroy();
+  state.layout = state.plot = state.result = null;
   $("stage").textContent = "Reading the file";
   $("pace").textContent = file.name;
   $("bar").removeAttribute("value");
@@ -190,7 +189,6 @@ function typesOf(said) {
     groups.set(group.name, group);
   }
   const sorted = [...groups.values()].sort((a, b) => Number(a.open) - Number(b.open) || b.cells - a.cells || a.name.localeCompare(b.name));
-  sorted.forEach((group, i) => (group.colour = group.open || i >= COLOURS.length ? "var(--other)" : COLOURS[i]));
   return sorted;
 }
 
@@ -225,9 +223,6 @@ function showResult() {
     pair.append(element("dt", name), element("dd", value));
     return pair;
   }));
-  for (const option of $("colour").options) option.hidden = option.disabled = option.value === "novelty" && !calibrated;
-  if ($("colour").selectedOptions[0]?.disabled || $("colour").value === "gene") $("colour").value = "type";
-  colourBy($("colour").value);
   showTypes();
   showAudit(report);
   const all = element("option", "all cells");
@@ -250,11 +245,9 @@ function showTypes() {
     const button = element("button");
     button.type = "button";
     button.setAttribute("aria-pressed", String(state.only === type.name));
-    const dot = element("span", "", "dot");
-    dot.style.background = type.colour;
     const label = element("span", type.name);
     if (type.id) label.append(" ", element("span", type.id, "cl"));
-    button.append(dot, label);
+    button.append(label);
     name.append(button);
     row.append(name, element("td", number(type.cells), "n"), element("td", percent(type.cells / total, 1), "n"), element("td", decimals(median(type.scores)), "n"));
     row.addEventListener("click", () => choose(state.only === type.name ? null : type.name));
@@ -269,7 +262,7 @@ function choose(name) {
   $("only").value = name ?? "";
   showTypes();
   showCells();
-  paint();
+  state.plot?.colour("cell type").then(() => state.plot.select(name === null ? [] : [name]));
 }
 $("only").addEventListener("change", ({ target }) => choose(target.value || null));
 
@@ -317,114 +310,80 @@ function showAudit(report) {
 
 // ---------------------------------------------------------------------- map
 
-state.map = new Plot($("map"), (place, x, y) => {
-  const tip = $("tip");
-  tip.hidden = place < 0;
-  if (place < 0) return;
-  const cell = state.onMap[place];
-  const of = state.result.said[cell];
-  const lines = [state.result.names[cell], typeOf(of), of.reason ? `(${of.reason})` : `confidence ${decimals(of.score)}`];
-  if (state.colour === "gene" && state.gene) lines.push(`${state.gene.name} ${decimals(state.gene.values[cell])}`);
-  tip.textContent = lines.join("\n");
-  const { clientWidth: width, clientHeight: height } = $("map");
-  tip.style.left = `${Math.max(4, Math.min(x + 14, width - tip.offsetWidth - 4))}px`;
-  tip.style.top = `${Math.max(4, Math.min(y + 14, height - tip.offsetHeight - 4))}px`;
-});
-
+/** Lay the cells out, in a worker, and draw them. */
 function layOut({ embedding, size }) {
-  const cells = embedding.length / size;
   const usable = [...state.result.genes.keys()].filter((cell) => state.result.genes[cell] > 0);
   const step = Math.max(1, usable.length / MOST_ON_MAP);
   state.onMap = Int32Array.from({ length: Math.floor(usable.length / step) }, (_, i) => usable[Math.floor(i * step)]);
-  state.map.show(null);
-  $("map-wait").hidden = false;
-  $("map-wait").textContent = "Laying out the cells ...";
-  if (state.onMap.length < 5) {
-    $("map-wait").textContent = `${number(cells)} cells are too few for a map.`;
+  const wait = element("p", "Laying out the cells ...", "wait");
+  $("map").replaceChildren(wait);
+  if (usable.length < LEAST_ON_MAP) {
+    wait.textContent = `${number(usable.length)} cells are too few for a map.`;
     return;
   }
   const points = new Float32Array(state.onMap.length * size);
   state.onMap.forEach((cell, i) => points.set(embedding.subarray(cell * size, (cell + 1) * size), i * size));
-  state.layout?.terminate();
   state.layout = startWorker("umap_worker.js", "classic");
   state.layout.onmessage = ({ data }) => {
-    if (data.type === "progress") {
-      $("map-wait").textContent = `Laying out the cells ... ${percent(data.share)}`;
-      return;
-    }
-    $("map-wait").hidden = true;
-    state.map.show(data.coordinates);
-    const some = step > 1 ? ` ${number(state.onMap.length)} cells at equal steps are drawn.` : "";
-    $("map").setAttribute("aria-label", `UMAP of ${number(state.onMap.length)} cells, coloured by ${state.colour}.${some}`);
-    paint();
-    document.documentElement.dataset.mapped = "yes";
+    if (data.type === "progress") wait.textContent = `Laying out the cells ... ${percent(data.share)}`;
+    else draw(data.coordinates, step > 1);
   };
-  state.layout.onerror = () => ($("map-wait").textContent = "The map cannot be drawn.");
+  state.layout.onerror = () => (wait.textContent = "The map cannot be drawn.");
   state.layout.postMessage({ embedding: points, size, seed: 42, library: new URL("vendor/umap/umap-js.min.js", import.meta.url).href });
 }
 
-const css = (colour) => (colour.startsWith("var(") ? getComputedStyle(document.documentElement).getPropertyValue(colour.slice(4, -1)).trim() : colour);
-
-function ramp(share) {
-  if (!Number.isFinite(share)) return css("var(--other)");
-  const place = Math.max(0, Math.min(1, share)) * (RAMP.length - 1);
-  const step = Math.min(RAMP.length - 2, Math.floor(place));
-  const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  const [low, high] = [parts(RAMP[step]), parts(RAMP[step + 1])];
-  const rest = Math.round((place - step) * 16) / 16; // few colours draw faster
-  return `rgb(${low.map((value, i) => Math.round(value + (high[i] - value) * rest)).join(",")})`;
+/** Return values of the cells on the map as the plot takes them. */
+function inBytes(name, valueOf, low, high) {
+  const values = Uint8Array.from(state.onMap, (cell) => {
+    const value = valueOf(cell);
+    return Number.isFinite(value) ? Math.round((Math.max(low, Math.min(high, value)) - low) / (high - low) * TOP) : MISSING;
+  });
+  return { name, kind: "numbers", values, low, high };
 }
 
-/** Return the values to colour by, and their smallest and largest. */
-function valuesToShow() {
-  const { said, genes } = state.result;
-  if (state.colour === "confidence") return { values: said.map((cell) => cell.score), low: 0, high: 1 };
-  if (state.colour === "novelty") return { values: said.map((cell) => cell.novelty), low: 0, high: 1 };
-  const values = state.colour === "genes" ? Array.from(genes) : Array.from(state.gene.values);
-  return { values, low: 0, high: values.reduce((a, b) => Math.max(a, b), 0) || 1 };
+async function draw(coordinates, sampled) {
+  const { said, names, genes } = state.result;
+  const labels = state.types.filter((type) => !type.open).map((type) => type.name);
+  const codeOf = new Map(labels.map((label, code) => [label, code]));
+  const codes = (labels.length > 254 ? Uint16Array : Uint8Array).from(state.onMap, (cell) => codeOf.get(typeOf(said[cell])) ?? labels.length);
+  const colourings = [
+    { name: "cell type", kind: "classes", labels, codes, missing: "unassigned" },
+    inBytes("confidence", (cell) => said[cell].score, 0, 1),
+  ];
+  if (said[0].novelty !== undefined) colourings.push(inBytes("novelty", (cell) => said[cell].novelty, 0, 1));
+  colourings.push(inBytes("genes expressed", (cell) => genes[cell], 0, genes.reduce((a, b) => Math.max(a, b), 1)));
+  const [x, y] = inSteps(coordinates);
+  const some = sampled ? ` ${number(state.onMap.length)} of the cells, taken at equal steps, are drawn.` : "";
+  const note = `UMAP of the model's embedding: near cells are alike. Drag to move, point at a cell to read it.${some}`;
+  const onMap = Array.from(state.onMap, (cell) => names[cell]);
+  state.plot = await cellPlot($("map"), { x, y, names: onMap, colourings, note });
+  $("map").querySelector(".cell-plot-buttons").before($("gene-search").content.cloneNode(true));
+  $("gene").addEventListener("input", completeGene);
+  $("gene").addEventListener("change", ({ target }) => {
+    $("gene-says").textContent = "";
+    if (target.value.trim()) state.worker.ask({ type: "gene", name: target.value });
+  });
+  document.documentElement.dataset.mapped = "yes";
 }
 
-function paint() {
-  if (!state.onMap || !state.result) return;
-  const { said } = state.result;
-  const byValue = state.colour !== "type" && !(state.colour === "gene" && !state.gene);
-  let colours;
-  if (byValue) {
-    const { values, low, high } = valuesToShow();
-    colours = Array.from(state.onMap, (cell) => ramp((values[cell] - low) / (high - low)));
-    $("scale-low").textContent = decimals(low);
-    $("scale-high").textContent = state.colour === "genes" ? number(high) : decimals(high);
-  } else {
-    const of = new Map(state.types.map((type) => [type.name, css(type.colour)]));
-    colours = Array.from(state.onMap, (cell) => of.get(typeOf(said[cell])));
-  }
-  $("scale").hidden = !byValue;
-  const faded = state.only === null ? null : Uint8Array.from(state.onMap, (cell) => (typeOf(said[cell]) === state.only ? 0 : 1));
-  state.map.paint(colours, faded);
+/** Return both axes in whole steps of one scale, as the plot takes them. */
+function inSteps(coordinates) {
+  const axes = [0, 1].map((axis) => coordinates.filter((_, i) => i % 2 === axis));
+  const ends = axes.map((axis) => [axis.reduce((a, b) => Math.min(a, b)), axis.reduce((a, b) => Math.max(a, b))]);
+  const width = Math.max(...ends.map(([low, high]) => high - low)) || 1;
+  return axes.map((axis, i) => Uint16Array.from(axis, (value) => Math.round(((value - ends[i][0]) / width) * 65535)));
 }
 
-function colourBy(what) {
-  state.colour = what;
-  $("gene-label").hidden = what !== "gene";
-  $("gene-problem").textContent = "";
-  if (what === "gene" && !state.gene) $("gene").focus();
-  paint();
-}
-$("colour").addEventListener("change", ({ target }) => colourBy(target.value));
-$("gene").addEventListener("input", ({ target }) => {
+function completeGene({ target }) {
   const typed = target.value.trim().toUpperCase();
-  const found = typed ? state.symbols.filter((symbol) => symbol.toUpperCase().startsWith(typed)).sort((a, b) => a.length - b.length || (a < b ? -1 : 1)) : [];
+  const found = typed ? state.symbols.filter((symbol) => symbol.toUpperCase().startsWith(typed)) : [];
+  found.sort((a, b) => a.length - b.length || (a < b ? -1 : 1));
   $("gene-names").replaceChildren(...found.slice(0, 12).map((symbol) => {
     const option = element("option");
     option.value = symbol;
     return option;
   }));
-});
-$("gene").addEventListener("change", ({ target }) => {
-  if (target.value.trim()) state.worker.ask({ type: "gene", name: target.value });
-});
-$("reset").addEventListener("click", () => state.map.reset());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+}
 
 show("start");
 startAnnotator();
