@@ -1,8 +1,10 @@
 """Build the page: files of our own, packages of npm at pinned versions, and the model as ONNX."""
 
 import gzip
+import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,38 @@ from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 
 PAGE = Path(__file__).with_name("page")
 EXAMPLE_FILE = "example_cells.h5ad"
+SETTINGS, GRAPH = "model/settings.json", "model/model.onnx.gz"
+MOST_CELLS = 20_000  # annotated of a file
+MOST_FILE_BYTES = 4 << 30
 MOST_BYTES = 25_000_000  # of a page with its model, if the weights allow it
 
 
-def stage_page(folder: str | Path, target: Path, *, name: str, title: str = "", link: str = "") -> list[str]:
+def stage_page(
+    folder: str | Path,
+    target: Path,
+    *,
+    name: str,
+    title: str = "",
+    link: str = "",
+    most_cells: int = MOST_CELLS,
+    most_bytes: int = MOST_FILE_BYTES,
+) -> list[str]:
     """Write the page for a model into a folder.
 
     Parameters
     ----------
     folder
-        Folder of a classifier.
+        Folder of a classifier, or of an adapter.
     target
         Empty folder, which exists.
     name
         Name of the model, as the page shows it.
     title, link
         Heading of the page, and the address of the model.
+    most_cells
+        Cells of a file that are annotated; of a larger file these are taken at equal steps.
+    most_bytes
+        Largest file that is read.
 
     Returns
     -------
@@ -53,52 +71,64 @@ def stage_page(folder: str | Path, target: Path, *, name: str, title: str = "", 
     folder = Path(folder)
     if (what := describe_model(folder)).purpose != "classes of cells":
         raise ValueError(
-            f"{folder} cannot annotate cells in a browser: it is for {what.purpose}, and the page shows the classes of "
-            "a classifier. Fine-tune it first (cellglot finetune), or publish a Space with a server (without --browser)"
+            f"{folder} cannot annotate cells in a browser: it is for {what.purpose}, and the page shows the classes "
+            "of a classifier. Fine-tune it (cellglot finetune), or publish a Space with a server (without --browser)"
         )
     loaded = load_any_model(folder)
-    files = {
-        path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sorted(PAGE.rglob("*")) if path.is_file()
-    }
+    files = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in PAGE.rglob("*") if path.is_file()}
     files |= page_files()
     files |= {"vendor/cell_plot/cell_plot.js": script().encode(), "vendor/cell_plot/cell_plot.css": style().encode()}
-    files |= _model_files(folder, loaded, {"name": name, "title": title or name, "link": link})
-    files["model/model.onnx.gz"] = _packed_graph(folder, loaded, sum(map(len, files.values())))
+    files |= _model_files(folder, loaded)
+    files[GRAPH], weights = _packed_graph(folder, loaded, sum(map(len, files.values())))
+    files[SETTINGS] = _json(
+        {"name": name, "title": title or name, "link": link, "weights": weights}
+        | {"most_cells": most_cells, "most_bytes": most_bytes, "example": f"model/{EXAMPLE_FILE}" in files}
+        | _model_settings(folder, loaded)
+    )
+    files["offline.js"] = files["offline.js"].replace(b"FILES_OF_THE_PAGE", _listed(files))
     for path, content in files.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_bytes(content)
     return sorted(files)
 
 
-def _model_files(folder: Path, loaded: LoadedModel, names: dict[str, str]) -> dict[str, bytes]:
-    config, tokenizer = without_adapter(loaded.network).config, loaded.tokenizer
+def _model_settings(folder: Path, loaded: LoadedModel) -> dict[str, Any]:
+    """Return what the page has to know of a model."""
+    config = without_adapter(loaded.network).config
     classes = [config.id2label[number] for number in range(config.num_labels)]
-    cl_ids = config.label_cl_ids or {}
+    ids = config.label_cl_ids or {}
     calibration = AnnotationCalibration.load(folder)
     if calibration is not None:
         calibration.check(folder, classes)
-    example = folder / EXAMPLE_FILE
-    settings = names | {
+    return {
         "classes": classes,
-        "cell_types": [cl_ids.get(label) for label in classes],
+        "cell_types": [ids.get(label) for label in classes],
         "calibrated": calibration is not None,
-        "tokenizer": tokenizer_settings(tokenizer),
-        "example": example.is_file(),
+        "tokenizer": tokenizer_settings(loaded.tokenizer),
     }
+
+
+def _model_files(folder: Path, loaded: LoadedModel) -> dict[str, bytes]:
+    vocabulary = loaded.tokenizer.vocabulary
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.vocabulary.save_files(Path(scratch, VOCABULARY_FILE), Path(scratch, STATISTICS_FILE))
+        vocabulary.save_files(Path(scratch, VOCABULARY_FILE), Path(scratch, STATISTICS_FILE))
         statistics = Path(scratch, STATISTICS_FILE).read_bytes()
-    genes = gene_names(tokenizer.vocabulary, human_genes())
     files = {
-        "model/settings.json": _json(settings),
-        "model/genes.json.gz": gzip.compress(_json(genes), 9, mtime=0),
+        "model/genes.json.gz": gzip.compress(_json(gene_names(vocabulary, human_genes())), 9, mtime=0),
         "model/gene_stats.safetensors": statistics,
     }
-    if calibration is not None:
-        files[f"model/{CALIBRATION_FILE}"] = (folder / CALIBRATION_FILE).read_bytes()
-    if example.is_file():
-        files[f"model/{EXAMPLE_FILE}"] = example.read_bytes()
+    for name in (CALIBRATION_FILE, EXAMPLE_FILE):
+        if (folder / name).is_file():
+            files[f"model/{name}"] = (folder / name).read_bytes()
     return files
+
+
+def _listed(files: Mapping[str, bytes]) -> bytes:
+    """Return the files of the page and a mark of their contents, for the cache of the visitor's browser."""
+    mark = hashlib.sha256()
+    for path in sorted(files):
+        mark.update(path.encode() + hashlib.sha256(files[path]).digest())
+    return json.dumps({"mark": mark.hexdigest()[:16], "files": ["./", *sorted(files)]}).encode()
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
@@ -123,17 +153,16 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     raise ValueError(f"the page does not know the tokens of {type(tokenizer).__name__}: publish a Space with a server")
 
 
-def _packed_graph(folder: Path, loaded: LoadedModel, others: int) -> bytes:
-    """Return the model as ONNX, packed: the graph in its folder, or one that is exported now.
+def _packed_graph(folder: Path, loaded: LoadedModel, others: int) -> tuple[bytes, str]:
+    """Return the model as ONNX, packed, and the type of its weights: the graph in its folder, or a new one.
 
     Weights are float32; float16 if the page, whose other files have `others` bytes, would be larger than `MOST_BYTES`.
     """
-    packed = b""
     for dtype in ("float32", "float16"):
         packed = gzip.compress(_graph(folder, loaded, dtype), 9, mtime=0)
         if others + len(packed) <= MOST_BYTES:
             break
-    return packed
+    return packed, dtype
 
 
 def _graph(folder: Path, loaded: LoadedModel, dtype: str) -> bytes:

@@ -223,6 +223,7 @@ function showResult() {
     pair.append(element("dt", name), element("dd", value));
     return pair;
   }));
+  $("calibrated-terms").hidden = !calibrated;
   showTypes();
   showAudit(report);
   const all = element("option", "all cells");
@@ -387,3 +388,4 @@ function completeGene({ target }) {
 
 show("start");
 startAnnotator();
+navigator.serviceWorker?.register(new URL("offline.js", import.meta.url)).catch(() => {}); // only needed without a network

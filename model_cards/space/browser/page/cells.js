@@ -4,7 +4,6 @@ import h5wasm from "./vendor/h5wasm/hdf5_hl.js";
 import { number, PageError } from "./errors.js";
 
 export const LIMITS = {
-  fileBytes: 4 * 2 ** 30,
   storedCells: 5_000_000,
   genes: 200_000,
   valuesInMemory: 120_000_000, // of a matrix that is stored by columns
@@ -24,11 +23,11 @@ const attribute = (node, name) => {
 };
 
 /** Open a file of a visitor. The result has `places`, `obs` and `close`. */
-export async function openCells(file) {
-  if (file.size > LIMITS.fileBytes) {
+export async function openCells(file, mostBytes) {
+  if (file.size > mostBytes) {
     throw new PageError(
       `${file.name} has ${number(file.size / 2 ** 20)} MB: this page reads files up to ` +
-        `${number(LIMITS.fileBytes / 2 ** 20)} MB. Use cellglot annotate for larger ones.`,
+        `${number(mostBytes / 2 ** 20)} MB. Use cellglot annotate for larger ones.`,
     );
   }
   await checkSignature(file);

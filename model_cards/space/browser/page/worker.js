@@ -8,7 +8,6 @@ import { openCells, unreadable } from "./cells.js";
 import { Model } from "./model.js";
 import { csvParts } from "./table.js";
 
-const MOST_CELLS = 20_000; // of a larger file, cells at equal steps are annotated
 const MOST_KEPT_TOKENS = 40_000_000; // for colouring by a gene
 
 let model = null;
@@ -41,7 +40,7 @@ const tasks = {
     say("progress", { stage: "Loading the model", share: 0 });
     const network = await loaded();
     say("progress", { stage: "Reading the file", share: 0 });
-    opened = await openCells(file);
+    opened = await openCells(file, network.settings.most_bytes);
     done = await annotated(network, opened, level);
     const { embedding, size, shown } = done;
     say("result", shown);
@@ -62,10 +61,10 @@ const tasks = {
   },
 };
 
-/** Return the numbers of the cells to annotate: all, or cells at equal steps. */
-function chosenCells(cells) {
-  if (cells <= MOST_CELLS) return Int32Array.from({ length: cells }, (_, i) => i);
-  return Int32Array.from({ length: MOST_CELLS }, (_, i) => Math.floor((i * cells) / MOST_CELLS));
+/** Return the numbers of the cells to annotate: all, or cells at equal steps of a larger file. */
+function chosenCells(cells, most) {
+  const chosen = Math.min(cells, most);
+  return Int32Array.from({ length: chosen }, (_, i) => Math.floor((i * cells) / chosen));
 }
 
 async function annotated(network, { format, places, obs }, level) {
@@ -74,7 +73,7 @@ async function annotated(network, { format, places, obs }, level) {
   const match = vocabulary.resolve(counts.index, counts.columns);
   if (!match.matched) throw vocabulary.refusal("no gene of these cells", match, counts.index);
   const encoder = new Encoder(settings.tokenizer, network.statistics, match.tokens);
-  const chosen = chosenCells(counts.cells);
+  const chosen = chosenCells(counts.cells, settings.most_cells);
   const special = settings.tokenizer.cls_token_id !== null && settings.tokenizer.kind !== "exceiver" ? 1 : 0;
   const { classes } = settings;
   const logits = new Float32Array(chosen.length * classes.length);
