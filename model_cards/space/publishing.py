@@ -39,9 +39,13 @@ class SpaceKind:
 
 def space_kinds() -> dict[str, SpaceKind]:
     """Return the kinds of Spaces by name."""
-    from cellglot.model_cards.space.gradio.building import build_space, check_space
+    from cellglot.model_cards.space.browser import building as browser
+    from cellglot.model_cards.space.gradio import building as gradio
 
-    return {"gradio": SpaceKind("gradio", build_space, check_space)}
+    return {
+        "gradio": SpaceKind("gradio", gradio.build_space, gradio.check_space),
+        "browser": SpaceKind("static", browser.build_space, browser.check_space),
+    }
 
 
 def publish_space(

@@ -736,6 +736,10 @@ def publish(
             help="Publish a Space that annotates cells with the model: owner/name on the Hub, or a name and --output."
         ),
     ] = None,
+    browser: Annotated[
+        bool,
+        typer.Option("--browser", help="With --space: a page in which the model runs in the visitor's own browser."),
+    ] = False,
 ) -> None:
     """Publish with a card, after a process without cellglot returned the same numbers. Private by default."""
     done = cellglot.publish(
@@ -758,6 +762,7 @@ def publish(
         overwrite=overwrite,
         dry_run=dry_run,
         space=space,
+        browser=browser,
     )
     _say(done.summary())
 
@@ -779,11 +784,14 @@ def serve_page(
         int | None, typer.Option(help="Cells that are annotated of a file, else a random sample; 20,000 by default.")
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Serve the page in which a classifier runs in the browser itself.")
+    ] = False,
 ) -> None:
     """Serve a page that annotates cells: drop a file, see types, map and reasons, download the result."""
     from cellglot.verbs.app import app as run
 
-    run(model, host=host, port=port, most_cells=most_cells, open_browser=open_browser)
+    run(model, host=host, port=port, most_cells=most_cells, open_browser=open_browser, browser=browser)
 
 
 @app.command()

@@ -74,6 +74,7 @@ _TRAINED = (
 )
 _INDEX = r"reference\.json|(embeddings|own_distances)\.npy|cells\.parquet|neighbours\.usearch"
 _GRAPHS = r"onnx/model(_fp16|_int8)?\.onnx"
+_PAGE = r"[a-z_]+\.(js|css|html)|(model|vendor)/[\w./-]+"
 _TRAINED_FOLDERS = r"checkpoint-\d+|runs|text_tokenizer|tokenizer"
 
 
@@ -195,9 +196,9 @@ KINDS = {
         re.compile(
             rf"{_SAVED}|README\.md|training_run\.json|manifest\.json|data/(train|validation|test)-\d{{6,}}\.parquet|"
             r"(examples|evaluation)\.json|[\w-]+\.yaml|(app|handler)\.py|requirements\.txt|[\w/-]+\.(png|svg)|"
-            rf"{_INDEX}|{_GRAPHS}"
+            rf"{_INDEX}|{_GRAPHS}|{_PAGE}"
         ),
-        re.compile(r"data|onnx|(text_)?tokenizer"),
+        re.compile(r"data|model|onnx|(text_)?tokenizer|vendor"),
         _published,
         code=True,
     ),

@@ -13,6 +13,7 @@ def app(
     port: int | None = None,
     most_cells: int | None = None,
     open_browser: bool = False,
+    browser: bool = False,
 ) -> None:
     """Serve a page that annotates cells, until it is interrupted.
 
@@ -29,6 +30,8 @@ def app(
         Cells that are annotated of a file; of a larger one a random sample is. 20,000 by default.
     open_browser
         Open the page in a browser.
+    browser
+        Serve the page in which a classifier runs in the browser itself, as a static Space has it; it needs no Gradio.
 
     Raises
     ------
@@ -37,10 +40,17 @@ def app(
     """
     if most_cells is not None and most_cells < 1:
         raise ValueError(f"most_cells={most_cells} must be at least 1")
+    model = default_model() if model is None else model
+    if browser:
+        from cellglot.model_cards.space.browser.running import serve_page
+
+        if host is not None:
+            raise ValueError("host: the page that runs in the browser is served for this machine only")
+        serve_page(resolve_model(model), port=port, most_cells=most_cells, open_browser=open_browser)
+        return
     from cellglot.model_cards.space.gradio.serve import check_gradio, serve
 
     check_gradio()
-    model = default_model() if model is None else model
     resolve_model(model)
     serve(model, host=host, port=port, most_cells=most_cells, open_browser=open_browser)
 

@@ -37,6 +37,7 @@ def publish(
     overwrite: bool = False,
     dry_run: bool = False,
     space: str | None = None,
+    browser: bool = False,
 ) -> "Published":
     """Publish a model, an adapter, a corpus, a reference or a metric with a card.
 
@@ -85,6 +86,9 @@ def publish(
         Publish a Space that annotates cells with the model, ``owner/name`` on the Hub; or a name alone, with `output`.
         The Space carries the model and the code that runs it. With `repo`, the model is published there first, and the
         Space's card links to it.
+    browser
+        Publish a static Space: a page in which a classifier runs in the visitor's own browser, without a server, so
+        that no cell leaves the visitor's machine.
 
     Returns
     -------
@@ -107,6 +111,8 @@ def publish(
     """
     folder = in_collection(folder) or folder
     folder_kind(as_path(folder))
+    if browser and space is None:
+        raise ValueError("browser is for a Space: name it by space (--space owner/name)")
     if space is not None:
         if repo is not None and output is not None:
             raise ValueError("output is that of the model or of the Space: publish them by two calls")
@@ -120,8 +126,9 @@ def publish(
         from cellglot.model_cards.space.publishing import publish_space
 
         return publish_space(
-            as_path(folder), space, output=or_none(output), license=license, title=title if repo is None else None,
-            models=[] if repo is None else [repo], private=private, overwrite=overwrite, dry_run=dry_run,
+            as_path(folder), space, kind="browser" if browser else "gradio", output=or_none(output), license=license,
+            title=title if repo is None else None, models=[] if repo is None else [repo],
+            private=private, overwrite=overwrite, dry_run=dry_run,
         )  # fmt: skip
     if repo is None and output is None and not dry_run:
         raise ValueError("name a repository (owner/name), or a folder by output (--output)")

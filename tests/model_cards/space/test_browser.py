@@ -361,15 +361,21 @@ def _nan(cells):
 
 
 def _normalised(cells):
-    cells.X = sp.csr_matrix(cells.X.toarray() / np.asarray(cells.X.sum(axis=1)) * 1e4 + 0.0131 * (cells.X > 0).toarray())
+    cells.X = sp.csr_matrix(
+        cells.X.toarray() / np.asarray(cells.X.sum(axis=1)) * 1e4 + 0.0131 * (cells.X > 0).toarray()
+    )
+
+
+def _rename(cells, change):
+    cells.var_names = [change(name) for name in cells.var_names]
 
 
 BAD = {
     "normalised": (_normalised, None, "as normalised data has"),
     "missing values": (_nan, None, "1 missing (NaN)"),
     "negative": (lambda cells: setattr(cells, "X", cells.X.toarray() - 1), None, "negative values"),
-    "mouse": (lambda cells: setattr(cells, "var_names", [n.capitalize() for n in cells.var_names]), None, "mouse cells"),
-    "unknown": (lambda cells: setattr(cells, "var_names", [f"x{i}" for i in range(cells.n_vars)]), None, "'x0', 'x1'"),
+    "mouse": (lambda cells: _rename(cells, str.capitalize), None, "mouse cells"),
+    "unknown": (lambda cells: _rename(cells, lambda name: f"x{name}x"), None, "gene of these cells' counts"),
     "no cells": (lambda cells: cells[:0].copy(), None, "empty: 0 cells"),
     "link": (None, _link, "'/etc/hostname'"),
     "elsewhere": (None, _stored_elsewhere, "/X/data cannot be read"),
