@@ -161,6 +161,18 @@ def test_two_thousand_cells_are_those_of_python(chromium, tmp_path, reference_da
         assert_same(Visit(chromium.new_page(), address).table(cells), found)
 
 
+def _as_old_10x(path: Path, cells: ad.AnnData) -> Path:
+    """Write a file of Cell Ranger 2, with a group for the genome."""
+    counts = cells.X.tocsr().astype(np.int32)
+    names = np.array([*map(str.encode, cells.var_names)])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("GRCh38")
+        group["data"], group["indices"], group["indptr"] = counts.data, counts.indices, counts.indptr
+        group["shape"], group["genes"], group["gene_names"] = np.array(counts.shape[::-1]), names, names
+        group["barcodes"] = np.array([name.encode() for name in cells.obs_names])
+    return path
+
+
 def _as_10x(path: Path, cells: ad.AnnData) -> Path:
     """Write a 10x file with three antibodies."""
     counts = sp.hstack([cells.X, np.full((cells.n_obs, 3), 500)]).tocsr().astype(np.int32)
@@ -208,6 +220,7 @@ def test_forms_of_files_have_the_same_results(visit, written, few, expected, tmp
         assert place in visit.page.inner_text("#audit"), name
     assert_same(visit.table(_as_10x(tmp_path / "cells.h5", few)), expected)
     assert "3 Antibody Capture" in visit.page.inner_text("#audit")
+    assert_same(visit.table(_as_old_10x(tmp_path / "old.h5", few)), expected)
 
 
 def test_a_visitor_looks_closer(visit, written, expected):

@@ -121,6 +121,11 @@ class Reader {
     const keys = this.root.keys();
     const matrix = keys.includes("matrix") ? this.child(this.root, "matrix") : null;
     if (matrix?.type === "Group" && matrix.keys().includes("barcodes")) return this.open10x(matrix);
+    const genomes = this.genomes(keys);
+    if (genomes.length === 1) return this.open10x(genomes[0]);
+    if (genomes.length > 1) {
+      throw new PageError(`This 10x file has ${number(genomes.length)} genomes: use cellglot annotate, which reads the human one.`);
+    }
     if (keys.includes("row_attrs") && matrix) {
       throw new PageError("This is a loom file: this page reads .h5ad and 10x .h5. Use cellglot annotate for loom.");
     }
@@ -135,6 +140,13 @@ class Reader {
       }
     }
     return this.openAnnData(keys);
+  }
+
+  /** Return the groups of an old 10x file, one for each genome. */
+  genomes(keys) {
+    if (keys.includes("obs") || keys.length > 20) return [];
+    const groups = keys.map((key) => this.root.get(key)).filter((found) => found?.type === "Group");
+    return groups.filter((group) => ["barcodes", "indptr", "genes"].every((name) => group.keys().includes(name)));
   }
 
   /** Return a member of a group; refuse links that lead out of the file. */
