@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anndata import AnnData
+
 from cellglot.evaluation.cell_plot.page import script, style
 from cellglot.evaluation.onnx_export import made_batches
 from cellglot.model_cards.space.browser.genes import gene_names
 from cellglot.model_cards.space.browser.npm import page_files
+from cellglot.model_cards.space.gradio.annotator import example_cells
 from cellglot.modeling.annotation_calibration import CALIBRATION_FILE, AnnotationCalibration
 from cellglot.modeling.any_model import describe_model, load_any_model
 from cellglot.modeling.convert.onnx import export_graphs
@@ -117,10 +120,25 @@ def _model_files(folder: Path, loaded: LoadedModel) -> dict[str, bytes]:
         "model/genes.json.gz": gzip.compress(_json(gene_names(vocabulary, human_genes())), 9, mtime=0),
         "model/gene_stats.safetensors": statistics,
     }
-    for name in (CALIBRATION_FILE, EXAMPLE_FILE):
-        if (folder / name).is_file():
-            files[f"model/{name}"] = (folder / name).read_bytes()
+    if (folder / CALIBRATION_FILE).is_file():
+        files[f"model/{CALIBRATION_FILE}"] = (folder / CALIBRATION_FILE).read_bytes()
+    if (example := _example(folder, loaded.tokenizer)) is not None:
+        files[f"model/{EXAMPLE_FILE}"] = example
     return files
+
+
+def _example(folder: Path, tokenizer: Any) -> bytes | None:
+    """Return a file of example cells: the model's own, else blood cells of scanpy; None if these do not fit it."""
+    source, _ = example_cells(folder)
+    if not isinstance(source, AnnData):
+        return Path(source).read_bytes()
+    known = tokenizer.vocabulary.resolve(source.var_names).known
+    if source.X[:, known].sum() < tokenizer.min_coverage * source.X.sum():
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, EXAMPLE_FILE)
+        AnnData(source.X, obs=source.obs[["cell_type"]], var=source.var[[]]).write_h5ad(path, compression="gzip")
+        return path.read_bytes()
 
 
 def _listed(files: Mapping[str, bytes]) -> bytes:
