@@ -231,7 +231,9 @@ def _base_version(facts: ModelFacts) -> str:
     """Return the recorded revision and weights of an adapter's base, as text."""
     revision = (facts.adapter or {}).get("revision")
     weights = facts.runs[-1].record.get("base_model_fingerprint") if facts.runs else None
-    return (f", revision `{revision}`" if revision else "") + (f", weights `{weights[:12]}`" if weights else "")
+    return (f", revision `{revision}`" if revision not in (None, "main") else "") + (
+        f", weights `{weights[:12]}`" if weights else ""
+    )
 
 
 def _auto_classes(facts: ModelFacts) -> list[dict[str, str]]:

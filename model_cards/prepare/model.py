@@ -119,10 +119,17 @@ def prepare_adapter(source: Source, target: Path) -> Prepared:
 
 
 def _published_base(facts: ModelFacts) -> dict[str, Any]:
-    """Return the fields of ``adapter_config.json`` about the base; the revision only for the repository trained on."""
+    """Return the fields of ``adapter_config.json`` about the base.
+
+    The revision is that of the repository trained on, and ``main`` of another one: a base with a revision is a
+    repository, and not a folder that is missing.
+    """
     trained_on = facts.adapter or {}
     same = trained_on.get("base_model_name_or_path") == facts.base_model
-    return {"base_model_name_or_path": facts.base_model, "revision": trained_on.get("revision") if same else None}
+    return {
+        "base_model_name_or_path": facts.base_model,
+        "revision": (trained_on.get("revision") if same else None) or "main",
+    }
 
 
 # -------------------------------------------------------------------- facts

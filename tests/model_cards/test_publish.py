@@ -114,7 +114,7 @@ def test_an_adapter_keeps_the_revision_of_the_repository_it_was_trained_on(
     (source / "adapter_config.json").write_text(json.dumps(settings))
     publish(source, output=target, details=details(base_model=published_as))
     found = json.loads((target / "adapter_config.json").read_text())
-    assert (found["base_model_name_or_path"], found["revision"]) == (published_as, commit if kept else None)
+    assert (found["base_model_name_or_path"], found["revision"]) == (published_as, commit if kept else "main")
     assert (f"revision `{commit}`" in (target / "README.md").read_text()) == kept
 
 
