@@ -68,6 +68,7 @@ class LocalHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.storage = f"http://localhost:{self.server.server_port}"  # another host, as on the Hub
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -349,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": number, "ETag": f'"{oid[:40]}"', "Accept-Ranges": "bytes"}
         if path.endswith(LARGE):
             linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
-            headers |= linked | {"Location": f"{self.hub.address}/storage/{oid}"}
+            headers |= linked | {"Location": f"{self.hub.storage}/storage/{oid}"}
             self.answer(b"", 302, headers)
             return
         self._content(content, headers)

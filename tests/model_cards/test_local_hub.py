@@ -71,7 +71,6 @@ def hub():
     with LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.address)
         patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         patch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)  # a stranger comes at the end
         close_session()
