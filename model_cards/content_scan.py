@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,19 @@ def scan_text(text: str, name: str) -> list[str]:
     return problems
 
 
-def scan_folder(folder: str | Path) -> None:
-    """Refuse a folder with secrets or paths of this machine in texts, JSON, headers or metadata of cells."""
+def scan_folder(folder: str | Path, without: Sequence[str] = ()) -> None:
+    """Refuse a folder with secrets or paths of this machine in texts, JSON, headers or metadata of cells.
+
+    Parameters
+    ----------
+    without
+        Names of subfolders that are not looked into.
+    """
     problems: list[str] = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
+        if name.split("/")[0] in without:
+            continue
         with reading(path, "nothing was published"):
             problems += _scan_file(path, name)
     if problems:

@@ -30,11 +30,14 @@ class SpaceKind:
         Writes the files of a model's Space into an empty folder.
     check
         Tries the built folder; returns the number of values that were equal to those of the model here.
+    code
+        Folder of the package's own code, which is not scanned for secrets of the model's owner, and is listed as one.
     """
 
     sdk: str
     build: Callable[[Path, Path, SpaceFacts], None]
     check: Callable[[Path, Path], int]
+    code: str = "cellglot"
 
 
 def space_kinds() -> dict[str, SpaceKind]:
@@ -119,9 +122,11 @@ def publish_space(
         target = Path(scratch, name)
         target.mkdir()
         made.build(model, target, facts)
-        scan_folder(target)
+        scan_folder(target, without=[made.code])
         compared = made.check(model, target)
-        done = Published("space", "", _listed(target), compared=compared, loaded={f"the {kind} Space": "cellglot"})
+        done = Published(
+            "space", "", _listed(target, made.code), compared=compared, loaded={f"the {kind} Space": "cellglot"}
+        )
         if dry_run:
             return done
         if to_hub:
@@ -155,14 +160,14 @@ def _license(model: Path, given: str | None) -> str:
     return shipped or read_details(model).license or ""
 
 
-def _listed(folder: Path) -> dict[str, int]:
+def _listed(folder: Path, code: str) -> dict[str, int]:
     """Return file -> bytes; the files of a folder of code are one entry."""
     sizes: dict[str, int] = {}
     counts: dict[str, int] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             parts = path.relative_to(folder).parts
-            key = f"{parts[0]}/" if len(parts) > 1 and parts[0] == "cellglot" else "/".join(parts)
+            key = f"{parts[0]}/" if len(parts) > 1 and parts[0] == code else "/".join(parts)
             sizes[key] = sizes.get(key, 0) + path.stat().st_size
             counts[key] = counts.get(key, 0) + 1
     return {name if counts[name] == 1 else f"{name} ({counts[name]:,} files)": size for name, size in sizes.items()}

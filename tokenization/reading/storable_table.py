@@ -1,5 +1,6 @@
 """Convert tables with columns of any type to a form that AnnData, Parquet and text files can store."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from cellglot.tokenization.reading.obs import with_type
 
 # Kinds of objects, as pandas names them, that AnnData writes as texts.
 _TEXT = ("string", "empty")
+_NUMBERS = itertools.count()  # HDF5 does not open two files of one name at once, also in memory
 _TYPED = ("integer", "boolean", "floating", "mixed-integer-float")
 
 
@@ -113,7 +115,7 @@ def _is_written(column: Any) -> bool:
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         return True
     sample = pd.Categorical(column.categories, ordered=column.ordered) if hasattr(column, "categories") else column
-    with h5py.File("table", "w", driver="core", backing_store=False) as file:
+    with h5py.File(f"table-{next(_NUMBERS)}", "w", driver="core", backing_store=False) as file:
         try:
             write_column(file, "column", sample)
         except Exception:  # noqa: BLE001  # AnnData, h5py and pandas raise many types for what they do not write

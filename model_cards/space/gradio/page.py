@@ -120,7 +120,7 @@ class Page:
     def explain(self, visit: Visit, number: Any) -> str:
         """Return what is said of a cell of a visitor, by its number."""
         result = visit.result
-        if result is None or not isinstance(number, int) or not 0 <= number < len(result.found):
+        if result is None or type(number) is not int or not 0 <= number < len(result.found):
             return views.no_cell()
         try:
             return views.cell(result, number, self.annotator.reasons(result, number))

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from cellglot.model_cards.space.gradio import page as page_module
+from cellglot.model_cards.space.gradio.annotator import Annotator
+from cellglot.model_cards.space.gradio.limits import Limits
+from cellglot.model_cards.space.gradio.page import Page
+from cellglot.model_cards.space.gradio.visits import Visits
+
+
+@pytest.fixture(scope="session")
+def blood_annotator():
+    """The shipped model behind a page that annotates at most 60 cells of a file."""
+    return Annotator("blood-exceiver", Limits(cells=60, file_bytes=1 << 20))
+
+
+@pytest.fixture
+def page_of(tmp_path, monkeypatch):
+    """Make the page of a model; its map is the first two numbers of the embedding."""
+
+    def quick_map(result):
+        if len(result.found) < 4:
+            return None
+        result.coordinates = np.array(result.found.embedding[:, :2])
+        return result.coordinates
+
+    monkeypatch.setattr(page_module, "draw_map", quick_map)
+
+    def make(annotator, model="blood-exceiver"):
+        return Page(annotator, Visits(tmp_path / "visits"), model)
+
+    return make
+
+
+@pytest.fixture
+def visit_of():
+    """Let a visitor annotate; returns the visit and what the page shows in the end."""
+
+    def annotate(page, files=None, text="", session="visitor", **options):
+        visit = page.visits.remember(session, files or [])
+        shown = {}
+        for part in page.annotate(visit, None if files is None else [str(f) for f in files], text, **options):
+            shown |= part
+        return visit, shown
+
+    return annotate
