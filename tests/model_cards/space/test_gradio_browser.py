@@ -44,7 +44,7 @@ def cell_on_the_map(page):
 
 def test_a_visit(served, chromium, hostile, tmp_path):
     page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(240_000)
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -94,7 +94,7 @@ def test_a_visit(served, chromium, hostile, tmp_path):
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(served, chromium):
     page = chromium.new_page(viewport={"width": 390, "height": 844})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(240_000)
     page.goto(served.local_url)
     page.wait_for_selector("#cg-run")
     page.get_by_role("tab", name="Paste a table").click()
