@@ -59,6 +59,7 @@ def test_a_visit(served, chromium, hostile, tmp_path):
     page.wait_for_selector(".cg-refused")
     assert "text.h5ad is a text file" in page.inner_text(".cg-refused")
 
+    page.click("#cg-files button[aria-label=Clear]")
     page.set_input_files("#cg-files input[type=file]", hostile)
     page.get_by_text("blood.h5ad").first.wait_for()
     page.click("#cg-run")
