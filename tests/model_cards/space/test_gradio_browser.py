@@ -32,6 +32,7 @@ def hostile(blood, tmp_path_factory):
 
 def cell_on_the_map(page):
     """Move the pointer over the map until it is on a cell; return the place."""
+    page.locator("#cg-map canvas").scroll_into_view_if_needed()
     box = page.locator("#cg-map canvas").bounding_box()
     for column in range(2, 39):
         for row in range(2, 39):
