@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 import warnings
+from pathlib import Path
 
 import anndata
 import h5py
@@ -54,7 +55,7 @@ def requests() -> dict[str, list[bytes]]:
 
 def whole_cells(number: int) -> list[dict[str, int]]:
     """Return cells with 2,000 expressed genes of the model, as cells that were sequenced deeply have."""
-    vocabulary = json.loads((cellglot.model_path("blood-exceiver") / "gene_vocab.json").read_text())
+    vocabulary = json.loads(Path(cellglot.model_path("blood-exceiver"), "gene_vocab.json").read_text())
     genes = [name for name in vocabulary["token_ids"] if name.startswith("ENSG")]
     random = np.random.default_rng(0)
     return [
