@@ -29,7 +29,7 @@ def run(
     ] = False,
 ) -> None:
     """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
-    from cellglot.model_cards.collection.build import build
+    from cellglot.model_cards.collection.builds import build
     from cellglot.model_cards.endpoint.staging import stage_endpoint
     from cellglot.model_cards.prepare.staging import stage_code
     from cellglot.modeling.collection import collection_folder, model_path

@@ -22,11 +22,11 @@ import yaml
 import cellglot
 from cellglot.evaluation.annotation.calibration import HeldOutCells, fit_calibration
 from cellglot.inputs import read_json
-from cellglot.model_cards.card.details import CARD_FILE
+from cellglot.model_cards.card.details import CARD_FILE, CardDetails
 from cellglot.model_cards.collection.card import card_details, collection_facts
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
 from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
-from cellglot.model_cards.collection.recipe import Recipe, RecipeError, read_recipe
+from cellglot.model_cards.collection.recipe import Recipe, RecipeError
 from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
 from cellglot.model_cards.publishing import publish
 from cellglot.modeling.annotation_calibration import softmax
@@ -34,6 +34,7 @@ from cellglot.modeling.collection import FACTS_FILE
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic, check_folder, lock, write_json
 from cellglot.tokenization.genes.tables import human_genes
+from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels
@@ -141,12 +142,13 @@ class Build:
                 if label:
                     cells[prepared.data_set.laboratory][label == self.recipe.foreign] += number
         known = [name for name, (n, _) in cells.items() if n >= FEWEST_TESTED]
-        tested = self.recipe.held_out or known
+        at_once = [[one] if isinstance(one, str) else one for one in self.recipe.held_out or known]
         if self.quick:
-            tested = tested[:2]
-        if not tested or len(set(self.recipe.laboratories) - {tested[0]}) < 1:
+            at_once = at_once[:2]
+        if not at_once or not set(self.recipe.laboratories) - set(at_once[0]):
             raise RecipeError(f"{self.recipe.file}: no laboratory can be left out, the data sets are all of one")
-        out = {name: [name] for name in tested}
+        out = {" and ".join(names): list(names) for names in at_once}
+        tested = list(out)
         foreign = [name for name, (n, others) in cells.items() if others and not n]
         for i, name in enumerate(foreign):
             out[tested[i % len(tested)]].append(name)
@@ -216,12 +218,7 @@ class Build:
         model = self.folder / "final" / self.recipe.name
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
-        in_half_precision(model)
-        path = model / RUN_FILE
-        record = read_json(path) | {
-            "command": f"python -m cellglot.model_cards.collection {self.recipe.name} --data DATA"
-        }
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._as_shipped(model)
         held_out = []
         for fold in folds:
             parts = [
@@ -254,6 +251,19 @@ class Build:
         self.calibration = dict(calibration.facts)
         return model
 
+    def _as_shipped(self, model: Path) -> None:
+        """Store weights in half precision and genes without line breaks; record the command of the build."""
+        in_half_precision(model)
+        vocabulary = model / VOCABULARY_FILE
+        if vocabulary.is_file():  # an adapter has none
+            small = json.dumps(read_json(vocabulary), ensure_ascii=False, separators=(",", ":"))
+            vocabulary.write_text(small + "\n", encoding="utf-8")
+        path = model / RUN_FILE
+        record = read_json(path) | {
+            "command": f"python -m cellglot.model_cards.collection {self.recipe.name} --data DATA"
+        }
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
     def _finish(
         self,
         model: Path,
@@ -262,36 +272,52 @@ class Build:
         folds: Sequence[Fold],
         scores: list[dict[str, Any]],
     ) -> Path:
-        """Write the finished folder: model, code, card, facts, record."""
+        """Write the finished folder of a classifier."""
         used = [p for p in sets if p.labelled]
         details = card_details(self.recipe, used, scores, self.calibration, self.ontology.release)
+        facts = collection_facts(self.recipe, model, used, levels, scores)
+        tested = [
+            {"laboratory": f.laboratory, "training": [p.data_set.name for p in f.training],
+             "test": [p.data_set.name for p in f.test]}
+            for f in folds
+        ]  # fmt: skip
+        return self._publish(
+            model, details, facts, self._examples(used, levels),
+            {"data_sets": [{"name": p.data_set.name, **p.notes} for p in sets], "folds": tested, "scores": scores,
+             "calibration": self.calibration},
+        )  # fmt: skip
+
+    def _publish(
+        self, model: Path, details: CardDetails, facts: dict[str, Any], examples: Path, record: dict[str, Any]
+    ) -> Path:
+        """Write the finished folder: model, code, card, facts, record.
+
+        Parameters
+        ----------
+        examples
+            Cells for the examples of the card.
+        record
+            What the record has beside recipe, seconds and software.
+        """
         finished = self.folder / self.recipe.name
         base = None if self.recipe.method == "full" or self.recipe.base is None else resolve_model(self.recipe.base)
-        examples = self._examples(used, levels)
         publish(model, output=finished, details=details, cells=examples, base=base, overwrite=True)
         given = {name: value for name, value in dataclasses.asdict(details).items() if value}
         (finished / CARD_FILE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        facts = collection_facts(self.recipe, model, used, levels, scores)
         (finished / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        record = {
+        software = {
+            "cellglot": cellglot.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }  # fmt: skip
+        whole = {
             "recipe": dataclasses.asdict(self.recipe) | {"file": Path(self.recipe.file).name},
             "quick": self.quick,
             "seconds": round(time.perf_counter() - self.started + self._earlier_seconds()),
-            "data_sets": [{"name": p.data_set.name, **p.notes} for p in sets],
-            "folds": [
-                {"laboratory": f.laboratory, "training": [p.data_set.name for p in f.training],
-                 "test": [p.data_set.name for p in f.test]}
-                for f in folds
-            ],
-            "scores": scores,
-            "calibration": self.calibration,
-            "software": {
-                "cellglot": cellglot.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
-        }  # fmt: skip
+            **record,
+            "software": software,
+        }
         for place in (self.folder, finished):
-            write_json(place / RECORD_FILE, record, default=str)
+            write_json(place / RECORD_FILE, whole, default=str)
         size = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
         self.say(f"{finished}: {size / 1e6:.1f} MB")
         if size > MOST_BYTES:
@@ -380,17 +406,4 @@ def _digest(fold: Fold, recipe: Recipe) -> str:
     return digest.hexdigest()
 
 
-def build(name: str, data: Path, folder: Path, quick: bool = False) -> Path:
-    """Build a model of the collection, and return its finished folder.
-
-    Parameters
-    ----------
-    name
-        A recipe's name, or a YAML file.
-    data, folder, quick
-        As for `Build`.
-    """
-    return Build(read_recipe(name), data, folder, quick).run()
-
-
-__all__ = ["Build", "build", "in_half_precision"]
+__all__ = ["Build", "in_half_precision"]

@@ -40,7 +40,7 @@ def card_details(
         license=recipe.license,
         title=recipe.title,
         summary=recipe.summary,
-        training_data=_data(sets),
+        training_data=data_table(sets),
         training_data_license="; ".join(licenses),
         ontology_release=ontology_release or None,
         base_model=None if recipe.method == "full" else recipe.base,
@@ -51,7 +51,8 @@ def card_details(
     )
 
 
-def _data(sets: Sequence[PreparedCells]) -> str:
+def data_table(sets: Sequence[PreparedCells]) -> str:
+    """Return the table of data sets with their sources and terms, as Markdown."""
     lines = ["Public cells, each data set with its source and terms:", ""]
     lines += ["| data set | cells with a label | tissue | source | licence |", "| --- | ---: | --- | --- | --- |"]
     for p in sets:
@@ -195,4 +196,4 @@ def _mean_scores(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-__all__ = ["card_details", "collection_facts"]
+__all__ = ["card_details", "collection_facts", "data_table"]

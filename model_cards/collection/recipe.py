@@ -15,6 +15,7 @@ from cellglot.training.config import TrainingConfig, check_keys, load_config
 
 RECIPES = Path(__file__).with_name("recipes")
 DATA_SETS_FILE = "data_sets.yaml"
+KINDS = ("classifier", "base")
 
 Settings = TypeVar("Settings")
 
@@ -145,6 +146,8 @@ class Recipe:
         The Hub's identifier.
     data
         Names of its data sets.
+    kind
+        ``classifier``; or ``base``, an encoder to train others on, which is scored by its embedding.
     default
         Whether it annotates cells for which no model is named.
     base
@@ -164,8 +167,8 @@ class Recipe:
     pretraining
         The same for a pretraining on all cells, those without a label as well, that comes first; empty for none.
     held_out
-        Laboratories that are left out in turn to test a model that did not see them; by default all with labels of
-        known types.
+        Laboratories that are left out in turn to test a model that did not see them; a list of some leaves them out
+        at once. By default all with labels of known types.
     groups
         Name of a level, such as ``fine`` -> type -> Cell Ontology ids that belong to it: what is scored.
     limits, uses
@@ -179,6 +182,7 @@ class Recipe:
     summary: str
     license: str
     data: list[str]
+    kind: str = "classifier"
     default: bool = False
     base: str | None = None
     method: str = "full"
@@ -188,7 +192,7 @@ class Recipe:
     genes: Any = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
-    held_out: list[str] | None = None
+    held_out: list[str | list[str]] | None = None
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
@@ -242,13 +246,16 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
         raise RecipeError(f"no recipe {name}; there are {', '.join(known) or 'none'}, and YAML files")
     content = _mapping(path)
     recipe = _typed(Recipe, {"file": str(path), **content}, path)
+    if recipe.kind not in KINDS:
+        raise RecipeError(f"{path}: kind {recipe.kind!r}: it is one of {', '.join(KINDS)}")
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
     missing = [one for one in recipe.data if one not in catalogue]
     if missing:
         raise RecipeError(f"{path}: data names {', '.join(missing)}, which {DATA_SETS_FILE} does not have")
     recipe.sets = [catalogue[one] for one in recipe.data]
-    unknown = set(recipe.held_out or []) - set(recipe.laboratories)
+    named = {name for one in recipe.held_out or [] for name in ([one] if isinstance(one, str) else one)}
+    unknown = named - set(recipe.laboratories)
     if unknown:
         raise RecipeError(
             f"{path}: held_out names {', '.join(sorted(unknown))}, which are laboratories of no data set"

@@ -1,0 +1,27 @@
+"""Builds a model of the collection of any kind."""
+
+from pathlib import Path
+
+from cellglot.model_cards.collection.base_build import BaseBuild
+from cellglot.model_cards.collection.build import Build
+from cellglot.model_cards.collection.recipe import read_recipe
+
+
+BUILDS: dict[str, type[Build]] = {"classifier": Build, "base": BaseBuild}
+
+
+def build(name: str, data: Path, folder: Path, quick: bool = False) -> Path:
+    """Build a model of the collection, and return its finished folder.
+
+    Parameters
+    ----------
+    name
+        A recipe's name, or a YAML file.
+    data, folder, quick
+        As for `cellglot.model_cards.collection.build.Build`.
+    """
+    recipe = read_recipe(name)
+    return BUILDS[recipe.kind](recipe, data, folder, quick).run()
+
+
+__all__ = ["BUILDS", "build"]
