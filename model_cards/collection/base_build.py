@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.model_cards.card.run_record import CONFIG_FILE
 from cellglot.model_cards.collection.base_card import base_details, base_facts, beats_components
 from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.cells import GIVEN, MEANT, PreparedCells
@@ -24,7 +25,6 @@ from cellglot.model_cards.collection.scores import Group, groups_of
 from cellglot.modeling.any_model import load_any_model
 from cellglot.outputs import atomic, lock, write_json
 from cellglot.tokenization.reading.cells import read_cells
-from cellglot.model_cards.card.run_record import CONFIG_FILE
 from cellglot.training.data.label_levels import LabelLevels
 from cellglot.training.runs.output import RUN_FILE
 
@@ -72,7 +72,9 @@ class BaseBuild(Build):
             rows += [self._row(encoder, p, levels, None, self.folder / "final") for p in unseen]
             scores = [row for row in rows if row["scores"]]
             if not any(row["tissue_seen"] for row in scores):
-                raise RecipeError(f"{self.recipe.file}: no data set of a laboratory of held_out has two types to score")
+                raise RecipeError(
+                    f"{self.recipe.file}: no data set of a laboratory of held_out has two types to score"
+                )
             return self._finish_base(encoder, known, sets, levels, scores)
 
     def _encoder(self, sets: Sequence[PreparedCells], folder: Path) -> Path:

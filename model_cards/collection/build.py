@@ -33,8 +33,8 @@ from cellglot.modeling.annotation_calibration import softmax
 from cellglot.modeling.collection import FACTS_FILE
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic, check_folder, lock, write_json
-from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE
+from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
 from cellglot.training.data.label_levels import ALTERNATIVES, LabelLevels, label_levels

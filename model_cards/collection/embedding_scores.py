@@ -53,8 +53,8 @@ def few_label_scores(
     """Train logistic regression on a few labelled cells of each class, and score it on the other cells.
 
     Dense features are divided by one number, their standard deviation over the labelled cells: components of small
-    variance stay small, which is better for principal components and for embeddings. At most half of the cells of a class are drawn. The same
-    cells are drawn for all features.
+    variance stay small, which is better for principal components and for embeddings. At most half of the cells of a
+    class are drawn. The same cells are drawn for all features.
 
     Parameters
     ----------
