@@ -43,11 +43,31 @@ def run(
     folder = output or Path("collection_build", Path(name).stem)
     finished = build(name, data, folder, quick)
     if install:
+        check_base(finished)
         target = collection_folder() / finished.name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(finished, target, ignore=shutil.ignore_patterns(".*"))
         finished = target
     typer.echo(str(finished))
+
+
+def check_base(finished: Path) -> None:
+    """Refuse to ship a base that loses to principal components.
+
+    Raises
+    ------
+    RecipeError
+        If its record says so.
+    """
+    from cellglot.inputs import read_json
+    from cellglot.model_cards.collection.build import RECORD_FILE
+    from cellglot.model_cards.collection.recipe import RecipeError
+
+    if not read_json(finished / RECORD_FILE).get("better_than_principal_components", True):
+        raise RecipeError(
+            f"{finished} loses to principal components on laboratories that it did not see: it is not installed. "
+            "Change the recipe, and build again"
+        )
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.model_cards.card.run_record import CONFIG_FILE
 from cellglot.model_cards.collection.base_card import base_details, base_facts, beats_components
 from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.cells import GIVEN, MEANT, PreparedCells
@@ -86,8 +85,7 @@ class BaseBuild(Build):
         loaded = load_any_model(trained)
         loaded.encoder.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
-        for name in (RUN_FILE, CONFIG_FILE):
-            shutil.copyfile(trained / name, target / name)
+        shutil.copyfile(trained / RUN_FILE, target / RUN_FILE)
         return target
 
     # ---------------------------------------------------------------- scores

@@ -52,10 +52,11 @@ def base_details(
 def _results(scores: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "Embeddings of cells of laboratories that were not seen. Tissues that were seen are scored by a model "
-        "that was trained without the laboratory; this model was then trained on all of them. AvgBIO (mean of NMI, ARI and "
-        "silhouette) says how well clusters fit cell types; macro F1 is that of logistic regression on the embedding, "
-        "trained on some labelled cells of each type of the data set, mean of five draws. Beside it the same network "
-        "with random weights, 50 principal components of the cells themselves, and logistic regression on all genes.",
+        "that was trained without the laboratory; this model was then trained on all of them. AvgBIO (mean of NMI, "
+        "ARI and silhouette) says how well clusters fit cell types; macro F1 is that of logistic regression on the "
+        "embedding, trained on some labelled cells of each type of the data set, mean of five draws. Beside it the "
+        "same network with random weights, 50 principal components of the cells themselves, and logistic regression "
+        "on all genes.",
         "",
         "| data set | tissue | cells | types | embedding | NMI | AvgBIO | 5 labels | 10 | 20 | 50 |",
         "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",

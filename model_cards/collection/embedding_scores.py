@@ -74,25 +74,67 @@ def few_label_scores(
     dict
         Number of labelled cells, as text -> ``mean`` and ``std`` of macro F1 over the draws, ``draws``, the values.
     """
-    classes = np.unique(labels)
     made = {}
     for number in numbers:
         values = []
         for draw in range(draws):
-            random = np.random.default_rng([seed, number, draw])
-            drawn = []
-            for name in classes:
-                cells = np.flatnonzero(labels == name)
-                drawn.append(random.permutation(cells)[: min(number, len(cells) // 2)])
-            train = np.sort(np.concatenate(drawn))
+            train = drawn_cells(labels, number, [seed, number, draw])
             test = np.setdiff1d(np.arange(len(labels)), train)
-            values.append(round(_macro_f1(features[train], labels[train], features[test], labels[test]), 4))
-        made[str(number)] = {
-            "mean": round(float(np.mean(values)), 4),
-            "std": round(float(np.std(values)), 4),
-            "draws": values,
-        }
+            values.append(_macro_f1(features[train], labels[train], features[test], labels[test]))
+        made[str(number)] = _summed_up(values)
     return made
+
+
+def transfer_scores(
+    features: Any,
+    labels: np.ndarray,
+    other_features: Any,
+    other_labels: np.ndarray,
+    numbers: Sequence[int] = NUMBERS,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Train as `few_label_scores` does on a few labelled cells of one data set, and score on cells of another.
+
+    Parameters
+    ----------
+    features, labels
+        Of the cells to draw from, shapes (cells, features) and (cells,).
+    other_features, other_labels
+        Of the cells to score, shapes (other cells, features) and (other cells,).
+    numbers, draws, seed
+        As for `few_label_scores`.
+
+    Returns
+    -------
+    dict
+        As `few_label_scores`.
+    """
+    made = {}
+    for number in numbers:
+        values = []
+        for draw in range(draws):
+            train = drawn_cells(labels, number, [seed, number, draw])
+            values.append(_macro_f1(features[train], labels[train], other_features, other_labels))
+        made[str(number)] = _summed_up(values)
+    return made
+
+
+def drawn_cells(labels: np.ndarray, number: int, seed: Sequence[int]) -> np.ndarray:
+    """Draw `number` cells of each class, at most half of its cells; return their rows, sorted."""
+    random, drawn = np.random.default_rng(list(seed)), []
+    for name in np.unique(labels):
+        cells = np.flatnonzero(labels == name)
+        drawn.append(random.permutation(cells)[: min(number, len(cells) // 2)])
+    return np.sort(np.concatenate(drawn))
+
+
+def _summed_up(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "std": round(float(np.std(values)), 4),
+        "draws": [round(value, 4) for value in values],
+    }
 
 
 def _macro_f1(train: Any, labels: np.ndarray, test: Any, truth: np.ndarray) -> float:
@@ -167,9 +209,11 @@ __all__ = [
     "CLUSTERING",
     "NUMBERS",
     "clustering_scores",
+    "drawn_cells",
     "embedding_scores",
     "few_label_scores",
     "frequent",
     "log_counts",
     "principal_components",
+    "transfer_scores",
 ]
