@@ -190,13 +190,19 @@ def exceiver_copies(
         for s in (sources, hidden_gene)
     )
     shared = SharedAttention(query, key, value, attention.scaling, bias)
-    for part in places.split(at_once):
+    linear = None
+    if encoder.linear_latent is not None:
+        of_genes = encoder.linear_latent.of_genes(input_ids[None], expression_values[None])[0]
+        linear = (encoder.linear_latent(input_ids[None], expression_values[None]) - of_genes).split(at_once)
+    for number, part in enumerate(places.split(at_once)):
         context = shared.replace(part, new_key, new_value)
         latents = encoder.latent_queries + attention.o_proj(context.flatten(2).to(weight.dtype))
         latents = latents + block.mlp(latents)
         for layer in encoder.layers:
             latents = layer(latents)
-        yield latents.mean(dim=1) if config.pooling == "mean" else latents.flatten(1)
+        if linear is not None:
+            latents = torch.cat([latents, linear[number].unsqueeze(1).to(latents.dtype)], dim=1)
+        yield encoder.pool(latents)
 
 
 # -------------------------------------------------------------------- any of them

@@ -19,6 +19,7 @@ from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.cells import GIVEN, MEANT, PreparedCells
 from cellglot.model_cards.collection.embedding_scores import embedding_scores
 from cellglot.model_cards.collection.folds import levels_of, train
+from cellglot.model_cards.collection.linear_components import with_linear_latent
 from cellglot.model_cards.collection.recipe import RecipeError
 from cellglot.model_cards.collection.scores import Group, groups_of
 from cellglot.modeling.any_model import load_any_model
@@ -83,7 +84,11 @@ class BaseBuild(Build):
         target = folder / self.recipe.name
         shutil.rmtree(target, ignore_errors=True)
         loaded = load_any_model(trained)
-        loaded.encoder.save_pretrained(target)
+        network = loaded.encoder
+        if self.recipe.linear_genes:
+            of = [p for p in sets if p.data_set.name in self.recipe.linear_data]
+            network = with_linear_latent(network, loaded.tokenizer, of, self.recipe.linear_genes, self.recipe.seed)
+        network.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
         shutil.copyfile(trained / RUN_FILE, target / RUN_FILE)
         return target

@@ -166,6 +166,10 @@ class Recipe:
         Sections of a training configuration, with ``config`` for the name of the one that they change.
     pretraining
         The same for a pretraining on all cells, those without a label as well, that comes first; empty for none.
+    linear_genes
+        Of a base of Exceiver: genes of a latent of principal components, see `with_linear_latent`; 0 for none.
+    linear_data
+        Data sets that the components are of.
     held_out
         Laboratories that are left out in turn to test a model that did not see them; a list of some leaves them out
         at once. By default all with labels of known types.
@@ -192,6 +196,8 @@ class Recipe:
     genes: Any = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
+    linear_genes: int = 0
+    linear_data: list[str] = field(default_factory=list)
     held_out: list[str | list[str]] | None = None
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
@@ -250,6 +256,9 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
         raise RecipeError(f"{path}: kind {recipe.kind!r}: it is one of {', '.join(KINDS)}")
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
+    others = [one for one in recipe.linear_data if one not in recipe.data]
+    if others or bool(recipe.linear_genes) != bool(recipe.linear_data):
+        raise RecipeError(f"{path}: linear_genes needs linear_data, some of the names of data{_named(others)}")
     missing = [one for one in recipe.data if one not in catalogue]
     if missing:
         raise RecipeError(f"{path}: data names {', '.join(missing)}, which {DATA_SETS_FILE} does not have")
@@ -261,6 +270,10 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
             f"{path}: held_out names {', '.join(sorted(unknown))}, which are laboratories of no data set"
         )
     return recipe
+
+
+def _named(names: list[str]) -> str:
+    return f"; {', '.join(names)} is not one of them" if names else ""
 
 
 def read_data_sets(path: Path) -> dict[str, DataSet]:
