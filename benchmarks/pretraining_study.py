@@ -53,7 +53,7 @@ def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
     output
         Folder for trainings of other objectives, and for the results.
     steps
-        Of the training of other objectives.
+        Of the training of other objectives; 0 leaves them out.
     """
     file = output / RESULTS_FILE
     done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -67,6 +67,8 @@ def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
                     print(key, flush=True)
                     done[key] = _scored(encoder, cells, recipe.seed)
                     write_json(file, done)
+            if all(f"{name} / {fold.name}" in done for name in (COMPONENTS, REGRESSION)):
+                continue
             for name, features in _plain(cells).items():
                 key = f"{name} / {fold.name}"
                 if key not in done:
@@ -79,8 +81,10 @@ def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
 def _encoders(fold: Path, recipe: Recipe, output: Path, steps: int) -> Iterator[tuple[str, Path]]:
     """Yield what was trained without the laboratories of a fold: objective -> folder of the encoder."""
     family = str(recipe.config().model["type"])
-    yield f"{family}, labels at several levels", fold / recipe.name
-    for objective, name in OBJECTIVES[family].items():
+    given = json.loads((fold / recipe.name / "training_run.json").read_text(encoding="utf-8"))["config"]["data"]
+    masked = " and masked expression" if given.get("mask_fraction") else ""
+    yield f"{family}, labels{masked}", fold / recipe.name
+    for objective, name in OBJECTIVES[family].items() if steps else ():
         folder = output / family / fold.name / objective
         config = load_config(name)
         config.model.update({k: v for k, v in recipe.config().model.items() if k != "type"})
@@ -137,9 +141,14 @@ def _scored(encoder: Path, cells: Mapping[str, ad.AnnData], seed: int) -> dict[s
     """Score an encoder, and the same network with random weights."""
     load_any_model(encoder)  # a damaged folder is named before the work
     found = {name: embeddings_of(encoder, part, seed) for name, part in cells.items()}
+    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+    if config.get("linear_genes"):
+        for of_set in found.values():
+            whole, size = of_set["this model"], config["hidden_size"]
+            of_set |= {"without its linear latent": whole[:, :-size], "its linear latent": whole[:, -size:]}
     return {
-        which: _scores(cells, {name: f[which] for name, f in found.items()}, None, seed)
-        for which in ("this model", RANDOM)
+        which: _scores(cells, {name: of_set[which] for name, of_set in found.items()}, None, seed)
+        for which in next(iter(found.values()))
     }
 
 
@@ -186,7 +195,7 @@ def tables(done: Mapping[str, Any]) -> str:
         name, _ = key.split(" / ", 1)
         for which, scores in found.items() if "this model" in found else (("", found),):
             for data, row in scores.items():
-                flat[name if which in ("", "this model") else f"{name.split(',')[0]}, {which}", data] = row
+                flat[_line(name, which), data] = row
     names = list(dict.fromkeys(name for name, _ in flat))
     data = list(dict.fromkeys(place for _, place in flat))
     lines = ["| cells | embedding | NMI | ARI | silhouette | AvgBIO |", "| --- | --- | ---: | ---: | ---: | ---: |"]
@@ -203,26 +212,55 @@ def tables(done: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_page(done: Mapping[str, Any], page: Path) -> None:
-    """Write the tables between the marks of a page."""
+def record_tables(models: Sequence[Path]) -> str:
+    """Return what the records of bases say, as the two tables of `tables`."""
+    done: dict[str, Any] = {}
+    for folder in models:
+        record = json.loads((folder / "collection_run.json").read_text(encoding="utf-8"))
+        for row in record["scores"]:
+            for name, scores in row["scores"].items():
+                line = folder.name if name == "this model" else name
+                line = f"{folder.name}, {RANDOM}" if name == RANDOM else line
+                place = row["data_set"] + ("" if row["tissue_seen"] else " (tissue never seen)")
+                done.setdefault(f"{line} / {folder.name}", {})[place] = scores
+    return tables(done)
+
+
+def _line(name: str, which: str) -> str:
+    """Return the name of a line: that of the method, with the part of the embedding or the control."""
+    if which == RANDOM:
+        return f"{name.split(',')[0]}, {RANDOM}"
+    return name if which in ("", "this model") else f"{name}: {which}"
+
+
+def write_page(made: str, page: Path) -> None:
+    """Write tables between the marks of a page."""
     text = page.read_text(encoding="utf-8")
     before, after = text.split(START)[0], text.split(END)[1]
-    page.write_text(f"{before}{START}\n\n{tables(done)}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{START}\n\n{made}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--builds", type=Path, nargs="+", required=True, help="folders of finished builds of bases")
-    parser.add_argument("--output", type=Path, required=True, help="folder for trainings and results")
-    parser.add_argument("--steps", type=int, default=1200, help="steps of the other objectives")
+    parser.add_argument(
+        "--records", type=Path, nargs="+", help="folders of bases, whose records are shown as they are"
+    )
+    parser.add_argument("--builds", type=Path, nargs="+", help="folders of finished builds of bases, to be scored")
+    parser.add_argument("--output", type=Path, help="folder for trainings and results, with --builds")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of the other objectives, 0 for none")
     parser.add_argument("--page", type=Path, help="page to write the tables to, between its marks")
     given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
-    done = study(given.builds, given.output, given.steps)
-    print(tables(done))
+    if (given.records is None) == (given.builds is None) or (given.builds and given.output is None):
+        parser.error("pass --records, or --builds with --output")
+    if given.records is not None:
+        made = record_tables(given.records)
+    else:
+        given.output.mkdir(parents=True, exist_ok=True)
+        made = tables(study(given.builds, given.output, given.steps))
+    print(made)
     if given.page is not None:
-        write_page(done, given.page)
+        write_page(made, given.page)
 
 
 if __name__ == "__main__":

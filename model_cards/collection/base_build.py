@@ -65,11 +65,17 @@ class BaseBuild(Build):
                 encoder = self._encoder(fold.training, fold.folder)
                 tested = [p for p in fold.test if p.data_set.training]
                 rows += [self._row(encoder, p, levels, groups[-1], fold.folder) for p in tested]
-            self.say("all data sets")
-            encoder = self._encoder(known, self.folder / "final")
+            final = self.folder / "final"
+            final.mkdir(exist_ok=True)
+            if self.recipe.ships == "tested":
+                known = fold.training
+                levels = levels_of(known, self.recipe, self.ontology, sets)
+            else:
+                self.say("all data sets")
+                encoder = self._encoder(known, final)
             self._as_shipped(encoder)
             unseen = [p for p in sets if not p.data_set.training]
-            rows += [self._row(encoder, p, levels, None, self.folder / "final") for p in unseen]
+            rows += [self._row(encoder, p, levels, None, final) for p in unseen]
             scores = [row for row in rows if row["scores"]]
             if not any(row["tissue_seen"] for row in scores):
                 raise RecipeError(
@@ -154,6 +160,7 @@ class BaseBuild(Build):
         facts = base_facts(self.recipe, encoder, known, levels, scores)
         record = {
             "data_sets": [{"name": p.data_set.name, **p.notes} for p in sets],
+            "trained_on": [p.data_set.name for p in known],
             "classes": levels.classes,
             "scores": list(scores),
             "better_than_principal_components": better,

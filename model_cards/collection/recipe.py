@@ -16,6 +16,7 @@ from cellglot.training.config import TrainingConfig, check_keys, load_config
 RECIPES = Path(__file__).with_name("recipes")
 DATA_SETS_FILE = "data_sets.yaml"
 KINDS = ("classifier", "base")
+SHIPS = ("all", "tested")
 
 Settings = TypeVar("Settings")
 
@@ -166,6 +167,9 @@ class Recipe:
         Sections of a training configuration, with ``config`` for the name of the one that they change.
     pretraining
         The same for a pretraining on all cells, those without a label as well, that comes first; empty for none.
+    ships
+        Of a base: ``all``, trained on all data sets; or ``tested``, the model that was tested, without the
+        laboratories of `held_out`, which are then left out at once.
     linear_genes
         Of a base of Exceiver: genes of a latent of principal components, see `with_linear_latent`; 0 for none.
     linear_data
@@ -196,6 +200,7 @@ class Recipe:
     genes: Any = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
+    ships: str = "all"
     linear_genes: int = 0
     linear_data: list[str] = field(default_factory=list)
     held_out: list[str | list[str]] | None = None
@@ -256,6 +261,8 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
         raise RecipeError(f"{path}: kind {recipe.kind!r}: it is one of {', '.join(KINDS)}")
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
+    if recipe.ships not in SHIPS or (recipe.ships == "tested" and len(recipe.held_out or []) != 1):
+        raise RecipeError(f"{path}: ships is all, or tested with one entry of held_out")
     others = [one for one in recipe.linear_data if one not in recipe.data]
     if others or bool(recipe.linear_genes) != bool(recipe.linear_data):
         raise RecipeError(f"{path}: linear_genes needs linear_data, some of the names of data{_named(others)}")

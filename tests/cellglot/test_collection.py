@@ -201,6 +201,37 @@ def test_the_pages_show_the_scores_of_the_models_that_ship():
         assert re.search(rf"{value:.3f} for \w+\s+\w+[^(]*\((?:logistic regression )?{beside:.3f}\)", readme), score
 
 
+def test_the_pages_show_the_scores_of_the_base_that_ships():
+    record = json.loads(Path(cellglot.model_path("human-exceiver"), "collection_run.json").read_text())
+    assert record["better_than_principal_components"]
+    measured = {}
+    for row in record["scores"]:
+        own, pca, random = (row["scores"][n] for n in ("this model", "principal components", "random weights"))
+        bio = [f"{s['clustering']['avg_bio']:.3f}" for s in (own, pca, random)]
+        others = (own, pca, random, row["scores"]["logistic regression"])
+        measured[row["data_set"]] = [
+            f"{row['cells']:,}", *bio, *(f"{s['few_labels']['10']['mean']:.3f}" for s in others)
+        ]  # fmt: skip
+    shown = {name: scores for name, *scores in rows_of("docs/models/collection.md", "## `human-exceiver`, measured")}
+    assert shown == measured and len(shown) == 4
+    trained = set(record["trained_on"])
+    assert not trained & set(shown)
+    licenses = {d["license"] for d in record["recipe"]["sets"] if d["name"] in trained}
+    assert len(trained) >= 15 and not any("GPL" in text or "not stated" in text for text in licenses)
+
+
+def test_a_base_that_ships_embeds_and_maps(blood, tmp_path):
+    known = blood[blood.obs["cell_type"].isin(["CD19+ B", "CD14+ Monocyte", "CD56+ NK"])]
+    reference, query = known[::2].copy(), known[1::2].copy()
+    embedding = cellglot.embed(query, "human-exceiver", device="cpu")
+    assert embedding.shape == (query.n_obs, 128)
+    cellglot.index(reference, "human-exceiver", tmp_path / "index", columns=["cell_type"], device="cpu")
+    truth = query.obs["cell_type"].to_numpy().astype(str)
+    query.obs = query.obs[[]]
+    cellglot.map(query, tmp_path / "index", device="cpu")
+    assert (query.obs["cellglot_mapping_cell_type"].to_numpy().astype(str) == truth).mean() > 0.9
+
+
 def test_the_model_that_ships_names_the_checksums_of_its_data():
     record = json.loads(Path(cellglot.model_path("blood-exceiver"), "collection_run.json").read_text())
     sums = {data["name"]: data["sha256"] for data in record["recipe"]["sets"] if data["training"]}

@@ -47,6 +47,9 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         call.
     pooling
         Cell embedding: ``"flatten"``, all processed latents concatenated, as published, or their ``"mean"``.
+    linear_genes
+        Genes of a further latent that is a weighted sum of their expression, see `LinearLatent`; 0 for none. In the
+        cell embedding it follows the other latents, or their mean.
     gene_order_known
         Whether row i of the gene embedding is known to be gene i of the tokenizer. The order of the published
         checkpoints' genes was never published.
@@ -75,6 +78,7 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     unexpressed_genes: str = "exclude"
     pooling: str = "flatten"
+    linear_genes: int = 0
     gene_order_known: bool = True
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None
@@ -123,6 +127,8 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             raise ValueError(
                 f"vocab_size={self.vocab_size}: it has to be at least 3, for a gene, <pad> and the class query"
             )
+        if not 0 <= self.linear_genes <= self.num_genes:
+            raise ValueError(f"linear_genes={self.linear_genes}: the model has {self.num_genes:,} genes")
         for name, choices in (("unexpressed_genes", ("exclude", "bias")), ("pooling", ("flatten", "mean"))):
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -23,6 +23,7 @@ from .configuration_exceiver import ExceiverConfig
 from .cpu_layers import Dropout, pays, wide_feed_forward
 from .input_checks import check_ids, check_labels
 from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
+from .linear_latent import LinearLatent
 from .model_tasks import Predicts, former_name
 from .plain_layers import eager_attention_forward, embedding_rows, works_alone
 
@@ -36,7 +37,8 @@ class ExceiverModelOutput(BaseModelOutputWithPooling):
     last_hidden_state
         Processed latents, shape (cells, latents, hidden size).
     pooler_output
-        Cell embedding: the flattened latents, shape (cells, latents * hidden size), or their mean.
+        Cell embedding: the flattened latents, shape (cells, latents * hidden size), or their mean, followed by the
+        linear latent if there is one.
     hidden_states
         Latents before the first and after every layer, on request.
     attentions
@@ -426,6 +428,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
         self.latent_queries = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))
         self.encoder = ExceiverCrossBlock(config, config.hidden_size, config.gene_embedding_size)
         self.layers = nn.ModuleList([ExceiverLayer(config) for _ in range(config.num_hidden_layers)])
+        self.linear_latent = LinearLatent(config) if config.linear_genes else None
         self.register_buffer("background_values", torch.empty(config.num_genes))
         self.gradient_checkpointing = False
         self._checked_background: tuple[int, int] | None = None
@@ -531,8 +534,18 @@ class ExceiverModel(ExceiverPreTrainedModel):
         )
         for layer in self.layers:
             latents = layer(latents, **kwargs)
-        pooled = latents.mean(dim=1) if config.pooling == "mean" else latents.flatten(1)
-        return ExceiverModelOutput(last_hidden_state=latents, pooler_output=pooled)
+        if self.linear_latent is not None:
+            latents = torch.cat([latents, self.linear_latent(embedded, values).unsqueeze(1)], dim=1)
+        return ExceiverModelOutput(last_hidden_state=latents, pooler_output=self.pool(latents))
+
+    def pool(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the cell embeddings of processed latents, shape (cells, size)."""
+        if self.config.pooling != "mean":
+            return latents.flatten(1)
+        if self.linear_latent is None:
+            return latents.mean(dim=1)
+        number = self.config.num_latents
+        return torch.cat([latents[:, :number].mean(dim=1), latents[:, number:].flatten(1)], dim=1)
 
 
 class ExceiverHead(nn.Sequential):
