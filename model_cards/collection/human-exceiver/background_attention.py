@@ -111,7 +111,7 @@ def background_attention(
     """
     query, key, value = query.float(), key.float(), value.float()
     background_key, background_value = background_key.float(), background_value.float()
-    if len(key) == 1 and sums is None and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and len(key) == 1 and sums is None:
         everything = (background_key, background_value, None)
         return _over_all_genes(query, everything, (key, value, key_mask), genes, 0, scaling, bias)
     own_key, own_value = _rows(background_key, genes), _rows(background_value, genes)
@@ -122,6 +122,8 @@ def background_attention(
         output, left = _from_logsumexps(query, sums, own, true, scaling, bias)
     else:
         output, left = _from_sinks(attention, query, everything, own, true, scaling, bias)
+    if torch.compiler.is_exporting():  # an exported graph cannot choose: not a number instead of a wrong one
+        return output.where(left >= LEAST_LEFT, torch.full_like(output, math.nan))
     if torch.compiler.is_compiling():
         return output
     cancelled = (left < LEAST_LEFT).flatten(1).any(dim=1).nonzero()[:, 0]

@@ -1,6 +1,7 @@
 """Configuration of Exceiver."""
 
 from dataclasses import field
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -61,6 +62,7 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     """
 
     model_type = "exceiver"
+    gene_heads = MappingProxyType({"ForMaskedExpression": "AutoModelForMaskedLM"})
 
     vocab_size: int = 19069
     gene_embedding_size: int = 4

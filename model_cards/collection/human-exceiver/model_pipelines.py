@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers.dynamic_module_utils import get_cached_module_file, get_relative_import_files
@@ -18,6 +20,8 @@ logger = logging.get_logger(__name__)
 PIPELINES = {
     "cell-embedding": "pipeline_cell_embedding.CellEmbeddingPipeline",
     "cell-type-annotation": "pipeline_cell_type_annotation.CellTypeAnnotationPipeline",
+    "fill-gene-expression": "pipeline_fill_gene_expression.FillGeneExpressionPipeline",
+    "cell-text-matching": "pipeline_cell_text_matching.CellTextMatchingPipeline",
 }
 
 
@@ -32,6 +36,9 @@ class ModelPipelines:
         name_in_package(cls.__module__)
 
     embeds_by_head = False  # whether a model with a head embeds cells itself: its encoder differs from AutoModel's
+
+    gene_heads: Mapping[str, str] = MappingProxyType({})  # end of a class's name, if it fills genes -> Auto class
+    matches_texts: tuple[str, ...] = ()  # names of the classes that read cells and texts
 
     architectures: Any
     auto_map: Any
@@ -57,10 +64,15 @@ class ModelPipelines:
         for head in ("ForSequenceClassification", "ForTokenClassification"):
             if self.embeds_by_head and name.endswith(head):
                 kind = f"AutoModel{head}"
-        kinds = dict.fromkeys(PIPELINES, kind)
+        kinds = dict.fromkeys(("cell-embedding", "cell-type-annotation"), kind)
+        for end, auto_class in self.gene_heads.items():
+            if name.endswith(end):
+                kinds["fill-gene-expression"] = auto_class
+        if name in self.matches_texts:
+            kinds["cell-text-matching"] = "AutoModel"
         if name.endswith("ForSequenceClassification"):
             kinds["cell-type-annotation"] = "AutoModelForSequenceClassification"
-        return {task: {"impl": code, "pt": [kinds[task]]} for task, code in PIPELINES.items()}
+        return {task: {"impl": code, "pt": [kinds[task]]} for task, code in PIPELINES.items() if task in kinds}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, including the pipelines."""

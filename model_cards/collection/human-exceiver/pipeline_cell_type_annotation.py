@@ -28,6 +28,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
     A classifier whose folder contains a calibration (``annotation_calibration.safetensors``) also returns
     ``confidence``, ``prediction_set``, ``broader_type``, ``novelty``, ``assigned`` and ``reason`` of each cell, see
     `AnnotationCalibration.columns`; a cell that is unlike all of its types has the label ``"unassigned"``.
+    Scores are probabilities at the calibration's temperature.
 
     Parameters
     ----------
@@ -187,7 +188,7 @@ class CellTypeAnnotationPipeline(CellPipeline):
         if self.calibration is not None:
             if top_k is None:
                 said = _said(self.calibration, values, 0.9 if set_coverage is None else set_coverage)
-            values = softmax(values[:, :-2])
+            values = softmax(values[:, :-2] / np.float32(self.calibration.temperature))
         best = np.argsort(-values, axis=1, kind="stable")[:, : top_k or 1]
         results = [[self._named(row[i], int(i), ids) for i in order] for row, order in zip(values, best, strict=True)]
         if said is not None:

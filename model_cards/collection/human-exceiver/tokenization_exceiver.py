@@ -106,9 +106,14 @@ class ExceiverTokenizer(GeneExpressionTokenizer):
         return columns
 
     def _encode_block(self, rows: CountRows, columns: GeneColumns, max_length: int | None) -> TokenRows:
-        if max_length is not None:
-            raise ValueError("max_length: ExceiverTokenizer returns all expressed genes of a cell and does not cut")
-        return standardized_tokens(rows, columns, target_sum=self.target_sum, clip=self.clip)
+        tokens = standardized_tokens(rows, columns, target_sum=self.target_sum, clip=self.clip)
+        longest = int(np.diff(tokens.indptr).max(initial=0))
+        if max_length is not None and longest > max_length:
+            raise ValueError(
+                f"max_length={max_length:,}, and a cell expresses {longest:,} genes: ExceiverTokenizer returns all "
+                "expressed genes of a cell and does not cut"
+            )
+        return tokens
 
 
 __all__ = ["ExceiverTokenizer"]

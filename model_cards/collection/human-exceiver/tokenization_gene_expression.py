@@ -391,7 +391,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         gene_column: str | None = None,
         min_coverage: float | None = None,
         max_length: int | None = None,
-        padding: bool | str = True,
+        truncation: bool | str | None = None,
+        padding: bool | str | None = None,
         pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
         **kwargs: Any,
@@ -414,12 +415,15 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             Least share of covered counts; by default the tokenizer's.
         max_length
             Most tokens of a cell; by default the tokenizer's.
+        truncation
+            True, the default, cuts cells with more tokens; False leaves them whole.
         padding
-            With `return_tensors`: True pads to the longest cell, ``"max_length"`` to `max_length`.
+            True pads to the longest cell, ``"max_length"`` to `max_length`, False not at all; by default True with
+            `return_tensors`, else False.
         pad_to_multiple_of
-            With `return_tensors`: round the padded length up.
+            Round the padded length up.
         return_tensors
-            ``"pt"`` or ``"np"``; without it lists of unequal length.
+            ``"pt"`` or ``"np"``; by default lists.
 
         Returns
         -------
@@ -432,25 +436,38 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             If the values are not raw counts and counts cannot be recovered exactly.
         GeneCoverageError
             If no gene, or too small a share of counts, is in the vocabulary.
+        ValueError
+            If tensors are asked for, and cells of different lengths are not padded.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(kwargs))}")
+        return_tensors = getattr(return_tensors, "value", return_tensors)
         _check_tensors(return_tensors)
+        cut_to = max_length if _truncates(truncation) else NO_LENGTH
         counts = open_counts(cells, genes, layer)
         columns = self.gene_columns(counts, gene_column)
         report = columns.match.report()
-        encoded = list(self.iterate(counts, columns, report, max_length))
+        encoded = list(self.iterate(counts, columns, report, cut_to))
         self.last_report = report
         self.check_coverage(report, min_coverage, counts)
         if report.cells_cut or report.cells_without_genes:
             logger.warning_once(report.summary())
-        if return_tensors is None:
+        padding = return_tensors is not None if padding is None else padding
+        lengths = [length for rows in encoded for length in np.diff(rows.indptr).tolist()]
+        width = self._width(padding, max(lengths, default=0), max_length, pad_to_multiple_of)
+        if width is None and return_tensors is None:
             return BatchEncoding(self._ragged(encoded))
-        longest = max((int(np.diff(rows.indptr).max(initial=0)) for rows in encoded), default=0)
-        width = self._width(padding, longest, max_length, pad_to_multiple_of)
-        if width is None:
+        if width is None and len(set(lengths)) > 1:
             raise ValueError("tensors need padding: padding=True or 'max_length'")
-        return _in_tensors(self._padded(encoded, width, self._pads_on_left()), return_tensors)
+        width = max(lengths, default=0) if width is None else width
+        if max(lengths, default=0) > width:
+            raise ValueError(
+                f"a cell has {max(lengths):,} tokens, more than the {width:,} to pad to: leave truncation=False out"
+            )
+        arrays = self._padded(encoded, width, self._pads_on_left())
+        if return_tensors is None:
+            return BatchEncoding({name: array.tolist() for name, array in arrays.items()})
+        return _in_tensors(arrays, return_tensors)
 
     # ---------------------------------------------------------------- padding
 
@@ -575,6 +592,16 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
 def _check_tensors(kind: Any) -> None:
     if kind not in (None, "pt", "np"):
         raise ValueError(f"return_tensors={kind!r}: it is 'pt', 'np' or None")
+
+
+def _truncates(given: bool | str | None) -> bool:
+    """Whether cells with too many tokens are cut, by an argument as other tokenizers take it."""
+    given = getattr(given, "value", given)
+    if given in (None, True, "longest_first", "only_first"):
+        return True
+    if given in (False, "do_not_truncate"):
+        return False
+    raise ValueError(f"truncation={given!r}: it is True or False")
 
 
 def _in_tensors(arrays: dict[str, np.ndarray], kind: str) -> BatchEncoding:
