@@ -33,7 +33,6 @@ from cellglot.modeling.annotation_calibration import softmax
 from cellglot.modeling.collection import FACTS_FILE
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import atomic, check_folder, lock, write_json
-from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE
 from cellglot.tokenization.genes.tables import human_genes
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.training.data.cell_types import open_ontology
@@ -252,12 +251,8 @@ class Build:
         return model
 
     def _as_shipped(self, model: Path) -> None:
-        """Store weights in half precision and genes without line breaks; record the command of the build."""
+        """Store weights in half precision, and the command of the build in the record of the training."""
         in_half_precision(model)
-        vocabulary = model / VOCABULARY_FILE
-        if vocabulary.is_file():  # an adapter has none
-            small = json.dumps(read_json(vocabulary), ensure_ascii=False, separators=(",", ":"))
-            vocabulary.write_text(small + "\n", encoding="utf-8")
         path = model / RUN_FILE
         record = read_json(path) | {
             "command": f"python -m cellglot.model_cards.collection {self.recipe.name} --data DATA"

@@ -223,8 +223,8 @@ def test_the_pages_show_the_scores_of_the_base_that_ships():
 def test_a_base_that_ships_embeds_and_maps(blood, tmp_path):
     known = blood[blood.obs["cell_type"].isin(["CD19+ B", "CD14+ Monocyte", "CD56+ NK"])]
     reference, query = known[::2].copy(), known[1::2].copy()
-    embedding = cellglot.embed(query, "human-exceiver", device="cpu")
-    assert embedding.shape == (query.n_obs, 128)
+    cellglot.embed(query, "human-exceiver", device="cpu")
+    assert query.obsm["X_cellglot"].shape == (query.n_obs, 128)
     cellglot.index(reference, "human-exceiver", tmp_path / "index", columns=["cell_type"], device="cpu")
     truth = query.obs["cell_type"].to_numpy().astype(str)
     query.obs = query.obs[[]]
