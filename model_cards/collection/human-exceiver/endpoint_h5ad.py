@@ -207,14 +207,14 @@ class Reader:
             raise H5adError(f"{what} is damaged: it has indices from {indices.min():,} to {indices.max():,}")
         if kind == "csc":
             order = np.argsort(indices, kind="stable")
-            columns = np.repeat(np.arange(major, dtype=np.int32), np.diff(indptr))
+            columns: np.ndarray = np.repeat(np.arange(major, dtype=np.int32), np.diff(indptr))
             indptr = np.concatenate([[0], np.cumsum(np.bincount(indices, minlength=minor))]).astype(np.int64)
             data, indices = data[order], columns[order]
         return shape, {"data": data, "indices": indices, "indptr": indptr}
 
     def _dense(self, dataset: Any, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         parts: list[tuple[np.ndarray, np.ndarray]] = []
-        lengths = [np.zeros(1, dtype=np.int64)]
+        lengths: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
         step = max(VALUES_AT_ONCE // shape[1], 1)
         for start in range(0, shape[0], step):
             block = dataset[start : start + step]
@@ -282,7 +282,7 @@ class Reader:
             if name in there:
                 yield f"layers/{name}", layers[name]
 
-    def read(self, layer: str | None) -> dict[str, np.ndarray]:
+    def read(self, layer: str | None) -> dict[str, Any]:
         """Read names and counts, as arrays for `numpy.savez`."""
         self.refuse_links()
         if "matrix" in self.file and "X" not in self.file:

@@ -79,7 +79,7 @@ def test_a_base_is_listed_trained_on_and_embeds_by_its_name(base, blood, tmp_pat
     assert set(listed.scores[0]["baselines"]) == {"random weights", "principal components"}
     cells = blood[blood.obs["cell_type"].astype(str).isin(["CD19+ B", "CD14+ Monocyte"])].copy()
     cells.obs["kind"] = cells.obs["cell_type"].astype(str)
-    tune = {"trainer.max_steps": 3, "trainer.eval_strategy": "no", "trainer.save_strategy": "no"}
+    tune = ["trainer.max_steps=3", "trainer.eval_strategy=no", "trainer.save_strategy=no"]
     cellglot.finetune(cells, "human-tiny", tmp_path / "tuned", labels="kind", settings=tune)
     assert cellglot.load_model(tmp_path / "tuned").classes == ("CD14+ Monocyte", "CD19+ B")
 
