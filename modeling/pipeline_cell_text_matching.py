@@ -26,8 +26,8 @@ class CellTextMatchingPipeline(CellTypeAnnotationPipeline):
     [{'text': 'cell type: B cell.', 'score': 0.91, 'similarity': 0.32}, ...]
     """
 
-    options_of_model = ("texts",)
-    options_of_result = ()
+    options_of_model: tuple[str, ...] = ("texts",)
+    options_of_result: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
         if not hasattr(model, "match"):
@@ -35,7 +35,9 @@ class CellTextMatchingPipeline(CellTypeAnnotationPipeline):
             raise ValueError(f"{name}: {type(model).__name__} does not read texts: take a LangCell model")
         super().__init__(model, tokenizer, **kwargs)
 
-    def prepare(self, texts: str | Sequence[str] | None = None, **of_model: Any) -> dict[str, Any]:
+    def prepare(  # type: ignore[override]
+        self, texts: str | Sequence[str] | None = None, **of_model: Any
+    ) -> dict[str, Any]:
         """Encode the texts, once for all cells.
 
         Parameters
@@ -55,7 +57,7 @@ class CellTextMatchingPipeline(CellTypeAnnotationPipeline):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"text {number} of {len(given):,} is empty: {text!r}")
         self.classes = given
-        encoded = self._encoded({number: [text] for number, text in enumerate(given)})
+        encoded = self._encoded({str(number): [text] for number, text in enumerate(given)})
         return {name: encoded[name] for name in ("text_input_ids", "text_attention_mask", "text_features")}
 
     def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
@@ -70,7 +72,7 @@ class CellTextMatchingPipeline(CellTypeAnnotationPipeline):
         known = cells_with_genes(batch, self.tokenizer)
         return {"values": values.masked_fill(~known[:, None, None], float("nan"))}
 
-    def postprocess(self, values: np.ndarray) -> list[Any]:
+    def postprocess(self, values: np.ndarray) -> list[Any]:  # type: ignore[override]
         """Name the texts.
 
         Parameters

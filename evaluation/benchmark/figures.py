@@ -78,7 +78,7 @@ class MapGenes:
         Label of each cell, None if missing; None without labels.
     """
 
-    def __init__(self, cells: Cells, groups: Sequence[str | None] | None):
+    def __init__(self, cells: Cells, groups: Sequence[str | None] | np.ndarray | None):
         self.cells, self.groups = cells, groups
         self._kept: dict[bytes, GeneValues] = {}
 

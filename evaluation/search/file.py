@@ -212,7 +212,7 @@ def _computed(
     model: Any,
     processor: Any,
     path: Path,
-    places: Mapping[str, str | None],
+    places: Mapping[str, Any],
     output: Path | None,
     options: dict[str, Any],
 ) -> _Embedded:
@@ -266,7 +266,7 @@ def _write(
     text: str,
     path: Path,
     output: Path,
-    places: Mapping[str, str | None],
+    places: Mapping[str, Any],
 ) -> None:
     with ExitStack() as stack:
         opened = None if given.stored else stack.enter_context(read_cells(path, **places))

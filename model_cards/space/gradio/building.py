@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import SpaceCardData
 
@@ -118,7 +119,7 @@ def labels(model: str | Path, candidates: str = CANDIDATES, number: int = CHECKE
     if isinstance(source, os.PathLike):
         with read_cells(source) as opened:
             source = opened.to_anndata()
-    chosen = {"candidates": candidates} if annotator.by_texts else {}
+    chosen: dict[str, Any] = {"candidates": candidates} if annotator.by_texts else {}
     cells = read_table(source[:number].copy(), annotator.limits)
     return list(annotator.annotate(cells, **chosen).found.predicted)
 

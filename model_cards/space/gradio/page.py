@@ -69,7 +69,7 @@ class Page:
         try:
             yield empty | {"progress": views.progress(0)}
             cells = self._read(visit, files, text, example, species)
-            chosen = {"candidates": candidates, "branch": branch, "leaves_only": leaves_only}
+            chosen: dict[str, Any] = {"candidates": candidates, "branch": branch, "leaves_only": leaves_only}
             kind = "mouse" if species == "mouse" and not example else None
             work = Running(lambda report: self.annotator.annotate(cells, species=kind, progress=report, **chosen))
             yield {"progress": views.progress(1, 0, cells.adata.n_obs)}
@@ -220,7 +220,8 @@ class Page:
 
         def run(example: bool) -> Any:
             def annotate(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-                options = {name: "" if value is None else value for name, value in zip(names, values, strict=True)}
+                options: dict[str, Any] = dict(zip(names, values, strict=True))
+                options = {name: "" if value is None else value for name, value in options.items()}
                 files = options.pop("files")
                 visit = self.visits.remember(_session(request), files or [])
                 for found in self.annotate(visit, files, options.pop("text"), example=example, **options):
