@@ -40,7 +40,7 @@ def models() -> Collection:
     --------
     >>> import cellglot
     >>> [model.name for model in cellglot.models()]
-    ['blood-exceiver']
+    ['blood-exceiver', 'blood-langcell', 'blood-sccello', 'human-exceiver']
     """
     return Collection(read_collection())
 
