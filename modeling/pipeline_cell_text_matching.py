@@ -44,6 +44,8 @@ class CellTextMatchingPipeline(CellTypeAnnotationPipeline):
         ----------
         texts
             A text, or several.
+        **of_model
+            Further options of the model.
 
         Raises
         ------

@@ -21,8 +21,8 @@ class FillGeneExpressionPipeline(CellPipeline):
     ----------
     model
         A pretrained model with its head of masked genes.
-    tokenizer
-        As for `CellPipeline`, which also lists the forms of cells.
+    *args
+        The tokenizer, as for `CellPipeline`, which also lists the forms of cells.
     **kwargs
         As for `CellPipeline`. Options of a call, or their defaults:
         ``targets``: the genes, by symbol, alias or Ensembl id.
@@ -56,6 +56,8 @@ class FillGeneExpressionPipeline(CellPipeline):
         ----------
         targets, top_k
             As the class says.
+        **of_model
+            Further options of the model.
 
         Raises
         ------

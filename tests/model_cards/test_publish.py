@@ -275,6 +275,7 @@ def test_a_model_that_is_not_whole(copied, details, tmp_path, missing, what):
 
 def test_a_repository_that_exists(folders, details, hub):
     hub.repo_exists.return_value = True
+    hub.list_repo_files.return_value = ["README.md", "model.safetensors"]
     with pytest.raises(ValueError, match="the model repository owner/name exists: .* --overwrite"):
         publish(folders["exceiver"], "owner/name", details=details(), api=hub)
 

@@ -54,8 +54,8 @@ class CellTypeAnnotationPipeline(CellPipeline):
     """
 
     processor: Any
-    options_of_model = ("candidate_labels", "template", "alpha", "shortlist")
-    options_of_result = ("top_k", "set_coverage")
+    options_of_model: tuple[str, ...] = ("candidate_labels", "template", "alpha", "shortlist")
+    options_of_result: tuple[str, ...] = ("top_k", "set_coverage")
     of_a_call = (*CellPipeline.of_a_call, "classes")
 
     def __init__(self, model: Any, tokenizer: Any = None, *, adapter: str | os.PathLike | None = None, **kwargs: Any):
