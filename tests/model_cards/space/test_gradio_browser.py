@@ -76,7 +76,7 @@ def test_a_visit(served, chromium, hostile, tmp_path):
     assert page.input_value(".cg-search input").startswith("CD3")
     for name in ("confidence", "novelty", "cell type in the file"):
         page.select_option("#cg-map select", label=name)
-    assert SCRIPT in page.inner_text("#cg-map .cell-plot-legend")
+    page.locator("#cg-map .cell-plot-legend", has_text=SCRIPT).wait_for()
 
     page.mouse.click(*cell_on_the_map(page))
     page.wait_for_selector("#cg-cell .cg-genes li")
