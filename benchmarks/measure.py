@@ -218,6 +218,11 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _without_folder(word: str) -> str:
+    """Return the name of a file or folder of this machine, and any other word as it is."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
 def report(
     options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], targets: Sequence[tuple[str, float, float, bool]]
 ) -> None:
@@ -239,7 +244,7 @@ def report(
     content = {
         "benchmark": options.output.stem,
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "machine": machine(),
         "results": [dict(row) for row in rows],
         "targets": [

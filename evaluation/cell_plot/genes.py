@@ -56,7 +56,7 @@ def gene_values(
     codes = np.full(len(cells), -1)
     if groups is not None:
         codes = pd.factorize(np.asarray(groups, dtype=object))[0]
-    chosen = _informative(cells, codes, shown, n_genes)
+    chosen = _informative(cells, _largest(codes, shown, n_genes), shown, n_genes)
     names = _names(cells)
     values = np.zeros((len(shown), len(chosen)), dtype=np.float32)
     done = 0
@@ -74,6 +74,15 @@ def _chunks(cells: Cells, shown: np.ndarray) -> Iterator[tuple[np.ndarray, csr_m
         if len(mine):
             yield mine, log_scaled(chunk if len(mine) == chunk.shape[0] else chunk[mine - start])
         start += chunk.shape[0]
+
+
+def _largest(codes: np.ndarray, shown: np.ndarray, number: int) -> np.ndarray:
+    """Return numbers from 0 for the largest groups of the shown cells, -1 for all others: memory is bounded."""
+    groups, cells = np.unique(codes[shown][codes[shown] >= 0], return_counts=True)
+    kept = groups[np.argsort(-cells, kind="stable")[:number]]
+    numbers = np.full(codes.max(initial=-1) + 2, -1)  # the last is for cells without a group
+    numbers[kept] = np.arange(len(kept))
+    return numbers[codes]
 
 
 def _informative(cells: Cells, codes: np.ndarray, shown: np.ndarray, n_genes: int) -> np.ndarray:

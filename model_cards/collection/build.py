@@ -70,7 +70,7 @@ class Build:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        self.started = time.perf_counter()
+        self.started, self._earlier = time.perf_counter(), 0.0
         place = self.data / ONTOLOGY_FILE
         self.ontology_name = str(place) if place.is_file() else "shipped"
         self.ontology: CellOntology = open_ontology(self.ontology_name)
@@ -95,6 +95,7 @@ class Build:
             folds, scores = [], []
             for fold in self._folds(sets, levels):
                 folds.append(self._fold(fold, levels))
+                self._keep_time()
                 scores += self._scores(folds[-1], levels, groups)
             model = self._final(known, levels, folds)
             return self._finish(model, known, levels, folds, scores)
@@ -109,8 +110,10 @@ class Build:
                 "another one by --output"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not marker.is_file():
-            write_json(marker, {"recipe": self.recipe.name})
+        if marker.is_file():
+            self._earlier = float(read_json(marker).get("seconds", 0.0))
+        else:
+            write_json(marker, {"recipe": self.recipe.name, "seconds": 0})
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start."""
@@ -307,12 +310,13 @@ class Build:
         whole = {
             "recipe": dataclasses.asdict(self.recipe) | {"file": Path(self.recipe.file).name},
             "quick": self.quick,
-            "seconds": round(time.perf_counter() - self.started + self._earlier_seconds()),
+            "seconds": self._seconds(),
             **record,
             "software": software,
         }
         for place in (self.folder, finished):
             write_json(place / RECORD_FILE, whole, default=str)
+        self._keep_time()
         size = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
         self.say(f"{finished}: {size / 1e6:.1f} MB")
         if size > MOST_BYTES:
@@ -321,10 +325,12 @@ class Build:
             )
         return finished
 
-    def _earlier_seconds(self) -> float:
-        """Return the seconds of the earlier calls of this build."""
-        path = self.folder / RECORD_FILE
-        return float(read_json(path)["seconds"]) if path.is_file() else 0.0
+    def _seconds(self) -> int:
+        """Return the seconds of this call and of earlier ones, which may have been interrupted."""
+        return round(time.perf_counter() - self.started + self._earlier)
+
+    def _keep_time(self) -> None:
+        write_json(self.folder / BUILD_FILE, {"recipe": self.recipe.name, "seconds": self._seconds()})
 
     def _examples(self, used: Sequence[PreparedCells], levels: LabelLevels) -> Path:
         """Write cells of different types for the examples of the card; their labels are the names of the classes."""
