@@ -1,6 +1,7 @@
 """Plots of embeddings, confusion matrices, losses and scores, as matplotlib figures."""
 
 import io
+import warnings
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 INK, GRID, ACCENT, SECOND = "#1f2933", "#e4e7eb", "#2364aa", "#d1495b"
 MISSING = "#c9ced6"
+EXACT_NEIGHBORS = 20_000  # cells of a UMAP up to which all pairs are compared: sooner done than an index is built
 COLOURED = 19  # classes with a colour of their own; the others are drawn as one class
 COLOURS = [
     "#2364aa", "#d1495b", "#3da35d", "#edae49", "#7b4fa3", "#00798c", "#c77dff", "#8d6b4f", "#6c757d", "#f28482",
@@ -75,11 +77,25 @@ def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
     use_writable_caches()
     from umap import UMAP
 
-    neighbors, threads = min(15, len(embedding) - 1), torch.get_num_threads()
+    threads, options = torch.get_num_threads(), {"n_neighbors": min(15, len(embedding) - 1), "n_jobs": 1}
     try:
-        return UMAP(n_neighbors=neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="precomputed_knn")  # without an index to add cells by: none are
+            if len(embedding) <= EXACT_NEIGHBORS:
+                options["precomputed_knn"] = _neighbors(embedding, options["n_neighbors"])
+            return UMAP(min_dist=0.3, random_state=seed, **options).fit_transform(embedding)
     finally:
         torch.set_num_threads(threads)  # Numba's parallel loops change the number for PyTorch, too
+
+
+def _neighbors(embedding: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, None]:
+    """Return the nearest cells of each, itself first, and their distances; umap-learn takes a Python call a pair."""
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(n_neighbors=number - 1, algorithm="brute").fit(embedding)
+    distances, indices = found.kneighbors()  # of each cell all others
+    own = np.arange(len(embedding))[:, None]
+    return np.hstack([own, indices]), np.hstack([np.zeros(own.shape), distances]).astype(np.float32), None
 
 
 def embedding_plot(

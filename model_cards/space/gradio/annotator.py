@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.sparse import csc_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from cellglot.evaluation.annotation.by_classifier import ClassifiedCells, classify_cells
 from cellglot.evaluation.annotation.by_texts import CellAnnotation, annotate_cells
@@ -23,7 +24,7 @@ from cellglot.evaluation.plots import umap_coordinates
 from cellglot.inputs.errors import InputError
 from cellglot.model_cards.space.gradio.genes import GeneNames
 from cellglot.model_cards.space.gradio.limits import Limits, TooLargeError
-from cellglot.model_cards.space.gradio.reading import VisitorCells
+from cellglot.model_cards.space.gradio.reading import VisitorCells, read_table
 from cellglot.model_cards.space.gradio.reasons import Reasons, cell_reasons
 from cellglot.model_cards.space.gradio.zero_gpu import gpu
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
@@ -225,6 +226,12 @@ class Annotator:
         if chosen is None:
             return classify_cells(network, self.tokenizer, opened, calibration=self.calibration, progress=False)
         return annotate_cells(network, self.loaded.processor, opened, chosen, progress=False)
+
+    def warm_up(self) -> None:
+        """Annotate two made cells, so that a visitor does not wait for what the first cells import and compile."""
+        genes = self.tokenizer.vocabulary.genes[:20]
+        made = AnnData(csr_matrix(np.ones((2, len(genes)), dtype=np.float32)), var=pd.DataFrame(index=genes))
+        self.annotate(read_table(made, self.limits), candidates="T cell, B cell")
 
     def _candidates(self, candidates: str, branch: str, leaves_only: bool) -> Candidates:
         text = ",".join(line.strip() for line in candidates.splitlines() if line.strip())

@@ -1,6 +1,7 @@
 """Serving of the page: on one's own machine by ``cellglot app``, or as a Space of the Hub."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 from cellglot.model_cards.space.gradio.limits import Limits
 
 
+WARM_UP = "warm up"  # the thread that does
 INSTALL = "the page needs Gradio: install it by pip install 'cellglot[app]'"
 
 
@@ -75,9 +77,10 @@ def serve(
 
     limits = Limits() if most_cells is None else Limits(cells=most_cells)
     visits = Visits(root / "visits", limits.idle_seconds)
-    page = Page(Annotator(model, limits), visits, model).build()
+    annotator = Annotator(model, limits)
+    page = Page(annotator, visits, model).build()
     _sweep_from_time_to_time(visits)
-    threading.Thread(target=_warm_up, daemon=True).start()
+    threading.Thread(target=_warm_up, args=(annotator,), name=WARM_UP, daemon=True).start()
     page.queue(max_size=32, api_open=False)
     page.launch(
         server_name=host,
@@ -107,10 +110,12 @@ def _sweep_from_time_to_time(visits: Any, seconds: float = 60) -> None:
     threading.Thread(target=sweep, daemon=True).start()
 
 
-def _warm_up() -> None:
-    """Compile what the map needs before the first visitor waits for it."""
+def _warm_up(annotator: Any) -> None:
+    """Compile and import what the table needs, then what the map needs, before the first visitor waits for it."""
     import numpy as np
 
+    with contextlib.suppress(ValueError):  # a model that does not take made cells
+        annotator.warm_up()
     from cellglot.evaluation.plots import umap_coordinates
 
     umap_coordinates(np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32))
