@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cellglot.modeling.convert.onnx_weights import quantized, store_half
 from cellglot.modeling.loaded_model import LoadedModel, without_adapter
 from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.modeling.onnx_network import (
@@ -31,7 +32,6 @@ OPSET = 18  # what onnxruntime-web runs, too
 LARGEST = (1 << 31) - (1 << 20)  # bytes: a graph with its weights is one file of less than 2 GiB
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}  # of the largest value of an output, or of 1
 FACTS = "cellglot"  # key of the metadata
-FEW_WEIGHTS = 1024  # smaller tensors keep float32
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -81,7 +81,7 @@ def export_graphs(
         should have several cells and genes.
     dtypes
         Types of the stored weights: ``"float32"``; ``"float16"``, half the size, computed in float32; ``"int8"``,
-        products of matrices in 8 bits.
+        products of matrices and rows of embeddings in 8 bits.
     fingerprint
         `weights_fingerprint` of the model's folder, by which another model's graph is recognised.
 
@@ -218,9 +218,9 @@ def _write(proto: Any, path: Path, dtype: str, facts: Mapping[str, Any], source:
     result.producer_name = "cellglot"
     _strip(result)
     if dtype == "float16":
-        _store_half(result, source)
+        store_half(result, source)
     if dtype == "int8":
-        result = _quantized(result)
+        result = quantized(result)
     entry = result.metadata_props.add()
     entry.key, entry.value = FACTS, json.dumps(dict(facts))
     onnx.checker.check_model(result)
@@ -237,85 +237,6 @@ def _strip(proto: Any) -> None:
         for message in (function, *function.node):
             message.ClearField("metadata_props")
             message.ClearField("doc_string")
-
-
-def _store_half(proto: Any, source: str) -> None:
-    """Store weights as float16, and compute with them in float32.
-
-    Runtimes without kernels for float16 (CPUs, browsers) would convert at every operation; a stored weight is
-    converted once, when the graph is loaded. Rows of an embedding are converted after they were selected.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph, most = proto.graph, np.finfo(np.float16).max
-    halved = set()
-    for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < FEW_WEIGHTS:
-            continue
-        if np.abs(values).max() > most:
-            raise OnnxError(f"{source}: weights of more than {most:,.0f} overflow in float16; use float32")
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
-        halved.add(tensor.name)
-    nodes, cast = [], set()
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in halved:
-            selected = f"{node.output[0]}_float16"
-            whole = helper.make_node("Cast", [selected], [node.output[0]], to=TensorProto.FLOAT)
-            node.output[0] = selected
-            nodes += [node, whole]
-            continue
-        for place, name in enumerate(node.input):
-            if name in halved:
-                if name not in cast:
-                    nodes.append(helper.make_node("Cast", [name], [f"{name}_float32"], to=TensorProto.FLOAT))
-                    cast.add(name)
-                node.input[place] = f"{name}_float32"
-        nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    types = {value.name: value for value in graph.value_info}
-    for name in halved & set(types):
-        types[name].type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
-def _quantized(proto: Any) -> Any:
-    """Return the graph with weights of 8 bits; products of matrices are computed in integers.
-
-    Unsigned weights: sums of signed ones overflow on older processors.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quiet_root():
-        return _quantize(quantize_dynamic, proto, QuantType.QUInt8)
-
-
-def _quantize(quantize: Any, proto: Any, weight_type: Any) -> Any:
-    import tempfile
-
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        quantize(
-            proto,
-            path,
-            weight_type=weight_type,
-            per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            extra_options={"MatMulConstBOnly": True},
-        )
-        return onnx.load_model(path)
-
-
-@contextmanager
-def _quiet_root() -> Iterator[None]:
-    """Hide advice that the quantiser gives by the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 # -------------------------------------------------------------------- comparison

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -11,6 +12,7 @@ import cellglot
 from cellglot.evaluation.onnx_export import GraphLoss, made_batches
 from cellglot.modeling import ExceiverConfig, ExceiverModel
 from cellglot.modeling.convert.onnx import check_graph, export_graphs
+from cellglot.modeling.convert.onnx_weights import quantized
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.onnx_network import OnnxError, facts_of, open_graph
 from cellglot.tokenization import ExceiverTokenizer
@@ -163,6 +165,23 @@ def test_other_values_than_those_of_pytorch_are_refused(exported, gene_classifie
     found[0][0, 0] += 0.01
     with pytest.raises(OnnxError, match="the ONNX graph returns other logits than PyTorch .* was not kept"):
         check_graph(path, batches, [found], 1e-4, "model")
+
+
+def test_rows_of_an_embedding_have_scales_of_their_own_in_8_bits():
+    random, helper = np.random.default_rng(0), onnx.helper
+    table = (random.normal(size=(50, 24)) * 10.0 ** random.integers(-3, 3, (50, 1))).astype(np.float32)
+    table[7] = 0
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "rows"], ["found"])], "embedding",
+        [helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, ["cells", "genes"])],
+        [helper.make_tensor_value_info("found", onnx.TensorProto.FLOAT, ["cells", "genes", 24])],
+        [onnx.numpy_helper.from_array(table, "table")],
+    )  # fmt: skip
+    small = quantized(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    assert small.ByteSize() < 0.5 * table.nbytes
+    rows = random.integers(0, 50, (3, 40))
+    (found,) = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {"rows": rows})
+    assert (np.abs(found - table[rows]) <= np.abs(table[rows]).max(axis=-1, keepdims=True) / 253).all()
 
 
 def test_lost_labels_are_a_warning(exported):
