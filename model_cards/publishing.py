@@ -43,9 +43,12 @@ class Published:
     cleaned
         File -> paths of this machine that were shortened in it.
     compared
-        Number of values that were equal in a process without cellglot.
+        Number of values that were equal where they were computed again: in a process without cellglot, or as `checked`
+        says.
     loaded
         Object that this process loaded -> its class.
+    checked
+        Who computed the values again, if it was not a process without cellglot: the beginning of a sentence.
     """
 
     kind: str
@@ -55,6 +58,7 @@ class Published:
     cleaned: dict[str, list[str]] = field(default_factory=dict)
     compared: int = 0
     loaded: Mapping[str, str] = field(default_factory=dict)
+    checked: str = ""
 
     def summary(self) -> str:
         """Summarise the published files, the checks and the files that were not published."""
@@ -64,10 +68,9 @@ class Published:
             lines.append(f"left out: {', '.join(self.left_out)}")
         for name, paths in self.cleaned.items():
             lines.append(f"{name}: {len(paths)} paths of this machine shortened to their last part")
-        lines.append(
-            f"a process without cellglot loaded {', '.join(self.loaded) or 'the data'} and returned the same "
-            f"{self.compared:,} numbers"
-        )
+        checked = self.checked or f"a process without cellglot loaded {', '.join(self.loaded) or 'the data'}"
+        values = "values" if self.checked else "numbers"
+        lines.append(f"{checked} and returned the same {self.compared:,} {values}")
         lines.append(f"{self.kind} in {self.place}" if self.place else "dry run: nothing was published")
         return "\n".join(lines)
 

@@ -30,6 +30,8 @@ class SpaceKind:
         Writes the files of a model's Space into an empty folder.
     check
         Tries the built folder; returns the number of values that were equal to those of the model here.
+    checked
+        What `check` does, as the beginning of a sentence.
     code
         Folder of the package's own code, which is not scanned for secrets of the model's owner, and is listed as one.
     """
@@ -37,6 +39,7 @@ class SpaceKind:
     sdk: str
     build: Callable[[Path, Path, SpaceFacts], None]
     check: Callable[[Path, Path], int]
+    checked: str = ""
     code: str = "cellglot"
 
 
@@ -46,8 +49,8 @@ def space_kinds() -> dict[str, SpaceKind]:
     from cellglot.model_cards.space.gradio import building as gradio
 
     return {
-        "gradio": SpaceKind("gradio", gradio.build_space, gradio.check_space),
-        "browser": SpaceKind("static", browser.build_space, browser.check_space),
+        "gradio": SpaceKind("gradio", gradio.build_space, gradio.check_space, gradio.CHECKED),
+        "browser": SpaceKind("static", browser.build_space, browser.check_space, browser.CHECKED),
     }
 
 
@@ -124,9 +127,7 @@ def publish_space(
         made.build(model, target, facts)
         scan_folder(target, without=[made.code])
         compared = made.check(model, target)
-        done = Published(
-            "space", "", _listed(target, made.code), compared=compared, loaded={f"the {kind} Space": "cellglot"}
-        )
+        done = Published("space", "", _listed(target, made.code), compared=compared, checked=made.checked)
         if dry_run:
             return done
         if to_hub:

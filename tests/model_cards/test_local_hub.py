@@ -1,10 +1,15 @@
 """Publishing to a Hub on this machine by the real client, and taking everything back in a process without cellglot."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,13 +20,17 @@ from huggingface_hub.utils import close_session
 from local_hub import TOKEN, LocalHub
 from transformers import AutoTokenizer, pipeline
 
+import cellglot
 from cellglot.evaluation import metrics
 from cellglot.model_cards import publishing
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.checks import clean_process
 from cellglot.model_cards.publishing import publish
+from cellglot.model_cards.space.browser.serve import served
+from cellglot.model_cards.space.publishing import publish_space
 from cellglot.model_cards.upload import RepositoryExistsError
 from cellglot.modeling import ExceiverForSequenceClassification
+from cellglot.outputs import MANIFEST_FILE
 
 
 TAKEN_BACK = """
@@ -121,6 +130,14 @@ def published(hub, api, first, folders, adapter, corpus, tmp_path_factory):
     return second
 
 
+def client(hub, folder):
+    """Return the environment of a process whose Hub this one is."""
+    return os.environ | {
+        "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_XET": "1", "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }  # fmt: skip
+
+
 def logits(folder, cells, **options):
     tokenizer = AutoTokenizer.from_pretrained(options.pop("tokenizer", folder))
     model = ExceiverForSequenceClassification.from_pretrained(folder, **options).eval()
@@ -132,11 +149,7 @@ def test_everything_is_taken_back_without_cellglot(
     published, hub, first, folders, adapter, blood, corpus, stranger, tmp_path
 ):
     cells = [{g: int(c) for g, c in zip(blood.var_names, row, strict=True) if c} for row in blood.X[:3].toarray()]
-    environment = {
-        "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
-    }  # fmt: skip
-    given = json.loads(stranger(TAKEN_BACK, json.dumps([first, cells]), **environment).splitlines()[-1])
+    given = json.loads(stranger(TAKEN_BACK, json.dumps([first, cells]), **client(hub, tmp_path)).splitlines()[-1])
     assert given["classes"] == "transformers_modules"
     np.testing.assert_allclose(given[first], logits(folders["classifier"], cells), atol=1e-5)
     np.testing.assert_allclose(given["main"], logits(published, cells), atol=1e-5)
@@ -182,6 +195,55 @@ def test_models_and_adapters_have_what_an_endpoint_loads(published, api):
     for name in ("lab/classifier", "lab/adapter", "lab/exceiver"):
         files = set(api.list_repo_files(name))
         assert {"handler.py", "requirements.txt", "endpoint_service.py", "endpoint_h5ad.py"} <= files
+
+
+def test_graphs_travel_with_a_model_and_annotate_from_the_hub(hub, api, gene_classifiers, blood, tmp_path):
+    details = CardDetails(**DETAILS, ontology_release="2026-03-26")
+    done = publish(gene_classifiers["classifier"], "lab/graphs", details=details, api=api, onnx=True)
+    graphs = {"onnx/model.onnx", "onnx/model_fp16.onnx"}
+    assert graphs <= set(done.files) & set(api.list_repo_files("lab/graphs"))
+    cells, found = blood[:30].copy(), tmp_path / "found.h5ad"
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ["annotate", "lab/graphs", tmp_path / "cells.h5ad", "-o", found, "--backend", "onnx"]
+    command = [sys.executable, "-m", "cellglot", *map(str, arguments)]
+    sent = len(hub.log)
+    ran = subprocess.run(command, env=client(hub, tmp_path), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    there = ad.read_h5ad(found)
+    here = cellglot.annotate(cells, gene_classifiers["classifier"], copy=True, device="cpu")
+    assert list(there.obs["cellglot_cell_type"]) == list(here.obs["cellglot_cell_type"])
+    np.testing.assert_allclose(there.obsm["X_cellglot"], here.obsm["X_cellglot"], atol=1e-4)
+    read = {path for _, path in hub.log[sent:]}
+    assert any(path.endswith("onnx/model.onnx") for path in read)
+
+
+def test_a_page_of_an_adapter_is_taken_back_and_annotates(hub, api, gene_classifiers, blood, chromium, tmp_path):
+    """Published as a static Space, its files are those that were built, and Chromium opens them."""
+    built, taken = tmp_path / "built", tmp_path / "taken"
+    done = publish_space(gene_classifiers["adapter"], "lab/page", kind="browser", output=built, api=api)
+    assert "without cellglot" not in done.summary() and "onnxruntime computed the scores" in done.summary()
+    assert hub.repositories["space", "lab/page"].settings["sdk"] == "static"
+    api.snapshot_download("lab/page", repo_type="space", local_dir=taken, cache_dir=tmp_path / "cache")
+    files = [path.relative_to(built) for path in built.rglob("*") if path.is_file() and path.name != MANIFEST_FILE]
+    assert Path("model/model.onnx.gz") in files
+    assert all((built / name).read_bytes() == (taken / name).read_bytes() for name in files)
+    cells = blood[:60].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    expected = cellglot.annotate(cells, gene_classifiers["adapter"], copy=True, device="cpu").obs
+    page = chromium.new_page()
+    with served(taken) as address:
+        page.goto(address)
+        page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=120_000)
+        page.set_input_files("#file", tmp_path / "cells.h5ad")
+        page.wait_for_selector("html[data-shown=result]", state="attached", timeout=120_000)
+        with page.expect_download() as download:
+            page.click("#download")
+        table = pd.read_csv(download.value.path(), index_col="cell_id")
+    page.close()
+    assert list(table["cellglot_cell_type"]) == list(expected["cellglot_cell_type"])
+    scores = [name for name in table if name in expected and expected[name].dtype.kind == "f"]
+    assert scores, list(table)
+    np.testing.assert_allclose(table[scores], expected[scores], atol=1e-3)
 
 
 def test_a_download_that_was_cut_short_is_resumed(published, hub, api, tmp_path):

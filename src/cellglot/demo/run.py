@@ -11,6 +11,11 @@ from cellglot.verbs.cells import existing
 if TYPE_CHECKING:
     from cellglot.model_cards import Published
 
+SEEN = (
+    " Its base, {base}, was trained on the same 700 cells: the example cells and those of the scores here are not "
+    "new to it. The card of {base} has scores on laboratories that were left out of training."
+)
+
 
 def run_demo(
     cells: Path | None, labels: str | None, output: Path, quick: bool = False, full: bool = False, seed: int = 0
@@ -58,16 +63,17 @@ def _publish(folder: Path, output: Path, cells: Path, evaluation: Path, source: 
         data, terms = "700 blood cells of a healthy donor (10x Genomics' 68k PBMC), which scanpy ships.", "CC BY 4.0"
     else:
         data, terms = f"Cells of {source}.", "not stated: say it before you share the model"
-    base = None
+    base, summary = None, "Made by the demo of cellglot in minutes. It is too small for other use."
     if (folder / "adapter_config.json").exists():
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = next(m for m in read_collection() if m.name == Path(settings["base_model_name_or_path"]).name)
+        summary += "" if source is not None else SEEN.format(base=base.name)
     details = CardDetails(
         license="apache-2.0" if base is None else base.license,  # an adapter has the terms of its base
         base_model=None if base is None else base.name,
         training_data=data,
         training_data_license=terms,
-        summary="Made by the demo of cellglot in minutes. It is too small for other use.",
+        summary=summary,
     )
     files: dict[str, Any] = {"cells": cells, "evaluation": evaluation, "base": None if base is None else base.path}
     return publish(folder, output=output, details=details, overwrite=True, **files)

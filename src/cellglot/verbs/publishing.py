@@ -121,8 +121,11 @@ def publish(
                 folder, repo, license=license, training_data=training_data,
                 training_data_license=training_data_license, datasets=datasets,
                 base_model=base_model, base=base, ontology_release=ontology_release, title=title,
-                card=card, evaluation=evaluation, cells=cells, private=private, overwrite=overwrite, dry_run=dry_run,
+                card=card, evaluation=evaluation, cells=cells, onnx=onnx, private=private, overwrite=overwrite,
+                dry_run=dry_run,
             )  # fmt: skip
+        elif onnx:
+            raise ValueError("onnx is for a model: name its repository, too, or leave onnx (--onnx) out")
         from cellglot.model_cards.space.publishing import publish_space
 
         return publish_space(

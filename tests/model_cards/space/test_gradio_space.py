@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -181,6 +182,10 @@ def test_a_space_carries_model_and_code(blood_annotator, tmp_path):
     folder = cellglot.model_path("blood-exceiver")
     done = publish_space(folder, "cells", output=tmp_path / "cells", models=["owner/blood"])
     assert done.compared == 40
+    assert (
+        "a process with the Space's own code computed the types of example cells and returned the same 40 values"
+        in (done.summary())
+    )
     space = tmp_path / "cells"
     head = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     assert (head["sdk"], head["app_file"], head["models"]) == ("gradio", "app.py", ["owner/blood"])
@@ -228,12 +233,8 @@ def test_publish_space_uploads_one(monkeypatch, gene_classifiers):
     api = create_autospec(HfApi, instance=True)
     api.repo_exists.return_value = False
     api.create_commit.return_value.commit_url = "https://huggingface.co/spaces/owner/cells/commit/1"
-    kind = publishing.space_kinds()["gradio"]
-    monkeypatch.setattr(
-        publishing,
-        "space_kinds",
-        lambda: {"gradio": publishing.SpaceKind(kind.sdk, kind.build, lambda model, folder: 40)},
-    )
+    kind = replace(publishing.space_kinds()["gradio"], check=lambda model, folder: 40)
+    monkeypatch.setattr(publishing, "space_kinds", lambda: {"gradio": kind})
     done = publish_space(gene_classifiers["adapter"], "owner/cells", license="mit", api=api)
     assert done.place.endswith("commit/1")
     assert api.create_repo.call_args.kwargs == {

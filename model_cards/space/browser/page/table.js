@@ -7,12 +7,15 @@ const quoted = (value) => {
 };
 const six = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(6))) : "");
 
-const COLUMNS = {
+// Names as `cellglot annotate` writes them: only a calibrated model has a confidence.
+const COMMON = {
   cellglot_cell_type: (cell) => cell.label,
   cellglot_cell_type_ontology_term_id: (cell) => cell.id,
-  cellglot_confidence: (cell) => six(cell.score),
 };
+const UNCALIBRATED = { ...COMMON, cellglot_score_uncalibrated: (cell) => six(cell.score) };
 const CALIBRATED = {
+  ...COMMON,
+  cellglot_confidence: (cell) => six(cell.score),
   cellglot_best_class: (cell) => cell.best,
   cellglot_prediction_set: (cell) => cell.set.join("; "),
   cellglot_broader_type: (cell) => cell.broader,
@@ -24,7 +27,7 @@ const CALIBRATED = {
 
 /** Return the parts of a CSV file with one row per annotated cell. */
 export function csvParts(obs, chosen, names, said) {
-  const ours = said[0]?.set === undefined ? COLUMNS : { ...COLUMNS, ...CALIBRATED };
+  const ours = said[0]?.set === undefined ? UNCALIBRATED : CALIBRATED;
   const own = obs.names.map((name) => [name, obs.column(name)]).filter(([, values]) => values !== null);
   const header = ["cell_id", ...own.map(([name]) => name), ...Object.keys(ours)];
   const parts = [header.map(quoted).join(",") + "\n"];
