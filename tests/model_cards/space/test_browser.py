@@ -1,6 +1,8 @@
 """The page that annotates cells in the visitor's browser, in Chromium: its results, its rules, bad files."""
 
+import gzip
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -186,6 +188,51 @@ def _as_10x(path: Path, cells: ad.AnnData) -> Path:
         features["id"] = features["name"] = names
         features["feature_type"] = np.array([b"Gene Expression"] * cells.n_vars + [b"Antibody Capture"] * 3)
     return path
+
+
+def _as_market(folder: Path, cells: ad.AnnData, by_genes: bool = False, **changes) -> list[Path]:
+    """Write the three files of a 10x matrix; `changes` are other texts of them."""
+    counts = cells.X.T.tocsr().tocoo() if by_genes else cells.X.T.tocsc().tocoo()
+    head = f"%%MatrixMarket matrix coordinate integer general\n%made\n{cells.n_vars} {cells.n_obs} {counts.nnz}\n"
+    lines = [f"{g + 1} {c + 1} {int(n)}\n" for g, c, n in zip(counts.row, counts.col, counts.data, strict=True)]
+    texts = {
+        "GSM1_matrix.mtx.gz": head + "".join(lines),
+        "GSM1_features.tsv.gz": "".join(f"{gene}\t{gene}\tGene Expression\n" for gene in cells.var_names),
+        "GSM1_barcodes.tsv.gz": "".join(f"{name}\n" for name in cells.obs_names),
+    } | changes
+    for name, text in texts.items():
+        content = text if isinstance(text, bytes) else gzip.compress(text.encode())
+        (folder / name).write_bytes(content if name.endswith(".gz") else gzip.decompress(content))
+    return [folder / name for name in texts]
+
+
+def test_three_files_of_a_matrix_have_the_same_results(visit, few, expected, tmp_path):
+    for by_genes in (False, True):
+        table = visit.table(_as_market(tmp_path, few, by_genes))
+        assert_same(table, expected)
+        assert list(table.index) == list(few.obs_names)
+    assert "10x matrix file with 40 cells" in visit.page.inner_text("#audit")
+    whole = _as_market(tmp_path, few)
+    matrix = gzip.decompress(whole[0].read_bytes()).decode()
+    plain = [path.with_suffix("") for path in whole]
+    for path, packed in zip(plain, whole, strict=True):
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+    assert_same(visit.table(plain), expected)
+    for words, text in (
+        ("cut off: it cannot be unpacked", whole[0].read_bytes()[:900]),
+        ("entries, but its head declares", matrix[: len(matrix) // 2].rpartition("\n")[0]),
+        ("a line that is not an entry", matrix.replace(" 2 ", " 2 x ", 1) + "\n"),
+        ("an entry outside its", re.sub(r" 40 (\d+)\n$", r" 41 \1\n", matrix)),
+        ("too many for its size", re.sub(r" \d+\n", " 999999999999\n", matrix, count=1)),
+        ("is not a general coordinate Matrix Market", "gene,cell\n"),
+        ("raw counts", re.sub(r"^(\d+ \d+ [1-9]\d?)$", r"\1.37", matrix.replace("integer", "real"), flags=re.M)),
+    ):
+        changed = _as_market(tmp_path, few, **{"GSM1_matrix.mtx.gz": text})
+        assert words in visit.problem(changed)
+    changed = _as_market(tmp_path, few, **{"GSM1_barcodes.tsv.gz": "one\n"})
+    assert "do the three files belong together" in visit.problem(changed)
+    assert "needs the names of its genes and cells" in visit.problem(changed[:1])
+    assert "Bring one file of cells, or the three files" in visit.problem(changed[1:])
 
 
 def test_forms_of_files_have_the_same_results(visit, written, few, expected, tmp_path):

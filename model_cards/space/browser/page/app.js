@@ -90,7 +90,7 @@ const answers = {
     $("download").disabled = false;
     const link = element("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${state.file.name.replace(/\.[^.]*$/, "")}-cell-types.csv`;
+    link.download = `${state.file.name.replace(/\.gz$/i, "").replace(/\.[^.]*$/, "")}-cell-types.csv`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   },
@@ -114,26 +114,27 @@ function show(...names) {
   document.documentElement.dataset.shown = names.join(" ");
 }
 
-function annotate(file) {
-  state.file = file;
+/** Annotate the cells of one file, or of the three files of a 10x matrix. */
+function annotate(files) {
+  state.file = files.find((file) => /\.mtx(\.gz)?$/i.test(file.name)) ?? files[0];
   state.began = performance.now();
   state.layout?.terminate();
   state.plot?.destroy();
   state.layout = state.plot = state.result = null;
   $("stage").textContent = "Reading the file";
-  $("pace").textContent = file.name;
+  $("pace").textContent = state.file.name;
   $("bar").removeAttribute("value");
   show("working");
-  state.worker.ask({ type: "annotate", file });
+  state.worker.ask({ type: "annotate", files });
 }
 
 $("file").addEventListener("change", ({ target }) => {
-  if (target.files.length) annotate(target.files[0]);
+  if (target.files.length) annotate([...target.files]);
   target.value = "";
 });
 $("example").addEventListener("click", async () => {
   const reply = await fetch(new URL("model/example_cells.h5ad", import.meta.url));
-  if (reply.ok) annotate(new File([await reply.blob()], "example_cells.h5ad"));
+  if (reply.ok) annotate([new File([await reply.blob()], "example_cells.h5ad")]);
   else answers.error({ message: "The example cells cannot be loaded: reload the page.", task: "annotate" });
 });
 $("cancel").addEventListener("click", () => {
@@ -159,8 +160,7 @@ for (const kind of ["dragleave", "drop"]) {
 document.addEventListener("drop", (event) => {
   const files = event.dataTransfer?.files ?? [];
   if (!files.length || !$("working").hidden) return;
-  if (files.length > 1) answers.error({ message: `${number(files.length)} files were dropped: drop one.`, task: "annotate" });
-  else annotate(files[0]);
+  annotate([...files]);
 });
 $("download").addEventListener("click", () => {
   $("download").disabled = true;

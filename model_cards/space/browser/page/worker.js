@@ -5,6 +5,7 @@ import { chooseCounts, concatenated } from "./counts.js";
 import { described } from "./features.js";
 import { number, PageError } from "./errors.js";
 import { openCells, unreadable } from "./cells.js";
+import { isMarket, openMarket } from "./market.js";
 import { Model } from "./model.js";
 import { csvParts } from "./table.js";
 
@@ -21,7 +22,7 @@ self.onmessage = async ({ data }) => {
   try {
     await tasks[data.type](data);
   } catch (error) {
-    const found = error instanceof PageError ? error : unreadable(data.file ?? { name: "The file" }, error);
+    const found = error instanceof PageError ? error : unreadable(data.files?.[0] ?? { name: "The file" }, error);
     if (found !== error) console.error(error);
     say("error", { message: found.message, task: data.type, fatal: found.fatal === true });
   }
@@ -34,13 +35,13 @@ const tasks = {
     say("ready", { settings, symbols, levels: judge.levels ?? null });
   },
 
-  async annotate({ file, level }) {
+  async annotate({ files, level }) {
     opened?.close();
     opened = done = null;
     say("progress", { stage: "Loading the model", share: 0 });
     const network = await loaded();
     say("progress", { stage: "Reading the file", share: 0 });
-    opened = await openCells(file, network.settings.most_bytes);
+    opened = await (isMarket(files) ? openMarket(files, network.settings.most_bytes) : openCells(files[0], network.settings.most_bytes));
     done = await annotated(network, opened, level);
     const { embedding, size, shown } = done;
     say("result", shown);
