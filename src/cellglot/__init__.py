@@ -28,6 +28,7 @@ _PUBLIC = {
     "publish": "verbs.publishing",
     "query": "verbs.search",
     "read_cells": "tokenization",
+    "similar": "verbs.mapping",
     "tokenize": "verbs.corpora",
     "Corpus": "tokenization",
     "LoadedModel": "modeling.loaded_model",

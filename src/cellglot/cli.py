@@ -541,6 +541,30 @@ def map_cells(
 
 
 @app.command()
+def similar(
+    reference: Annotated[
+        str, typer.Argument(help="Folder that cellglot index wrote, or a data set of the Hub (owner/name).")
+    ],
+    cells: Annotated[list[str], typer.Argument(metavar="CELL_ID...", help="Ids of cells of the reference.")],
+    k: Annotated[int, typer.Option(help="Number of similar cells for each cell.")] = 15,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Columns to show, between commas or repeated; by default cell types."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the table, instead of printing it: .csv, .tsv, .parquet."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the cells of a reference that are most similar to some of its cells."""
+    table = cellglot.similar(
+        reference, cells, k=k, columns=_names(columns) or None, output=output, overwrite=overwrite
+    )
+    _say(table.to_string(index=False) if output is None else f"{output}: {len(table):,} rows")
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")

@@ -1,4 +1,4 @@
-"""``index`` and ``map``: cells of a reference, and what others have in common with them."""
+"""``index``, ``map`` and ``similar``: cells of a reference, and what others have in common with them."""
 
 import os
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from cellglot.verbs.models import load_model
 
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from cellglot.evaluation.mapping.reference import Reference
@@ -203,6 +204,67 @@ def map(
     )
 
 
+def similar(
+    reference: str | os.PathLike,
+    cells: str | Sequence[str],
+    *,
+    k: int = 15,
+    columns: Sequence[str] | None = None,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+) -> "pd.DataFrame":
+    """Find the cells of a reference that are most similar to cells of it.
+
+    The model of the reference is not needed. To find the similar cells of other cells, see `similar` of
+    `cellglot.map`.
+
+    Parameters
+    ----------
+    reference
+        Folder of `cellglot.index`, or a data set of the Hub, ``owner/name``.
+    cells
+        Ids of cells of the reference (their names in obs), or a single one. Cells that share an id are all looked up.
+    k
+        Number of similar cells for each; all other cells of the reference if it has fewer.
+    columns
+        Columns of the reference to show; by default the cell type and its ontology id, where it has them.
+    output
+        Also write the table: ``.csv``, ``.tsv`` or ``.parquet``.
+    overwrite
+        Replace a table that exists.
+
+    Returns
+    -------
+    DataFrame
+        A row for each cell and similar cell, the nearest first: ``cell_id``, ``cell_number`` (in the reference, from
+        0), ``rank``, ``similar_cell``, ``similar_cell_number``, ``distance`` (1 - cosine), and each column of the
+        cell and, as ``similar_COLUMN``, of the similar one.
+
+    Raises
+    ------
+    ValueError
+        If an id is unknown (the message has ids that are spelled alike), the reference is damaged, lacks a column or
+        has no other cells.
+
+    Examples
+    --------
+    >>> import cellglot
+    >>> table = cellglot.similar("reference", adata.obs_names[0], k=5)
+    """
+    target = or_none(output)
+    check_table(target)
+    check_files([target], [reference], overwrite=overwrite)
+    from cellglot.evaluation.mapping.reference import Reference
+    from cellglot.evaluation.mapping.similar import similar_cells
+    from cellglot.evaluation.output import write_table
+
+    asked = [cells] if isinstance(cells, str) else list(cells)
+    found = similar_cells(Reference.open(reference), asked, k=k, columns=columns)
+    if target is not None:
+        write_table(found.set_index("cell_id"), target)
+    return found
+
+
 def _model_of(reference: "Reference", given: str | os.PathLike | None) -> LoadedModel:
     """Load the model that is given, or the one that made the reference."""
     if given is not None:
@@ -216,4 +278,4 @@ def _model_of(reference: "Reference", given: str | os.PathLike | None) -> Loaded
         ) from error
 
 
-__all__ = ["index", "map"]
+__all__ = ["index", "map", "similar"]

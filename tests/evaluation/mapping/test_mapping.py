@@ -199,6 +199,62 @@ def test_cells_unlike_the_reference_are_announced_first(reference, cells, model,
     np.testing.assert_array_equal(found, [0.0, 0.25, 1.0, np.nan])
 
 
+# -------------------------------------------------------------------- similar cells
+
+
+def test_similar_cells_of_a_reference_are_its_nearest_other_cells(reference, cells, tmp_path):
+    names = [str(name) for name in cells.obs_names[[20, 2]]]
+    found = cellglot.similar(reference, names, k=4, columns=["cell_type", "age"])
+    assert found["cell_id"].tolist() == [names[0]] * 4 + [names[1]] * 4 and found["rank"].tolist() == [1, 2, 3, 4] * 2
+    vectors = Reference.open(reference).vectors.astype(np.float32)
+    for name, rows in found.groupby("cell_id", sort=False):
+        number = rows["cell_number"].iloc[0]
+        distances = 1 - vectors @ vectors[number]
+        distances[number] = 2
+        np.testing.assert_allclose(rows["distance"], np.sort(distances)[:4], atol=1e-5)
+        assert name not in set(rows["similar_cell"])
+    near = cells.obs.loc[found["similar_cell"]]
+    np.testing.assert_array_equal(found["similar_age"], near["age"])
+    assert (found["age"] == cells.obs.loc[found["cell_id"], "age"].to_numpy()).all()
+    printed = command("similar", reference, *names, "--k", 4)
+    assert not printed.exit_code and len(printed.output.strip().split("\n")) == 9
+    assert "similar_cell_type" in printed.output and found["similar_cell"].iloc[0] in printed.output
+    written = command("similar", reference, names[0], "-o", tmp_path / "s.csv")
+    assert "15 rows" in written.output
+    assert pd.read_csv(tmp_path / "s.csv")["similar_cell"].tolist()[:4] == found["similar_cell"].tolist()[:4]
+    assert "exists" in str(command("similar", reference, names[0], "-o", tmp_path / "s.csv").exception)
+    assert len(cellglot.similar(reference, names[1], k=1000)) == 34
+
+
+def test_cells_that_share_an_id_are_all_looked_up(cells, model, tmp_path):
+    few = cells[10:14].copy()
+    few.obs_names = ["a", "b", "a", "c"]
+    cellglot.index(few, model, tmp_path / "twice", columns=["age"], **CPU)
+    found = cellglot.similar(tmp_path / "twice", ["c", "a"], k=2)
+    assert found["cell_number"].tolist() == [3, 3, 0, 0, 2, 2]
+    assert list(found.columns)[-1] == "distance"
+    cellglot.index(few[:1].copy(), model, tmp_path / "one", **CPU)
+    with pytest.raises(ValueError, match="a single cell: there are no other cells"):
+        cellglot.similar(tmp_path / "one", "a")
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "said"),
+    [
+        (["{}x"], {}, "has no cell '{}x'; ids that are spelled alike: '{}'"),
+        (["{}", "nothing of the kind"], {}, "has no cell 'nothing of the kind'; the first is"),
+        ([], {}, "at least one cell"),
+        (["{}"], {"k": 0}, "k 0: it is 1 or more"),
+        (["{}"], {"columns": ["tissue"]}, "has no column 'tissue'; it has cell_type"),
+        (["{}"], {"output": "similar.xlsx"}, "tables are written as .csv"),
+    ],
+)
+def test_questions_for_similar_cells_that_have_no_answer(reference, cells, ids, options, said):
+    name = cells.obs_names[0]
+    with pytest.raises(ValueError, match=said.replace("{}", name)):
+        cellglot.similar(reference, [text.replace("{}", name) for text in ids], **options)
+
+
 # -------------------------------------------------------------------- what is refused
 
 
