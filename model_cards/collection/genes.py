@@ -57,7 +57,7 @@ def make_vocabulary(parts: Sequence[AnnData], protein_coding: bool, fewest_cells
     return GeneVocabulary.from_statistics(
         genes,
         symbols={gene: symbol for gene in genes if (symbol := human.symbol(gene))},
-        aliases={gene: earlier for gene in genes if (earlier := human.earlier_names(gene))},
+        aliases={g: names for g in genes if (names := [*human.earlier_names(g), *human.earlier_ids(g)])},
         medians=np.where(np.isnan(medians), 1.0, medians)[kept],
         means=means[kept],
         stds=np.where(stds > 0, stds, 1.0)[kept],

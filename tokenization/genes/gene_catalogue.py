@@ -99,8 +99,8 @@ def gene_catalogue(
     only
         Ids or names of the genes to keep.
     human
-        Table of human genes. Genes of the catalogue get its symbols, and its unambiguous earlier symbols as aliases,
-        so that tokenizers know them without the table.
+        Table of human genes. Retired ids are read as the present ones. Genes of the catalogue get its symbols, and
+        its unambiguous earlier symbols and retired ids as aliases, so that tokenizers know them without the table.
     """
     names = GeneNames()
     own: set[str] = set()
@@ -108,7 +108,8 @@ def gene_catalogue(
         names.symbols.update(gene_names.symbols)
         names.aliases.update({gene: list(aliases) for gene, aliases in gene_names.aliases.items()})
     for index, columns in tables:
-        for gene, name in _named_ids(index, columns):
+        for found_id, name in _named_ids(index, columns):
+            gene = (human.present_id(found_id) if human is not None else None) or found_id
             own.add(gene)
             names.add(gene, name)
     known = _catalogue(own | set(names.symbols), names)
@@ -126,7 +127,9 @@ def gene_catalogue(
         for gene in genes:
             for name in [symbol, *human.earlier_names(gene)] if (symbol := human.symbol(gene)) else ():
                 names.add(gene, name)
-    everything = known if genes == set(known.genes) else _catalogue(genes, names)
+            for retired in human.earlier_ids(gene):
+                names.aliases.setdefault(gene, []).append(retired)
+    everything = known if human is None and genes == set(known.genes) else _catalogue(genes, names)
     if only is not None:
         match = everything.resolve(list(only))
         genes &= {everything.tokens[int(t)] for t in match.token_ids[match.known]}

@@ -98,6 +98,12 @@ class HumanGenes:
         names = [] if row is None or not self._earlier[row] else self._earlier[row].split("|")
         return [name for name in names if self.find(name) == (gene,)]
 
+    def earlier_ids(self, gene: str) -> list[str]:
+        """Return the retired ids in whose place an id came."""
+        row = self._row.get(gene)
+        cell = "" if row is None else self._retired[row]
+        return [f"ENSG{int(number):011d}" for number in cell.split("|")] if cell else []
+
     def coding_ids(self) -> list[str]:
         """Return the ids of all genes that code for a protein, sorted."""
         return [gene for gene, coding in zip(self.ids, self.coding, strict=True) if coding]

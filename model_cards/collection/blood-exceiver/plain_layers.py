@@ -11,8 +11,12 @@ def works_alone(module: nn.Module) -> bool:
 
     Hooks of `accelerate` also load weights that are offloaded.
     """
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) in (nn.LayerNorm, nn.Linear, nn.Embedding) and not hooked
+    return type(module) in (nn.LayerNorm, nn.Linear, nn.Embedding) and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something else happens when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def embedding_rows(embedding: nn.Module, number: int, device: torch.device) -> torch.Tensor:
@@ -43,4 +47,4 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-__all__ = ["eager_attention_forward", "embedding_rows", "works_alone"]
+__all__ = ["eager_attention_forward", "embedding_rows", "is_hooked", "works_alone"]

@@ -49,6 +49,8 @@ class GeneReport:
         A sentence about types of features that have no meaning: these features count as genes.
     cleaned_names
         Examples of names matched by ``cleaned_name``, as (name, gene).
+    retired
+        Genes (columns) that were matched although the file, or the vocabulary, has a retired Ensembl id of them.
     """
 
     genes: int = 0
@@ -69,6 +71,7 @@ class GeneReport:
     left_out: dict[str, int] = field(default_factory=dict)
     note: str = ""
     cleaned_names: list[tuple[str, str]] = field(default_factory=list)
+    retired: int = 0
 
     @property
     def matched(self) -> int:
@@ -115,6 +118,8 @@ class GeneReport:
         if self.largest_losses:
             shares = [f"{name} ({n:,.0f})" for name, n in self.largest_losses]
             lines.append("largest losses in counts: " + ", ".join(shares))
+        if self.retired:
+            lines.append(f"{self.retired:,} genes were matched by a retired Ensembl id")
         if self.summed:
             lines.append(f"{self.summed:,} duplicate genes were summed")
         if self.conflicts:

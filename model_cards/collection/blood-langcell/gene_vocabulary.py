@@ -328,8 +328,9 @@ class GeneVocabulary:
         ``HLA.A``). A gene with an Ensembl id is matched to a gene with one only by the id, or if the id is an alias,
         and never by its symbol (genes share and exchange symbols). A name of several genes is ambiguous and left out.
         With cellglot, its table of human genes knows more symbols, earlier symbols, aliases and retired ids; they
-        count as ``symbol`` and ``alias``. Vocabularies of released dictionaries leave retired ids out, as their models
-        did.
+        count as ``symbol`` and ``alias``. Columns of a retired id and of the present one have the same token, and
+        tokenizers sum them. Without cellglot, retired ids are known that the vocabulary has as aliases. Vocabularies
+        of released dictionaries leave retired ids out, as their models did.
 
         Parameters
         ----------
@@ -372,6 +373,7 @@ class GeneVocabulary:
         token_ids = np.full(n, -1, dtype=np.int64)
         rules = np.full(n, -1, dtype=np.int8)
         ambiguous = np.zeros(n, dtype=bool)
+        retired = np.zeros(n, dtype=bool)
         conflicts = 0
         own_id: list[str | None] = [None] * n
         for _, values in sources:
@@ -399,7 +401,7 @@ class GeneVocabulary:
                         continue
                     tokens = table.get(values[i] if own is None else own)
                     if tokens is not None and len(tokens) == 1:
-                        token_ids[i], rules[i] = tokens[0], rule
+                        token_ids[i], rules[i], retired[i] = tokens[0], rule, own is not None
                     elif tokens is not None:
                         ambiguous[i] = True
         for _, values in sources:
@@ -408,8 +410,9 @@ class GeneVocabulary:
         left = np.flatnonzero((rules < 0) & ~ambiguous).tolist()
         load = type(self).load_human_genes
         if left and load is not None and next(filter(bare_id, self.genes), "ENSG").startswith("ENSG"):
-            self._match_human(load(), sources, left, own_id, token_ids, rules, ambiguous)
+            self._match_human(load(), sources, left, own_id, token_ids, rules, ambiguous, retired)
         match = GeneMatch(token_ids, rules, ambiguous, conflicts, sources[0][1], self._hint(sources, rules))
+        match.retired = int(retired.sum())
         match.cleaned_names = self._examples(match, sources)
         return match
 
@@ -444,14 +447,18 @@ class GeneVocabulary:
         token_ids: np.ndarray,
         rules: np.ndarray,
         ambiguous: np.ndarray,
+        retired: np.ndarray,
     ) -> None:
         """Look up names and ids that the vocabulary does not have in the table of human genes."""
         tokens = self._tokens_by_gene(human)
-        as_released = self.metadata.get("source") == _RELEASED  # whose models never saw counts of retired ids
+        by_retired = {} if self._as_released() else self._tokens_by_present_id(human)
         for i in rows:
             own = own_id[i]
             if own is not None:
-                token = tokens.get(own, tokens.get(own if as_released else human.present_id(own)))
+                if (token := tokens.get(own)) is None and not self._as_released():
+                    present = human.present_id(own) or own
+                    token = tokens.get(present, by_retired.get(present))
+                    retired[i] = token is not None
                 if token is not None:
                     token_ids[i], rules[i] = token, 3
                 continue
@@ -471,6 +478,19 @@ class GeneVocabulary:
                     named.setdefault(genes[0], []).append(token)
             self._token_of_gene = {gene: found[0] for gene, found in named.items() if len(found) == 1} | ids
         return self._token_of_gene
+
+    def _as_released(self) -> bool:
+        """Whether the vocabulary is a released dictionary, whose models never saw counts of retired ids."""
+        return self.metadata.get("source") == _RELEASED
+
+    def _tokens_by_present_id(self, human: Any) -> dict[str, int]:
+        """Return the present Ensembl ids of genes that the vocabulary has by one retired id alone -> token."""
+        ids = self._tables()[0]
+        found: dict[str, list[int]] = {}
+        for gene, token in ids.items():
+            if (present := human.present_id(gene)) is not None and present not in ids:
+                found.setdefault(present, []).append(token)
+        return {gene: tokens[0] for gene, tokens in found.items() if len(tokens) == 1}
 
     def _tokens_of(self, name: str) -> list[int] | None:
         """Return the tokens of genes with this id or name, or None."""
@@ -536,6 +556,8 @@ class GeneMatch:
         How to match more genes, if the names show it.
     cleaned_names
         Examples of names that were cleaned, with their genes.
+    retired
+        Number of genes that were found although the file, or the vocabulary, has a retired Ensembl id of them.
     """
 
     token_ids: np.ndarray
@@ -545,6 +567,7 @@ class GeneMatch:
     names: np.ndarray
     hint: str
     cleaned_names: list[tuple[str, str]] = field(default_factory=list)
+    retired: int = 0
 
     @property
     def known(self) -> np.ndarray:
@@ -566,6 +589,7 @@ class GeneMatch:
             ambiguous=int(self.ambiguous.sum()),
             summed=int(known.sum() - len(np.unique(self.token_ids[known]))),
             conflicts=self.conflicts,
+            retired=self.retired,
             hint=self.hint,
             cleaned_names=list(self.cleaned_names),
         )

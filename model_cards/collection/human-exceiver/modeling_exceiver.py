@@ -21,11 +21,12 @@ from .background_attention import BackgroundMemory, background_attention, backgr
 from .cell_losses import IGNORED, count_items, every_weight_counts, share_of_step
 from .configuration_exceiver import ExceiverConfig
 from .cpu_layers import Dropout, pays, wide_feed_forward
+from .gene_projections import GeneProjections, may_project
 from .input_checks import check_ids, check_labels
 from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
 from .linear_latent import LinearLatent
 from .model_tasks import Predicts, former_name
-from .plain_layers import eager_attention_forward, embedding_rows, works_alone
+from .plain_layers import eager_attention_forward, embedding_rows, is_hooked, works_alone
 
 
 @dataclass
@@ -189,9 +190,29 @@ class ExceiverAttention(nn.Module):
         query = self.split_heads(self.q_proj(hidden_states)).expand(source.shape[0], -1, -1, -1)
         key, value = self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
         context, weights = self.attend(query, key, value, key_mask, **kwargs)
-        if key_mask is not None:
-            context = context.where(key_mask.any(dim=1)[:, None, None, None], context.new_zeros(()))
-        return self.o_proj(context.flatten(2)), weights
+        return self.o_proj(without_empty(context, key_mask).flatten(2)), weights
+
+    def from_projections(
+        self,
+        hidden_states: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        values_in_common: torch.Tensor,
+        key_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend to the keys and values of `GeneProjections`, shape (cells, keys, query size); as `forward` does."""
+        key, value = self.split_heads(keys), self.split_heads(values)
+        query = self.split_heads(self.q_proj(hidden_states)).expand(len(key), -1, -1, -1)
+        context, _ = self.attend(query, key, value, key_mask)
+        return self.o_proj(without_empty(context.flatten(2) + values_in_common, key_mask))
+
+
+def without_empty(context: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
+    """Set what cells without keys attend to, shape (cells, ...), to 0."""
+    if key_mask is None:
+        return context
+    filled = key_mask.any(dim=1).view(-1, *[1] * (context.ndim - 1))
+    return context.where(filled, context.new_zeros(()))
 
 
 class ExceiverCrossBlock(GradientCheckpointingLayer):
@@ -213,7 +234,7 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
             nn.LayerNorm(query_size, eps=eps),
             nn.Linear(query_size, query_size),
         )
-        self.background_memory = BackgroundMemory()
+        self.background_memory, self.gene_memory = BackgroundMemory(), BackgroundMemory()
 
     def forward(
         self,
@@ -247,8 +268,43 @@ class ExceiverCrossBlock(GradientCheckpointingLayer):
         else:
             assert genes is not None
             attended = self._attend_all(queries, keys, key_mask, background_states, genes)
+        return self._finish(query_states, attended)
+
+    def _finish(self, query_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         states = query_states + attended
         return states + self.mlp(states)
+
+    def from_genes(
+        self,
+        query_states: torch.Tensor,
+        embedding: nn.Embedding,
+        genes: torch.Tensor,
+        expression: torch.Tensor,
+        key_mask: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Attend to genes times their expression by a table of all genes; None where that is impossible or slower.
+
+        Parameters
+        ----------
+        query_states
+            Shape (1, queries, query size).
+        genes, expression, key_mask
+            Shape (cells, genes).
+        """
+        norm, attn = self.norm_key_value, self.cross_attn
+        layers = (embedding, norm, attn.k_proj, attn.v_proj)
+        if is_hooked(self) or is_hooked(attn) or not may_project(*layers):
+            return None
+        if genes.numel() < embedding.num_embeddings:  # the table would take longer
+            return None
+        weights = [weight for layer in layers for weight in layer.parameters()]
+        table = self.gene_memory(
+            [*weights, torch.tensor(norm.eps)],
+            lambda: GeneProjections(embedding.weight, norm, attn.k_proj, attn.v_proj),
+        )
+        keys, values = table(genes, expression.float())
+        queries = self.norm_query(query_states)
+        return self._finish(query_states, attn.from_projections(queries, keys, values, table.in_common, key_mask))
 
     def _background(
         self, query: torch.Tensor, background: torch.Tensor
@@ -517,21 +573,24 @@ class ExceiverModel(ExceiverPreTrainedModel):
             masked_genes = masked_genes.bool()
             embedded = input_ids.masked_fill(masked_genes, config.pad_token_id)
             values = expression_values.masked_fill(masked_genes, 1.0)
-        genes = self.gene_embedding(embedded)
-        genes = genes * values.to(genes.dtype).unsqueeze(-1)
-        background = None
+        queries, background, latents = self.latent_queries.unsqueeze(0), None, None
         if config.unexpressed_genes == "bias":
             background_values = self._background(background_values)
             background = embedding_rows(self.gene_embedding, config.num_genes, input_ids.device)
             background = (background * background_values.to(background).unsqueeze(-1)).unsqueeze(0)
-        latents = self.encoder(
-            self.latent_queries.unsqueeze(0),
-            genes,
-            key_mask=key_mask,
-            background_states=background,
-            genes=input_ids.clamp(max=config.num_genes - 1),
-            **kwargs,
-        )
+        else:
+            latents = self.encoder.from_genes(queries, self.gene_embedding, embedded, values, key_mask)
+        if latents is None:
+            genes = self.gene_embedding(embedded)
+            genes = genes * values.to(genes.dtype).unsqueeze(-1)
+            latents = self.encoder(
+                queries,
+                genes,
+                key_mask=key_mask,
+                background_states=background,
+                genes=input_ids.clamp(max=config.num_genes - 1),
+                **kwargs,
+            )
         for layer in self.layers:
             latents = layer(latents, **kwargs)
         if self.linear_latent is not None:

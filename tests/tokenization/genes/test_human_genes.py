@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellglot.tokenization import GeneVocabulary
+from cellglot.tokenization import ExceiverTokenizer, GeneVocabulary
 from cellglot.tokenization.genes.gene_catalogue import gene_catalogue
 from cellglot.tokenization.genes.tables import HUMAN_FILE, MOUSE_FILE, human_genes, mouse_genes
 
@@ -88,3 +88,56 @@ def test_files_of_symbols_and_of_ids_make_one_catalogue():
 def test_mouse_names_make_no_human_genes():
     tables = [(["Cd3d", "Sept2", "Trp53", "H19"], None)]
     assert gene_catalogue(tables, human=human_genes()).genes == ["Cd3d", "H19", "Sept2", "Trp53"]
+
+
+# -------------------------------------------------------------------- retired ids beside present ones
+
+
+GGNBP2, MYH16 = "ENSG00000278311", "ENSG00000293560"
+RETIRED = {"ENSG00000005955": GGNBP2, "ENSG00000002079": MYH16}
+BOTH = [*RETIRED, GGNBP2, CD3D]
+BOTH_COUNTS = np.array([[3, 2, 4, 1], [0, 5, 6, 0], [7, 0, 0, 2]], dtype=np.float32)
+
+
+def tokenized(vocabulary, genes, counts):
+    """Return gene -> value of each cell, and the report."""
+    tokenizer = ExceiverTokenizer.from_vocabulary(vocabulary)
+    found = tokenizer(counts, genes=genes)
+    cells = [
+        {tokenizer.vocabulary.tokens[t]: round(v, 5) for t, v in zip(*cell, strict=True)}
+        for cell in zip(found["input_ids"], found["expression_values"], strict=True)
+    ]
+    return cells, tokenizer.last_report
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["cellglot", "on the Hub"])
+def test_columns_of_retired_and_present_ids_are_summed(monkeypatch, table):
+    catalogue = gene_catalogue([(BOTH, {"symbol": ["GGNBP2", "MYH16", "GGNBP2", "CD3D"]})], human=human_genes())
+    assert catalogue.genes == sorted([GGNBP2, MYH16, CD3D])
+    vocabulary = GeneVocabulary.from_statistics(
+        catalogue.genes, symbols=catalogue.symbols, aliases=catalogue.aliases, means=np.zeros(3), stds=np.ones(3)
+    )
+    if not table:  # as in copies that travel with models: aliases of the vocabulary know retired ids
+        monkeypatch.setattr(GeneVocabulary, "load_human_genes", None)
+    cells, report = tokenized(vocabulary, BOTH, BOTH_COUNTS)
+    summed = np.stack([BOTH_COUNTS[:, [0, 2]].sum(axis=1), BOTH_COUNTS[:, 1], BOTH_COUNTS[:, 3]], axis=1)
+    assert cells == tokenized(vocabulary, [GGNBP2, MYH16, CD3D], summed)[0]
+    assert (report.retired, report.summed, report.unknown, report.coverage) == (2, 1, 0, 1.0)
+    assert "2 genes were matched by a retired Ensembl id" in report.summary() and report.to_dict()["retired"] == 2
+
+
+def test_a_vocabulary_of_a_retired_id_reads_the_present_one():
+    old = next(iter(RETIRED))
+    match = GeneVocabulary.from_statistics([old, CD3D]).resolve([GGNBP2, old, CD3D])
+    assert match.token_ids.tolist() == [0, 0, 1] and match.duplicated().tolist() == [True, True, False]
+    assert match.report().retired == 1
+    both = GeneVocabulary.from_statistics([old, GGNBP2])  # a model that was trained with both keeps both
+    assert both.resolve([GGNBP2, old]).token_ids.tolist() == [1, 0]
+    released = GeneVocabulary.from_released({"<pad>": 0, old: 1})
+    assert released.resolve([GGNBP2]).token_ids.tolist() == [-1]
+
+
+def test_files_of_retired_and_of_present_ids_make_one_catalogue():
+    tables = [([f"{old}.4" for old in RETIRED], None), ([GGNBP2, "ENSG00000005955"], None)]
+    assert gene_catalogue(tables, human=human_genes()).genes == sorted([GGNBP2, MYH16])
+    assert gene_catalogue(tables).genes == sorted([*RETIRED, GGNBP2])
