@@ -41,6 +41,8 @@ class _KeepsModules:
 def pytest_configure(config):
     at_once = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(2 // at_once, 1))
+    if at_once > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
     gc.callbacks.append(_KeepsModules())
 
 
