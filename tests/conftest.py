@@ -34,7 +34,7 @@ class _KeepsModules:
             return
         if phase == "start":
             self.began = time.thread_time()
-        elif time.thread_time() - self.began > 0.1:
+        elif time.thread_time() - self.began > 0.05:
             gc.freeze()
 
 
