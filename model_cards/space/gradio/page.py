@@ -11,6 +11,7 @@ from cellglot.evaluation.cell_plot import page as cell_plot
 from cellglot.inputs.errors import InputError
 from cellglot.model_cards.space.gradio import views
 from cellglot.model_cards.space.gradio.annotator import Annotated, Annotator, draw_map, example_cells
+from cellglot.model_cards.space.gradio.limits import MEGABYTE
 from cellglot.model_cards.space.gradio.pasted import EXAMPLE, read_pasted
 from cellglot.model_cards.space.gradio.reading import VisitorCells, read_files, read_table
 from cellglot.model_cards.space.gradio.running import Running
@@ -283,9 +284,12 @@ def _branches() -> list[str]:
     return ["", "leukocyte", "T cell", "B cell", "myeloid cell", "hematopoietic cell", "epithelial cell", "neuron"]
 
 
-def head() -> str:
-    """Return scripts for the head of the page."""
-    return f"<script>{cell_plot.script()}</script>"
+def head(most_bytes: int) -> str:
+    """Return scripts for the head of the page; larger files than `most_bytes` are refused before they are uploaded."""
+    size = views.asset("size.js").replace("BYTES_OF_A_VISIT", str(most_bytes))
+    return (
+        f"<script>{cell_plot.script()}</script><script>{size.replace('BYTES_OF_A_MEGABYTE', str(MEGABYTE))}</script>"
+    )
 
 
 def style() -> str:

@@ -75,6 +75,7 @@ def serve(
     from cellglot.model_cards.space.gradio.page import Page, head, style, theme
     from cellglot.model_cards.space.gradio.visits import Visits
 
+    _import_for_maps()
     limits = Limits() if most_cells is None else Limits(cells=most_cells)
     visits = Visits(root / "visits", limits.idle_seconds)
     annotator = Annotator(model, limits)
@@ -90,7 +91,7 @@ def serve(
         prevent_thread_lock=not block,
         theme=theme(),
         css=style(),
-        head=head(),
+        head=head(limits.file_bytes),
         footer_links=[],
         show_error=False,
         ssr_mode=False,
@@ -98,6 +99,15 @@ def serve(
         quiet=not block,
     )
     return page
+
+
+def _import_for_maps() -> None:
+    """Import now what maps need: threads that import one package at the same time can find it half imported."""
+    from cellglot.outputs.caches import use_writable_caches
+
+    use_writable_caches()
+    import sklearn.neighbors  # noqa: F401
+    import umap  # noqa: F401
 
 
 def _sweep_from_time_to_time(visits: Any, seconds: float = 60) -> None:

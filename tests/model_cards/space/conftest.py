@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,18 @@ from cellglot.model_cards.space.gradio.visits import Visits
 def blood_annotator():
     """The shipped model behind a page that annotates at most 60 cells of a file."""
     return Annotator("blood-exceiver", Limits(cells=60, file_bytes=1 << 20))
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The page of the shipped model on this machine; it takes files of at most 9 MB."""
+    from cellglot.model_cards.space.gradio import serve
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "Limits", partial(Limits, file_bytes=9 << 20))
+        page = serve.serve("blood-exceiver", most_cells=60, block=False)
+    yield page
+    page.close()
 
 
 @pytest.fixture

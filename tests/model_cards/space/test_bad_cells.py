@@ -1,6 +1,8 @@
 """Bad input of visitors: each gets a sentence, with the names of their own files, and the next visitor is served."""
 
 import gzip
+import os
+import re
 import threading
 
 import anndata as ad
@@ -138,8 +140,7 @@ def test_mouse_genes_are_read_when_the_visitor_says_so(page, visit_of, blood_ann
     assert page.annotator.reasons(visit.result, 0).genes
 
 
-def test_antibodies_are_left_out_and_named(page, visit_of, few, tmp_path):
-    path = tmp_path / "protein.h5"
+def with_antibodies(few, path):
     kinds = ["Antibody Capture" if n % 10 == 0 else "Gene Expression" for n in range(few.n_vars)]
     with h5py.File(path, "w") as file:
         matrix, counts = file.create_group("matrix"), few.X.tocsr()
@@ -149,9 +150,22 @@ def test_antibodies_are_left_out_and_named(page, visit_of, few, tmp_path):
         features = matrix.create_group("features")
         for name, values in (("id", few.var_names), ("name", few.var_names), ("feature_type", kinds)):
             features[name] = [str(value).encode() for value in values]
+    return f"{kinds.count('Antibody Capture')} of type Antibody Capture"
+
+
+def many(few, path):
+    n, ones = 300_000, np.ones(300_000, dtype=np.int8)
+    counts = sp.csr_matrix((ones, np.arange(n, dtype=np.int32) % few.n_vars, np.arange(n + 1)), (n, few.n_vars))
+    ad.AnnData(counts, var=few.var).write_h5ad(path, compression="gzip")
+    return "The file has 300,000 cells. A random sample of "
+
+
+def test_antibodies_are_left_out_and_named(page, visit_of, few, tmp_path):
+    path = tmp_path / "protein.h5"
+    expected = with_antibodies(few, path)
     visit, shown = visit_of(page, [path])
-    assert f"{kinds.count('Antibody Capture')} of type Antibody Capture" in shown["summary"]
-    assert visit.result.cells.adata.n_vars == kinds.count("Gene Expression")
+    assert expected in shown["summary"]
+    assert visit.result.cells.adata.n_vars == few.n_vars - int(expected.split()[0])
 
 
 def test_ten_cells_and_one(page, visit_of, few, tmp_path):
@@ -164,10 +178,8 @@ def test_ten_cells_and_one(page, visit_of, few, tmp_path):
 
 
 def test_many_cells_are_sampled_with_a_sentence(few, tmp_path):
-    n, ones = 300_000, np.ones(300_000, dtype=np.int8)
-    counts = sp.csr_matrix((ones, np.arange(n, dtype=np.int32) % few.n_vars, np.arange(n + 1)), (n, few.n_vars))
-    path = tmp_path / "many.h5ad"
-    ad.AnnData(counts, var=few.var).write_h5ad(path, compression="gzip")
+    n, path = 300_000, tmp_path / "many.h5ad"
+    many(few, path)
     found = read_files([path], tmp_path / "visit", Limits(cells=50))
     assert (found.adata.n_obs, found.n_cells, found.source) == (50, n, None)
     assert "300,000 cells. A random sample of 50" in found.notes[0]
@@ -258,3 +270,87 @@ def test_two_visitors_at_once(page, visit_of, blood, tmp_path):
     [thread.join() for thread in threads]
     assert [together[number].result.found.predicted for number in (0, 1)] == alone
     assert page.gene({"visit": together[0].key, "gene": "LYZ"}) != page.gene({"visit": together[1].key, "gene": "LYZ"})
+
+
+# -------------------------------------------------------------------- in a browser
+
+
+class Visitor:
+    """A visitor with a browser: drops files, and reads what the page says."""
+
+    def __init__(self, chromium, address):
+        self.page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        self.page.set_default_timeout(20_000)
+        self.errors = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.address = address
+
+    def drop(self, file):
+        self.page.goto(self.address)
+        self.page.wait_for_selector("#cg-run")
+        self.page.set_input_files("#cg-files input[type=file]", file)
+
+    def run(self, file):
+        self.drop(file)
+        self.page.get_by_text(file.name).first.wait_for()
+        self.page.click("#cg-run")
+
+    def reads(self, expected, place="#cg-summary"):
+        """Wait for a sentence; returns all of its place."""
+        self.page.locator(place).filter(has_text=re.compile(expected)).wait_for()
+        return self.page.inner_text(place)
+
+
+@pytest.fixture(scope="module")
+def visitor(chromium, served):
+    visitor = Visitor(chromium, served.local_url)
+    yield visitor
+    assert not visitor.errors
+    assert visitor.page.locator("#cg-summary img, #cg-summary script, #cg-types img").count() == 0
+    visitor.page.close()
+
+
+@pytest.mark.parametrize("damage", [k for k in KINDS if k is not over_the_limit], ids=lambda f: f.__name__)
+def test_the_page_says_why_cells_were_refused(visitor, few, tmp_path, damage):
+    path = tmp_path / f"{damage.__name__}.h5ad"
+    expected = damage(few.copy(), path)
+    visitor.run(path)
+    said = visitor.reads(expected, ".cg-refused")
+    assert "were not annotated" in said
+    assert os.environ["GRADIO_TEMP_DIR"] not in said
+    assert not visitor.page.is_visible("#cg-types table")
+
+
+def test_the_page_annotates_what_it_can(visitor, few, tmp_path):
+    for make, name in ((with_antibodies, "protein.h5"), (many, "many.h5ad")):
+        expected = make(few, tmp_path / name)
+        visitor.run(tmp_path / name)
+        visitor.reads(expected)
+        visitor.page.wait_for_selector("#cg-types table")
+    visitor.run(write(few, tmp_path / "ten.h5ad"))
+    visitor.reads("ten.h5ad: 10 cells")
+
+
+def test_the_page_takes_no_file_over_its_limit(visitor, few, tmp_path):
+    path = tmp_path / "large.h5ad"
+    path.write_bytes(bytes(10 << 20))
+    visitor.drop(path)
+    said = visitor.reads("large.h5ad has", "#cg-too-large")
+    assert "has 10 MB; this page takes at most 9 MB" in said
+    assert not visitor.page.locator("#cg-files").get_by_text("Error").count()
+    visitor.run(write(few, tmp_path / "after.h5ad"))
+    visitor.reads("after.h5ad: 10 cells")
+
+
+def test_the_page_serves_two_visitors_at_once(visitor, chromium, served, blood, tmp_path):
+    other = Visitor(chromium, served.local_url)
+    files = [write(blood[start : start + 40].copy(), tmp_path / f"from_{start}.h5ad") for start in (0, 300)]
+    for one, file in zip((visitor, other), files, strict=True):
+        one.run(file)
+    for one, file in zip((visitor, other), files, strict=True):
+        said = one.reads(f"{file.name}: 40 cells")
+        assert not any(f.name in said for f in files if f != file)
+        one.page.wait_for_selector("#cg-types table")
+    assert visitor.page.inner_text("#cg-types") != other.page.inner_text("#cg-types")
+    assert not other.errors
+    other.page.close()

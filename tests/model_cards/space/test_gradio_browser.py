@@ -9,16 +9,6 @@ SCRIPT = "<img src=x onerror=document.title='owned'>"
 
 
 @pytest.fixture(scope="module")
-def served():
-    """The page of the shipped model on this machine."""
-    from cellglot.model_cards.space.gradio.serve import serve
-
-    page = serve("blood-exceiver", most_cells=60, block=False)
-    yield page
-    page.close()
-
-
-@pytest.fixture(scope="module")
 def hostile(blood, tmp_path_factory):
     """Sixty blood cells with scripts in the names of cells, of labels and of a gene."""
     path = tmp_path_factory.mktemp("upload") / "blood.h5ad"
