@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import queue
 import re
+import threading
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +19,14 @@ import scipy.sparse as sp
 
 import cellglot
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.model_cards.space.browser import running
 from cellglot.model_cards.space.browser.build import stage_page
 from cellglot.model_cards.space.browser.genes import gene_names
-from cellglot.model_cards.space.browser.serve import served
+from cellglot.model_cards.space.browser.serve import address_of, served
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
 from cellglot.tokenization import GeneVocabulary, RankValueTokenizer
 from cellglot.tokenization.genes.tables import human_genes
+from cellglot.verbs.app import app
 
 
 SCRIPT = "<img src=x onerror=\"document.title='taken'\">"
@@ -567,6 +572,25 @@ def test_packages_are_checked(monkeypatch, tmp_path):
         monkeypatch.setattr(npm, "_download", lambda url, name: b"another package")
         with pytest.raises(npm.PackageError, match="is not the pinned package"):
             npm.tarball(name, package)
+
+
+def test_app_serves_the_page_on_this_machine(gene_classifiers, monkeypatch, capsys):
+    servers = queue.Queue()
+    start = running.server_of
+    monkeypatch.setattr(running, "server_of", lambda *given: servers.put(made := start(*given)) or made)
+    options = {"browser": True, "most_cells": 50}
+    thread = threading.Thread(target=app, args=(gene_classifiers["classifier"],), kwargs=options)
+    thread.start()
+    server = servers.get(timeout=120)
+    address = address_of(server)
+    with urllib.request.urlopen(f"{address}model/settings.json") as reply:
+        assert reply.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert json.load(reply)["most_cells"] == 50
+    with urllib.request.urlopen(address) as reply:
+        assert b'id="drop"' in reply.read()
+    server.shutdown()
+    thread.join()
+    assert f"{address} annotates cells in the browser" in capsys.readouterr().out
 
 
 def test_other_models_are_refused(tmp_path):
