@@ -5,7 +5,7 @@ softmax is computed once; each copy subtracts the old key's share and adds that 
 only the tokens that the embedding depends on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class SharedAttention:
         without = logits.scatter_(-1, self.heaviest.unsqueeze(-1), -torch.inf)
         self.log_sum_without, self.context_without, _ = _attend(without, self.value)
 
-    def replace(self, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def replace(self, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: float = 0.0) -> torch.Tensor:
         """Attend with one key and value replaced in each copy.
 
         The old key's weight is subtracted if it is below one half, so that no digits are lost; a query has at most one
@@ -63,6 +63,8 @@ class SharedAttention:
             Key to replace in each copy, shape (copies,).
         key, value
             New key and value, shape (heads, copies or 1, size).
+        bias
+            Added to the logits of the new keys.
 
         Returns
         -------
@@ -73,7 +75,7 @@ class SharedAttention:
         heavy = (places[:, None, None] == self.heaviest.T) & (weight > 0.5)
         light = weight.masked_fill(heavy, 0.0)
         log_rest = torch.where(heavy, self.log_sum_without.T, self.log_sum.T + torch.log1p(-light))
-        logit = (self.query @ key.transpose(-1, -2) * self.scaling).permute(2, 1, 0)
+        logit = (self.query @ key.transpose(-1, -2) * self.scaling).permute(2, 1, 0) + bias
         new = torch.sigmoid(logit - log_rest)
         kept = (1 - new) / (1 - light)
         context = self.context.transpose(0, 1)
@@ -81,6 +83,42 @@ class SharedAttention:
         result.addcmul_(self.value[:, places].transpose(0, 1).unsqueeze(1), (-kept * light).unsqueeze(-1))
         at = heavy.nonzero(as_tuple=True)
         result[at] = self.context_without[at[2], at[1]] * (1 - new[at]).unsqueeze(-1)
+        return result.addcmul_(value.transpose(0, 1).unsqueeze(1), new.unsqueeze(-1))
+
+    def remove(self, places: torch.Tensor) -> torch.Tensor:
+        """Attend without one key in each copy; there have to be others.
+
+        Parameters
+        ----------
+        places
+            Key to remove in each copy, shape (copies,).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (copies, queries, heads, size).
+        """
+        weight = self.weights[..., places].permute(2, 1, 0)  # copies, queries, heads
+        heavy = (places[:, None, None] == self.heaviest.T) & (weight > 0.5)
+        light = weight.masked_fill(heavy, 0.0)
+        kept = 1 / (1 - light)
+        result = self.context.transpose(0, 1) * kept.unsqueeze(-1)
+        result.addcmul_(self.value[:, places].transpose(0, 1).unsqueeze(1), (-kept * light).unsqueeze(-1))
+        at = heavy.nonzero(as_tuple=True)
+        result[at] = self.context_without[at[2], at[1]]
+        return result
+
+    def add(self, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attend with one more key and value in each copy, both of shape (heads, copies, size).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (copies, queries, heads, size).
+        """
+        logit = (self.query @ key.transpose(-1, -2) * self.scaling).permute(2, 1, 0)
+        new = torch.sigmoid(logit - self.log_sum.T)
+        result = self.context.transpose(0, 1) * (1 - new).unsqueeze(-1)
         return result.addcmul_(value.transpose(0, 1).unsqueeze(1), new.unsqueeze(-1))
 
 
@@ -116,7 +154,9 @@ def rank_value_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> It
         hidden[copies, part] += own - states[part]
         hidden = first.norm_attention(hidden)
         hidden = first.norm_feed_forward(hidden + first.fc2(first.activation(first.fc1(hidden))))
-        yield _finish(encoder, hidden, input_ids, part)
+        tokens = input_ids.repeat(len(part), 1)
+        tokens[copies, part] = encoder.config.mask_token_id
+        yield finish_copies(encoder, hidden, tokens)
 
 
 def _projections(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -140,17 +180,29 @@ def _own_context(
     return (weights @ shared.value + changed).transpose(0, 1)
 
 
-def _finish(encoder: Any, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Compute cell embeddings of copies from the first layer's output."""
+def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Compute cell embeddings of copies of a cell from the first layer's output.
+
+    Parameters
+    ----------
+    encoder
+        As for `rank_value_copies`.
+    hidden
+        Shape (copies, tokens, hidden size).
+    tokens
+        Ids of the copies, without padding, shape (copies, tokens).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (copies, size).
+    """
     layers, pooled_first = encoder.layers[1:], encoder.can_choose_places(packed=False)
     for number, layer in enumerate(layers, start=1):
         if pooled_first and number == len(layers):
             hidden = layer(hidden, None, hidden.new_zeros(len(hidden), 1, dtype=torch.long))
         else:
             hidden = layer(hidden, None)
-    copies = torch.arange(len(places), device=places.device)
-    tokens = input_ids.repeat(len(places), 1)
-    tokens[copies, places] = encoder.config.mask_token_id
     pooled = hidden[:, 0] if pooled_first else encoder._pool(hidden, tokens, torch.ones_like(tokens).bool(), None)
     projection = getattr(encoder, "projection", None)
     return pooled if projection is None else nn.functional.normalize(projection(pooled).float(), dim=-1)
@@ -174,8 +226,43 @@ def exceiver_copies(
     `input_ids` and `expression_values` have shape (genes,) without padding. Yields embeddings in the order of the
     genes, shape (copies, size).
     """
+    places, shared, project = first_attention(encoder, input_ids, expression_values)
+    new_key, new_value = project(torch.zeros_like(encoder.gene_embedding.weight[:1]))
+    linear = None
+    if encoder.linear_latent is not None:
+        of_genes = encoder.linear_latent.of_genes(input_ids[None], expression_values[None])[0]
+        linear = (encoder.linear_latent(input_ids[None], expression_values[None]) - of_genes).split(at_once)
+    for number, part in enumerate(places.split(at_once)):
+        context = shared.replace(part, new_key, new_value)
+        yield encoder.pool(latents_of_copies(encoder, context, None if linear is None else linear[number]))
+
+
+def first_attention(
+    encoder: Any, input_ids: torch.Tensor, expression_values: torch.Tensor
+) -> tuple[torch.Tensor, SharedAttention, Callable[[torch.Tensor], list[torch.Tensor]]]:
+    """Prepare the attention of an ExceiverModel's latents to the genes of one cell.
+
+    Parameters
+    ----------
+    encoder, input_ids, expression_values
+        As for `exceiver_copies`.
+
+    Returns
+    -------
+    places
+        Number of each gene's key, shape (genes,).
+    shared
+        The attention to all keys.
+    project
+        Function from embedded genes, shape (genes, size), to their keys and values.
+    """
     config, block = encoder.config, encoder.encoder
     attention, weight = block.cross_attn, encoder.gene_embedding.weight
+
+    def project(sources: torch.Tensor) -> list[torch.Tensor]:
+        normed = block.norm_key_value(sources)
+        return [_heads(p(normed), attention.head_dim) for p in (attention.k_proj, attention.v_proj)]
+
     sources = encoder.gene_embedding(input_ids) * expression_values.to(weight.dtype).unsqueeze(-1)
     bias, places = None, torch.arange(len(input_ids), device=input_ids.device)
     if config.unexpressed_genes == "bias":
@@ -184,25 +271,30 @@ def exceiver_copies(
         bias = torch.ones(len(sources), device=sources.device).index_fill(0, input_ids, 0.0)
         places = input_ids
     query = _heads(attention.q_proj(block.norm_query(encoder.latent_queries)), attention.head_dim)
-    hidden_gene = torch.zeros_like(weight[:1])
-    (key, value), (new_key, new_value) = (
-        [_heads(p(block.norm_key_value(s)), attention.head_dim) for p in (attention.k_proj, attention.v_proj)]
-        for s in (sources, hidden_gene)
-    )
-    shared = SharedAttention(query, key, value, attention.scaling, bias)
-    linear = None
-    if encoder.linear_latent is not None:
-        of_genes = encoder.linear_latent.of_genes(input_ids[None], expression_values[None])[0]
-        linear = (encoder.linear_latent(input_ids[None], expression_values[None]) - of_genes).split(at_once)
-    for number, part in enumerate(places.split(at_once)):
-        context = shared.replace(part, new_key, new_value)
-        latents = encoder.latent_queries + attention.o_proj(context.flatten(2).to(weight.dtype))
-        latents = latents + block.mlp(latents)
-        for layer in encoder.layers:
-            latents = layer(latents)
-        if linear is not None:
-            latents = torch.cat([latents, linear[number].unsqueeze(1).to(latents.dtype)], dim=1)
-        yield encoder.pool(latents)
+    return places, SharedAttention(query, *project(sources), attention.scaling, bias), project
+
+
+def latents_of_copies(encoder: Any, context: torch.Tensor, linear: torch.Tensor | None) -> torch.Tensor:
+    """Process the latents of copies of a cell from their first attention.
+
+    Parameters
+    ----------
+    context
+        From `SharedAttention`, shape (copies, latents, heads, size).
+    linear
+        Linear latent of each copy, shape (copies, hidden size), if the encoder has one.
+
+    Returns
+    -------
+    torch.Tensor
+        As the encoder's ``last_hidden_state``, shape (copies, latents, hidden size).
+    """
+    block = encoder.encoder
+    latents = encoder.latent_queries + block.cross_attn.o_proj(context.flatten(2).to(encoder.latent_queries.dtype))
+    latents = latents + block.mlp(latents)
+    for layer in encoder.layers:
+        latents = layer(latents)
+    return latents if linear is None else torch.cat([latents, linear.unsqueeze(1).to(latents.dtype)], dim=1)
 
 
 # -------------------------------------------------------------------- any of them
@@ -293,6 +385,9 @@ __all__ = [
     "SharedAttention",
     "cell_encoder",
     "cosine_distances",
+    "finish_copies",
+    "first_attention",
     "gene_distances",
+    "latents_of_copies",
     "masked_embeddings",
 ]

@@ -24,6 +24,7 @@ _PUBLIC = {
     "map": "verbs.mapping",
     "model_path": "verbs.collection",
     "models": "verbs.collection",
+    "perturb": "verbs.perturbation",
     "pretrain": "verbs.training",
     "publish": "verbs.publishing",
     "query": "verbs.search",

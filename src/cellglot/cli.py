@@ -565,6 +565,80 @@ def similar(
 
 
 @app.command()
+def perturb(
+    model: Annotated[
+        str, typer.Argument(help="Name, folder or repository of a model, classifier or adapter; see cellglot models.")
+    ],
+    cells: Cells,
+    delete: Annotated[
+        list[str] | None, typer.Option(help="Genes to delete, one at a time; several: between commas, or repeated.")
+    ] = None,
+    overexpress: Annotated[
+        list[str] | None,
+        typer.Option(help="Genes to overexpress, one at a time; several: between commas, or repeated."),
+    ] = None,
+    all_genes: Annotated[
+        bool, typer.Option("--all-genes", help="Delete all genes that the cells express, one at a time.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Table to write: .csv, .tsv, .parquet; by default CELLS_perturbed.csv here."
+        ),
+    ] = None,
+    towards: Annotated[
+        str | None, typer.Option(help="State, a value of --column: measure the movement towards these cells.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of obs with the states of cells; cell_type by default.")
+    ] = None,
+    cell_type: Annotated[
+        str | None,
+        typer.Option(help="Value of --column: perturb only these cells. All by default, with --towards all others."),
+    ] = None,
+    controls: Annotated[int, typer.Option(help="Number of control genes, matched in expression, for each gene.")] = 50,
+    permutations: Annotated[int, typer.Option(help="Number of permutations for the p-value of each gene.")] = 1000,
+    max_cells: Annotated[
+        int | None, typer.Option(help="Perturb at most this number of cells, drawn by --seed; all by default.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    species: Species = None,
+    min_coverage: MinCoverage = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Delete or overexpress genes, and measure how the embedding and the classes of cells change."""
+    found = cellglot.perturb(
+        cells,
+        model,
+        delete=_names(delete) or None,
+        overexpress=_names(overexpress) or None,
+        all_genes=all_genes,
+        output=output or Path(f"{cells.stem}_perturbed.csv"),
+        towards=towards,
+        column=column,
+        cell_type=cell_type,
+        controls=controls,
+        permutations=permutations,
+        max_cells=max_cells,
+        seed=seed,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        species=species,
+        min_coverage=min_coverage,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+    )
+    _say(str(found))
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")

@@ -35,6 +35,7 @@ cellglot.evaluation.scores
 cellglot.evaluation
 cellglot.evaluation.search
 cellglot.evaluation.mapping
+cellglot.evaluation.perturbation
 cellglot.evaluation.annotation
 cellglot.evaluation.benchmark
 cellglot.training.config
