@@ -232,11 +232,9 @@ def tables_of(record: dict[str, Any]) -> str:
         {"gene": found[names[0], state]["gene"], "towards": state} | {n: _verdict(found[n, state]) for n in names}
         for state in states
     ]
-    counted = ["yes", *(_counted(record["rows"], n) for n in names)]
     every = [
         {
-            "model": row["model"],
-            "gene": row["gene"],
+            "model and gene": f"{row['model']}, {row['gene']}",
             "cells": row.get("cells", 0),
             "progress": _percent(row.get("without_own_progress")),
             "of controls": _percent(row.get("without_own_control_progress")),
@@ -248,10 +246,12 @@ def tables_of(record: dict[str, Any]) -> str:
         }
         for row in record["rows"]
     ]
+    yes = [f"{name} {_counted(record['rows'], name)}" for name in names]
+    right = [f"{name} {_right(record['rows'], name)}" for name in names]
     lost = ", ".join(record["unmeasured"])
     lines = [
         _markdown(["gene", "towards", *names], [[row[k] for k in ("gene", "towards", *names)] for row in verdicts]),
-        f"Yes: {'; '.join(f'{n} {c}' for n, c in zip(names, counted[1:], strict=True))}.",
+        f"Yes: {'; '.join(yes)}.\n\nIn the right direction at all, whatever controls do: {'; '.join(right)}.",
         f"Not possible, because the file does not have the gene: {lost}."
         + (" Panobinostat: the file has no histone deacetylase." if not record["deacetylases"] else ""),
         table(every),
@@ -271,6 +271,11 @@ def _verdict(row: dict[str, Any]) -> str:
 def _counted(rows: list[dict[str, Any]], name: str) -> str:
     own = [row for row in rows if row["model"] == name]
     return f"{sum(_verdict(row) == 'yes' for row in own)} of {len(own)}"
+
+
+def _right(rows: list[dict[str, Any]], name: str) -> str:
+    own = [row for row in rows if row["model"] == name]
+    return f"{sum(row.get('without_own_progress', 0.0) > 0 for row in own)} of {len(own)}"
 
 
 def _percent(value: float | None) -> str:
