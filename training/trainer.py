@@ -25,6 +25,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from cellglot.modeling.cell_losses import count_items
 from cellglot.outputs import write_json
 from cellglot.training.data.dataset import EpochSampler
+from cellglot.training.data.streaming import StreamedCells
 from cellglot.training.progress import TrainingProgress, no_other_bars
 from cellglot.training.runs.checkpoints import (
     STOPPED_FILE,
@@ -151,10 +152,12 @@ class CellTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = self._train_batch_size * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if isinstance(dataset, StreamedCells):
+            return dataset.sampler(together, seed)
         return EpochSampler(dataset.lengths, together, seed, weights=getattr(dataset, "weights", None))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:

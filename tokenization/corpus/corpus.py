@@ -9,6 +9,7 @@ from cellglot.inputs import reading
 from cellglot.tokenization.corpus.check import AGAIN, CorpusError, check_shards, read_manifest, vocabulary_digest
 from cellglot.tokenization.corpus.genes import described_names, described_vocabulary
 from cellglot.tokenization.corpus.plan import SPLITS
+from cellglot.tokenization.corpus.sources import check_sizes, fetch_description, is_remote, pinned
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
@@ -19,28 +20,39 @@ WORK = ".work"
 
 @dataclass
 class Corpus:
-    """A folder of token Parquet with its manifest and tokenizer.
+    """A folder of token Parquet with its manifest and tokenizer, on disk or at a network source.
 
     Parameters
     ----------
     folder
-        Folder with ``manifest.json``, ``data/`` and ``tokenizer/``.
+        Folder with ``manifest.json``, ``data/`` and ``tokenizer/``; of a network source, a copy without ``data/``.
     manifest
         Its tokenizer, splits and shards, and its files with their gene reports.
+    source
+        Address of a network source; a repository of the Hub with its commit. None for a folder on disk.
     """
 
     folder: Path
     manifest: dict[str, Any]
+    source: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "Corpus":
-        """Open a finished corpus and check its shards.
+        """Open a finished corpus and check its shards; of a network source, which are not copied, only their sizes.
+
+        Parameters
+        ----------
+        folder
+            A folder, or an address such as ``hf://datasets/OWNER/NAME`` or ``s3://BUCKET/FOLDER``.
 
         Raises
         ------
         CorpusError
-            If the folder is not a corpus or not finished, or a shard is missing or cut short; names the shard.
+            If the folder is not a corpus or not finished, or a shard is missing or cut short; names the shard. If a
+            network source does not answer.
         """
+        if is_remote(folder):
+            return cls._open_source(str(folder).rstrip("/"))
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.exists():
@@ -53,6 +65,14 @@ class Corpus:
         corpus.check()
         return corpus
 
+    @classmethod
+    def _open_source(cls, address: str) -> "Corpus":
+        address = pinned(address)
+        folder = fetch_description(address, MANIFEST)
+        corpus = cls(folder, read_manifest(folder / MANIFEST), address)
+        corpus.check()
+        return corpus
+
     def check(self) -> None:
         """Compare the shards with the manifest: size, content (by its digest), cells.
 
@@ -61,11 +81,15 @@ class Corpus:
         CorpusError
             If a shard is missing, unreadable, or does not match the manifest; names the shard.
         """
-        check_shards(self.folder, self.manifest)
+        if self.source is None:
+            check_shards(self.folder, self.manifest)
+        else:
+            check_sizes(self.source, self.manifest["shards"])
 
     def shards(self, split: str) -> list[str]:
-        """Return the paths of a split's shards."""
-        return [str(self.folder / s["file"]) for s in self.manifest["shards"] if s["split"] == split]
+        """Return the paths of a split's shards, or their addresses."""
+        place = self.folder if self.source is None else self.source
+        return [f"{place}/{s['file']}" for s in self.manifest["shards"] if s["split"] == split]
 
     def n_cells(self, split: str) -> int:
         """Count the cells of a split."""

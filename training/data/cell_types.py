@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import read_columns
 from cellglot.tokenization.ontology.cell_ontology import CellOntology, CellTypeTables
 from cellglot.tokenization.ontology.labels import CellLabelReport
 from cellglot.tokenization.ontology.releases import guide_definitions
-from cellglot.training.data.labels import label_rows
+from cellglot.training.data.labels import label_counts
 
 
 LABEL_COLUMNS = ("cell_type_ontology_term_id", "cell_type")
@@ -115,12 +114,15 @@ def cell_types_of(corpus: Corpus, ontology: CellOntology, columns: Sequence[str]
 
 def _columns(corpus: Corpus) -> list[str]:
     shards = corpus.shards("train")
-    return pq.read_schema(shards[0]).names if shards else []
+    return read_columns(shards[0]) if shards else []
 
 
 def _labels(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[Labels]:
     """Count the cells of a split by their labels in all columns; missing ones are left out."""
-    return Counter(tuple(label for label in row if label) for row in label_rows(corpus, split, columns))
+    counts: Counter[Labels] = Counter()
+    for row, n in label_counts(corpus, split, columns).items():
+        counts[tuple(label for label in row if label)] += n
+    return counts
 
 
 def _known_labels(cells: Sequence[Labels], ontology: CellOntology) -> dict[str, str]:

@@ -10,18 +10,8 @@ import pyarrow.parquet as pq
 from torch.utils.data import Dataset, Sampler
 
 from cellglot.tokenization.corpus.corpus import Corpus
-
-
-# Columns that the tokenizer writes, not all of them for each corpus.
-TOKEN_COLUMNS = ("input_ids", "expression_values", "expression_total", "clipped_counts")
-
-
-class DamagedCellError(ValueError):
-    """A cell of a corpus contains values that no tokenizer writes; the message names the shard and the row."""
-
-    def __init__(self, message: str):
-        # from a loader process comes the text of its traceback, which ends with the message
-        super().__init__(message.rsplit("DamagedCellError: ", 1)[-1].strip())
+from cellglot.tokenization.corpus.sources import read_parquet
+from cellglot.training.data.cell_values import TOKEN_COLUMNS, DamagedCellError, column_values, find_damage
 
 
 def special_tokens(corpus: Corpus) -> int:
@@ -36,7 +26,7 @@ def cells_with_genes(corpus: Corpus, splits: Sequence[str]) -> np.ndarray | None
     if not any(file["report"]["cells_without_genes"] for file in corpus.manifest["files"]):
         return None
     shards = [shard for split in splits for shard in corpus.shards(split)]
-    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in shards]
+    lengths = [read_parquet(shard, ["length"])["length"].to_numpy() for shard in shards]
     expressed = np.concatenate(lengths) > special_tokens(corpus) if lengths else np.empty(0, dtype=bool)
     return None if expressed.all() else expressed
 
@@ -45,7 +35,7 @@ def median_length(corpus: Corpus) -> float:
     """Return the median number of tokens of the training cells that express a gene, 0 if none does."""
     if (expressed := cells_with_genes(corpus, ["train"])) is None:
         return float(corpus.manifest["median_length"])
-    lengths = [pq.read_table(shard, columns=["length"])["length"].to_numpy() for shard in corpus.shards("train")]
+    lengths = [read_parquet(shard, ["length"])["length"].to_numpy() for shard in corpus.shards("train")]
     return float(np.median(np.concatenate(lengths)[expressed])) if expressed.any() else 0.0
 
 
@@ -135,48 +125,29 @@ class CellDataset(Dataset):
         if present.any():
             numbers = self.rows[cells[present]]
             rows = self.table[numbers.tolist()]
-            read = [self._values(rows.column(c)) for c in self.token_columns + self.columns]
+            read = [column_values(rows.column(c)) for c in self.token_columns + self.columns]
             self._check(dict(zip(self.token_columns, read, strict=False)), numbers)
             for at, *values in zip(np.flatnonzero(present), *read, strict=True):
                 examples[at].update(zip(self.token_columns + self.columns, values, strict=True))
         return examples
 
-    @staticmethod
-    def _values(column: Any) -> list[Any]:
-        column = column.combine_chunks()
-        if hasattr(column, "offsets"):
-            bounds = column.offsets.to_numpy()
-            flat = column.values.to_numpy(zero_copy_only=False)
-            return [flat[low:stop] for low, stop in zip(bounds, bounds[1:], strict=False)]
-        return column.to_pylist()
-
     def _check(self, tokens: dict[str, list[Any]], rows: np.ndarray) -> None:
         """Refuse token ids beyond the vocabulary, and values that are not finite or do not match the tokens."""
-        ids = tokens["input_ids"]
-        flat = np.concatenate(ids)
-        if len(flat) and (flat.min() < 0 or flat.max() >= self.vocab_size):
-            bad = [len(i) and (i.min() < 0 or i.max() >= self.vocab_size) for i in ids]
-            self._refuse(rows, bad, f"input_ids has ids outside the {self.vocab_size:,} of the vocabulary")
-        values = tokens.get("expression_values")
-        if values is not None and [len(v) for v in values] != [len(i) for i in ids]:
-            bad = [len(v) != len(i) for v, i in zip(values, ids, strict=True)]
-            self._refuse(rows, bad, "expression_values has another length than input_ids")
-        for name in tokens.keys() - {"input_ids"}:
-            values = tokens[name]
-            whole = np.concatenate(values) if isinstance(values[0], np.ndarray) else np.array(values, dtype=float)
-            if whole.dtype.kind == "f" and not np.isfinite(whole).all():
-                bad = [not np.isfinite(np.array(v, dtype=float)).all() for v in values]
-                self._refuse(rows, bad, f"{name} contains NaN or infinite values")
-
-    def _refuse(self, rows: np.ndarray, bad: Sequence[Any], what: str) -> None:
-        row = int(rows[next(i for i, wrong in enumerate(bad) if wrong)])
+        found = find_damage(tokens, self.vocab_size)
+        if found is None:
+            return
+        row = int(rows[found[0]])
         for shard in self.shards:
             cells = pq.read_metadata(shard).num_rows
             if row < cells:
                 raise DamagedCellError(
-                    f"{shard}, row {row:,}: {what}. The corpus is damaged: run cellglot tokenize --overwrite"
+                    f"{shard}, row {row:,}: {found[1]}. The corpus is damaged: run cellglot tokenize --overwrite"
                 )
             row -= cells
+
+    def count_longer(self, most_tokens: int) -> int:
+        """Count the cells with more tokens."""
+        return int((self.lengths > most_tokens).sum())
 
     def column(self, name: str) -> list[Any]:
         """Read a column of all cells."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import open_parquet, read_columns
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
@@ -42,7 +42,7 @@ class CorpusExpression:
     @staticmethod
     def held_by(corpus: Corpus) -> bool:
         """Whether a corpus has expression values."""
-        return "expression_values" in pq.read_schema(corpus.shards("train")[0]).names
+        return "expression_values" in read_columns(corpus.shards("train")[0])
 
     def values(self, keep: np.ndarray | None = None) -> Iterator[csr_matrix]:
         """Yield the values as a model reads them, shape (cells, genes) each; genes without counts are not stored.
@@ -54,7 +54,7 @@ class CorpusExpression:
         """
         first = 0
         for shard in (shard for split in self.splits for shard in self.corpus.shards(split)):
-            file = pq.ParquetFile(shard)
+            file = open_parquet(shard)
             if "expression_values" not in file.schema_arrow.names:
                 raise ValueError(
                     f"{self.corpus.folder} has no expression values, which {self.wanted_for}: tokenize with "

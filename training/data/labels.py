@@ -1,13 +1,14 @@
 """Labels of cells from a corpus, and of genes from a table."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cellglot.inputs import read_json, read_table, read_text
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import read_parquet
 from cellglot.tokenization.gene_vocabulary import GeneVocabulary
 from cellglot.tokenization.reading.labels import label_text, read_labels, value_text
 from cellglot.training.data.columns import read_column
@@ -16,9 +17,23 @@ from cellglot.training.data.columns import read_column
 def label_rows(corpus: Corpus, split: str, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
     """Yield the labels of each cell of a split in some columns, None for missing ones."""
     for shard in corpus.shards(split):
-        for batch in pq.ParquetFile(shard).iter_batches(columns=list(columns)):
+        for batch in read_parquet(shard, list(columns)).to_batches():
             read = [map(label_text, batch.column(c).to_pylist()) for c in columns]
             yield from zip(*read, strict=True) if read else [()] * len(batch)
+
+
+def label_counts(corpus: Corpus, split: str, columns: Sequence[str]) -> Counter[tuple[str | None, ...]]:
+    """Count the cells of a split by their labels in some columns, None for missing ones; one shard at a time."""
+    counts: Counter[tuple[str | None, ...]] = Counter()
+    if not columns:
+        return Counter({(): corpus.n_cells(split)} if corpus.n_cells(split) else {})
+    names = list(columns)
+    for shard in corpus.shards(split):
+        grouped = read_parquet(shard, names).group_by(names, use_threads=False).aggregate([([], "count_all")])
+        read = [map(label_text, grouped[name].to_pylist()) for name in names]
+        for labels, n in zip(zip(*read, strict=True), grouped["count_all"].to_pylist(), strict=True):
+            counts[labels] += n
+    return counts
 
 
 def labels_of(corpus: Corpus, split: str, column: str) -> list[str | None]:
@@ -83,4 +98,4 @@ def gene_classes(labels: Mapping[str, str], vocabulary: GeneVocabulary) -> dict[
     return found
 
 
-__all__ = ["gene_classes", "label_rows", "labels_of", "read_column", "read_gene_labels", "values_of"]
+__all__ = ["gene_classes", "label_counts", "label_rows", "labels_of", "read_column", "read_gene_labels", "values_of"]

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertTokenizerFast
 
 from cellglot.modeling.cell_losses import IGNORED
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import read_columns
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 from cellglot.tokenization.ontology.descriptions import ASPECTS, ORGAN_COLUMNS, describe_cells
 from cellglot.tokenization.ontology.labels import CellLabelReport
 from cellglot.tokenization.reading.labels import label_text
 from cellglot.training.data.cell_types import LABEL_COLUMNS
-from cellglot.training.data.labels import label_rows
+from cellglot.training.data.labels import label_counts, label_rows
 
 
 MOST_WORDS = 30_000
@@ -109,14 +109,14 @@ def texts_of(
     aspects, **options
         As for `describe_cells`.
     """
-    present = pq.read_schema(corpus.shards("train")[0]).names
+    present = read_columns(corpus.shards("train")[0])
     wanted = list(label_columns) if "cell type" in aspects or leave_out else []
     for aspect in (a for a in aspects if a in ASPECTS and a != "cell type"):
         names = ORGAN_COLUMNS if aspect == "organ" else ASPECTS[aspect]
         wanted += [*names, *(f"{name}_ontology_term_id" for name in names)]
     columns = [c for c in dict.fromkeys(wanted) if c in present]
     labelled = [c for c in label_columns if c in columns]
-    counts = {split: Counter(label_rows(corpus, split, columns)) for split in ("train", "validation")}
+    counts = {split: label_counts(corpus, split, columns) for split in ("train", "validation")}
     combinations = sorted({v for c in counts.values() for v in c}, key=lambda v: [x or "" for x in v])
     frame = pd.DataFrame(combinations, columns=columns, dtype=object)
     labels = [_first(values[: len(labelled)]) for values in combinations]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from huggingface_hub.dataclasses import strict
 
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import read_columns, read_parquet
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.data.expression import is_standardized
 from cellglot.training.data.panels import Panels, panels_of
@@ -250,7 +250,7 @@ def count_encoding(tokenizer: GeneExpressionTokenizer, corpus: Corpus) -> CountE
 
 def _totals(corpus: Corpus) -> np.ndarray:
     """Return the totals of the training cells with counts, as the tokenizer recorded them."""
-    names = pq.read_schema(corpus.shards("train")[0]).names
+    names = read_columns(corpus.shards("train")[0])
     if "expression_values" not in names:
         raise ValueError(
             f"{corpus.folder} has no expression values, which thinning of counts needs: tokenize with "
@@ -261,7 +261,7 @@ def _totals(corpus: Corpus) -> np.ndarray:
             f"{corpus.folder} has no totals of cells, which thinning of counts needs: tokenize again, or set "
             "data.thin_counts=null and data.thin_to_median=null"
         )
-    shards = [pq.read_table(shard, columns=["expression_total"]) for shard in corpus.shards("train")]
+    shards = [read_parquet(shard, ["expression_total"]) for shard in corpus.shards("train")]
     totals = np.concatenate([shard["expression_total"].to_numpy() for shard in shards])
     return totals[totals > 0]
 

@@ -12,8 +12,9 @@ from cellglot.modeling.modeling_exceiver import ExceiverForMaskedExpression, Exc
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_exceiver import ExceiverTokenizer
 from cellglot.training.data.collators import ExceiverCollator
-from cellglot.training.data.dataset import CellDataset, median_length
+from cellglot.training.data.dataset import median_length
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
+from cellglot.training.data.streaming import StreamedCells
 from cellglot.training.data.thinning import ThinningSettings, thinning_of
 from cellglot.training.families.family import AdapterPreset, TrainedFamily
 from cellglot.training.families.recipe import Recipe, check_share, check_tokenizer, new_configuration
@@ -68,10 +69,10 @@ def exceiver_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Cor
             f"data.mask_fraction {data.mask_fraction} of a median of {median_length(corpus):g} expressed genes masks "
             "no gene: set a larger share"
         )
-    train = CellDataset(corpus, "train", least_tokens=2 * num_masked)
+    train = StreamedCells(corpus, "train", least_tokens=2 * num_masked)
     held_out = None
     if corpus.n_cells("validation"):
-        held_out = CellDataset(corpus, "validation", least_tokens=2 * num_masked)
+        held_out = StreamedCells(corpus, "validation", least_tokens=2 * num_masked)
     return Recipe(
         model=made,
         processing_class=tokenizer,

@@ -26,9 +26,9 @@ from cellglot.tokenization.tokenization_rank_value import RankValueTokenizer
 from cellglot.training.config import check_keys, where
 from cellglot.training.data.cell_text_collator import CellTextCollator
 from cellglot.training.data.cell_types import open_ontology
-from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
+from cellglot.training.data.streaming import StreamedCells
 from cellglot.training.data.texts import CorpusTexts, texts_of, word_tokenizer
 from cellglot.training.data.thinning import thinning_of
 from cellglot.training.families.family import AdapterPreset, TrainedFamily
@@ -99,13 +99,14 @@ def langcell_recipe(model: Mapping[str, Any], data: LangCellData, corpus: Corpus
         made.freeze_text_encoder()
     longest = made.config.cell_config.max_position_embeddings
     processor = LangCellProcessor(saved_tokenizer(tokenizer, made.config), text_tokenizer)
-    train, held_out = _datasets(corpus, texts, made.config.stage)
+    thinning = thinning_of(data, tokenizer, corpus, seed)
+    train, held_out = _datasets(corpus, texts, made.config.stage, only_ids=thinning is None)
     cells = rank_value_collator(
         tokenizer,
         mask_fraction=data.mask_fraction,
         seed=seed,
         max_length=longest,
-        thinning=thinning_of(data, tokenizer, corpus, seed),
+        thinning=thinning,
     )
     collator: Any = cells
     tokens: list[list[int]] = []
@@ -115,7 +116,7 @@ def langcell_recipe(model: Mapping[str, Any], data: LangCellData, corpus: Corpus
         pad = made.config.text_config.pad_token_id
         collator = CellTextCollator(cells, tokens, texts.text_of, texts.columns, pad)
     metrics = LangCellMetrics(tokens, texts.ids("validation"))
-    cut = int((train.lengths > longest).sum())
+    cut = train.count_longer(longest)
     trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
     return Recipe(
         model=made,
@@ -170,13 +171,15 @@ def _texts(data: LangCellData, corpus: Corpus, ontology: CellOntology, stage: in
     return texts
 
 
-def _datasets(corpus: Corpus, texts: CorpusTexts, stage: int) -> tuple[CellDataset, CellDataset | None]:
+def _datasets(
+    corpus: Corpus, texts: CorpusTexts, stage: int, only_ids: bool
+) -> tuple[StreamedCells, StreamedCells | None]:
     columns = texts.columns if stage == 2 else []
-    train = CellDataset(corpus, "train", columns=columns, keep=texts.keep(corpus, "train"))
+    train = StreamedCells(corpus, "train", columns=columns, keep=texts.keep(corpus, "train"), only_ids=only_ids)
     keep = texts.keep(corpus, "validation")
     if not (corpus.n_cells("validation") if keep is None else keep.any()):
         return train, None
-    return train, CellDataset(corpus, "validation", columns=columns, keep=keep)
+    return train, StreamedCells(corpus, "validation", columns=columns, keep=keep, only_ids=True)
 
 
 # -------------------------------------------------------------------- the model

@@ -11,6 +11,7 @@ from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 from cellglot.training.config import check_keys, where
 from cellglot.training.data.dataset import CellDataset
+from cellglot.training.data.streaming import StreamedCells
 
 
 @dataclass
@@ -33,8 +34,8 @@ class Recipe:
 
     model: PreTrainedModel
     processing_class: Any
-    train: CellDataset
-    held_out: CellDataset | None
+    train: CellDataset | StreamedCells
+    held_out: CellDataset | StreamedCells | None
     collator: Callable[..., Any]
     metrics: Callable[..., dict[str, float]]
     summary: str

@@ -15,9 +15,9 @@ from cellglot.modeling.modeling_sccello import (
 )
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.data.cell_types import cell_types_of, open_ontology
-from cellglot.training.data.dataset import CellDataset
 from cellglot.training.data.gene_embeddings import initialize_gene_embeddings
 from cellglot.training.data.rank_value_collator import rank_value_collator
+from cellglot.training.data.streaming import StreamedCells
 from cellglot.training.data.thinning import thinning_of
 from cellglot.training.families.family import AdapterPreset, TrainedFamily
 from cellglot.training.families.rank_value import RANK_VALUE, PretrainingData, saved_tokenizer, tokenizer_of
@@ -41,8 +41,11 @@ def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corp
         made.set_ontology(found.tables.levels, found.tables.ancestor_mask)
     if data.initialize_gene_embeddings:
         initialize_gene_embeddings(made.get_input_embeddings(), corpus, seed)
-    train = CellDataset(corpus, "train", columns=found.columns)
-    held_out = CellDataset(corpus, "validation", columns=found.columns) if corpus.n_cells("validation") else None
+    thinning = thinning_of(data, tokenizer, corpus, seed)
+    train = StreamedCells(corpus, "train", columns=found.columns, only_ids=thinning is None)
+    held_out = None
+    if corpus.n_cells("validation"):
+        held_out = StreamedCells(corpus, "validation", columns=found.columns, only_ids=True)
     fraction, longest = data.mask_fraction, made.config.max_position_embeddings
     collator = rank_value_collator(
         tokenizer,
@@ -51,9 +54,9 @@ def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corp
         max_length=longest,
         cell_types=found.rows,
         cell_type_columns=found.columns,
-        thinning=thinning_of(data, tokenizer, corpus, seed),
+        thinning=thinning,
     )
-    cut = int((train.lengths > longest).sum())
+    cut = train.count_longer(longest)
     return Recipe(
         model=made,
         processing_class=saved_tokenizer(tokenizer, made.config),
