@@ -169,7 +169,9 @@ def tokenize(
 def pretrain(
     config: Annotated[str, typer.Option(help="YAML file, or the name of one that ships with cellglot.")],
     output: Output,
-    corpus: Annotated[Path | None, typer.Option(help="Folder that cellglot tokenize wrote.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Folder that cellglot tokenize wrote, or its address: hf://datasets/OWNER/NAME.")
+    ] = None,
     cells: Annotated[
         list[Path] | None,
         typer.Option(help="Or files of cells, which are tokenized first; several: between commas, or repeated."),
@@ -941,7 +943,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _cells_or_corpus(cells: list[Path] | None, corpus: Path | None) -> Any:
+def _cells_or_corpus(cells: list[Path] | None, corpus: str | Path | None) -> Any:
     """Return files of cells, or the folder of a corpus: one of them has to be given."""
     if (corpus is None) == (not cells):
         raise ValueError("pass cells by --cells, or their tokens by --corpus")

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellglot.inputs import reading
+from cellglot.inputs import is_remote, reading
 from cellglot.tokenization.corpus.check import AGAIN, CorpusError, check_shards, read_manifest, vocabulary_digest
 from cellglot.tokenization.corpus.genes import described_names, described_vocabulary
 from cellglot.tokenization.corpus.plan import SPLITS
-from cellglot.tokenization.corpus.sources import check_sizes, fetch_description, is_remote, pinned
+from cellglot.tokenization.corpus.sources import check_sizes, fetch_description, pinned
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+MOST_CHECKED_BYTES = 4 << 30  # of a corpus whose digests are compared when it is opened for streaming
 
 
 @dataclass
@@ -37,13 +38,16 @@ class Corpus:
     source: str | None = None
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "Corpus":
+    def open(cls, folder: str | os.PathLike, contents: bool | None = True) -> "Corpus":
         """Open a finished corpus and check its shards; of a network source, which are not copied, only their sizes.
 
         Parameters
         ----------
         folder
             A folder, or an address such as ``hf://datasets/OWNER/NAME`` or ``s3://BUCKET/FOLDER``.
+        contents
+            Whether to read all shards of a folder and compare their digests; None to do so up to 4 GiB. Sizes and
+            numbers of cells are always compared.
 
         Raises
         ------
@@ -62,7 +66,7 @@ class Corpus:
                 f"run cellglot tokenize {'again with the same arguments to resume it' if unfinished else 'first'}"
             )
         corpus = cls(folder, read_manifest(path))
-        corpus.check()
+        corpus.check(contents)
         return corpus
 
     @classmethod
@@ -73,8 +77,13 @@ class Corpus:
         corpus.check()
         return corpus
 
-    def check(self) -> None:
+    def check(self, contents: bool | None = True) -> None:
         """Compare the shards with the manifest: size, content (by its digest), cells.
+
+        Parameters
+        ----------
+        contents
+            As for `open`.
 
         Raises
         ------
@@ -82,7 +91,9 @@ class Corpus:
             If a shard is missing, unreadable, or does not match the manifest; names the shard.
         """
         if self.source is None:
-            check_shards(self.folder, self.manifest)
+            if contents is None:
+                contents = sum(shard["bytes"] for shard in self.manifest["shards"]) <= MOST_CHECKED_BYTES
+            check_shards(self.folder, self.manifest, contents)
         else:
             check_sizes(self.source, self.manifest["shards"])
 

@@ -1,7 +1,6 @@
 """Token Parquet where it lies: on disk, or read over a network by ``hf://``, ``s3://`` and other addresses."""
 
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellglot.inputs import path_inside
+from cellglot.inputs import is_remote, path_inside
 from cellglot.inputs.file_digests import FileMark, file_mark
 from cellglot.tokenization.corpus.check import AGAIN, CorpusError
 
@@ -38,12 +37,6 @@ class ShardError(CorpusError):
         super().__init__(message.rsplit("ShardError: ", 1)[-1].strip())
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is the address of a network source, such as ``hf://datasets/OWNER/NAME``."""
-    scheme, found, _ = str(path).partition("://")
-    return bool(found) and scheme.isalnum() and scheme != "file"
-
-
 def read_parquet(path: str, columns: list[str]) -> pa.Table:
     """Read columns of a shard, on disk or from a network source."""
     if not is_remote(path):
@@ -58,12 +51,18 @@ def read_columns(path: str) -> list[str]:
     return retried(path, lambda: list(open_parquet(path).schema_arrow.names))
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a shard; of a network source, column chunks that lie together are read by one request."""
+def open_parquet(path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a shard; of a network source, column chunks that lie together are read by one request.
+
+    Parameters
+    ----------
+    footer
+        Its footer, if it was read before.
+    """
     if not is_remote(path):
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, metadata=footer)
     system, name = file_system(path)
-    return pq.ParquetFile(system.open(name, "rb", cache_type="none"), pre_buffer=True)
+    return pq.ParquetFile(system.open(name, "rb", cache_type="none"), metadata=footer, pre_buffer=True)
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -249,7 +248,6 @@ __all__ = [
     "check_sizes",
     "fetch_description",
     "file_system",
-    "is_remote",
     "open_parquet",
     "pinned",
     "read_columns",

@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellglot.inputs import InputError, reading
+from cellglot.inputs import InputError, is_remote, reading
 from cellglot.tokenization.corpus.check import AGAIN, CorpusError
-from cellglot.tokenization.corpus.sources import ShardError, ShardMark, is_remote, open_parquet, retried
+from cellglot.tokenization.corpus.sources import ShardError, ShardMark, open_parquet, retried
 from cellglot.training.data.cell_values import TOKEN_COLUMNS, DamagedCellError, column_values, find_damage
 
 
 OPEN_SHARDS = 16
 AT_ONCE = 8  # requests to a network source
 OPENING_THREADS = 4
+ROWS_AT_ONCE = 1 << 10  # of small blocks
 UNKNOWN = np.iinfo(np.int32).max
 
 
@@ -144,14 +145,7 @@ class BlockReader:
     # ---------------------------------------------------------------- cells
 
     def blocks(self, numbers: Sequence[int], columns: Sequence[str]) -> list[Block]:
-        """Read some blocks; from a network source several at once."""
-        if not self.is_remote or len(numbers) < 2:
-            return [self.block(number, columns) for number in numbers]
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            return list(threads.map(lambda number: self.block(number, columns), numbers))
-
-    def block(self, number: int, columns: Sequence[str]) -> Block:
-        """Read the cells of a block, and check their values.
+        """Read the cells of some blocks, and check their values; from a network source several blocks at once.
 
         Parameters
         ----------
@@ -163,40 +157,74 @@ class BlockReader:
         DamagedCellError
             If a value is not one that a tokenizer writes; names the shard and the row.
         CorpusError
-            If the shard changed, or cannot be read.
+            If a shard changed, or cannot be read.
         """
-        shard = int(self._shard[number])
-        table = self._read(shard, np.array([number]), list(columns))
+        runs = self._runs(np.array(numbers, dtype=np.int64))
+        if not self.is_remote or len(runs) < 2:
+            read = [self._run(run, columns) for run in runs]
+        else:
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                read = list(threads.map(lambda run: self._run(run, columns), runs))
+        found = {
+            number: block
+            for run, of_run in zip(runs, read, strict=True)
+            for number, block in zip(run, of_run, strict=True)
+        }
+        return [found[number] for number in numbers]
+
+    def _runs(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Divide blocks into those that are read at once: small ones of the same shard, in order."""
+        runs: list[np.ndarray] = []
+        ordered = np.sort(numbers)
+        for shard in np.unique(self._shard[ordered]).tolist():
+            of_shard = ordered[self._shard[ordered] == shard]
+            before = np.cumsum(self.rows[of_shard]) - self.rows[of_shard]
+            runs += np.split(of_shard, np.flatnonzero(np.diff(before // ROWS_AT_ONCE)) + 1)
+        return runs
+
+    def _run(self, run: np.ndarray, columns: Sequence[str]) -> list[Block]:
+        """Read blocks of one shard together."""
+        table = self._read(int(self._shard[run[0]]), run, list(columns))
         values = [column_values(table.column(name)) for name in columns]
         tokens = {name: of for name, of in zip(columns, values, strict=True) if name in TOKEN_COLUMNS}
+        edges = np.concatenate([[0], np.cumsum(self.rows[run])])
         damage = find_damage(tokens, self.vocab_size)
-        kept = np.array([len(ids) for ids in values[0]], dtype=np.int64) >= self.least_tokens
-        first = int(self._first_row[number])
-        if self.keep is not None:
-            kept &= self.keep[first : first + len(kept)]
-        if damage is None and kept.sum() != self.kept[number]:
-            damage = (0, f"numbers of tokens do not match the column 'length' from here to row {len(kept):,} on")
         if damage is not None:
-            row = first - int(self._first_row[self._first_block[shard]]) + damage[0]
-            raise DamagedCellError(
-                f"{self.shards[shard]}, row {row:,}: {damage[1]}. The corpus is damaged: run cellglot tokenize "
-                "--overwrite"
-            )
-        if not kept.all():
-            rows = np.flatnonzero(kept).tolist()
-            values = [[of_column[row] for row in rows] for of_column in values]
-        return Block(list(columns), values, int(self.first_cell[number]))
+            at = int(np.searchsorted(edges, damage[0], side="right")) - 1
+            self._refuse(int(run[at]), damage[0] - int(edges[at]), damage[1])
+        long_enough = np.array([len(ids) for ids in values[0]], dtype=np.int64) >= self.least_tokens
+        made = []
+        for number, low, high in zip(run.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            kept = long_enough[low:high]
+            if self.keep is not None:
+                kept = kept & self.keep[self._first_row[number] : self._first_row[number + 1]]
+            if kept.sum() != self.kept[number]:
+                self._refuse(
+                    number, 0, f"numbers of tokens do not match the column 'length' in the {len(kept):,} rows"
+                )
+            rows = None if kept.all() else np.flatnonzero(kept).tolist()
+            own = [of[low:high] if rows is None else [of[low + row] for row in rows] for of in values]
+            made.append(Block(list(columns), own, int(self.first_cell[number])))
+        return made
+
+    def _refuse(self, block: int, row: int, what: str) -> None:
+        shard = int(self._shard[block])
+        row += int(self._first_row[block] - self._first_row[self._first_block[shard]])
+        raise DamagedCellError(
+            f"{self.shards[shard]}, row {row:,}: {what}. The corpus is damaged: run cellglot tokenize --overwrite"
+        )
 
     def _read(self, shard: int, blocks: np.ndarray, columns: list[str]) -> pa.Table:
         """Read columns of some blocks of a shard."""
         groups = (blocks - self._first_block[shard]).tolist()
         with self._readable(shard):
             self._marks[shard].check()
+            file = self._opened(shard)
             if not self.is_remote:
-                return self._opened(shard).read_row_groups(groups, columns=columns, use_threads=False)
+                return file.read_row_groups(groups, columns=columns, use_threads=False)
+            path, footer = self.shards[shard], file.metadata  # opened again for each try: a connection may be broken
             return retried(
-                self.shards[shard],
-                lambda: open_parquet(self.shards[shard]).read_row_groups(groups, columns=columns, use_threads=False),
+                path, lambda: open_parquet(path, footer).read_row_groups(groups, columns, use_threads=False)
             )
 
     def _open(self, shard: int) -> pq.ParquetFile:
@@ -206,7 +234,10 @@ class BlockReader:
     def _opened(self, shard: int) -> pq.ParquetFile:
         """Return a file among the last that were read, or open it."""
         with self._lock:
-            file = self._files.pop(shard, None) or self._open(shard)
+            file = self._files.pop(shard, None)
+        if file is None:
+            file = self._open(shard)
+        with self._lock:
             self._files[shard] = file
             if len(self._files) > OPEN_SHARDS:
                 self._files.popitem(last=False)

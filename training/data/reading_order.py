@@ -9,7 +9,7 @@ import numpy as np
 TURNS = 4  # readers of batches by turns: the number of loader processes that share the reading evenly
 MOST_LANES = 16  # parts of a batch that are read apart, by different processes of a run
 LEAST_LANE_CELLS = 8
-POOL = 50  # batches whose cells are sorted by length
+POOL = 24  # batches whose cells are sorted by length: more fill the batches better, and mix cell types less
 LEAST_WINDOW = 8  # batches
 
 

@@ -47,6 +47,10 @@ class StreamedCells(Dataset):
         If a shard is missing or cannot be read, or a network source does not answer.
     """
 
+    _thread: "_Thread"
+    _recent: "OrderedDict[int, Block]"
+    _epoch: "_Epoch | None"
+
     def __init__(
         self,
         corpus: Corpus,
@@ -131,7 +135,7 @@ class StreamedCells(Dataset):
         number = int(np.searchsorted(self.reader.first_cell, cell, side="right")) - 1
         block = self._recent.get(number)
         if block is None:
-            block = self._recent[number] = self.reader.block(number, self.columns)
+            block = self._recent[number] = self.reader.blocks([number], self.columns)[0]
             if len(self._recent) > RECENT_BLOCKS and not self.is_small:
                 self._recent.popitem(last=False)
         return block.example(epoch, cell - block.first)
@@ -150,8 +154,8 @@ class StreamedCells(Dataset):
         """Drop cells, files and threads, which a new process does not share."""
         self._process = os.getpid()
         self._thread = _Thread()
-        self._recent: OrderedDict[int, Block] = OrderedDict()
-        self._epoch: _Epoch | None = None
+        self._recent = OrderedDict()
+        self._epoch = None
         self.reader.forget()
 
     def __getstate__(self) -> dict[str, Any]:

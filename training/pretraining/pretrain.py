@@ -38,7 +38,7 @@ def pretrain(
     callbacks
         Further callbacks of the trainer.
     """
-    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus, contents=None)
     family = FAMILIES.of(config.model.get("type"), where(config.model, "model.type"))
     data: Any = read_section(family.pretraining_data, config.data, "data")
     check_keys(config.finetuning, [], where(config.finetuning, "finetuning"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellglot.contents import contents_of
+from cellglot.inputs import is_remote
 from cellglot.modeling.collection import in_collection
 from cellglot.verbs.cells import as_path, existing, is_anndata
 
@@ -135,7 +136,7 @@ def tokenize(
 def check_given(cells: Any) -> None:
     """Refuse files that do not exist, before large libraries are imported."""
     for one in cells if isinstance(cells, list | tuple) else [cells]:
-        if isinstance(one, str | os.PathLike):
+        if isinstance(one, str | os.PathLike) and not is_remote(one):
             existing(one)
 
 
@@ -181,6 +182,8 @@ def is_corpus(cells: Any) -> bool:
 
     if not isinstance(cells, str | os.PathLike):
         return isinstance(cells, Corpus)
+    if is_remote(cells):
+        return True
     folder = as_path(cells)
     if contents_of(folder) == "corpus":
         return True
@@ -188,8 +191,8 @@ def is_corpus(cells: Any) -> bool:
     return folder.is_dir() and not stored and not any(folder.glob("*matrix.mtx*"))
 
 
-def open_corpus(folder: str | os.PathLike) -> "Corpus | Path":
-    """Return the folder of a corpus.
+def open_corpus(folder: str | os.PathLike) -> "Corpus | Path | str":
+    """Return the folder of a corpus, or its address.
 
     Raises
     ------
@@ -198,6 +201,8 @@ def open_corpus(folder: str | os.PathLike) -> "Corpus | Path":
     """
     from cellglot.tokenization import Corpus
 
+    if is_remote(folder):
+        return str(folder)
     return as_path(folder) if is_corpus(folder) else Corpus.open(as_path(folder))
 
 

@@ -32,7 +32,8 @@ def pretrain(
     Parameters
     ----------
     cells
-        A corpus or its folder; or files of cells or AnnData, which are first tokenized to ``corpus`` in `output`.
+        A corpus, its folder, or its address (``hf://datasets/OWNER/NAME``, ``s3://BUCKET/FOLDER``), which is read
+        without a copy; or files of cells or AnnData, which are first tokenized to ``corpus`` in `output`.
     config
         Configuration: the name of one that ships with cellglot, such as ``"exceiver_small.yaml"``, a YAML file, or a
         `TrainingConfig`.
