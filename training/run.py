@@ -19,7 +19,7 @@ from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTok
 from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.runs.finite import check_weights
-from cellglot.training.runs.identity import FILES, recorded_corpus, run_identity
+from cellglot.training.runs.identity import FILES, read_identity, recorded_corpus, run_identity
 from cellglot.training.runs.output import RUN_FILE, TrainingOutput
 from cellglot.training.runs.stopping import EvaluationStopped, StopRequest
 from cellglot.training.trainer import LOWER_RATE, CellTrainer
@@ -197,11 +197,18 @@ def run_training(
     KeyboardInterrupt, SystemExit
         After a signal, when the checkpoint is written.
     """
-    trainer.identity = output.identity
+    trainer.identity = output.identity | {"order": getattr(trainer.train_dataset, "order", "cells")}
     output.begin()
     if output.checkpoint is not None:
         name = Path(output.checkpoint).name
         say(trainer, f"resuming from {output.checkpoint}, going on at step {name.rpartition('-')[2]}")
+        before = (read_identity(output.checkpoint) or {}).get("order", "cells")
+        if before != trainer.identity["order"]:
+            say(
+                trainer,
+                "the checkpoint is of an earlier version, which read cells in another order: in this epoch some cells "
+                "are seen twice and others are not",
+            )
     with StopRequest() as stop:
         trainer.stop = stop
         try:

@@ -93,6 +93,11 @@ class StreamedCells(Dataset):
         return len(self) * self.mean_tokens <= self.buffer_tokens
 
     @property
+    def order(self) -> str:
+        """Name of the order of an epoch, which changes if a later version reads in another order."""
+        return "cells" if self.is_small else "blocks"
+
+    @property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each cell, shape (cells,); read from the shards."""
         return self.reader.lengths()
