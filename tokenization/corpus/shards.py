@@ -35,7 +35,7 @@ def record_batch(encoded: TokenRows, metadata: dict[str, pa.Array]) -> pa.Record
     return pa.RecordBatch.from_pydict(columns | metadata)
 
 
-def _parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+def open_shard(path: str, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a shard; token ids and expression values are stored by byte streams, which compress better and faster.
 
     Readers of Parquet support that encoding for integers since format 2.11 (PyArrow 15, DuckDB 1.2). Expression
@@ -88,7 +88,7 @@ class ShardWriter:
         table = pa.Table.from_batches(self.waiting[split])
         if split not in self.writers:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.writers[split] = _parquet_writer(str(self._unfinished[split]), table.schema)
+            self.writers[split] = open_shard(str(self._unfinished[split]), table.schema)
         self.writers[split].write_table(table, row_group_size=4 * ROW_GROUP_CELLS)
         self.waiting[split] = []
 
@@ -127,4 +127,4 @@ class ShardWriter:
                 self._unfinished[split].unlink(missing_ok=True)
 
 
-__all__ = ["ShardWriter", "record_batch"]
+__all__ = ["ROW_GROUP_CELLS", "ShardWriter", "open_shard", "record_batch"]

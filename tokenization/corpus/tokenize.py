@@ -41,6 +41,7 @@ from cellglot.tokenization.corpus.genes import (
     vocabulary_notes,
 )
 from cellglot.tokenization.corpus.plan import FileOptions, Plan, conversion_folder, make_plan, open_planned
+from cellglot.tokenization.corpus.shuffling import is_shuffled, shuffle_shards
 from cellglot.tokenization.corpus.worker import BrokenFileError, Job, Worker, work_on
 from cellglot.tokenization.families import tokenizers
 from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, GeneVocabulary
@@ -80,6 +81,7 @@ def tokenize_corpus(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
+    shuffle: bool = False,
     processes: int | None = None,
     skip_broken: bool = False,
     overwrite: bool = False,
@@ -118,7 +120,10 @@ def tokenize_corpus(
     validation_fraction, test_fraction
         Share of cells to hold out: whole donors, else whole data sets, else single cells.
     seed
-        Seed of the draw of held-out cells.
+        Seed of the draw of held-out cells, and of the order of shuffled ones.
+    shuffle
+        Shuffle the cells when all are written: a third pass in bounded memory, with temporary files as large as the
+        shards. Reading the shards one after the other is then reading cells in any order.
     processes
         Number of processes; by default one for every two processors.
     skip_broken
@@ -167,7 +172,8 @@ def tokenize_corpus(
         "gene_table": None if gene_table is None else _digest(vars(read_gene_table(Path(gene_table)))),
         "genes": None if genes is None else _digest(sorted(genes)),
         "cellglot": cellglot.__version__,
-    } | ({} if species is None else {"species": species})
+    }
+    arguments |= ({} if species is None else {"species": species}) | ({"shuffle": True} if shuffle else {})
     run = _Run(
         paths=paths,
         folder=OutputFolder(output, "tokenize", given),
@@ -333,6 +339,8 @@ class _Run:
             tokenizer = self.tokenizer_class.from_pretrained(self.output / "tokenizer")
             records = self._write_tokens(bars, tokenizer)
             manifest = self._manifest(records, tokenizer)
+            if self.arguments.get("shuffle"):
+                manifest["shards"] = shuffle_shards(self.output, self.work, manifest["shards"], self.seed)
             self.sources.check()
         write_text(self.output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         self.folder.remove(WORK)
@@ -423,7 +431,11 @@ class _Run:
         if not path.exists():
             return None
         record = read_json(path)
-        return record if all(is_whole(self.output, shard) for shard in record["shards"]) else None
+        return (
+            record
+            if is_shuffled(self.work) or all(is_whole(self.output, shard) for shard in record["shards"])
+            else None
+        )
 
     def _check_coverage(self, tokenizer: GeneExpressionTokenizer) -> None:
         """Refuse a file if a given vocabulary covers too little of a sample of its cells, before the long pass."""

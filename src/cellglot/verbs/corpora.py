@@ -36,6 +36,7 @@ def tokenize(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
+    shuffle: bool = False,
     processes: int | None = None,
     skip_broken: bool = False,
     overwrite: bool = False,
@@ -75,7 +76,10 @@ def tokenize(
     validation_fraction, test_fraction
         Shares of the cells to hold out: whole donors, else whole data sets, else single cells.
     seed
-        Seed of the draw of held-out cells.
+        Seed of the draw of held-out cells, and of the order of shuffled ones.
+    shuffle
+        Shuffle the cells when all are written, for corpora larger than memory: reading them one after the other is
+        then reading cells in any order. Takes a third pass and temporary files as large as the corpus.
     processes
         Number of processes; by default one for two processors.
     skip_broken
@@ -127,6 +131,7 @@ def tokenize(
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             seed=seed,
+            shuffle=shuffle,
             processes=processes,
             skip_broken=skip_broken,
             overwrite=overwrite,
