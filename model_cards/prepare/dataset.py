@@ -78,6 +78,7 @@ class DatasetFacts(CardFacts):
         renamed = {had: name for file in plan["files"] for name, had in file["metadata"].items() if had != name}
         words += [f"--rename {_quoted(f'{had}={name}')}" for had, name in renamed.items()]
         words += [f"--{name}-fraction {share:g}" for name, share in split["fractions"].items()]
+        words += ["--shuffle"] * bool(arguments.get("shuffle"))
         return " ".join([*words, "--seed", str(split["seed"])])
 
 

@@ -134,7 +134,10 @@ def tokenize(
         float, typer.Option(help="Share of the cells to hold out, for evaluation in training.")
     ] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="Share of the cells to hold out, for a final test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the draw of held-out cells.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of held-out cells, and of shuffling.")] = 0,
+    shuffle: Annotated[
+        bool, typer.Option(help="Shuffle the written cells in a third pass, for corpora larger than memory.")
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(help="Number of processes; by default one for two processors.")
     ] = None,
@@ -158,6 +161,7 @@ def tokenize(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
+        shuffle=shuffle,
         processes=processes,
         skip_broken=skip_broken,
         overwrite=overwrite,
