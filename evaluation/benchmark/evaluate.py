@@ -14,11 +14,12 @@ from rich.console import Console
 
 from cellglot.evaluation import plots
 from cellglot.evaluation.benchmark import figures as evaluation_plots
+from cellglot.evaluation.benchmark.drug_response import DrugJobs
 from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, Settings
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
-from cellglot.evaluation.benchmark.tasks import TASKS, check_tasks
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, TASKS, check_tasks
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
@@ -61,7 +62,7 @@ class Evaluation:
 
 def evaluate_models(
     models: Sequence[str | Path | EvaluatedModel] | Mapping[str, str | Path],
-    cells: Any,
+    cells: Any = None,
     tasks: Iterable[str] | None = None,
     *,
     labels: str | None = None,
@@ -69,6 +70,8 @@ def evaluate_models(
     donors: str | None = None,
     markers: str | Path | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
+    drug_response: str | Path | None = None,
+    drug_values: str = "auto",
     ontology: CellOntology | None = None,
     with_baselines: bool = True,
     output: str | Path | None = None,
@@ -90,16 +93,21 @@ def evaluate_models(
         Folders or repositories of pretrained models, classifiers or adapters (as a list or name -> folder), or loaded
         models.
     cells
-        File, or AnnData.
+        File, or AnnData; None for drug response alone.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all for which
-        labels, batches and markers are given.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"drug-response"``; by
+        default all for which labels, batches, markers and a folder of drug response are given.
     labels, batches, donors
         Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
     markers
         Table of marker genes (see `cellglot.evaluation.scores.marker_table.read_marker_table`), or cell type -> genes.
     marker_types
         Label -> cell type of `markers`, if names and ontology do not match them.
+    drug_response
+        Folder of cell lines and drugs (see `cellglot.evaluation.drug_response.folder.read_drug_response`).
+    drug_values
+        What its expression values are: ``"auto"``, ``"log2"``, ``"linear"`` or ``"relative"`` (see
+        `cellglot.evaluation.drug_response.line_expression.line_cells`).
     ontology
         For labels; by default the blood lineage of the package.
     output
@@ -136,8 +144,12 @@ def evaluate_models(
         if not isinstance(source, EvaluatedModel):
             resolve_model(source)
     terms = CellOntology.shipped() if ontology is None else ontology
+    drugs = None if drug_response is None else DrugJobs.open(drug_response, drug_values, chosen.seed, chosen.draws)
+    alone = cells is None
+    if alone and drugs is None:
+        raise ValueError("pass cells, or a folder of drug response (drug_response)")
     data = open_labelled_cells(
-        cells,
+        drugs.cells() if drugs is not None and alone else cells,
         labels=labels,
         batches=batches,
         donors=donors,
@@ -146,18 +158,21 @@ def evaluate_models(
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
-    wanted = _tasks(tasks, data, markers)
+    wanted = _tasks(tasks, data, markers, drugs, cells)
     table, marker_facts = _markers(markers, marker_types)
-    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}))
+    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs)
     folder = None if output is None else Path(output)
     conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
     conditions |= {} if species is None else {"species": species}
+    if alone and drugs is not None:
+        conditions |= {"source": str(drug_response), "cell_lines_alone": True}
+    drug_facts = {} if drugs is None else drugs.settings()
     console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
 
     def settings_of(task: str) -> dict[str, Any]:
-        return chosen.of_task(task, marker_facts)
+        return chosen.of_task(task, marker_facts, drug_facts)
 
-    given = [source for source in (cells, markers) if isinstance(source, str | os.PathLike)]
+    given = [source for source in (cells, markers, drug_response) if isinstance(source, str | os.PathLike)]
     with ExitStack() as stack:
         own = None
         if folder is not None:
@@ -166,7 +181,7 @@ def evaluate_models(
                 own.clear()
         record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
         record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
-        genes = evaluation_plots.MapGenes(data.cells, data.labels)
+        genes = None if alone else evaluation_plots.MapGenes(data.cells, data.labels)
         for name, source in named.items():
             model = source
             if not isinstance(model, EvaluatedModel):
@@ -176,7 +191,7 @@ def evaluate_models(
         for name in BASELINES if with_baselines else ():
             work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
             _run(name, work, {"baseline": True}, settings_of, record, console)
-            if name == PCA and folder is not None and work:
+            if name == PCA and folder is not None and work and genes is not None:
                 _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed, genes)
         record.finish(time.perf_counter() - start)
         result = Evaluation(record, folder)
@@ -207,8 +222,9 @@ def _evaluate_model(
     settings_of: Callable[[str], dict[str, Any]],
     record: EvaluationRecord,
     console: Console,
-    genes: evaluation_plots.MapGenes,
+    genes: evaluation_plots.MapGenes | None,
 ) -> None:
+    """Run the tasks of a model, and draw its maps if there are `genes` of cells."""
     facts = dict(model.facts)
     cache: list[np.ndarray] = []
 
@@ -225,7 +241,7 @@ def _evaluate_model(
 
     work = {task: job for task, job in jobs.of_model(model, embedding).items() if task in wanted}
     _run(name, work, facts, settings_of, record, console)
-    if record.folder is not None:
+    if record.folder is not None and genes is not None:
         _draw(name, embedding, jobs.data, record, jobs.settings.seed, genes)
 
 
@@ -304,14 +320,17 @@ def _shortest_end(path: str, paths: list[list[str]]) -> str:
     return "/".join(parts[-least:])
 
 
-def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> list[str]:
+def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs: Any, cells: Any) -> list[str]:
     if tasks is None:
+        if cells is None:
+            return [DRUG_RESPONSE]
         missing = {
             "clustering": data.labels is None,
             "integration": data.batches is None,
             "annotation": data.labels is None,
             "novel": data.labels is None,
             "markers": data.labels is None or markers is None,
+            DRUG_RESPONSE: drugs is None,
         }
         chosen = [task for task in TASKS if not missing[task]]
         if not chosen:
@@ -320,7 +339,7 @@ def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any) -> li
                 f"{', '.join(data.cells.obs.names) or 'none'}"
             )
         return chosen
-    return check_tasks(tasks, markers)
+    return check_tasks(tasks, markers, drugs, cells)
 
 
 def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, list[str]] | None, dict[str, Any]]:
@@ -340,6 +359,8 @@ def _plain_settings(settings: Settings) -> dict[str, Any]:
 def _write(result: Evaluation, data: LabelledCells, folder: Path) -> None:
     held = f"{data.cells.name}: {len(data):,} cells, {len(data.classes()):,} cell types"
     record = result.record
+    if record.content["data"].get("cell_lines_alone"):
+        held = f"{Path(record.content['data']['source']).name}: {len(data):,} cell lines"
     pictures = [name for name in _pictures(record.columns) if (folder / name).exists()]
     text = f"# Evaluation on {held}\n\n{result.table()}\n\n{record.summary()}\n\n![scores]({FIGURE})\n"
     maps = [name for name in map(evaluation_plots.map_file, record.columns) if (folder / name).exists()]

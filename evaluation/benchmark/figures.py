@@ -17,7 +17,7 @@ from cellglot.tokenization.reading.cells import Cells
 
 
 # The metric that is drawn for each task; accuracy for the others.
-MAIN_METRICS = {"clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc"}
+MAIN_METRICS = {"clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc", "drug-response": "pearson"}
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
 MOST_CELLS, MOST_GENES = 20_000, 60
 
@@ -26,7 +26,7 @@ def scores_plot(results: Table, columns: Sequence[str], baselines: Sequence[str]
     """Draw the main metric of every task: one panel per task, one bar with its interval per model, baselines grey."""
     panels = []
     for task, by_model in results.items():
-        metric = MAIN_METRICS.get(task, "accuracy")
+        metric = MAIN_METRICS.get(task.split(":")[0], "accuracy")
         scores = {n: by_model[n].metrics[metric] for n in columns if n in by_model and metric in by_model[n].metrics}
         if scores:
             heading = next((h for m, h in metrics_of(task, by_model) if m == metric), f"{task}, {metric}")

@@ -11,12 +11,15 @@ from scipy.sparse import csr_matrix
 
 from cellglot.evaluation.benchmark import annotation as annotation_task
 from cellglot.evaluation.benchmark import baselines
+from cellglot.evaluation.benchmark.drug_response import DrugJobs
 from cellglot.evaluation.benchmark.embedding import score_embedding
 from cellglot.evaluation.benchmark.marker_genes import CELLS, MarkerSample, draw_marker_sample, score_marker_genes
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.novel_types import score_novel_types
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_cells
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE
+from cellglot.evaluation.drug_response.baselines import BASELINES as DRUG_BASELINES
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.bootstrap import DRAWS
 from cellglot.evaluation.scores.marker_table import MarkerGenes, markers_of
@@ -27,7 +30,7 @@ from cellglot.tokenization.reading.cells import read_cells
 
 PROBE, FINE_TUNED, ZERO_SHOT = "annotation: probe", "annotation: fine-tuned", "annotation: zero-shot by texts"
 PCA, NEIGHBORS, MAJORITY, EXPRESSION = "log counts + PCA", "HVG + kNN", "most frequent class", "expression"
-BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION)
+BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION, *DRUG_BASELINES)
 NO_LABELS = "no cell types: pass the column of obs with the cell types (labels)"
 
 Rows = dict[str, TaskResult]  # row of the table -> result
@@ -61,11 +64,14 @@ class Settings:
     device: str | torch.device | None = None
     progress: bool = True
 
-    def of_task(self, task: str, marker_facts: dict[str, Any]) -> dict[str, Any]:
+    def of_task(
+        self, task: str, marker_facts: dict[str, Any], drug_facts: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Return the settings that the result of a task depends on."""
         own = {
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
             "markers": {"marker_cells": self.marker_cells} | marker_facts,
+            DRUG_RESPONSE: drug_facts or {},
         }
         return {"seed": self.seed, "draws": self.draws} | own.get(task, {})
 
@@ -80,6 +86,8 @@ class JobMaker:
         Cell type -> genes.
     marker_types
         Label -> cell type of `markers`.
+    drugs
+        Cell lines and drugs, None without such a folder.
     """
 
     data: LabelledCells
@@ -87,6 +95,7 @@ class JobMaker:
     ontology: CellOntology
     markers: dict[str, list[str]] | None = None
     marker_types: dict[str, str] = field(default_factory=dict)
+    drugs: DrugJobs | None = None
 
     # ---------------------------------------------------------------- shared
 
@@ -144,6 +153,9 @@ class JobMaker:
         """Return the jobs of a model; `embedding` returns the embeddings of all cells, computed at the first call."""
         jobs = self._of_embedding(embedding) | {"markers": lambda: self._markers(self._model_scores(model))}
         jobs["annotation"] = lambda: self._learned(embedding()) | self._predicted(model)
+        if self.drugs is not None:
+            drugs = self.drugs
+            jobs[DRUG_RESPONSE] = lambda: drugs.of_model(model, self.settings.progress)
         return jobs
 
     def _predicted(self, model: EvaluatedModel) -> Rows:
@@ -209,6 +221,9 @@ class JobMaker:
 
     def of_baseline(self, name: str) -> Jobs:
         """Return the jobs of a baseline, one of `BASELINES`, for the tasks that it supports."""
+        if name in DRUG_BASELINES:
+            drugs = self.drugs
+            return {} if drugs is None else {DRUG_RESPONSE: lambda: drugs.of_baseline(name)}
         if name == PCA:
             jobs = self._of_embedding(lambda: self.pca.embed(self.log_counts))
             jobs["annotation"] = lambda: self._learned(self._components_of_training())

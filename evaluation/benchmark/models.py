@@ -56,8 +56,12 @@ class EvaluatedModel:
 
     def embed(self, data: LabelledCells, progress: bool = True) -> np.ndarray:
         """Embed all cells, shape (cells, size); NaN for cells without a known gene."""
+        return self.embed_cells(data.cells, progress, **data.options)
+
+    def embed_cells(self, cells: Any, progress: bool = True, **options: Any) -> np.ndarray:
+        """Embed other cells, shape (cells, size); NaN for cells without a known gene."""
         encoder = self.network if self.processor is not None else cell_encoder(self.network)
-        return self._run(encoder, data.cells, "pooler_output", data.options, progress)
+        return self._run(encoder, cells, "pooler_output", options, progress)
 
     def logits(self, cells: AnnData, progress: bool = True, **options: Any) -> np.ndarray:
         """Return the logits of cells, shape (cells, classes); NaN for cells without a known gene."""

@@ -16,6 +16,7 @@ import torch
 from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
 from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, TASKS
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json
 
@@ -132,8 +133,7 @@ class EvaluationRecord:
     @property
     def results(self) -> Table:
         """Row of the table -> model -> result, in the order of the tasks."""
-        order = ("clustering", "integration", "annotation", "novel", "markers")
-        rows = sorted(self.content["results"], key=lambda row: order.index(row.split(":")[0].split(",")[0]))
+        rows = sorted(self.content["results"], key=lambda row: TASKS.index(row.split(":")[0].split(",")[0]))
         return {
             row: {name: TaskResult.from_dict(found) for name, found in self.content["results"][row].items()}
             for row in rows
@@ -142,11 +142,12 @@ class EvaluationRecord:
     def summary(self) -> str:
         """Summarise cells, split, excluded cells and time."""
         data, split, lines = self.content["data"], self.content.get("split"), []
-        lines.append(
-            f"Scores with 95% intervals over bootstrap samples of cells; {data['cells']:,} cells, "
-            f"{data['cells_without_label']:,} without a label, which are excluded. SHA-256 of the cells "
-            f"{data['sha256'][:16]}."
-        )
+        if not data.get("cell_lines_alone"):
+            lines.append(
+                f"Scores with 95% intervals over bootstrap samples of cells; {data['cells']:,} cells, "
+                f"{data['cells_without_label']:,} without a label, which are excluded. SHA-256 of the cells "
+                f"{data['sha256'][:16]}."
+            )
         if split is not None:
             lines.append(
                 f"Annotation: trained on {split['training_cells']:,} cells, scored on {split['test_cells']:,}, split "
@@ -168,8 +169,29 @@ class EvaluationRecord:
                 f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "
                 f"{novel['cells']:,} cells to predict; chance among all held-out types is {novel['chance']:.3f}."
             )
+        lines += self._of_drugs()
         lines.append(f"Took {self.content['seconds']:.0f} s.")
         return "\n\n".join(lines)
+
+    def _of_drugs(self) -> list[str]:
+        """Summarise drug response: what was measured, what was left out, and the splits."""
+        rows = [row for row in self.content["results"] if row.startswith(f"{DRUG_RESPONSE}:")]
+        if not rows:
+            return []
+        facts, lines = self._details(rows[0]).get("data", {}), []
+        if facts:
+            notes = "".join(f"; {note}" for note in facts["notes"])
+            lines.append(
+                f"Drug response: {facts['pairs']:,} pairs of {facts['lines']:,} cell lines and {facts['drugs']:,} "
+                f"drugs, {facts['genes']:,} genes, expression read as {facts['values']}{notes}. Correlations within a "
+                "drug or line are medians over those with ten test pairs; intervals are over bootstrap samples of "
+                "pairs, of held-out lines, or of held-out drugs."
+            )
+        for row in rows:
+            if (found := self._details(row)).get("split"):
+                pairs = f"{found['training_pairs']:,} training and {found['test_pairs']:,} test pairs"
+                lines.append(f"{row.partition(': ')[2].capitalize()}: {found['split']}; {pairs}.")
+        return lines
 
     def _details(self, row: str) -> dict[str, Any]:
         """Return the details of the first model in a row of the table."""

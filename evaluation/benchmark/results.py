@@ -28,6 +28,11 @@ HEADINGS = {
     ("markers", "auroc"): "marker genes: AUROC, mean over cells",
     ("markers", "auroc_macro"): "marker genes: AUROC, mean over types",
 }
+RESPONSE = {
+    "pearson": "Pearson of all pairs",
+    "pearson_in_drug": "Pearson within a drug, median",
+    "pearson_in_line": "Pearson within a line, median",
+}
 CLASSIFICATION = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
@@ -116,7 +121,8 @@ def metrics_of(task: str, by_model: Mapping[str, TaskResult]) -> list[tuple[str,
     if known:
         return known
     usual = [(m, f"{task}, {name}") for m, name in CLASSIFICATION.items() if m in present]
-    others = [(m, f"{task}, {m}") for m in sorted(present - set(CLASSIFICATION) - {"balanced_accuracy"})]
+    usual += [(m, f"{task.replace('-', ' ')}, {name}") for m, name in RESPONSE.items() if m in present]
+    others = [(m, f"{task}, {m}") for m in sorted(present - {*CLASSIFICATION, *RESPONSE, "balanced_accuracy"})]
     return usual + others
 
 

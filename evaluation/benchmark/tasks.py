@@ -4,21 +4,26 @@ from collections.abc import Iterable
 from typing import Any
 
 
-TASKS = ("clustering", "integration", "annotation", "novel", "markers")
+DRUG_RESPONSE = "drug-response"
+TASKS = ("clustering", "integration", "annotation", "novel", "markers", DRUG_RESPONSE)
 
 
-def check_tasks(tasks: Iterable[str], markers: Any) -> list[str]:
+def check_tasks(tasks: Iterable[str], markers: Any, drug_response: Any = None, cells: Any = True) -> list[str]:
     """Return the named tasks in the order of `TASKS`.
 
     Parameters
     ----------
     markers
         The table of marker genes, None if there is none.
+    drug_response
+        The folder of drug response, None if there is none.
+    cells
+        The cells, None if there are none.
 
     Raises
     ------
     ValueError
-        If a task does not exist, none is named, or ``"markers"`` is named without a table.
+        If a task does not exist, none is named, or what a task needs is not given.
     """
     given = [task.strip() for task in tasks if task.strip()]
     unknown = [task for task in given if task not in TASKS]
@@ -26,7 +31,12 @@ def check_tasks(tasks: Iterable[str], markers: Any) -> list[str]:
         raise ValueError(f"unknown task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
     if "markers" in given and markers is None:
         raise ValueError("the task 'markers' needs a table of marker genes: pass markers=...")
+    if DRUG_RESPONSE in given and drug_response is None:
+        raise ValueError(f"the task {DRUG_RESPONSE!r} needs a folder of drug response: pass drug_response=...")
+    of_cells = [task for task in given if task != DRUG_RESPONSE]
+    if of_cells and cells is None:
+        raise ValueError(f"the task {of_cells[0]!r} needs cells: pass a file of cells")
     return [task for task in TASKS if task in given]
 
 
-__all__ = ["TASKS", "check_tasks"]
+__all__ = ["DRUG_RESPONSE", "TASKS", "check_tasks"]

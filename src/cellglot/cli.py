@@ -649,13 +649,13 @@ def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")
     ],
-    cells: Annotated[Path, typer.Option(help="File of cells.")],
     output: Output,
+    cells: Annotated[Path | None, typer.Option(help="File of cells; not needed for drug response alone.")] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="clustering, integration, annotation, novel, markers, between commas or repeated; by default all "
-            "that can be done."
+            help="clustering, integration, annotation, novel, markers, drug-response, between commas or repeated; "
+            "by default all that can be done."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
@@ -671,6 +671,17 @@ def evaluate(
             help="Cell type of the table that a label means; several: between commas, or repeated.",
         ),
     ] = None,
+    drug_response: Annotated[
+        Path | None,
+        typer.Option(help="Folder of cell lines and drugs: expression.parquet, drugs.tsv, response.tsv."),
+    ] = None,
+    drug_values: Annotated[
+        str,
+        typer.Option(
+            help="Expression of the cell lines: log2 (of TPM + 1), linear, relative (ranks of microarrays or "
+            "z-scores) or auto."
+        ),
+    ] = "auto",
     ontology: Ontology = "shipped",
     baselines: Annotated[bool, typer.Option(help="Evaluate plain baselines, too.")] = True,
     seed: Seed = 0,
@@ -700,6 +711,8 @@ def evaluate(
         donors=donors,
         markers=markers,
         marker_types=_pairs(marker_type, "--marker-type"),
+        drug_response=drug_response,
+        drug_values=drug_values,
         ontology=ontology,
         baselines=baselines,
         seed=seed,

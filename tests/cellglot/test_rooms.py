@@ -36,7 +36,7 @@ cellglot.evaluation
 cellglot.evaluation.search
 cellglot.evaluation.mapping
 cellglot.evaluation.perturbation
-cellglot.evaluation.annotation
+cellglot.evaluation.annotation cellglot.evaluation.drug_response
 cellglot.evaluation.benchmark
 cellglot.training.config
 cellglot.training.data cellglot.training.runs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
-    cells: "str | os.PathLike | AnnData",
+    cells: "str | os.PathLike | AnnData | None" = None,
     *,
     output: str | os.PathLike | None = None,
     tasks: Sequence[str] | None = None,
@@ -27,6 +27,8 @@ def evaluate(
     donors: str | None = None,
     markers: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
+    drug_response: str | os.PathLike | None = None,
+    drug_values: str = "auto",
     ontology: "str | os.PathLike | CellOntology" = "shipped",
     baselines: bool = True,
     seed: int = 0,
@@ -51,18 +53,25 @@ def evaluate(
         Name in the collection, folder or repository of a model, a classifier or an adapter; several; or name on the
         table -> these.
     cells
-        AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`.
+        AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`; None
+        for drug response alone.
     output
         Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``; by default all for
-        which there are labels, batches and markers.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``,
+        ``"drug-response"``; by default all for which there are labels, batches, markers and a folder of drug response.
     labels, batches, donors
         Columns of obs with cell types, batches, and donors or data sets, which are not split.
     markers
         Table of marker genes, ``.tsv``, ``.csv`` or ``.gmt``; or cell type -> genes.
     marker_types
         Label -> cell type of the table, where their names differ.
+    drug_response
+        Folder of cell lines and drugs: ``expression.parquet``, ``drugs.tsv``, ``response.tsv``. Needs RDKit
+        (``pip install 'cellglot[chemistry]'``).
+    drug_values
+        Its expression: ``"log2"`` of TPM + 1, ``"linear"``, or ``"relative"`` ranks of microarrays and z-scores;
+        ``"auto"`` finds out which of the first two, and refuses the others.
     ontology
         ``"shipped"`` (all cell types; comes with cellglot), ``"blood"``, ``"guide"``, the date of a release of the
         Cell Ontology, an OBO or OWL file, or an opened
@@ -92,7 +101,7 @@ def evaluate(
     ValueError
         If a model, column or task does not exist, or `output` contains something else.
     FileNotFoundError
-        If there is no such table of marker genes.
+        If there is no such table of marker genes or folder of drug response.
 
     Examples
     --------
@@ -105,9 +114,11 @@ def evaluate(
     for source in named.values() if isinstance(named, Mapping) else named:
         if isinstance(source, str | os.PathLike):
             resolve_model(source)
-    given = cells if is_anndata(cells) else existing(cells)
+    given = cells if cells is None or is_anndata(cells) else existing(cells)
     if tasks is not None:
-        check_tasks(tasks, markers)
+        check_tasks(tasks, markers, drug_response, cells)
+    if drug_response is not None and not as_path(drug_response).exists():
+        raise FileNotFoundError(f"{drug_response} does not exist: name a folder of drug response")
     if isinstance(markers, str | os.PathLike) and not as_path(markers).exists():
         raise FileNotFoundError(f"{markers} does not exist: name a table of marker genes")
     from cellglot.evaluation.benchmark.evaluate import evaluate_models
@@ -128,6 +139,8 @@ def evaluate(
         donors=donors,
         markers=table,
         marker_types=marker_types,
+        drug_response=or_none(drug_response),
+        drug_values=drug_values,
         ontology=opened,
         with_baselines=baselines,
         output=or_none(output),

@@ -1,0 +1,1 @@
+"""Drug response: ln IC50 of cell lines from an embedding of their expression and the structure of the drug."""
