@@ -29,9 +29,11 @@ _PUBLIC = {
     "metric_path": "metrics",
     "nearest": "search.retrieval",
     "novel_cell_type_scores": "scores.novel_types",
+    "read_drug_response": "drug_response.folder",
     "read_marker_table": "scores.marker_table",
     "recall_at_k": "search.retrieval",
     "run_model": "embedding",
+    "score_drug_response": "drug_response.response_task",
     "split_cell_types": "scores.novel_types",
     "umap_coordinates": "plots",
 }
