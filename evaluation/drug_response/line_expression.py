@@ -83,7 +83,7 @@ def line_cells(data: DrugResponse, tokenizer: Any = None, values: str = "auto") 
     if not (totals > 0).all():
         raise ValueError(f"line {data.lines[int(np.argmin(totals))]!r} of {data.name} expresses no gene")
     counts = np.rint(linear * (TOTAL / totals)[:, None]).astype(np.float32)
-    obs = pd.DataFrame({"type": [str(t) for t in data.types]}, index=pd.Index(data.lines))
+    obs = pd.DataFrame({"cancer_type": [str(t) for t in data.types]}, index=pd.Index(data.lines))
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(data.genes)))
 
 
