@@ -327,9 +327,10 @@ def masked_embeddings(
     Returns
     -------
     genes
-        Token id of the gene hidden in each copy, shape (genes,).
+        Token id of the gene hidden in each copy, shape (genes,): those that the encoder reads.
     """
     encoder, ids = cell_encoder(model), cell["input_ids"]
+    ids = ids[: getattr(getattr(encoder, "config", None), "encoder_tokens", None)]
     if len(ids) < 2:
         raise ValueError(f"a cell of {len(ids)} tokens: to hide a gene, a cell needs at least one other")
     if hasattr(encoder, "can_choose_places"):

@@ -18,7 +18,7 @@ from cellglot.training.finetuning.cell_types import cell_type_task
 from cellglot.training.finetuning.cells import corpus_for, corpus_of_new_model, divide_as_fits
 from cellglot.training.finetuning.encoder_cache import EncoderMemory
 from cellglot.training.finetuning.genes import gene_task, table_facts, write_gene_labels
-from cellglot.training.finetuning.network import new_network, pretrained_network, what_learns
+from cellglot.training.finetuning.network import new_network, pretrained_network, set_gene_sums, what_learns
 from cellglot.training.finetuning.settings import FinetuneSettings, finetune_settings
 from cellglot.training.finetuning.tasks import Task
 from cellglot.training.finetuning.trainer import FineTuner
@@ -136,8 +136,9 @@ def _learn(
             family, task, config.model, corpus, seed, initialize_embeddings=start, **prepared.fields
         )
     else:
-        network = pretrained_network(family, task, config.model, model, prepared.fields)
+        network = pretrained_network(family, task, config.model, model, prepared.fields, method)
     check_vocabulary(network, corpus)
+    set_gene_sums(network, tokenizer)
     tuned, frozen = what_learns(network, method, family.heads, settings.of_adapter(method))
     collator, eval_collator = family.collators(tokenizer, network.config, data, corpus, seed)
     memory = None

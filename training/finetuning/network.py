@@ -22,9 +22,16 @@ from cellglot.training.finetuning.adapters import put_adapter
 
 
 def pretrained_network(
-    family: TrainedFamily, task: str, section: Mapping[str, Any], model: str | Path, fields: Mapping[str, Any]
+    family: TrainedFamily,
+    task: str,
+    section: Mapping[str, Any],
+    model: str | Path,
+    fields: Mapping[str, Any],
+    method: str = "full",
 ) -> PreTrainedModel:
     """Load a pretrained model with a head for a task.
+
+    Gene sums are trained in full alone: they are large beside an adapter, and a probe reads the encoder.
 
     Parameters
     ----------
@@ -32,10 +39,14 @@ def pretrained_network(
         The section ``model``: fields of the model's configuration to change.
     fields
         Fields of the configuration from the task.
+    method
+        As for `finetune`.
     """
     model_class = family.model_class(task)
     changes = {k: v for k, v in section.items() if k != "type"}
     check_keys(changes, list(model_class.config_class.__dataclass_fields__), where(section, "model"))
+    if method != "full" and "gene_sums" in model_class.config_class.__dataclass_fields__:
+        changes["gene_sums"] = False
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of new weights: one line is printed instead
     try:
@@ -94,6 +105,13 @@ def new_network(
     return network, family.saved_tokenizer(tokenizer, config)
 
 
+def set_gene_sums(network: PreTrainedModel, tokenizer: Any) -> None:
+    """Set the statistics of the genes in the gene sums of a network, if it has any."""
+    sums = getattr(network, "gene_sums", None)
+    if sums is not None:
+        sums.set_statistics(tokenizer)
+
+
 def what_learns(
     network: PreTrainedModel, method: str, heads: tuple[str, ...], sizes: dict[str, Any]
 ) -> tuple[Any, list[nn.Module]]:
@@ -109,4 +127,4 @@ def what_learns(
     return network, frozen
 
 
-__all__ = ["new_network", "pretrained_network", "what_learns"]
+__all__ = ["new_network", "pretrained_network", "set_gene_sums", "what_learns"]
