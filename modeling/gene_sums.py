@@ -39,6 +39,12 @@ class GeneSums(nn.Module):
         for values in (*self.parameters(), *self.buffers()):
             init.zeros_(values)
 
+    @torch.no_grad()
+    def reset_weights(self) -> None:
+        """Set weights to zero, to fit them again."""
+        self.weight.zero_()
+        self.bias.zero_()
+
     def sums(self, input_ids: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
 

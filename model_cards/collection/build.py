@@ -25,7 +25,7 @@ from cellglot.inputs import read_json
 from cellglot.model_cards.card.details import CARD_FILE, CardDetails
 from cellglot.model_cards.collection.card import card_details, collection_facts
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells, prepare
-from cellglot.model_cards.collection.folds import Fold, levels_of, run_fold, train, training_embedding
+from cellglot.model_cards.collection.folds import GENE_SUMS_FILE, Fold, levels_of, run_fold, train, training_embedding
 from cellglot.model_cards.collection.recipe import Recipe, RecipeError
 from cellglot.model_cards.collection.scores import Group, baseline_scores, groups_of, type_scores
 from cellglot.model_cards.publishing import publish
@@ -219,7 +219,7 @@ class Build:
         trained = train(self.recipe, sets, self.folder / "final", self.ontology_name, levels, self.quick)
         model = self.folder / "final" / self.recipe.name
         shutil.rmtree(model, ignore_errors=True)
-        shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
+        shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoint-*", ".*", GENE_SUMS_FILE))
         self._as_shipped(model)
         held_out = []
         for fold in folds:

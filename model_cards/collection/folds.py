@@ -1,8 +1,10 @@
 """One model of a recipe: trained on some laboratories, and what it says of cells of others."""
 
+import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +15,12 @@ import anndata as ad
 import numpy as np
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.inputs import read_json
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells
 from cellglot.model_cards.collection.genes import make_vocabulary
 from cellglot.model_cards.collection.recipe import Recipe
 from cellglot.modeling.model_names import resolve_model
-from cellglot.outputs import atomic
+from cellglot.outputs import atomic, write_json
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.tokenization.families import FAMILIES as INPUTS
@@ -26,11 +29,13 @@ from cellglot.tokenization.reading.cells import read_cells
 from cellglot.training.config import TrainingConfig
 from cellglot.training.data.label_levels import LabelLevels, label_levels
 from cellglot.training.finetuning.finetune import corpus_for, finetune
+from cellglot.training.finetuning.gene_sums import fit_gene_sums
 from cellglot.training.pretraining.pretrain import pretrain
 
 
 TEST_CELLS = 3000  # of a data set at the most
 TRAINING_CELLS = 4000  # whose embeddings are kept
+GENE_SUMS_FILE = "gene_sums.json"  # beside a model whose gene sums were fitted
 
 
 @dataclass
@@ -140,7 +145,20 @@ def train(
     classes = [levels.ids.get(name, name) for name in levels.classes]
     config.finetuning.update(levels=True, classes=classes, ontology=ontology_name, unlikely_labels="keep")
     finetune(config, base, corpus, folder / "model", method=recipe.method, label_column=LABEL)
-    return folder / "model"
+    return folder / "model" if recipe.gene_sums is None else _with_gene_sums(recipe, folder, corpus, config, quick)
+
+
+def _with_gene_sums(recipe: Recipe, folder: Path, corpus: Corpus, config: TrainingConfig, quick: bool) -> Path:
+    """Fit the gene sums of a copy of the trained model, and return its folder; a finished one is not fitted again."""
+    settings = dataclasses.replace(recipe.gene_sums, steps=20) if quick else recipe.gene_sums
+    fitted, made_of = folder / "fitted", {"of": _weights_of(folder / "model"), **dataclasses.asdict(settings)}
+    if (fitted / GENE_SUMS_FILE).is_file() and read_json(fitted / GENE_SUMS_FILE) == made_of:
+        return fitted
+    shutil.rmtree(fitted, ignore_errors=True)
+    shutil.copytree(folder / "model", fitted, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
+    fit_gene_sums(fitted, corpus, config, LABEL, settings)
+    write_json(fitted / GENE_SUMS_FILE, made_of)
+    return fitted
 
 
 def _new_corpus(recipe: Recipe, files: Sequence[Path], folder: Path, config: TrainingConfig) -> Corpus:
@@ -264,6 +282,8 @@ def _loaded(model: Path, weights: str) -> tuple[Any, Any]:
 def _weights_of(model: Path) -> str:
     record: dict[str, Any] = json.loads((model / "training_run.json").read_text(encoding="utf-8"))
     facts = [record.get(key) for key in ("config", "corpus", "label_cl_ids", "metrics")]
+    if (model / GENE_SUMS_FILE).is_file():
+        facts.append(read_json(model / GENE_SUMS_FILE))
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

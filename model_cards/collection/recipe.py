@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from cellglot.inputs import read_yaml
 from cellglot.training.config import TrainingConfig, check_keys, load_config
+from cellglot.training.finetuning.gene_sums import GeneSumSettings
 
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -170,6 +171,8 @@ class Recipe:
     ships
         Of a base: ``all``, trained on all data sets; or ``tested``, the model that was tested, without the
         laboratories of `held_out`, which are then left out at once.
+    gene_sums
+        How gene sums are fitted after the network, see `GeneSumSettings`; None to leave them as trained.
     linear_genes
         Of a base of Exceiver: genes of a latent of principal components, see `with_linear_latent`; 0 for none.
     linear_data
@@ -201,6 +204,7 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
     ships: str = "all"
+    gene_sums: Any = None
     linear_genes: int = 0
     linear_data: list[str] = field(default_factory=list)
     held_out: list[str | list[str]] | None = None
@@ -260,6 +264,8 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     if recipe.kind not in KINDS:
         raise RecipeError(f"{path}: kind {recipe.kind!r}: it is one of {', '.join(KINDS)}")
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
+    if recipe.gene_sums is not None:
+        recipe.gene_sums = _typed(GeneSumSettings, recipe.gene_sums, f"{path}: gene_sums")
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
     if recipe.ships not in SHIPS or (recipe.ships == "tested" and len(recipe.held_out or []) != 1):
         raise RecipeError(f"{path}: ships is all, or tested with one entry of held_out")

@@ -22,7 +22,9 @@ from cellglot.modeling.modeling_sccello import (
 
 GENES, CLASSES, ENCODED = 40, 3, 8
 LAYER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-RANKED = {**LAYER, "vocab_size": GENES + 3, "max_position_embeddings": 64, "pooling": "mean", "encoder_tokens": ENCODED}
+RANKED = {
+    **LAYER, "vocab_size": GENES + 3, "max_position_embeddings": 64, "pooling": "mean", "encoder_tokens": ENCODED
+}  # fmt: skip
 PARTS = {"gene_sums": True, "num_labels": CLASSES}
 
 
