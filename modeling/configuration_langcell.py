@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig, check_gene_sums
+from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
 
 
 # Text encoders with BERT's network, whose weights LangCell's text encoder can start from.
@@ -289,6 +289,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 setattr(self.cell_config, name, value)
         shared = {"projection_dim": self.projection_dim, "encoder_hidden_size": self.cell_config.hidden_size}
         self.text_config = _text_config(self.text_config, shared)
+        kept = "AutoModelForSequenceClassification"
+        self.auto_map = classes_that_fit(self.auto_map, self.cell_config.encoder_tokens, kept)
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig, check_gene_sums
+from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
 
 
 @strict
@@ -115,6 +115,8 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             self.num_cell_types = len(self.cell_types or ())
         if self.cell_types is None:
             self.cell_types = [None] * self.num_cell_types
+        kept = ("AutoModel", "AutoModelForSequenceClassification")
+        self.auto_map = classes_that_fit(self.auto_map, self.encoder_tokens, *kept)
         super().__post_init__(**kwargs)
 
     @property

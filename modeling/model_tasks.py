@@ -51,6 +51,13 @@ def check_gene_sums(config: Any) -> None:
         )
 
 
+def classes_that_fit(auto_map: dict[str, Any] | None, encoder_tokens: int | None, *kept: str) -> dict[str, Any] | None:
+    """Return the Auto classes of a configuration; those of `kept` if the encoder reads only a part of a cell."""
+    if auto_map is None or encoder_tokens is None:
+        return auto_map
+    return {name: path for name, path in auto_map.items() if name in ("AutoConfig", *kept)}
+
+
 class TaskConfig:
     """Part of a configuration: the model's prediction and its labels."""
 
