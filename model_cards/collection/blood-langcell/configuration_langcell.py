@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig
+from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
 
 
 # Text encoders with BERT's network, whose weights LangCell's text encoder can start from.
@@ -50,6 +50,9 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     pooling
         State that is projected to the cell embedding: ``"cls"``, that of ``<cls>``, as published, or the ``"mean"``
         over genes (without special tokens and padding).
+    encoder_tokens
+        Tokens of a cell that the encoder reads, the first ones; the others are for the gene sums of a classifier
+        alone. By default all.
     pad_token_id, mask_token_id, cls_token_id
         Ids of the special tokens; ``<cls>`` is the last, ``vocab_size - 1``.
     """
@@ -70,6 +73,7 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     initializer_range: float | int = 0.02
     projection_dim: int = 256
     pooling: str = "cls"
+    encoder_tokens: int | None = None
     pad_token_id: int | None = 0
     mask_token_id: int | None = 1
     cls_token_id: int | None = None
@@ -94,6 +98,7 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         ValueError
             Names the fields.
         """
+        check_gene_sums(self)
         _check_heads(self)
         if self.vocab_size < 4:
             raise ValueError(
@@ -223,6 +228,10 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Whether objectives are computed over all processes' cells when several processes compute gradients.
     initializer_range
         Standard deviation of the heads' weights at the start.
+    gene_sums
+        Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
+    gene_sum_weight
+        Their share of the scores, between 0 and 1.
     label_cl_ids
         Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
@@ -254,6 +263,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     stage: int = 2
     gather_cells: bool = True
     initializer_range: float | int = 0.02
+    gene_sums: bool = False
+    gene_sum_weight: float | int = 0.5
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None
     target_std: float | int | None = None
@@ -278,6 +289,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 setattr(self.cell_config, name, value)
         shared = {"projection_dim": self.projection_dim, "encoder_hidden_size": self.cell_config.hidden_size}
         self.text_config = _text_config(self.text_config, shared)
+        kept = "AutoModelForSequenceClassification"
+        self.auto_map = classes_that_fit(self.auto_map, self.cell_config.encoder_tokens, kept)
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -346,6 +359,7 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 f"text_config.encoder_hidden_size={text.encoder_hidden_size}, but "
                 f"cell_config.hidden_size={cell.hidden_size}: the matcher's keys and values project from cells"
             )
+        check_gene_sums(self)
         if self.tau <= 0:
             raise ValueError(f"tau={self.tau}: it has to be above 0")
         if self.stage not in (1, 2):

@@ -37,9 +37,10 @@ from .cell_text_losses import (
 )
 from .configuration_langcell import LangCellCellConfig, LangCellConfig
 from .cpu_layers import Dropout
+from .gene_sums import RankedGeneSums
 from .input_checks import check_labels
 from .modeling_langcell_text import LangCellPreTrainedModel, LangCellTextModel, LangCellTextModelOutput, normalized
-from .modeling_sccello import ScCelloModel, count_cells
+from .modeling_sccello import ScCelloModel, count_cells, refuse_part_of_cells
 from .packed_texts import CellKeys, DistinctTexts, distinct_texts, pack_texts, trim_cells
 from .plain_layers import works_alone
 
@@ -165,7 +166,7 @@ class LangCellCellModel(ScCelloModel):
     config: LangCellCellConfig
     config_class = LangCellCellConfig
     base_model_prefix = "cell_model"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^matching_head\.", r"^gene_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^matching_head\.", r"^gene_head\.", r"^gene_sums\."]
 
     def __init__(self, config: LangCellCellConfig, add_projection: bool = True):
         super().__init__(config)
@@ -216,10 +217,11 @@ class LangCellModel(LangCellPreTrainedModel):
     """
 
     prediction = "pooler_output"
-    _keys_to_ignore_on_load_unexpected = [r"^gene_head\.", r"^pooler\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^gene_head\.", r"^pooler\.", r"^classifier\.", r"^gene_sums\."]
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
+        refuse_part_of_cells(config.cell_config, self)
         self.cell_model = LangCellCellModel(config.cell_config)
         self.text_model = LangCellTextModel(config.text_config)
         self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
@@ -629,7 +631,7 @@ class LangCellForPreTraining(LangCellModel):
     those of all processes' cells (`config.gather_cells`); see `cell_losses.join_losses` for their scale.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^classifier\.", r"^gene_sums\."]
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
@@ -914,6 +916,7 @@ class LangCellForSequenceClassification(ClassifiesCells, LangCellPreTrainedModel
         r"^matching_head\.",
         r"^gene_head\.",
         r"^cell_model\.projection\.",
+        r"^gene_sums\.",
     ]
 
     def __init__(self, config: LangCellConfig):
@@ -922,6 +925,7 @@ class LangCellForSequenceClassification(ClassifiesCells, LangCellPreTrainedModel
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
         self.classifier = LangCellClassificationHead(config)
+        self.gene_sums = RankedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
         self.post_init()
 
     @classmethod
@@ -959,6 +963,7 @@ class LangCellForTokenClassification(ClassifiesGenes, LangCellPreTrainedModel):
         r"^gene_head\.",
         r"^pooler\.",
         r"^classifier\.(dense|out_proj)\.",
+        r"^gene_sums\.",
         r"^cell_model\.projection\.",
     ]
 
@@ -967,6 +972,7 @@ class LangCellForTokenClassification(ClassifiesGenes, LangCellPreTrainedModel):
         cell = config.cell_config
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
+        refuse_part_of_cells(cell, self)
         self.dropout = Dropout(cell.hidden_dropout_prob)
         self.classifier = nn.Linear(cell.hidden_size, config.num_labels)
         self.post_init()

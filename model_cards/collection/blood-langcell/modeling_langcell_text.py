@@ -19,6 +19,7 @@ from .adapter_folders import AdapterFolders
 from .cell_losses import full_precision
 from .configuration_langcell import LangCellConfig, LangCellTextConfig
 from .cpu_layers import Dropout
+from .gene_sums import RankedGeneSums
 from .input_checks import check_ids, is_readable
 from .model_tasks import Predicts
 from .modeling_sccello import ScCelloAttention, ScCelloEmbeddings, refuse_to_cut
@@ -79,6 +80,8 @@ class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, RankedGeneSums):
+            module.reset()
         else:
             super()._init_weights(module)
 
