@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig
+from .model_tasks import TaskConfig, check_gene_sums
 
 
 @strict
@@ -50,6 +50,10 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     linear_genes
         Genes of a further latent that is a weighted sum of their expression, see `LinearLatent`; 0 for none. In the
         cell embedding it follows the other latents, or their mean.
+    gene_sums
+        Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
+    gene_sum_weight
+        Their share of the scores, between 0 and 1.
     gene_order_known
         Whether row i of the gene embedding is known to be gene i of the tokenizer. The order of the published
         checkpoints' genes was never published.
@@ -79,6 +83,8 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     unexpressed_genes: str = "exclude"
     pooling: str = "flatten"
     linear_genes: int = 0
+    gene_sums: bool = False
+    gene_sum_weight: float | int = 0.5
     gene_order_known: bool = True
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None
@@ -127,6 +133,7 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             raise ValueError(
                 f"vocab_size={self.vocab_size}: it has to be at least 3, for a gene, <pad> and the class query"
             )
+        check_gene_sums(self)
         if not 0 <= self.linear_genes <= self.num_genes:
             raise ValueError(f"linear_genes={self.linear_genes}: the model has {self.num_genes:,} genes")
         for name, choices in (("unexpressed_genes", ("exclude", "bias")), ("pooling", ("flatten", "mean"))):

@@ -22,8 +22,9 @@ from .cell_losses import IGNORED, count_items, every_weight_counts, share_of_ste
 from .configuration_exceiver import ExceiverConfig
 from .cpu_layers import Dropout, pays, wide_feed_forward
 from .gene_projections import GeneProjections, may_project
+from .gene_sums import StandardizedGeneSums, joined_scores, joined_terms
 from .input_checks import check_ids, check_labels
-from .label_losses import ONE_CLASS, in_units, is_regression, label_terms, problem_of
+from .label_losses import ONE_CLASS, in_units, is_regression, problem_of
 from .linear_latent import LinearLatent
 from .model_tasks import Predicts, former_name
 from .plain_layers import eager_attention_forward, embedding_rows, is_hooked, works_alone
@@ -422,6 +423,8 @@ class ExceiverPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         elif isinstance(module, ExceiverModel):
             init.normal_(module.latent_queries)
             init.constant_(module.background_values, float("nan"))
+        elif isinstance(module, StandardizedGeneSums):
+            module.reset()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
@@ -476,7 +479,7 @@ class ExceiverModel(ExceiverPreTrainedModel):
 
     prediction = "pooler_output"
     _input_embed_layer = "gene_embedding"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^expression_head\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^expression_head\.", r"^classifier\.", r"^gene_sums\."]
 
     def __init__(self, config: ExceiverConfig):
         super().__init__(config)
@@ -733,6 +736,8 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         self.decoder = ExceiverCrossBlock(config, config.gene_embedding_size, config.hidden_size)
         self.expression_head = ExceiverHead(config, 1)
         self.classifier = ExceiverHead(config, config.num_labels)
+        sums = StandardizedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
+        self.gene_sums = sums
         self.post_init()
 
     @can_return_tuple
@@ -791,12 +796,19 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         queries = self.exceiver.gene_embedding(torch.cat([query_ids, class_query], dim=1))
         decoded = self.decoder(queries, outputs.last_hidden_state)
         predicted = self.expression_head(decoded[:, :-1]).squeeze(-1)
-        logits = in_units(self.config, self.classifier(decoded[:, -1]))
+        of_network, of_sums = in_units(self.config, self.classifier(decoded[:, -1])), None
+        if self.gene_sums is not None:
+            kept = input_ids != self.config.pad_token_id
+            kept = kept if attention_mask is None else kept & attention_mask.bool()
+            of_sums = self.gene_sums(
+                input_ids, expression_values, kept if masked_genes is None else kept & ~masked_genes.bool()
+            )
+        logits = joined_scores(self.config, of_network, of_sums)
         label_loss = gene_loss = None
         if labels is not None:
             if problem_of(self.config, labels) == ONE_CLASS:
                 check_labels("labels", labels, self.num_labels, "classes")
-            label_loss = label_terms(self.config, logits, labels, loss_weights).mean()
+            label_loss = joined_terms(self.config, of_network, of_sums, labels, loss_weights).mean()
         if expression_targets is not None:
             gene_loss = expression_loss(predicted, expression_targets, query_ids != self.config.pad_token_id)
         if num_items_in_batch is not None:

@@ -10,8 +10,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .cell_losses import joined_loss
+from .gene_sums import joined_scores, joined_terms
 from .input_checks import check_labels
-from .label_losses import ONE_CLASS, in_units, label_terms, problem_of
+from .label_losses import ONE_CLASS, in_units, problem_of
 from .model_tasks import former_name
 
 
@@ -26,6 +27,16 @@ class _Classifier:
     def _scores(self, states: torch.Tensor) -> torch.Tensor:
         """Return the classifier's scores of states, shape (..., hidden size) to (..., classes)."""
         return self.classifier(self.dropout(states))
+
+    def _gene_sums(
+        self, input_ids: Any, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        sums = getattr(self, "gene_sums", None)
+        if sums is None:
+            return None
+        if position_ids is not None:
+            raise ValueError("gene_sums=True needs each cell in a row of its own: pass no position_ids")
+        return sums(input_ids, attention_mask)
 
     def _classify(
         self,
@@ -42,11 +53,12 @@ class _Classifier:
         if labels is not None and problem_of(config, labels) == ONE_CLASS:
             check_labels("labels", labels, config.num_labels, "classes")
         outputs = getattr(self, self.encoder_name)(*inputs, **kwargs)
-        logits = in_units(config, self._scores(getattr(outputs, states)))
-        terms = None if labels is None else label_terms(config, logits, labels, loss_weights)
+        of_network = in_units(config, self._scores(getattr(outputs, states)))
+        of_sums = self._gene_sums(*inputs)
+        terms = None if labels is None else joined_terms(config, of_network, of_sums, labels, loss_weights)
         return {
             "loss": joined_loss(terms, labels, num_items_in_batch, config.gather_cells),
-            "logits": logits,
+            "logits": joined_scores(config, of_network, of_sums),
             "hidden_states": outputs.hidden_states,
             "attentions": outputs.attentions,
         }

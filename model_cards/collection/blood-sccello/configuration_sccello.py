@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig
+from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
 
 
 @strict
@@ -50,6 +50,12 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     pooling
         Cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the ``"mean"`` over genes (without
         special tokens and padding).
+    encoder_tokens
+        Tokens of a cell that the encoder reads, the first ones; the others are for `gene_sums` alone. By default all.
+    gene_sums
+        Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
+    gene_sum_weight
+        Their share of the scores, between 0 and 1.
     label_cl_ids
         Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
@@ -81,6 +87,9 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     relational_alignment_weight: float | int = 1.0
     gather_cells: bool = True
     pooling: str = "cls"
+    encoder_tokens: int | None = None
+    gene_sums: bool = False
+    gene_sum_weight: float | int = 0.5
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None
     target_std: float | int | None = None
@@ -106,6 +115,8 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             self.num_cell_types = len(self.cell_types or ())
         if self.cell_types is None:
             self.cell_types = [None] * self.num_cell_types
+        kept = ("AutoModel", "AutoModelForSequenceClassification")
+        self.auto_map = classes_that_fit(self.auto_map, self.encoder_tokens, *kept)
         super().__post_init__(**kwargs)
 
     @property
@@ -146,6 +157,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         ValueError
             Names the fields.
         """
+        check_gene_sums(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"

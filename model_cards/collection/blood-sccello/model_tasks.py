@@ -33,6 +33,31 @@ OUTPUTS = (
 )
 
 
+def check_gene_sums(config: Any) -> None:
+    """Refuse settings of gene sums, and of the tokens that an encoder reads, that are out of range.
+
+    Raises
+    ------
+    ValueError
+        Names the field.
+    """
+    share, tokens = getattr(config, "gene_sum_weight", 0), getattr(config, "encoder_tokens", None)
+    if not 0 <= share <= 1:
+        raise ValueError(f"gene_sum_weight={share}: it is a share between 0 and 1")
+    if tokens is not None and not 2 <= tokens <= config.max_position_embeddings:
+        raise ValueError(
+            f"encoder_tokens={tokens}: it is between 2, <cls> and a gene, and "
+            f"max_position_embeddings={config.max_position_embeddings}"
+        )
+
+
+def classes_that_fit(auto_map: dict[str, Any] | None, encoder_tokens: int | None, *kept: str) -> dict[str, Any] | None:
+    """Return the Auto classes of a configuration; those of `kept` if the encoder reads only a part of a cell."""
+    if auto_map is None or encoder_tokens is None:
+        return auto_map
+    return {name: path for name, path in auto_map.items() if name in ("AutoConfig", *kept)}
+
+
 class TaskConfig:
     """Part of a configuration: the model's prediction and its labels."""
 

@@ -37,6 +37,7 @@ from .cell_losses import (
 )
 from .configuration_sccello import ScCelloConfig
 from .cpu_layers import Dropout
+from .gene_sums import RankedGeneSums
 from .input_checks import check_ids, check_labels, check_range, is_readable
 from .model_tasks import Predicts
 from .plain_layers import eager_attention_forward, embedding_rows
@@ -95,7 +96,8 @@ class ScCelloEmbeddings(nn.Module):
     def __init__(self, config: ScCelloConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        positions = getattr(config, "encoder_tokens", None) or config.max_position_embeddings
+        self.position_embeddings = nn.Embedding(positions, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -241,7 +243,7 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
     _supports_attention_backend = True
     # Parts that only some of the classes have: no warning when one class loads the folder of another.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(gene_head|cell_head|prototypes|affine_projection|classifier)\.",
+        r"^(gene_head|cell_head|prototypes|affine_projection|classifier|gene_sums)\.",
         r"^(similarity_levels|ancestor_mask)$",
     ]
     _can_compile_fullgraph = True
@@ -259,6 +261,8 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         elif isinstance(module, ScCelloForPreTraining):
             init.constant_(module.similarity_levels, NO_LEVEL)
             init.constant_(module.ancestor_mask, False)
+        elif isinstance(module, RankedGeneSums):
+            module.reset()
         else:
             super()._init_weights(module)
 
@@ -272,6 +276,15 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         """
         refuse_to_cut(self.config, new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+
+def refuse_part_of_cells(config: Any, model: nn.Module) -> None:
+    """Refuse an encoder that reads only the first tokens of a cell, for models that need all."""
+    if config.encoder_tokens is not None:
+        raise ValueError(
+            f"encoder_tokens={config.encoder_tokens} is for classifiers of cells: {type(model).__name__} needs the "
+            "hidden states of all tokens, set it to None"
+        )
 
 
 def refuse_to_cut(config: Any, new_num_tokens: int | None) -> None:
@@ -349,6 +362,15 @@ class ScCelloModel(ScCelloPreTrainedModel):
                 f"in a single row without attention_mask: got {len(input_ids):,} rows "
                 f"{'without' if attention_mask is None else 'with'} attention_mask"
             )
+
+    def _first_tokens(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if self._packed_cells(input_ids, attention_mask, position_ids) is not None:
+            raise ValueError("encoder_tokens needs each cell in a row of its own, not packed cells")
+        tokens = self.config.encoder_tokens
+        first = [None if values is None else values[:, :tokens] for values in (attention_mask, position_ids)]
+        return input_ids[:, :tokens], first[0], first[1]
 
     def _packed_cells(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
@@ -453,7 +475,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
         Returns
         -------
         BaseModelOutputWithPooling
-            ``last_hidden_state`` of shape (cells, tokens, hidden size), or (1, tokens of all cells, hidden size);
+            ``last_hidden_state`` of shape (cells, tokens, hidden size), of at most the configuration's
+            ``encoder_tokens``, or (1, tokens of all cells, hidden size);
             ``pooler_output``, the cell embedding, of shape (cells, hidden size): the hidden state of ``<cls>``, or
             the mean over genes (that of ``<cls>`` for a cell without genes).
 
@@ -464,6 +487,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
             packed cells are in several rows or come with an `attention_mask`.
         """
         self._check_input(input_ids, attention_mask, position_ids)
+        if self.config.encoder_tokens is not None:
+            input_ids, attention_mask, position_ids = self._first_tokens(input_ids, attention_mask, position_ids)
         packed = self._packed_cells(input_ids, attention_mask, position_ids)
         if packed is not None:
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)
@@ -562,6 +587,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
 
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
+        refuse_part_of_cells(config, self)
         number = config.num_cell_types
         self.sccello = ScCelloModel(config)
         self.gene_head = ScCelloGeneHead(config)
@@ -864,6 +890,7 @@ class ScCelloForMaskedLM(ScCelloPreTrainedModel):
 
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
+        refuse_part_of_cells(config, self)
         self.sccello = ScCelloModel(config)
         self.gene_head = ScCelloGeneHead(config)
         self.post_init()
@@ -943,7 +970,11 @@ class _ScCelloClassifier(ScCelloPreTrainedModel):
         self.sccello = ScCelloModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._add_parts(config)
         self.post_init()
+
+    def _add_parts(self, config: ScCelloConfig) -> None:
+        """Add what some of the classifiers have."""
 
 
 class ScCelloForSequenceClassification(ClassifiesCells, _ScCelloClassifier):
@@ -956,6 +987,9 @@ class ScCelloForSequenceClassification(ClassifiesCells, _ScCelloClassifier):
         label, it predicts a value; with ``"multi_label_classification"`` each class separately.
     """
 
+    def _add_parts(self, config: ScCelloConfig) -> None:
+        self.gene_sums = RankedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
+
 
 class ScCelloForTokenClassification(ClassifiesGenes, _ScCelloClassifier):
     """Classifies the genes of cells by a linear layer on their hidden states.
@@ -965,6 +999,9 @@ class ScCelloForTokenClassification(ClassifiesGenes, _ScCelloClassifier):
     config
         The configuration; ``num_labels`` or ``id2label`` give the classes.
     """
+
+    def _add_parts(self, config: ScCelloConfig) -> None:
+        refuse_part_of_cells(config, self)
 
 
 def _check_tables(similarity_levels: Any, ancestor_mask: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
