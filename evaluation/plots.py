@@ -77,12 +77,13 @@ def umap_coordinates(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
     use_writable_caches()
     from umap import UMAP
 
-    threads, options = torch.get_num_threads(), {"n_neighbors": min(15, len(embedding) - 1), "n_jobs": 1}
+    threads, neighbors = torch.get_num_threads(), min(15, len(embedding) - 1)
+    options: dict[str, Any] = {"n_neighbors": neighbors, "n_jobs": 1}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="precomputed_knn")  # without an index to add cells by: none are
             if len(embedding) <= EXACT_NEIGHBORS:
-                options["precomputed_knn"] = _neighbors(embedding, options["n_neighbors"])
+                options["precomputed_knn"] = _neighbors(embedding, neighbors)
             return UMAP(min_dist=0.3, random_state=seed, **options).fit_transform(embedding)
     finally:
         torch.set_num_threads(threads)  # Numba's parallel loops change the number for PyTorch, too

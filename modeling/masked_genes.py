@@ -271,7 +271,8 @@ def first_attention(
         bias = torch.ones(len(sources), device=sources.device).index_fill(0, input_ids, 0.0)
         places = input_ids
     query = _heads(attention.q_proj(block.norm_query(encoder.latent_queries)), attention.head_dim)
-    return places, SharedAttention(query, *project(sources), attention.scaling, bias), project
+    key, value = project(sources)
+    return places, SharedAttention(query, key, value, attention.scaling, bias), project
 
 
 def latents_of_copies(encoder: Any, context: torch.Tensor, linear: torch.Tensor | None) -> torch.Tensor:

@@ -157,7 +157,7 @@ def _forward(network: Any, rows: Sequence[Mapping[str, torch.Tensor]]) -> tuple[
 
 
 def class_scores(network: Any, embeddings: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
-    """Return what a model's head predicts for encoded cells; None if it has no head for cells.
+    """Return what a model's head predicts for encoded cells, without gene sums; None if it has no head for cells.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ def _in_batches(
     parts = [_forward(network, [rows[i] for i in part.tolist()]) for part in order.split(batch_size)]
     back = order.argsort()
     embeddings = torch.cat([part[0] for part in parts])[back]
-    return embeddings, None if parts[0][1] is None else torch.cat([part[1] for part in parts])[back]  # type: ignore[misc]
+    return embeddings, None if parts[0][1] is None else torch.cat([part[1] for part in parts])[back]
 
 
 # -------------------------------------------------------------------- copies of one cell of rank tokens
@@ -471,7 +471,7 @@ def perturb_tokens(
             pairs = [(c, c) if ranks else (encoder.pool(c), c) for c in copies]
             scores = [class_scores(network, *pair) for pair in pairs]
             embeddings = torch.cat([pair[0] for pair in pairs])
-            found[number] = Copies(chosen, embeddings, None if scores[0] is None else torch.cat(scores))  # type: ignore[arg-type]
+            found[number] = Copies(chosen, embeddings, None if scores[0] is None else torch.cat(scores))
         rows = [changed_tokens(cells[number], gene, change) for number, part in alone for gene in part.tolist()]
         if rows:
             embeddings, logits = _in_batches(network, rows, batch_size)

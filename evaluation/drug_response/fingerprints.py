@@ -50,10 +50,10 @@ def tanimoto_similarity(fingerprints: np.ndarray) -> np.ndarray:
 
 def _rdkit() -> Any:
     try:
-        from rdkit import Chem, RDLogger
+        from rdkit import Chem, rdBase
     except ImportError as error:
         raise ImportError(INSTALL) from error
-    RDLogger.DisableLog("rdApp.*")  # it writes a paragraph for every SMILES that it cannot read; we name them
+    rdBase.DisableLog("rdApp.*")  # it writes a paragraph for every SMILES that it cannot read; we name them
     return Chem
 
 

@@ -116,7 +116,7 @@ def read_drug_response(folder: str | os.PathLike) -> DrugResponse:
     data = DrugResponse(
         folder.resolve().name,
         lines,
-        _gene_ids(expression.columns, files[GENES]),
+        _gene_ids(list(expression.columns), files[GENES]),
         expression.to_numpy(dtype=np.float32),
         _types(lines, files[LINES], notes),
         [names[key] for key in keys],
@@ -276,7 +276,7 @@ def _averaged(pairs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     again = len(pairs) - len(means)
     if again:
         notes.append(f"{again:,} repeated pairs of the same line, drug and screen averaged")
-    return means
+    return pd.DataFrame(means)
 
 
 def _some(names: Sequence[str], what: str) -> str:

@@ -91,11 +91,11 @@ class _Groups:
 
     def median(self, weights: np.ndarray) -> float:
         """Return the median of the groups' correlations, each with its mean weight."""
-        total = np.bincount(self.group, weights)
+        total: np.ndarray = np.bincount(self.group, weights)
         x, y, xx, yy, xy = (np.bincount(self.group, weights * term) for term in self.terms)
         kept = self.usable & (total > 0)
-        n = np.where(kept, total, 1)
-        x, y = x / n, y / n
+        n: np.ndarray = np.where(kept, total, 1)
+        x, y = np.divide(x, n), np.divide(y, n)
         variances = (xx / n - x * x), (yy / n - y * y)
         kept &= (variances[0] > self.least**2) & (variances[1] > self.least**2)
         if not kept.any():

@@ -48,7 +48,8 @@ class Effects:
     def together(cls, parts: Sequence["Effects"]) -> "Effects":
         """Join parts; sums are added."""
         one = parts[0]
-        changes = None if one.changes is None else np.sum([part.changes for part in parts], axis=0)
+        summed = [part.changes for part in parts if part.changes is not None]
+        changes = None if one.changes is None else np.sum(summed, axis=0)
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in one.values}
         return cls(
             np.concatenate([part.cells for part in parts]),
@@ -226,9 +227,14 @@ class FinishedParts:
         path = self._path(len(self.parts))
         rows = np.empty(0, dtype=np.int64) if effects.changes is None else np.flatnonzero(effects.changes.any(axis=1))
         changes = np.zeros((0, 0)) if effects.changes is None else effects.changes
-        arrays = {"cells": effects.cells, "genes": effects.genes, "rows": rows, "changes": changes[rows]}
+        arrays: dict[str, Any] = {
+            "cells": effects.cells,
+            "genes": effects.genes,
+            "rows": rows,
+            "changes": changes[rows],
+        }
         with atomic(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, shape=np.array(changes.shape), **arrays, **effects.values)
+            np.savez(file, shape=np.array(changes.shape), **(arrays | effects.values))
         self.parts.append(path)
 
     def together(self) -> Effects:

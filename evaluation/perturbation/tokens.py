@@ -31,16 +31,25 @@ class CellTokens:
         The opened counts.
     columns
         The file's genes in the vocabulary, from the tokenizer.
+    encoder_tokens
+        Tokens that the encoder reads, if fewer than those of the tokenizer.
     """
 
     tokenizer: GeneExpressionTokenizer
     counts: CountMatrix
     columns: GeneColumns
+    encoder_tokens: int | None = None
 
     @classmethod
-    def open(cls, tokenizer: GeneExpressionTokenizer, counts: CountMatrix, gene_column: str | None) -> "CellTokens":
+    def open(
+        cls,
+        tokenizer: GeneExpressionTokenizer,
+        counts: CountMatrix,
+        gene_column: str | None,
+        encoder_tokens: int | None = None,
+    ) -> "CellTokens":
         """Find the genes of opened counts in the vocabulary of a tokenizer."""
-        return cls(tokenizer, counts, tokenizer.gene_columns(counts, gene_column))
+        return cls(tokenizer, counts, tokenizer.gene_columns(counts, gene_column), encoder_tokens)
 
     @property
     def ranked(self) -> bool:
@@ -54,8 +63,14 @@ class CellTokens:
 
     def change(self, kind: str, values: Mapping[int, float] | None = None) -> Change:
         """Return what is done to genes, for `cellglot.modeling.perturbed_genes`."""
-        limit = int(self.tokenizer.model_max_length) if self.ranked else None
-        return Change(kind, limit, values, self.first)
+        return Change(kind, self.limit, values, self.first)
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a cell that the encoder reads; None for tokens without an order."""
+        if not self.ranked:
+            return None
+        return min(int(self.tokenizer.model_max_length), self.encoder_tokens or int(self.tokenizer.model_max_length))
 
     def rows(self, numbers: np.ndarray) -> Iterator[CountRows]:
         """Read the counts of some cells in chunks, in ascending order of their numbers."""
@@ -79,7 +94,7 @@ class CellTokens:
                 yield cell
 
     def _encoded(self, numbers: np.ndarray) -> Iterator[TokenRows]:
-        length = int(self.tokenizer.model_max_length) + 1 if self.ranked else None
+        length = None if self.limit is None else self.limit + 1
         for rows in self.rows(numbers):
             yield from self.tokenizer.encode_rows(rows, self.columns, length)
 

@@ -29,7 +29,7 @@ from cellglot.tokenization.reading.cells import read_cells
 from cellglot.training.config import TrainingConfig
 from cellglot.training.data.label_levels import LabelLevels, label_levels
 from cellglot.training.finetuning.finetune import corpus_for, finetune
-from cellglot.training.finetuning.gene_sums import fit_gene_sums
+from cellglot.training.finetuning.gene_sum_fit import fit_gene_sums
 from cellglot.training.pretraining.pretrain import pretrain
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from cellglot.inputs import read_yaml
 from cellglot.training.config import TrainingConfig, check_keys, load_config
-from cellglot.training.finetuning.gene_sums import GeneSumSettings
+from cellglot.training.finetuning.gene_sum_fit import GeneSumSettings
 
 
 RECIPES = Path(__file__).with_name("recipes")

@@ -98,7 +98,8 @@ def _store_rows(proto: Any) -> None:
     """Store embeddings as 8 bits with a scale for each row, and compute with the selected rows in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
-    graph, uses = proto.graph, {}
+    graph = proto.graph
+    uses: dict[str, set[tuple[str, int]]] = {}
     for node in graph.node:
         for place, name in enumerate(node.input):
             uses.setdefault(name, set()).add((node.op_type, place))
@@ -117,7 +118,7 @@ def _store_rows(proto: Any) -> None:
     for node in graph.node:
         nodes.append(node)
         if node.op_type == "Gather" and node.input[0] in tables:
-            table, rows, found = *node.input, node.output[0]
+            (table, rows), found = node.input, node.output[0]
             selected, scale, whole = (f"{found}_{name}" for name in ("int8", "scale", "float32"))
             node.output[0] = selected
             nodes += [

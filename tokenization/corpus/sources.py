@@ -1,5 +1,6 @@
 """Token Parquet where it lies: on disk, or read over a network by ``hf://``, ``s3://`` and other addresses."""
 
+import functools
 import logging
 import shutil
 import tempfile
@@ -73,7 +74,7 @@ def file_system(address: str) -> tuple[Any, str]:
     CorpusError
         If the scheme of the address is unknown, or its package is not installed; names the package.
     """
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     scheme = address.partition("://")[0]
     try:
@@ -190,7 +191,7 @@ def check_sizes(address: str, shards: list[dict[str, Any]]) -> None:
     for folder in sorted(folders):
         inside = f"{path}/{folder}" if folder else path
         try:
-            listed = retried(f"{address}/{folder}", lambda inside=inside: system.ls(inside, detail=True))
+            listed = retried(f"{address}/{folder}", functools.partial(system.ls, inside, detail=True))
         except CorpusError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 continue

@@ -165,7 +165,7 @@ def tokenize_corpus(
         raise ValueError("validation_fraction and test_fraction must be at least 0, and together below 1")
     given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
     loaded = None if vocabulary is None else _load_vocabulary(vocabulary)
-    arguments = {
+    arguments: dict[str, Any] = {
         "tokenizer": tokenizer,
         "tokenizer_options": _known(kinds[tokenizer], tokenizer_options or {}) if ready is None else _options(ready),
         "vocabulary": None if loaded is None else _digest(loaded.to_dict()),
@@ -173,7 +173,10 @@ def tokenize_corpus(
         "genes": None if genes is None else _digest(sorted(genes)),
         "cellglot": cellglot.__version__,
     }
-    arguments |= ({} if species is None else {"species": species}) | ({"shuffle": True} if shuffle else {})
+    if species is not None:
+        arguments["species"] = species
+    if shuffle:
+        arguments["shuffle"] = True
     run = _Run(
         paths=paths,
         folder=OutputFolder(output, "tokenize", given),

@@ -52,9 +52,9 @@ def may_project(*layers: nn.Module) -> bool:
     if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     weights = [weight for layer in layers for weight in layer.parameters()]
-    if torch.is_autocast_enabled(weights[0].device.type):
+    if any(w.is_meta or w.dtype != torch.float32 for w in weights):
         return False
-    return all(map(works_alone, layers)) and all(w.dtype == torch.float32 and not w.is_meta for w in weights)
+    return not torch.is_autocast_enabled(weights[0].device.type) and all(map(works_alone, layers))
 
 
 __all__ = ["GeneProjections", "may_project"]

@@ -121,7 +121,7 @@ def perturb(
     named = delete if delete is not None else overexpress
     genes = split_list(named) if isinstance(named, str) else named
     target, name = or_none(output), model.name if isinstance(model, LoadedModel) else resolve_model(model)
-    source: Any = cells if is_anndata(cells) else existing(cells)  # type: ignore[arg-type]
+    source: Any = cells if is_anndata(cells) else existing(cells)
     if target is not None:
         check_table(target)
         check_file(target, [source if isinstance(source, Path) else source.filename, name], overwrite=overwrite)
