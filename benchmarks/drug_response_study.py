@@ -45,7 +45,7 @@ def main() -> None:
     """Evaluate the models and write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/drug_response/deepcdr", help="folder of drug response")
-    parser.add_argument("--output", default="/tmp/drug_response_evaluation", help="folder of the evaluation")
+    parser.add_argument("--output", default="drug_response_evaluation", help="folder of the evaluation")
     parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
     given = parser.parse_args()
     done = cellglot.evaluate(list(MODELS), drug_response=given.data, tasks=["drug-response"], output=given.output)
