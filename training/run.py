@@ -22,6 +22,7 @@ from cellglot.training.runs.finite import check_weights
 from cellglot.training.runs.identity import FILES, read_identity, recorded_corpus, run_identity
 from cellglot.training.runs.output import RUN_FILE, TrainingOutput
 from cellglot.training.runs.stopping import EvaluationStopped, StopRequest
+from cellglot.training.runs.work import summary
 from cellglot.training.trainer import LOWER_RATE, CellTrainer
 from cellglot.training.weight_average import WeightAverage
 
@@ -223,7 +224,10 @@ def run_training(
             say(trainer, f"stopped {at}; the same command resumes from there")
             stop.end()
         check_weights(trainer.model, "the trained model", LOWER_RATE)
-        output.finish(save or trainer.save_model, finite(_record(trainer, output, metrics, facts())))
+        record = _record(trainer, output, metrics, facts())
+        output.finish(save or trainer.save_model, finite(record))
+        if not trainer.stopping:
+            say(trainer, f"trained on {summary(record['work'])}")
     return metrics
 
 
@@ -263,7 +267,9 @@ def _record(
         "device": str(trainer.args.device),
         "processes": trainer.args.world_size,
         "config": dataclasses.asdict(output.config),
-        "corpus": recorded_corpus(output.corpus),
+        "corpus": recorded_corpus(output.corpus)
+        | {"digest": output.identity.get("parts", {}).get("corpus", {}).get("content")},
+        "work": trainer.work.record(trainer),
         **facts,
         "metrics": metrics,
         "log": trainer.state.log_history,

@@ -38,6 +38,7 @@ from cellglot.training.runs.checkpoints import (
 )
 from cellglot.training.runs.finite import NonFiniteError, check_weights, describe_step, is_finite
 from cellglot.training.runs.stopping import EvaluationStopped, StopRequest, leave_signals_to_parent
+from cellglot.training.runs.work import WorkMeter
 
 
 LOWER_RATE = (
@@ -80,6 +81,8 @@ class CellTrainer(Trainer):
         Whether the training stopped early, or is about to.
     identity : dict
         From `run_identity`, written to each checkpoint.
+    work : WorkMeter
+        What the run did and took.
     """
 
     data_collator: Any
@@ -106,6 +109,8 @@ class CellTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
+        self.work = WorkMeter()
+        self.add_callback(self.work)
         self.add_callback(TrainingProgress(description))
         self.add_callback(_TurningPoints(self))
 
@@ -176,6 +181,11 @@ class CellTrainer(Trainer):
             base.worker_init_fn = functools.partial(_start_worker, base.worker_init_fn)
         return loader
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of the next step, and measure the wait for them."""
+        with self.work.waiting():
+            return super().get_batch_samples(*args, **kwargs)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Count the items of a step as models do, over batches and processes, and the processes with a signal."""
         if not batch_samples:
@@ -203,7 +213,8 @@ class CellTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the gradients of a batch, and store its loss for a check."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self.work.batch(self, inputs):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         self._batches.append(inputs)
         return loss

@@ -9,6 +9,7 @@ from typing import Any
 from cellglot.inputs import read_json
 from cellglot.tokenization.families import tokenizers
 from cellglot.training.run import RUN_FILE
+from cellglot.training.runs.work import summary
 
 
 CONFIG_FILE = "training_config.yaml"
@@ -132,6 +133,19 @@ class TrainingRun:
         """Versions."""
         names = ("cellglot", "transformers", "torch", "python")
         return ", ".join(f"{name} {self.record[name]}" for name in names if name in self.record)
+
+    @property
+    def work(self) -> str:
+        """What the run did and took, in a line; empty for records of earlier versions."""
+        return summary(self.record["work"]) if "work" in self.record else ""
+
+    @property
+    def code(self) -> str:
+        """Commit that the run was made with, if it is known."""
+        code = (self.record.get("work") or {}).get("code", {})
+        if "commit" not in code:
+            return ""
+        return f"commit {code['commit']}" + (", with changes" if code.get("changed") else "")
 
     def command(self, output: str, base: str | None) -> str:
         """Return the command that repeats the run with the published configuration."""
