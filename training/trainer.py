@@ -25,6 +25,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from cellglot.modeling.cell_losses import count_items
 from cellglot.outputs import write_json
 from cellglot.training.data.dataset import EpochSampler
+from cellglot.training.data.packing import packed, with_tokens
 from cellglot.training.data.streaming import StreamedCells
 from cellglot.training.progress import TrainingProgress, no_other_bars
 from cellglot.training.runs.checkpoints import (
@@ -70,6 +71,9 @@ class CellTrainer(Trainer):
     summarize
         (model, batch, output) -> predictions and labels for `compute_metrics`, one row for each cell; by default
         the output's predictions and the labels.
+    pack_cells
+        Give the model batches without padding (`cellglot.training.data.packing`): the same losses, and less work where
+        attention skips what is between cells (FlashAttention, FlexAttention).
     **kwargs
         As for `transformers.Trainer`.
 
@@ -89,11 +93,17 @@ class CellTrainer(Trainer):
     optimizer: Any
 
     def __init__(
-        self, *, description: str = "training", optimizer_name: str = "adamw", summarize: Any = None, **kwargs: Any
+        self,
+        *,
+        description: str = "training",
+        optimizer_name: str = "adamw",
+        summarize: Any = None,
+        pack_cells: bool = False,
+        **kwargs: Any,
     ):
         if optimizer_name not in ("adam", "adamw"):
             raise ValueError(f"optimizer {optimizer_name!r}: it is 'adam' or 'adamw'")
-        self.optimizer_name, self.summarize = optimizer_name, summarize
+        self.optimizer_name, self.summarize, self.pack_cells = optimizer_name, summarize, pack_cells
         self.eval_data_collator: Any = None
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
@@ -387,6 +397,8 @@ class CellTrainer(Trainer):
         """Evaluate a batch; return loss, predictions and labels, no hidden states."""
         self._end_evaluation_if_asked()
         inputs = self._prepare_inputs(inputs)
+        if self.pack_cells:
+            inputs = with_tokens(inputs)
         with torch.no_grad():
             outputs = model(**self._of_model(inputs))
         if prediction_loss_only:
@@ -395,7 +407,7 @@ class CellTrainer(Trainer):
 
     def _of_model(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of a batch that the model takes, before each forward pass."""
-        return inputs
+        return packed(inputs) if self.pack_cells else inputs
 
     def _predicted(self, model: Any, inputs: dict[str, Any], outputs: Any) -> tuple[Any, Any]:
         """Return predictions and labels of a batch for the metrics."""

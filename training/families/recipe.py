@@ -30,6 +30,8 @@ class Recipe:
         Entries of the record of the run.
     summarize
         (model, batch, output) -> tensors for `metrics` with one row for each cell; by default predictions and labels.
+    pack_cells
+        As for `cellglot.training.trainer.CellTrainer`.
     """
 
     model: PreTrainedModel
@@ -41,6 +43,7 @@ class Recipe:
     summary: str
     facts: dict[str, Any] = field(default_factory=dict)
     summarize: Callable[..., Any] | None = None
+    pack_cells: bool = False
 
 
 def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Corpus, model: str, name: str) -> None:
@@ -53,9 +56,12 @@ def check_tokenizer(tokenizer: GeneExpressionTokenizer, wanted: type, corpus: Co
 
 
 def new_configuration(config_class: Any, section: Mapping[str, Any], tokenizer: Any, **given: Any) -> Any:
-    """Return the configuration of a model from the section ``model``, which has precedence over `given`."""
+    """Return the configuration of a model from the section ``model``, which has precedence over `given`.
+
+    ``attn_implementation`` is that of transformers, such as ``flash_attention_2``; it is not saved with the model.
+    """
     name, sizes = where(section, "model"), given | {k: v for k, v in section.items() if k != "type"}
-    check_keys(sizes, list(config_class.__dataclass_fields__), name)
+    check_keys(sizes, [*config_class.__dataclass_fields__, "attn_implementation"], name)
     if sizes.setdefault("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
         raise ValueError(
             f"{name}.vocab_size is {sizes['vocab_size']:,}, but the corpus has {tokenizer.vocab_size:,} ids: remove it"

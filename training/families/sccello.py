@@ -1,9 +1,11 @@
 """scCello in training: masked genes, and cell types with their relations in the Cell Ontology."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from cellglot.modeling.cell_losses import IGNORED
@@ -26,7 +28,22 @@ from cellglot.training.metrics import MaskedGeneMetrics, masked_gene_rows
 from cellglot.training.trainer import count_parameters
 
 
-def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
+@strict
+@dataclass(kw_only=True)
+class ScCelloData(PretrainingData):
+    """Keys of the section ``data`` in pretraining.
+
+    Parameters
+    ----------
+    pack_cells
+        Give the network the cells of a batch one after the other, without padding; for ``model.attn_implementation``
+        ``flash_attention_2`` or ``flex_attention``, others gain nothing by it.
+    """
+
+    pack_cells: bool = False
+
+
+def sccello_recipe(model: Mapping[str, Any], data: ScCelloData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of scCello.
 
     Prototypes are those of the types of the training cells. Cells whose label is not a cell type only train the
@@ -65,6 +82,7 @@ def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corp
         collator=collator,
         metrics=MaskedGeneMetrics("cell_type_accuracy"),
         summarize=summarize_sccello,
+        pack_cells=data.pack_cells,
         summary="\n".join(
             [
                 f"{count_parameters(made):,} parameters; {len(train):,} cells for training and "
@@ -110,7 +128,7 @@ def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple
 
 SCCELLO = TrainedFamily(
     name="sccello",
-    pretraining_data=PretrainingData,
+    pretraining_data=ScCelloData,
     recipe=sccello_recipe,
     model_classes={
         "cell-type": ScCelloForSequenceClassification,

@@ -58,6 +58,7 @@ def pretrain(
             processing_class=recipe.processing_class,
             compute_metrics=recipe.metrics,
             summarize=recipe.summarize,
+            pack_cells=recipe.pack_cells,
             description="pretraining",
             optimizer_name=config.optimizer.get("name", "adamw"),
             callbacks=list(callbacks),

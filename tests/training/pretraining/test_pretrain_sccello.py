@@ -165,6 +165,21 @@ def test_two_processes_are_one_on_the_joined_batch(rank_corpus, pretrained, tmp_
         assert torch.allclose(a[name].float(), b[name].float(), atol=3e-4), name
 
 
+def test_packed_batches_train_as_padded_ones(rank_corpus, tmp_path):
+    """With cells of different lengths, cells without a label, and a last batch that is filled up."""
+    small = ["trainer.max_steps=4", "trainer.per_device_train_batch_size=140", "model.max_position_embeddings=10"]
+    small += ["trainer.per_device_eval_batch_size=60", "data.mask_fraction=0.3"]
+    for folder, changes in (("padded", []), ("packed", ["data.pack_cells=true", "model.attn_implementation=sdpa"])):
+        pretrain(settings(*small, *changes), rank_corpus, tmp_path / folder)
+    padded, packed = (json.loads((tmp_path / name / RUN_FILE).read_text()) for name in ("padded", "packed"))
+    for name in ("loss", "masked_gene_loss", "relational_alignment_loss", "coherence_loss", "regularization_loss"):
+        losses = [[e[name] for e in record["log"] if "loss" in e] for record in (padded, packed)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4), name
+    for name in ("eval_masked_gene_loss", "eval_cell_type_accuracy"):
+        assert padded["metrics"][name] == pytest.approx(packed["metrics"][name], rel=1e-4)
+    assert packed["work"]["tokens"] == padded["work"]["tokens"]
+
+
 def test_objectives_can_be_switched_off(rank_corpus, tmp_path):
     off = [f"model.{name}_weight=0" for name in ("coherence", "regularization", "relational_alignment")]
     pretrain(settings("trainer.max_steps=2", *off), rank_corpus, tmp_path)
