@@ -31,6 +31,11 @@ EXAMPLE_FILE = "example_cells.h5ad"
 SETTINGS, GRAPH = "model/settings.json", "model/model.onnx.gz"
 MOST_CELLS = 20_000  # annotated of a file
 MOST_FILE_BYTES = 4 << 30
+# Loaded, and kept for use without a network, only by browsers with a graphics processor.
+WEBGPU = (
+    "vendor/onnxruntime/ort.webgpu.bundle.min.mjs",
+    "vendor/onnxruntime/ort-wasm-simd-threaded.asyncify.wasm.gz",
+)
 MOST_BYTES = 25_000_000  # of a page with its model, if the weights allow it
 
 
@@ -146,7 +151,8 @@ def _listed(files: Mapping[str, bytes]) -> bytes:
     mark = hashlib.sha256()
     for path in sorted(files):
         mark.update(path.encode() + hashlib.sha256(files[path]).digest())
-    return json.dumps({"mark": mark.hexdigest()[:16], "files": ["./", *sorted(files)]}).encode()
+    usual = ["./", *sorted(files.keys() - WEBGPU)]
+    return json.dumps({"mark": mark.hexdigest()[:16], "files": usual, "webgpu": WEBGPU}).encode()
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import { number } from "./errors.js";
 const PAGE_ROWS = 25;
 const MOST_ON_MAP = 15_000;
 const LEAST_ON_MAP = 5;
+const COMPUTE = new URLSearchParams(location.search).get("compute"); // wasm, webgpu, or null for the faster one
 const TOP = 254, MISSING = 255; // the plot's values in bytes
 
 const $ = (id) => document.getElementById(id);
@@ -46,7 +47,7 @@ function startAnnotator() {
   };
   worker.onerror = (event) => answers.error({ message: `The page failed: ${event.message ?? "a worker did not start"}`, task: "load" });
   state.worker = { terminate: () => worker.terminate(), ask: (message) => (ready ? worker.postMessage(message) : waiting.push(message)) };
-  state.worker.ask({ type: "load" });
+  state.worker.ask({ type: "load", compute: COMPUTE });
 }
 
 const answers = {
@@ -64,6 +65,10 @@ const answers = {
       $("link").hidden = false;
     }
     document.documentElement.dataset.ready = "yes";
+  },
+  compute({ line, webgpu }) {
+    $("compute-line").textContent = line;
+    if (webgpu) navigator.serviceWorker?.ready.then(({ active }) => active.postMessage("webgpu"));
   },
   progress({ stage, share, cells }) {
     $("stage").textContent = stage;
@@ -386,6 +391,8 @@ function completeGene({ target }) {
   }));
 }
 
+$("compute-other").href = COMPUTE === "wasm" ? "?" : "?compute=wasm";
+$("compute-other").textContent = COMPUTE === "wasm" ? "Use the graphics processor if it is faster" : "Use the processor only";
 show("start");
 startAnnotator();
 navigator.serviceWorker?.register(new URL("offline.js", import.meta.url)).catch(() => {}); // only needed without a network

@@ -1,27 +1,11 @@
 // Load the model's files and run its network.
 
-import * as ort from "./vendor/onnxruntime/ort.wasm.bundle.min.mjs";
 import { Calibration, Plain } from "./calibration.js";
 import { Vocabulary } from "./genes.js";
 import { padded } from "./tokens.js";
-import { PageError } from "./errors.js";
+import { fetched, unpacked } from "./files.js";
+import { Graph } from "./graph.js";
 import { readSafetensors } from "./safetensors.js";
-
-const LARGEST_NUMBER_OF_THREADS = 4;
-
-async function fetched(path) {
-  const reply = await fetch(new URL(path, import.meta.url));
-  if (!reply.ok) throw new PageError(`The page's file ${path} cannot be loaded (${reply.status}): reload the page.`);
-  return reply;
-}
-
-/** Fetch a file that lies there packed by gzip; some servers unpack it on the way. */
-async function unpacked(path) {
-  const buffer = await (await fetched(path)).arrayBuffer();
-  const bytes = new Uint8Array(buffer, 0, 2);
-  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return buffer;
-  return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
-}
 
 const json = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
 
@@ -40,44 +24,43 @@ function byToken(tensors, vocabulary, settings) {
 }
 
 export class Model {
-  static async load() {
+  /**
+   * @param {"wasm"|"webgpu"|null} wanted  what computes; null for the faster one
+   * @param {(line: string, webgpu: boolean) => void} tell  is told what computes, and whether WebGPU was loaded
+   */
+  static async load(wanted, tell) {
     const settings = await (await fetched("model/settings.json")).json();
-    const [genes, statistics, graph, runtime, calibration] = await Promise.all([
+    const [genes, statistics, graph, calibration] = await Promise.all([
       unpacked("model/genes.json.gz"),
       fetched("model/gene_stats.safetensors").then((reply) => reply.arrayBuffer()),
-      unpacked("model/model.onnx.gz"),
-      unpacked("vendor/onnxruntime/ort-wasm-simd-threaded.wasm.gz"),
+      Graph.start(unpacked("model/model.onnx.gz"), wanted, tell),
       settings.calibrated ? fetched("model/annotation_calibration.safetensors").then((reply) => reply.arrayBuffer()) : null,
     ]);
-    ort.env.wasm.wasmBinary = runtime;
-    ort.env.wasm.numThreads = self.crossOriginIsolated
-      ? Math.min(LARGEST_NUMBER_OF_THREADS, navigator.hardwareConcurrency || 1)
-      : 1;
-    const session = await ort.InferenceSession.create(new Uint8Array(graph), {
-      executionProviders: ["wasm"],
-      graphOptimizationLevel: "all",
-    });
-    return new Model(settings, new Vocabulary(json(genes)), readSafetensors(statistics).tensors, session, calibration);
+    const model = new Model(settings, new Vocabulary(json(genes)), readSafetensors(statistics).tensors, graph, calibration);
+    model.#warm();
+    return model;
   }
 
-  constructor(settings, vocabulary, tensors, session, calibration) {
+  constructor(settings, vocabulary, tensors, graph, calibration) {
     this.settings = settings;
     this.vocabulary = vocabulary;
     this.statistics = byToken(tensors, vocabulary, settings.tokenizer);
-    this.session = session;
+    this.graph = graph;
     this.judge = calibration ? new Calibration(calibration) : new Plain(settings.classes, settings.cell_types);
-    this.embeddingName = session.outputNames.find((name) => name !== "logits");
+  }
+
+  /** Let the graph compile for cells that each express the same genes. */
+  #warm(cells = 8, width = 64) {
+    const size = cells * width;
+    const { tokens } = this.vocabulary;
+    const input_ids = BigInt64Array.from({ length: size }, (_, i) => BigInt(tokens[(i % width) % tokens.length]));
+    const arrays = { input_ids, attention_mask: new BigInt64Array(size).fill(1n), expression_values: new Float32Array(size).fill(1) };
+    this.graph.warm(arrays, [cells, width]);
   }
 
   /** Run the network on some cells; returns logits and embeddings, flat. */
-  async run(rows, cells) {
+  run(rows, cells) {
     const { width, ...arrays } = padded(rows, cells, this.settings.tokenizer.pad_token_id);
-    const feeds = {};
-    for (const name of this.session.inputNames) {
-      feeds[name] = new ort.Tensor(arrays[name] instanceof BigInt64Array ? "int64" : "float32", arrays[name], [cells.length, width]);
-    }
-    const outputs = await this.session.run(feeds);
-    const found = { logits: outputs.logits.data, embedding: outputs[this.embeddingName].data };
-    return found;
+    return this.graph.run(arrays, [cells.length, width]);
   }
 }

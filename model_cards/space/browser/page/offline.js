@@ -1,10 +1,20 @@
 // A service worker: keeps the page's files in the browser, so that the page works without a network once it is loaded.
 
-const { mark, files } = FILES_OF_THE_PAGE;
+const { mark, files, webgpu } = FILES_OF_THE_PAGE; // `webgpu`: only for browsers with a graphics processor
 const CACHE = `cellglot-${mark}`;
 
+async function keep(paths) {
+  await (await caches.open(CACHE)).addAll(paths);
+}
+
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(files)).then(() => self.skipWaiting()));
+  const kept = caches.match(new URL(webgpu[0], self.location)).then((had) => keep(had ? [...files, ...webgpu] : files));
+  event.waitUntil(kept.then(() => self.skipWaiting()));
+});
+
+// The page says "webgpu" when it has loaded these files.
+self.addEventListener("message", (event) => {
+  if (event.data === "webgpu") event.waitUntil(keep(webgpu).catch(() => {})); // without them WebAssembly computes
 });
 
 self.addEventListener("activate", (event) => {

@@ -16,7 +16,7 @@ let opened = null; // the file, kept open for the table of cells
 let done = null; // results of the last file
 
 const say = (type, content = {}, transfer = []) => self.postMessage({ type, ...content }, transfer);
-const loaded = () => (model ??= Model.load());
+const loaded = (compute = null) => (model ??= Model.load(compute, (line, webgpu) => say("compute", { line, webgpu })));
 
 self.onmessage = async ({ data }) => {
   try {
@@ -29,8 +29,8 @@ self.onmessage = async ({ data }) => {
 };
 
 const tasks = {
-  async load() {
-    const { settings, vocabulary, judge } = await loaded();
+  async load({ compute }) {
+    const { settings, vocabulary, judge } = await loaded(compute);
     const symbols = vocabulary.genes.map((gene, i) => vocabulary.symbols[i] || gene);
     say("ready", { settings, symbols, levels: judge.levels ?? null });
   },
