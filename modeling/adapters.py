@@ -24,9 +24,15 @@ from cellglot.modeling.adapter_folders import (
     weights_fingerprint,
 )
 from cellglot.modeling.collection import in_collection
-from cellglot.modeling.families import find_network
+from cellglot.modeling.families import FAMILIES, find_network
 from cellglot.modeling.loading import check_model, load_configuration, load_model, load_tokenizer, read_config
-from cellglot.modeling.model_files import ModelFileError, check_adapter_settings, check_finite, read_configuration
+from cellglot.modeling.model_files import (
+    ModelFileError,
+    check_adapter_settings,
+    check_finite,
+    check_loaded,
+    read_configuration,
+)
 from cellglot.modeling.model_names import is_repository_name
 from cellglot.outputs import OutputFolder, write_json
 
@@ -136,15 +142,19 @@ def _load_base(adapter: Adapter, base: str | Path | None, **kwargs: Any) -> PreT
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of the new head, which the adapter replaces
     try:
-        model = load_model(
+        model, info = load_model(
             adapter.model_class,
             name,
-            new=tuple(adapter.peft_config.modules_to_save or ()),
+            check=False,
+            output_loading_info=True,
             config=type(adapter.config).from_dict(adapter.config.to_dict()),
             ignore_mismatched_sizes=True,
             **of_base,
             **kwargs,
         )
+        encoder = FAMILIES[adapter.config.model_type].encoder
+        # Heads come from the adapter, or are not used: a base may be an encoder alone.
+        check_loaded(name, model, info, [part for part, _ in model.named_children() if part != encoder])
     except ModelFileError as error:
         raise ModelFileError(f"{error} ({adapter.name} was trained on {adapter.base_name})") from error
     except InputError as error:

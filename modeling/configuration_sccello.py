@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
+from .model_tasks import TaskConfig, check_gene_sums, check_linear_genes, classes_that_fit
 
 
 @strict
@@ -51,7 +51,11 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Cell embedding: ``"cls"``, the hidden state of ``<cls>``, as published, or the ``"mean"`` over genes (without
         special tokens and padding).
     encoder_tokens
-        Tokens of a cell that the encoder reads, the first ones; the others are for `gene_sums` alone. By default all.
+        Tokens of a cell that the encoder reads, the first ones; the others are for `gene_sums` and `linear_genes`
+        alone. By default all.
+    linear_genes
+        Genes of a linear latent, a weighted sum of their expression as the order of all tokens implies it, see
+        `RankedLinearLatent`; 0 for none. In the cell embedding it follows the pooled hidden state.
     gene_sums
         Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
     gene_sum_weight
@@ -88,6 +92,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     gather_cells: bool = True
     pooling: str = "cls"
     encoder_tokens: int | None = None
+    linear_genes: int = 0
     gene_sums: bool = False
     gene_sum_weight: float | int = 0.5
     label_cl_ids: dict[str, str] | None = None
@@ -116,7 +121,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         if self.cell_types is None:
             self.cell_types = [None] * self.num_cell_types
         kept = ("AutoModel", "AutoModelForSequenceClassification")
-        self.auto_map = classes_that_fit(self.auto_map, self.encoder_tokens, *kept)
+        self.auto_map = classes_that_fit(self.auto_map, self, *kept)
         super().__post_init__(**kwargs)
 
     @property
@@ -158,6 +163,7 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             Names the fields.
         """
         check_gene_sums(self)
+        check_linear_genes(self, self.num_genes)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"

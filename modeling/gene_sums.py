@@ -96,11 +96,9 @@ class RankedGeneSums(GeneSums):
         super().__init__(vocab_size, num_labels)
         self.register_buffer("medians", torch.zeros(vocab_size))
 
-    @torch.no_grad()
     def set_statistics(self, tokenizer: Any) -> None:
         """Set the medians of genes of a tokenizer, by which it ranks genes."""
-        ids = torch.as_tensor(tokenizer.vocabulary.gene_token_ids).long()
-        self.medians[ids] = torch.as_tensor(tokenizer.vocabulary.medians, dtype=self.medians.dtype)
+        set_medians(self.medians, tokenizer)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
@@ -110,14 +108,35 @@ class RankedGeneSums(GeneSums):
         input_ids, attention_mask
             As for `ScCelloModel`, not packed, shape (cells, tokens).
         """
-        with torch.no_grad():
-            medians = self.medians[input_ids].float()
-            if attention_mask is not None:
-                medians = medians * attention_mask
-            counts = implied_counts(medians)
-            totals = counts.sum(dim=1, keepdim=True).clamp(min=1)
-            logs = torch.log1p(counts * (TARGET_SUM / totals))
-        return self.sums(input_ids, logs)
+        return self.sums(input_ids, implied_logs(self.medians, input_ids, attention_mask))
+
+
+@torch.no_grad()
+def set_medians(medians: torch.Tensor, tokenizer: Any) -> None:
+    """Set the medians of genes of a tokenizer of rank-value tokens, by token id; shape (vocabulary,)."""
+    ids = torch.as_tensor(tokenizer.vocabulary.gene_token_ids).long()
+    medians[ids] = torch.as_tensor(tokenizer.vocabulary.medians, dtype=medians.dtype)
+
+
+@torch.no_grad()
+def implied_logs(
+    medians: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return log1p of the counts that the order of genes implies, scaled to 10,000; float32, shape (cells, tokens).
+
+    Parameters
+    ----------
+    medians
+        Of each token, 0 for special ones, shape (vocabulary,).
+    input_ids, attention_mask
+        As for `ScCelloModel`, not packed, shape (cells, tokens).
+    """
+    of_genes = medians[input_ids].float()
+    if attention_mask is not None:
+        of_genes = of_genes * attention_mask
+    counts = implied_counts(of_genes)
+    totals = counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.log1p(counts * (TARGET_SUM / totals))
 
 
 def implied_counts(medians: torch.Tensor) -> torch.Tensor:
@@ -188,6 +207,8 @@ __all__ = [
     "RankedGeneSums",
     "StandardizedGeneSums",
     "implied_counts",
+    "implied_logs",
     "joined_scores",
     "joined_terms",
+    "set_medians",
 ]

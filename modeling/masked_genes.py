@@ -208,6 +208,21 @@ def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> t
     return pooled if projection is None else nn.functional.normalize(projection(pooled).float(), dim=-1)
 
 
+def _whole_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
+    """Return what `rank_value_copies` does, by a forward pass of every copy: a linear latent reads all tokens."""
+    for part in gene_places(encoder.config, input_ids).split(at_once):
+        copies = input_ids.repeat(len(part), 1)
+        copies[torch.arange(len(part), device=part.device), part] = encoder.config.mask_token_id
+        yield encoder(copies).pooler_output
+
+
+def tokens_read(encoder: Any) -> int | None:
+    """Return how many tokens of a cell, the first ones, an encoder of rank-value tokens reads; None for all."""
+    if getattr(encoder, "linear_latent", None) is not None:
+        return None
+    return getattr(getattr(encoder, "config", None), "encoder_tokens", None)
+
+
 def gene_places(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """Return the places of a cell's genes without special tokens, shape (genes,)."""
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "mask", "cls")]
@@ -331,11 +346,13 @@ def masked_embeddings(
         Token id of the gene hidden in each copy, shape (genes,): those that the encoder reads.
     """
     encoder, ids = cell_encoder(model), cell["input_ids"]
-    ids = ids[: getattr(getattr(encoder, "config", None), "encoder_tokens", None)]
+    ids = ids[: tokens_read(encoder)]
     if len(ids) < 2:
         raise ValueError(f"a cell of {len(ids)} tokens: to hide a gene, a cell needs at least one other")
     if hasattr(encoder, "can_choose_places"):
-        copies, genes = rank_value_copies(encoder, ids, at_once), ids[gene_places(encoder.config, ids)]
+        whole = encoder.linear_latent is not None
+        copies = (_whole_copies if whole else rank_value_copies)(encoder, ids, at_once)
+        genes = ids[gene_places(encoder.config, ids)]
     elif hasattr(encoder, "gene_embedding"):
         copies, genes = exceiver_copies(encoder, ids, cell["expression_values"], at_once), ids
     else:
@@ -392,4 +409,5 @@ __all__ = [
     "gene_distances",
     "latents_of_copies",
     "masked_embeddings",
+    "tokens_read",
 ]

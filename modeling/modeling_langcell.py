@@ -39,6 +39,7 @@ from .configuration_langcell import LangCellCellConfig, LangCellConfig
 from .cpu_layers import Dropout
 from .gene_sums import RankedGeneSums
 from .input_checks import check_labels
+from .linear_latent import pooled_size
 from .modeling_langcell_text import LangCellPreTrainedModel, LangCellTextModel, LangCellTextModelOutput, normalized
 from .modeling_sccello import ScCelloModel, count_cells, refuse_part_of_cells
 from .packed_texts import CellKeys, DistinctTexts, distinct_texts, pack_texts, trim_cells
@@ -170,7 +171,7 @@ class LangCellCellModel(ScCelloModel):
 
     def __init__(self, config: LangCellCellConfig, add_projection: bool = True):
         super().__init__(config)
-        self.projection = nn.Linear(config.hidden_size, config.projection_dim) if add_projection else None
+        self.projection = nn.Linear(pooled_size(config), config.projection_dim) if add_projection else None
         self.post_init()
 
     @can_return_tuple
@@ -221,7 +222,6 @@ class LangCellModel(LangCellPreTrainedModel):
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
-        refuse_part_of_cells(config.cell_config, self)
         self.cell_model = LangCellCellModel(config.cell_config)
         self.text_model = LangCellTextModel(config.text_config)
         self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
@@ -460,7 +460,9 @@ class LangCellModel(LangCellPreTrainedModel):
         return PAIRS_ON_CPU if input_ids.device.type == "cpu" else PAIRS_ON_ACCELERATOR
 
     def _cell_key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Return which of the tokens that the encoder reads are no padding, shape (cells, tokens)."""
         mask = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        mask = mask[:, : self.config.cell_config.encoder_tokens]
         return mask | ~mask.any(dim=1, keepdim=True)
 
     def _texts(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> DistinctTexts:
@@ -635,6 +637,7 @@ class LangCellForPreTraining(LangCellModel):
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
+        refuse_part_of_cells(config.cell_config, self)
         self.gene_head = LangCellGeneHead(config.cell_config)
         self.post_init()
         if config.stage == 1:
@@ -879,12 +882,12 @@ class LangCellClassificationHead(nn.Module):
     def __init__(self, config: LangCellConfig):
         super().__init__()
         cell = config.cell_config
-        self.dense = nn.Linear(cell.hidden_size, cell.hidden_size)
+        self.dense = nn.Linear(pooled_size(cell), cell.hidden_size)
         self.dropout = Dropout(cell.hidden_dropout_prob)
         self.out_proj = nn.Linear(cell.hidden_size, config.num_labels)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Score classes, shape (cells, classes), by hidden states, shape (cells, hidden size)."""
+        """Score classes, shape (cells, classes), by pooled hidden states, shape (cells, size)."""
         return self.out_proj(self.dropout(torch.tanh(self.dense(states))))
 
 

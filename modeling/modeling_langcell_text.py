@@ -21,6 +21,7 @@ from .configuration_langcell import LangCellConfig, LangCellTextConfig
 from .cpu_layers import Dropout
 from .gene_sums import RankedGeneSums
 from .input_checks import check_ids, is_readable
+from .linear_latent import RankedLinearLatent
 from .model_tasks import Predicts
 from .modeling_sccello import ScCelloAttention, ScCelloEmbeddings, refuse_to_cut
 from .packed_texts import CellKeys, PackedTexts, pack_texts
@@ -80,7 +81,7 @@ class LangCellPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, RankedGeneSums):
+        elif isinstance(module, (RankedGeneSums, RankedLinearLatent)):
             module.reset()
         else:
             super()._init_weights(module)

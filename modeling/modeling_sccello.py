@@ -39,6 +39,7 @@ from .configuration_sccello import ScCelloConfig
 from .cpu_layers import Dropout
 from .gene_sums import RankedGeneSums
 from .input_checks import check_ids, check_labels, check_range, is_readable
+from .linear_latent import RankedLinearLatent, pooled_size
 from .model_tasks import Predicts
 from .plain_layers import eager_attention_forward, embedding_rows
 
@@ -261,7 +262,7 @@ class ScCelloPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         elif isinstance(module, ScCelloForPreTraining):
             init.constant_(module.similarity_levels, NO_LEVEL)
             init.constant_(module.ancestor_mask, False)
-        elif isinstance(module, RankedGeneSums):
+        elif isinstance(module, (RankedGeneSums, RankedLinearLatent)):
             module.reset()
         else:
             super()._init_weights(module)
@@ -284,6 +285,15 @@ def refuse_part_of_cells(config: Any, model: nn.Module) -> None:
         raise ValueError(
             f"encoder_tokens={config.encoder_tokens} is for classifiers of cells: {type(model).__name__} needs the "
             "hidden states of all tokens, set it to None"
+        )
+
+
+def refuse_linear_latent(config: Any, model: nn.Module) -> None:
+    """Refuse a linear latent, for models that learn from the hidden state of a cell."""
+    if config.linear_genes:
+        raise ValueError(
+            f"linear_genes={config.linear_genes} is for embeddings and classifiers of cells: {type(model).__name__} "
+            "learns from hidden states alone, set it to 0"
         )
 
 
@@ -316,6 +326,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
         super().__init__(config)
         self.embeddings = ScCelloEmbeddings(config)
         self.layers = nn.ModuleList(ScCelloLayer(config) for _ in range(config.num_hidden_layers))
+        self.linear_latent = RankedLinearLatent(config) if config.linear_genes else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -371,6 +382,16 @@ class ScCelloModel(ScCelloPreTrainedModel):
         tokens = self.config.encoder_tokens
         first = [None if values is None else values[:, :tokens] for values in (attention_mask, position_ids)]
         return input_ids[:, :tokens], first[0], first[1]
+
+    def _linear(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return the linear latent of all tokens of each cell, shape (cells, hidden size), if there is one."""
+        if self.linear_latent is None:
+            return None
+        if self._packed_cells(input_ids, attention_mask, position_ids) is not None:
+            raise ValueError("linear_genes needs each cell in a row of its own, not packed cells")
+        return self.linear_latent(input_ids, attention_mask)
 
     def _packed_cells(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
@@ -441,7 +462,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
 
         The cell embedding has to be one of these tokens, and attention has to accept fewer queries than keys.
         """
-        return not packed and self.config.pooling == "cls" and self.config._attn_implementation in ("eager", "sdpa")
+        chosen = self.config.pooling == "cls" and self.linear_latent is None
+        return not packed and chosen and self.config._attn_implementation in ("eager", "sdpa")
 
     @merge_with_config_defaults
     @capture_outputs
@@ -478,7 +500,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
             ``last_hidden_state`` of shape (cells, tokens, hidden size), of at most the configuration's
             ``encoder_tokens``, or (1, tokens of all cells, hidden size);
             ``pooler_output``, the cell embedding, of shape (cells, hidden size): the hidden state of ``<cls>``, or
-            the mean over genes (that of ``<cls>`` for a cell without genes).
+            the mean over genes (that of ``<cls>`` for a cell without genes); with ``linear_genes`` followed by the
+            linear latent, of shape (cells, 2 * hidden size).
 
         Raises
         ------
@@ -487,6 +510,7 @@ class ScCelloModel(ScCelloPreTrainedModel):
             packed cells are in several rows or come with an `attention_mask`.
         """
         self._check_input(input_ids, attention_mask, position_ids)
+        linear = self._linear(input_ids, attention_mask, position_ids)
         if self.config.encoder_tokens is not None:
             input_ids, attention_mask, position_ids = self._first_tokens(input_ids, attention_mask, position_ids)
         packed = self._packed_cells(input_ids, attention_mask, position_ids)
@@ -504,6 +528,8 @@ class ScCelloModel(ScCelloPreTrainedModel):
         if last_places is not None:
             return self._finish(states, mask, last_places, **kwargs)
         pooled = self._pool(states, input_ids, key_mask, packed)
+        if linear is not None:
+            pooled = torch.cat([pooled, linear.to(pooled.dtype)], dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
 
@@ -588,6 +614,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
     def __init__(self, config: ScCelloConfig):
         super().__init__(config)
         refuse_part_of_cells(config, self)
+        refuse_linear_latent(config, self)
         number = config.num_cell_types
         self.sccello = ScCelloModel(config)
         self.gene_head = ScCelloGeneHead(config)
@@ -969,7 +996,8 @@ class _ScCelloClassifier(ScCelloPreTrainedModel):
         self.num_labels = config.num_labels
         self.sccello = ScCelloModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        size = pooled_size(config) if isinstance(self, ClassifiesCells) else config.hidden_size
+        self.classifier = nn.Linear(size, config.num_labels)
         self._add_parts(config)
         self.post_init()
 

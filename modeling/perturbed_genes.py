@@ -454,6 +454,7 @@ def perturb_tokens(
     """
     encoder = cell_encoder(network)
     ranks, exceiver = hasattr(encoder, "can_choose_places"), hasattr(encoder, "gene_embedding")
+    shares = not ranks or encoder.linear_latent is None  # which depends on all tokens of each copy
     if not ranks and not exceiver:
         raise ValueError(
             f"perturbing genes of {type(encoder).__name__} is unsupported: it is neither Exceiver nor a BERT"
@@ -464,7 +465,7 @@ def perturb_tokens(
         for number, cell in enumerate(cells):
             chosen = genes_to_change(encoder, cell, genes, change)
             dense = len(chosen) * DENSE >= len(cell["input_ids"]) if ranks else len(chosen) >= MANY
-            if not dense:
+            if not (dense and shares):
                 alone.append((number, chosen))
                 continue
             copies = (rank_copies if ranks else _exceiver_copies)(encoder, cell, chosen, change)

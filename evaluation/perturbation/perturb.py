@@ -26,7 +26,7 @@ from cellglot.evaluation.perturbation.tokens import (
     read_once,
 )
 from cellglot.modeling.loaded_model import LoadedModel
-from cellglot.modeling.masked_genes import cell_encoder
+from cellglot.modeling.masked_genes import cell_encoder, tokens_read
 from cellglot.modeling.perturbed_genes import Change, Copies, embed_tokens
 from cellglot.progress import progress_bars
 from cellglot.tokenization.reading.cells import read_cells
@@ -143,7 +143,7 @@ def perturb_cells(
             max_cells=request.max_cells,
             seed=request.seed,
         )
-        read = getattr(cell_encoder(model.network).config, "encoder_tokens", None)
+        read = tokens_read(cell_encoder(model.network))
         tokens = CellTokens.open(model.tokenizer, opened.counts, gene_column, read)
         expression = measure_expression(tokens, chosen.start)
         where = opened.name if chosen.of == "all cells" else f"{opened.name}, {chosen.of}"

@@ -93,7 +93,16 @@ class BaseBuild(Build):
         network = loaded.encoder
         if self.recipe.linear_genes:
             of = [p for p in sets if p.data_set.name in self.recipe.linear_data]
-            network = with_linear_latent(network, loaded.tokenizer, of, self.recipe.linear_genes, self.recipe.seed)
+            recipe = self.recipe
+            network = with_linear_latent(
+                network,
+                loaded.tokenizer,
+                of,
+                recipe.linear_genes,
+                recipe.seed,
+                recipe.linear_share,
+                recipe.linear_labels,
+            )
         network.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
         shutil.copyfile(trained / RUN_FILE, target / RUN_FILE)

@@ -86,7 +86,8 @@ def prepare(data_set: DataSet, data: Path, target: Path, ontology: CellOntology,
             f"{source} has the checksum {checksum[:12]}..., {data_set.name} of the recipe {data_set.sha256[:12]}...: "
             "it is another file"
         )
-    facts = {"data_set": dataclasses.asdict(data_set), "seed": seed, "ontology": ontology.checksum}
+    settings = {name: value for name, value in dataclasses.asdict(data_set).items() if name != "where" or value}
+    facts = {"data_set": settings, "seed": seed, "ontology": ontology.checksum}
     if data_set.marker_labels:
         facts["rules"] = rules_text()
     made_of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -118,6 +119,8 @@ def _read(
     names = [str(n) for n in cells.names()]
     kept = np.asarray(counts.sum(axis=1)).ravel() >= max(data_set.fewest_counts, 1)
     kept &= np.diff(counts.indptr) >= data_set.fewest_genes
+    for column, values in data_set.where.items():
+        kept &= _has_value(cells, data_set, column, values)
     rows = np.flatnonzero(kept)
     if data_set.most_cells is not None and len(rows) > data_set.most_cells:
         rows = np.sort(random.choice(rows, data_set.most_cells, replace=False))
@@ -155,18 +158,32 @@ def _read(
     return adata, notes
 
 
+def _has_value(cells: Cells, data_set: DataSet, column: str, values: list[str]) -> np.ndarray:
+    """Return which cells have one of some values in a column of obs, bool, shape (cells,)."""
+    given = _texts(cells, data_set, column)
+    missing = sorted(set(values) - {text for text in given if text is not None})
+    if missing:
+        raise RecipeError(f"{data_set.name}: where names values of {column!r} that no cell has: {', '.join(missing)}")
+    return np.array([text in values for text in given])
+
+
+def _texts(cells: Cells, data_set: DataSet, column: str) -> list[Any]:
+    """Return the values of a column of obs as texts, None where there is none."""
+    if column not in cells.obs.names:
+        raise RecipeError(
+            f"{data_set.name}: {data_set.file} has no column {column!r} in obs; it has "
+            f"{', '.join(cells.obs.names) or 'none'}"
+        )
+    return list(read_labels(cells.obs.column(column, 0, len(cells))).texts.tolist())
+
+
 def _labels(cells: Cells, data_set: DataSet, ontology: CellOntology) -> tuple[list[Any], list[Any]]:
     """Return the label of each cell as it is given and as it is meant, None for none."""
     if data_set.every is not None:
         return ["all cells"] * len(cells), [_meant(data_set.every, ontology, data_set)] * len(cells)
     if data_set.column is None:
         return [None] * len(cells), [None] * len(cells)
-    if data_set.column not in cells.obs.names:
-        raise RecipeError(
-            f"{data_set.name}: {data_set.file} has no column {data_set.column!r} in obs; it has "
-            f"{', '.join(cells.obs.names) or 'none'}"
-        )
-    given = read_labels(cells.obs.column(data_set.column, 0, len(cells))).texts.tolist()
+    given = _texts(cells, data_set, data_set.column)
     different = sorted({label for label in given if label is not None})
     missing = sorted(set(data_set.types) - set(different))
     if missing:

@@ -1,32 +1,49 @@
-"""Principal components of training cells, as weights of a base's linear latent."""
+"""Principal components of training cells, and directions of their labels, as weights of a base's linear latent."""
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata as ad
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from cellglot.evaluation.embedding import embed_cells
-from cellglot.model_cards.collection.cells import PreparedCells
+from cellglot.model_cards.collection.cells import LABEL, PreparedCells
 from cellglot.model_cards.collection.embedding_scores import log_counts
-from cellglot.modeling.modeling_exceiver import ExceiverModel
+from cellglot.modeling.gene_sums import set_medians
+from cellglot.modeling.linear_latent import LinearLatent, RankedLinearLatent
 from cellglot.tokenization.reading.cells import read_cells
 
 
 CELLS = 700  # of each data set
 SCALED = 150  # of each data set, to find the scale
+LABELLED = 1500  # of each data set, to find directions of labels
+FEWEST_LABELLED = 20  # of a label
+LABEL_SHARE = 2.0  # deviation of directions of labels, relative to that of the components
+STRENGTH = 0.01  # C of the logistic regression
+
+Encoder = TypeVar("Encoder", bound=Any)
 
 
 def with_linear_latent(
-    network: ExceiverModel, tokenizer: Any, sets: Sequence[PreparedCells], genes: int, seed: int, share: float = 1.5
-) -> ExceiverModel:
+    network: Encoder,
+    tokenizer: Any,
+    sets: Sequence[PreparedCells],
+    genes: int,
+    seed: int,
+    share: float = 1.5,
+    labels: int = 0,
+) -> Encoder:
     """Return an encoder with a linear latent: principal components of log counts of training cells.
 
     Components are those of the cells around the mean of their data set, of the genes that vary most among those that
-    all of the data sets have.
+    all of the data sets have. Rank-value tokens give the latent the counts that they imply; components are of the
+    measured ones, which was better than components of implied counts.
 
     Parameters
     ----------
@@ -40,6 +57,8 @@ def with_linear_latent(
         Of the draw of cells.
     share
         Deviation of the linear latent, relative to that of the embedding without it; both within data sets.
+    labels
+        Directions of labels in place of the last components, see `label_directions`.
     """
     random = np.random.default_rng(seed)
     parts = [ad.read_h5ad(p.path) for p in sets]
@@ -51,9 +70,13 @@ def with_linear_latent(
     used = np.sort(np.argsort(-within, kind="stable")[:genes])
     centred = np.concatenate([_dense(values[:, used]) for values in logs])
     size = network.config.hidden_size
-    number = min(size, min(centred.shape) - 1)
+    number = min(size - labels, min(centred.shape) - 1)
     loadings = np.zeros((len(used), size))
     loadings[:, :number] = PCA(number, svd_solver="arpack", random_state=seed).fit(centred).components_.T
+    if labels:
+        directions = label_directions(parts, names, used, labels, seed)
+        of_labels, others = (_deviation([v[:, used] @ w for v in logs]) for w in (directions, loadings))
+        loadings[:, size - labels :] = directions * (LABEL_SHARE * others / of_labels)
     raw = [values[:, used] @ loadings for values in logs]
     some = [part[rows[:SCALED]].copy() for part, rows in zip(parts, chosen, strict=True)]
     scale = share * _deviation([_embedded(network, tokenizer, cells) for cells in some]) / _deviation(raw)
@@ -61,30 +84,71 @@ def with_linear_latent(
     return _put(network, tokenizer, [names[i] for i in used], scale * loadings, scale * shift)
 
 
-def _put(
-    network: ExceiverModel, tokenizer: Any, names: Sequence[str], loadings: np.ndarray, shift: np.ndarray
-) -> ExceiverModel:
-    """Copy an encoder, with weights of log counts: values of the model are in units of the gene's deviation."""
+def label_directions(
+    parts: Sequence[ad.AnnData], names: Sequence[str], used: np.ndarray, number: int, seed: int
+) -> np.ndarray:
+    """Return the directions that tell labels apart, shape (genes, number).
+
+    They are the first singular vectors, times their values, of the weights of logistic regression on the log counts of
+    labelled cells of all data sets together. Each label is a class, also one that leaves types open: labels at several
+    levels give directions at several levels. Our choice.
+
+    Parameters
+    ----------
+    parts
+        Data sets with labels to train on.
+    names
+        Genes that all of them have.
+    used
+        Of these, the ones with weights, shape (genes,).
+    number
+        Of directions; those that are more than labels are zero.
+    seed
+        Of the draw of cells.
+    """
+    random, logs, given = np.random.default_rng(seed), [], []
+    for part in parts:
+        rows = np.flatnonzero(part.obs[LABEL].notna())
+        rows = np.sort(random.permutation(rows)[:LABELLED])
+        if len(rows):
+            logs.append(_logs(part[rows], names)[:, used].toarray())
+            given.append(part.obs[LABEL].astype(str).to_numpy()[rows])
+    labels, features = np.concatenate(given), np.concatenate(logs)
+    found, counts = np.unique(labels, return_counts=True)
+    kept = np.isin(labels, found[counts >= FEWEST_LABELLED])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=STRENGTH, max_iter=100, class_weight="balanced").fit(features[kept], labels[kept])
+    vectors, values, _ = np.linalg.svd(model.coef_.T, full_matrices=False)
+    made = np.zeros((len(used), number))
+    few = min(number, len(values))
+    made[:, :few] = (vectors * values)[:, :few]
+    return made
+
+
+def _put(network: Encoder, tokenizer: Any, names: Sequence[str], loadings: np.ndarray, shift: np.ndarray) -> Encoder:
+    """Copy an encoder, with weights of log counts, in units of the values that the model reads."""
     vocabulary = tokenizer.vocabulary
     row_of = {gene: row for row, gene in enumerate(vocabulary.genes)}
     rows = np.array([row_of[name] for name in names])
-    ids = vocabulary.gene_token_ids[rows]
     config = type(network.config).from_dict(network.config.to_dict() | {"linear_genes": len(names)})
-    made = ExceiverModel(config)
+    made = type(network)(config)
     made.load_state_dict(network.state_dict(), strict=False)
-    assert made.linear_latent is not None
-    weights = loadings * vocabulary.stds[rows][:, None]
-    zeros = tokenizer.background_values[rows]
-    made.linear_latent.set_weights(
-        torch.from_numpy(ids), torch.from_numpy(weights).float(), torch.from_numpy(zeros).float(),
-        torch.from_numpy(shift).float(),
+    latent: LinearLatent = made.linear_latent
+    weights, zeros = loadings, np.zeros(len(rows))
+    if isinstance(latent, RankedLinearLatent):
+        set_medians(latent.medians, tokenizer)
+    else:  # values are in units of the gene's deviation
+        weights, zeros = loadings * vocabulary.stds[rows][:, None], tokenizer.background_values[rows]
+    latent.set_weights(
+        torch.from_numpy(vocabulary.gene_token_ids[rows]), torch.from_numpy(weights).float(),
+        torch.from_numpy(zeros).float(), torch.from_numpy(shift).float(),
     )  # fmt: skip
     return made.eval()
 
 
 def _logs(cells: ad.AnnData, names: Sequence[str]) -> csr_matrix:
-    logs = log_counts(cells.X.tocsr())
-    return logs[:, cells.var_names.get_indexer(list(names))].tocsr()
+    return log_counts(cells.X.tocsr())[:, cells.var_names.get_indexer(list(names))].tocsr()
 
 
 def _variances(logs: csr_matrix) -> np.ndarray:
@@ -97,7 +161,7 @@ def _dense(logs: csr_matrix) -> np.ndarray:
     return values - values.mean(axis=0)
 
 
-def _embedded(network: ExceiverModel, tokenizer: Any, cells: ad.AnnData) -> np.ndarray:
+def _embedded(network: Any, tokenizer: Any, cells: ad.AnnData) -> np.ndarray:
     with read_cells(cells) as opened:
         return embed_cells(network, tokenizer, opened, progress=False, min_coverage=0.0)
 
@@ -107,4 +171,4 @@ def _deviation(parts: Sequence[np.ndarray]) -> float:
     return float(np.sqrt(np.mean([np.nanvar(part, axis=0).sum() for part in parts])))
 
 
-__all__ = ["with_linear_latent"]
+__all__ = ["label_directions", "with_linear_latent"]

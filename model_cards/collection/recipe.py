@@ -87,6 +87,9 @@ class DataSet:
         Cells that markers tell apart; later ones take precedence.
     training
         Whether models are trained on it; otherwise it serves tests alone.
+    where
+        Column of obs -> values: cells with another value are left out, so that donors of a file can be data sets of
+        their own.
     fewest_counts, fewest_genes
         Cells with fewer are left out.
     most_cells
@@ -106,6 +109,7 @@ class DataSet:
     marker_labels: bool = False
     gates: list[Any] = field(default_factory=list)
     training: bool = True
+    where: dict[str, list[str]] = field(default_factory=dict)
     fewest_counts: int = 0
     fewest_genes: int = 0
     most_cells: int | None = None
@@ -174,9 +178,13 @@ class Recipe:
     gene_sums
         How gene sums are fitted after the network, see `GeneSumSettings`; None to leave them as trained.
     linear_genes
-        Of a base of Exceiver: genes of a latent of principal components, see `with_linear_latent`; 0 for none.
+        Of a base: genes of a latent of principal components, see `with_linear_latent`; 0 for none.
     linear_data
         Data sets that the components are of.
+    linear_labels
+        Directions of labels in place of the last of its components.
+    linear_share
+        Deviation of this latent, relative to that of the embedding without it.
     held_out
         Laboratories that are left out in turn to test a model that did not see them; a list of some leaves them out
         at once. By default all with labels of known types.
@@ -207,6 +215,8 @@ class Recipe:
     gene_sums: Any = None
     linear_genes: int = 0
     linear_data: list[str] = field(default_factory=list)
+    linear_labels: int = 0
+    linear_share: float | int = 1.5
     held_out: list[str | list[str]] | None = None
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)

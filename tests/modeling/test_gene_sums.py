@@ -12,7 +12,7 @@ from cellglot.modeling.configuration_sccello import ScCelloConfig
 from cellglot.modeling.gene_sums import WEIGHT_SCALE, implied_counts
 from cellglot.modeling.masked_genes import masked_embeddings
 from cellglot.modeling.modeling_exceiver import ExceiverForSequenceClassification
-from cellglot.modeling.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from cellglot.modeling.modeling_langcell import LangCellForPreTraining, LangCellForSequenceClassification
 from cellglot.modeling.modeling_sccello import (
     ScCelloForMaskedLM,
     ScCelloForSequenceClassification,
@@ -128,7 +128,7 @@ def test_what_needs_other_tokens_or_labels_is_refused():
         with pytest.raises(ValueError, match="encoder_tokens=8 is for classifiers of cells"):
             needs_all(config)
     with pytest.raises(ValueError, match="encoder_tokens=8"):
-        LangCellModel(LangCellConfig(cell_config=RANKED, text_config=LAYER))
+        LangCellForPreTraining(LangCellConfig(cell_config=RANKED, text_config=LAYER))
     for wrong in ({"gene_sum_weight": 1.5}, {"encoder_tokens": 65}, {"encoder_tokens": 1}):
         with pytest.raises((StrictDataclassError, ValueError), match=next(iter(wrong))):
             ScCelloConfig(**{**RANKED, **wrong})

@@ -18,6 +18,11 @@ MODELS = {
     "sccello": ("sccello", ScCelloModel, {"num_hidden_layers": 3}),
     "sccello, mean": ("sccello", ScCelloModel, {"pooling": "mean", "num_hidden_layers": 1}),
     "sccello, classes": ("sccello", ScCelloForSequenceClassification, {}),
+    "sccello, linear, classes": (
+        "sccello",
+        ScCelloForSequenceClassification,
+        {"linear_genes": 20, "encoder_tokens": 10},
+    ),
     "langcell": ("langcell", LangCellModel, {}),
     "langcell, classes": ("langcell", LangCellForSequenceClassification, {}),
     "exceiver": ("exceiver", ExceiverModel, {"linear_genes": 20}),
@@ -48,6 +53,10 @@ def make(sccello_config, exceiver_config, langcell_config):
             for cell in cells:
                 cell["expression_values"] = torch.randn(len(cell["input_ids"])) * 3
             return network, cells, {"values": dict.fromkeys(GENES.tolist(), 2.0)}
+        linear = cell_encoder(network).linear_latent
+        if linear is not None:
+            linear.set_weights(torch.arange(10, 30), torch.randn(20, 16), torch.zeros(20), torch.zeros(16))
+            linear.medians[2:40] = torch.rand(38) * 5 + 1
         for cell in cells:
             cell["input_ids"][0] = 41  # <cls>
         return network, cells, {"limit": limit, "first": 1}

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig, check_gene_sums
+from .model_tasks import TaskConfig, check_gene_sums, check_linear_genes
 
 
 @strict
@@ -134,8 +134,7 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 f"vocab_size={self.vocab_size}: it has to be at least 3, for a gene, <pad> and the class query"
             )
         check_gene_sums(self)
-        if not 0 <= self.linear_genes <= self.num_genes:
-            raise ValueError(f"linear_genes={self.linear_genes}: the model has {self.num_genes:,} genes")
+        check_linear_genes(self, self.num_genes)
         for name, choices in (("unexpressed_genes", ("exclude", "bias")), ("pooling", ("flatten", "mean"))):
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+from .gene_sums import implied_logs
 
 
 class LinearLatent(nn.Module):
@@ -24,6 +27,14 @@ class LinearLatent(nn.Module):
         self.register_buffer("rows", torch.zeros(config.vocab_size, dtype=torch.int32))
         self.register_buffer("zero_values", torch.zeros(config.linear_genes + 1))
         self.register_buffer("shift", torch.zeros(config.hidden_size))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set statistics and the weights of other genes to zero, those that were not loaded."""
+        for values in self.buffers():
+            init.zeros_(values)
+        if not getattr(self.weights.weight, "_is_hf_initialized", False):
+            self.weights.weight[0] = 0.0
 
     @torch.no_grad()
     def set_weights(
@@ -68,4 +79,27 @@ class LinearLatent(nn.Module):
         return summed - self.shift.to(summed.dtype)
 
 
-__all__ = ["LinearLatent"]
+class RankedLinearLatent(LinearLatent):
+    """The linear latent of rank-value tokens, over the counts that their order implies, see `implied_logs`."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.register_buffer("medians", torch.zeros(config.vocab_size))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the latent, shape (cells, hidden size).
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `ScCelloModel`, not packed, shape (cells, tokens); special tokens add nothing.
+        """
+        return super().forward(input_ids, implied_logs(self.medians, input_ids, attention_mask))
+
+
+def pooled_size(config: Any) -> int:
+    """Return the size of the embedding of rank-value tokens before any projection: hidden state, and linear latent."""
+    return int(config.hidden_size) * (2 if config.linear_genes else 1)
+
+
+__all__ = ["LinearLatent", "RankedLinearLatent", "pooled_size"]

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .model_pipelines import ModelPipelines
-from .model_tasks import TaskConfig, check_gene_sums, classes_that_fit
+from .model_tasks import TaskConfig, check_gene_sums, check_linear_genes, classes_that_fit
 
 
 # Text encoders with BERT's network, whose weights LangCell's text encoder can start from.
@@ -51,8 +51,11 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         State that is projected to the cell embedding: ``"cls"``, that of ``<cls>``, as published, or the ``"mean"``
         over genes (without special tokens and padding).
     encoder_tokens
-        Tokens of a cell that the encoder reads, the first ones; the others are for the gene sums of a classifier
-        alone. By default all.
+        Tokens of a cell that the encoder reads, the first ones; the others are for `linear_genes` and for the gene
+        sums of a classifier alone. By default all.
+    linear_genes
+        Genes of a linear latent, a weighted sum of their expression as the order of all tokens implies it, see
+        `RankedLinearLatent`; 0 for none. It follows the pooled hidden state, before the projection.
     pad_token_id, mask_token_id, cls_token_id
         Ids of the special tokens; ``<cls>`` is the last, ``vocab_size - 1``.
     """
@@ -74,6 +77,7 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     projection_dim: int = 256
     pooling: str = "cls"
     encoder_tokens: int | None = None
+    linear_genes: int = 0
     pad_token_id: int | None = 0
     mask_token_id: int | None = 1
     cls_token_id: int | None = None
@@ -99,6 +103,7 @@ class LangCellCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
             Names the fields.
         """
         check_gene_sums(self)
+        check_linear_genes(self, self.vocab_size - 3)
         _check_heads(self)
         if self.vocab_size < 4:
             raise ValueError(
@@ -289,8 +294,8 @@ class LangCellConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
                 setattr(self.cell_config, name, value)
         shared = {"projection_dim": self.projection_dim, "encoder_hidden_size": self.cell_config.hidden_size}
         self.text_config = _text_config(self.text_config, shared)
-        kept = "AutoModelForSequenceClassification"
-        self.auto_map = classes_that_fit(self.auto_map, self.cell_config.encoder_tokens, kept)
+        kept = ("AutoModel", "AutoModelForSequenceClassification")
+        self.auto_map = classes_that_fit(self.auto_map, self.cell_config, *kept)
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

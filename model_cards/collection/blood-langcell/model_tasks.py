@@ -51,9 +51,31 @@ def check_gene_sums(config: Any) -> None:
         )
 
 
-def classes_that_fit(auto_map: dict[str, Any] | None, encoder_tokens: int | None, *kept: str) -> dict[str, Any] | None:
-    """Return the Auto classes of a configuration; those of `kept` if the encoder reads only a part of a cell."""
-    if auto_map is None or encoder_tokens is None:
+def check_linear_genes(config: Any, genes: int) -> None:
+    """Refuse a number of genes of the linear latent that the model does not have.
+
+    Raises
+    ------
+    ValueError
+        Names the field.
+    """
+    if not 0 <= config.linear_genes <= genes:
+        raise ValueError(f"linear_genes={config.linear_genes}: the model has {genes:,} genes")
+
+
+def classes_that_fit(auto_map: dict[str, Any] | None, config: Any, *kept: str) -> dict[str, Any] | None:
+    """Return the Auto classes of a configuration that fit what its encoder of cells reads.
+
+    Parameters
+    ----------
+    auto_map
+        All of them.
+    config
+        Configuration of the encoder of cells.
+    *kept
+        Those that do not need the hidden states of all tokens, nor an embedding of the hidden size.
+    """
+    if auto_map is None or (config.encoder_tokens is None and not config.linear_genes):
         return auto_map
     return {name: path for name, path in auto_map.items() if name in ("AutoConfig", *kept)}
 

@@ -423,7 +423,7 @@ class ExceiverPreTrainedModel(Predicts, AdapterFolders, PreTrainedModel):
         elif isinstance(module, ExceiverModel):
             init.normal_(module.latent_queries)
             init.constant_(module.background_values, float("nan"))
-        elif isinstance(module, StandardizedGeneSums):
+        elif isinstance(module, (StandardizedGeneSums, LinearLatent)):
             module.reset()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
