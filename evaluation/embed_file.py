@@ -1,15 +1,18 @@
 """Embedding of the cells of a file, written to a file with an optional picture."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.evaluation.endings import check_embeddings
+from cellglot.evaluation.parallel_embedding import SharedEmbedding, number_of_processes
 from cellglot.modeling.any_model import load_any_model
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.outputs import atomic, check_files, remove_leftovers
@@ -76,19 +79,45 @@ def embed_file(
         check_picture(plot, len(opened))
         table = opened.table() if output.suffix == ".h5ad" else None  # a damaged table is refused before the work
         loaded = loaded or load_any_model(model)
-        embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, report=report, **options)
-        _write(opened, table, embedding, None, output)
-        lines = [
-            opened.summary(),
-            report.summary(),
-            f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}",
-        ]
+        lines = [opened.summary()]
+        if number_of_processes() == 1:
+            embedding: np.ndarray | None = embed_cells(
+                loaded.encoder, loaded.tokenizer, opened, report=report, **options
+            )
+            _write(opened, table, embedding, None, output)
+        else:
+            run = _run(loaded, cells, len(opened), layer=layer, species=species, **options)
+            with SharedEmbedding(output, run, overwrite) as shared:
+                embedding = shared.embed(loaded.encoder, loaded.tokenizer, opened, report, **options)
+                if embedding is None:
+                    return ""
+                _write(opened, table, embedding, None, output)
+            lines.append(
+                f"by {shared.processes} processes; embedded by an earlier run: {shared.resumed_cells:,} cells"
+            )
+        lines += [report.summary(), f"{output}: {embedding.shape[0]:,} cells x {embedding.shape[1]:,}"]
         if plot is not None:
             again = ["cellglot", "embed", model, cells, "--output", output, "--plot", plot, "--overwrite"]
             with drawing(plot, again):
                 _draw(opened, table, embedding, column, output, plot)
                 lines.append(str(plot))
     return "\n".join(lines)
+
+
+def _run(loaded: LoadedModel, cells: Path, n_cells: int, **options: Any) -> dict[str, Any]:
+    """Describe what embeddings depend on: cells, model and settings, for a run in several processes."""
+    status, digest = cells.stat(), hashlib.sha256()
+    for name, values in sorted(loaded.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if values.numel() else b""
+        )
+    places = ("device", "progress")  # which do not matter
+    return {
+        "cells": {"file": str(cells.resolve()), "bytes": status.st_size, "changed": status.st_mtime_ns, "n": n_cells},
+        "model": {"name": loaded.name, "weights": digest.hexdigest()[:32]},
+        "settings": {name: value for name, value in sorted(options.items()) if name not in places},
+    }
 
 
 def _draw(

@@ -58,7 +58,7 @@ class TrainingConfig:
     optimizer
         ``name`` (``adamw``, or ``adam`` with weight decay added to gradients, as published for Exceiver).
     trainer
-        Fields of `transformers.TrainingArguments`.
+        Fields of `cellglot.training.arguments.CellTrainingArguments`.
     finetuning
         For fine-tuning: division of cells, weights of classes, early stopping, sizes of adapters.
     """

@@ -16,6 +16,7 @@ from transformers import TrainingArguments, set_seed
 import cellglot
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
+from cellglot.training.arguments import CellTrainingArguments
 from cellglot.training.config import TrainingConfig, check_keys, read_section, where
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.runs.finite import check_weights
@@ -71,7 +72,7 @@ def check_same_vocabulary(tokenizer: GeneExpressionTokenizer, corpus: Corpus, mo
 def training_arguments(config: TrainingConfig, output: str | Path, **defaults_of_run: Any) -> TrainingArguments:
     """Return the trainer's arguments: those of the configuration, else of the run, else our defaults."""
     given = dict(config.trainer)
-    fields = {f.name: f.type for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
+    fields = {f.name: f.type for f in dataclasses.fields(CellTrainingArguments) if f.name != "output_dir"}
     name = where(config.trainer, "trainer")
     check_keys(given, list(fields), name)
     read_section(OptimizerSettings, config.optimizer, "optimizer")
@@ -91,7 +92,7 @@ def training_arguments(config: TrainingConfig, output: str | Path, **defaults_of
         "logging_nan_inf_filter": False,  # a loss that is not finite stops the training
     }
     given["enable_jit_checkpoint"] = False  # SIGTERM always saves a checkpoint
-    return TrainingArguments(output_dir=str(output), **(defaults | defaults_of_run | given))
+    return CellTrainingArguments(output_dir=str(output), **(defaults | defaults_of_run | given))
 
 
 def _check_type(name: str, value: Any, wanted: Any) -> None:

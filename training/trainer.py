@@ -21,9 +21,11 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.training_args import OptimizerNames
 
 from cellglot.modeling.cell_losses import count_items
 from cellglot.outputs import write_json
+from cellglot.training.cached_step import cached_step, check_grad_cache
 from cellglot.training.data.dataset import EpochSampler
 from cellglot.training.data.packing import packed, with_tokens
 from cellglot.training.data.streaming import StreamedCells
@@ -67,7 +69,8 @@ class CellTrainer(Trainer):
     description
         Label of the progress bar.
     optimizer_name
-        ``"adamw"``, or ``"adam"``: weight decay of all parameters is added to their gradients.
+        ``"adamw"``, or ``"adam"``: weight decay of all parameters is added to their gradients. Both are fused unless
+        ``optim`` of the arguments is another than ``adamw_torch_fused``.
     summarize
         (model, batch, output) -> predictions and labels for `compute_metrics`, one row for each cell; by default
         the output's predictions and the labels.
@@ -117,6 +120,8 @@ class CellTrainer(Trainer):
         self._evaluation_is_due = False
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True
+        self.at_once = getattr(self.args, "grad_cache", None)
+        check_grad_cache(self.model, self.at_once, pack_cells)
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
         self.work = WorkMeter()
@@ -213,18 +218,27 @@ class CellTrainer(Trainer):
         given = self._of_model(inputs)
         loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            for name, value in outputs.items():
-                if name.endswith("_loss") and value is not None:
-                    self._parts[name] = self._parts.get(name, 0.0) + value.detach().float()
-                    self._step_parts[name] = self._step_parts.get(name, 0.0) + value.detach().float()
+            self.add_parts({n: v for n, v in outputs.items() if n.endswith("_loss") and v is not None})
         return (loss, outputs) if return_outputs else loss
+
+    def add_parts(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Add parts of the loss to those of the step, for the log."""
+        for name, value in losses.items():
+            for sums in (self._parts, self._step_parts):
+                sums[name] = sums.get(name, 0.0) + value.detach().float()
 
     # ---------------------------------------------------------------- NaN and infinite numbers
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the gradients of a batch, and store its loss for a check."""
         with self.work.batch(self, inputs):
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.at_once is not None and len(inputs["input_ids"]) > self.at_once:
+                model.train()
+                if callable(getattr(self.optimizer, "train", None)):
+                    self.optimizer.train()
+                loss = cached_step(self, model, self._prepare_inputs(inputs), num_items_in_batch, self.at_once)
+            else:
+                loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         self._batches.append(inputs)
         return loss
@@ -388,6 +402,7 @@ class CellTrainer(Trainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
+                fused=self.args.optim == OptimizerNames.ADAMW_TORCH_FUSED,
             )
         return super().create_optimizer(model)
 

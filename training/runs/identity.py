@@ -34,7 +34,7 @@ _NO_MATTER = {
     "accelerator_config", "parallelism_config", "fsdp", "fsdp_config", "deepspeed", "debug", "full_determinism",
     "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel", "liger_kernel_config",
     "include_num_input_tokens_seen", "include_for_metrics", "length_column_name", "per_device_eval_batch_size",
-    "data_seed",
+    "data_seed", "grad_cache",
 }  # fmt: skip
 _NO_MATTER_BEGINNINGS = ("log", "save_", "hub_", "trackio_", "dataloader_", "ddp_", "do_", "eval_", "include_")
 # These matter if they decide which weights are kept.

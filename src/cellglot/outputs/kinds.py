@@ -197,6 +197,12 @@ KINDS = {
         re.compile(r"(?!)"),
         _nothing_before,
     ),
+    "embed": Kind(
+        "finished parts of an embedding",
+        re.compile(r"embedding\.json|block-\d{6,}\.npz"),
+        re.compile(r"(?!)"),
+        _nothing_before,
+    ),
     "publish": Kind(
         "a published folder",
         re.compile(
