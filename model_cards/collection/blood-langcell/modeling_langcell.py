@@ -13,6 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
+from .cached_batches import BatchPart, WholeBatch, shares_of_step, step_factors
 from .cell_classifiers import ClassifiesCells, ClassifiesGenes
 from .cell_losses import (
     IGNORED,
@@ -130,6 +131,8 @@ class LangCellForPreTrainingOutput(ModelOutput):
         Cell embedding, normalised, float32, shape (cells, projection size).
     text_features
         Text embedding of each cell's text, normalised, float32, shape (cells, projection size).
+    representations
+        Inputs of the objectives between cells by name, for a part of a batch (`cached_batches`).
     last_hidden_state
         Hidden states of cells, shape (cells, tokens, hidden size).
     hidden_states, attentions
@@ -145,6 +148,7 @@ class LangCellForPreTrainingOutput(ModelOutput):
     logits: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
+    representations: dict[str, torch.Tensor] | None = None
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -701,6 +705,7 @@ class LangCellForPreTraining(LangCellModel):
         text_ids: torch.LongTensor | None = None,
         return_logits: bool | None = None,
         num_items_in_batch: Any = None,
+        part: BatchPart | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """Compute the objectives whose inputs are given.
@@ -722,6 +727,9 @@ class LangCellForPreTraining(LangCellModel):
         num_items_in_batch
             Labels of the whole step that are not -100 (cells, if there are no labels), over accumulated batches and
             processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
+        part
+            If the cells are a part of a larger batch (`cached_batches`): losses are the part's shares of those of
+            the whole step, without those that `between_cells` computes.
 
         Raises
         ------
@@ -733,22 +741,38 @@ class LangCellForPreTraining(LangCellModel):
             check_labels("labels", labels, config.vocab_size, "tokens")
         joined = config.gather_cells and torch.is_grad_enabled()
         outputs, noised = self._encode_cells(input_ids, attention_mask, **kwargs)
+        cells = outputs.pooler_output
+        key_mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
+        texts = text_mask = negatives = None
+        if text_input_ids is not None and config.stage == 2 and (config.cell_text_weight or config.matching_weight):
+            if len(text_input_ids) != len(cells):
+                raise ValueError(f"{len(text_input_ids):,} texts for {len(cells):,} cells: each cell has one")
+            text_mask = self.text_model.key_mask(text_input_ids, text_attention_mask)
+            texts = self._encode_distinct(text_input_ids, text_mask)
+        representations = self._representations(cells, noised, texts)
+        if part is not None and part.only_encodes:
+            return LangCellForPreTrainingOutput(representations=representations)
         with_logits = not self.training if return_logits is None else return_logits
         logits, gene_terms = self._gene_terms(outputs.last_hidden_state, input_ids, labels, with_logits)
         parts = {} if gene_terms is None else {"masked_gene_loss": gene_terms}
-        cells = outputs.pooler_output
-        key_mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
-        if config.cell_cell_weight:
-            parts["cell_cell_loss"] = self._cell_cell_terms(cells, noised, key_mask.any(dim=1), joined)
-        texts = negatives = None
-        if text_input_ids is not None and config.stage == 2 and (config.cell_text_weight or config.matching_weight):
-            texts, negatives, more = self._text_terms(
-                outputs, key_mask, text_input_ids, text_attention_mask, text_ids, joined
+        pairs, tokens = (None, None) if part is None else (part.pairs, part.tokens)
+        if part is None:
+            more, pairs, tokens = self._terms_between(
+                representations, key_mask, text_input_ids, text_mask, text_ids, joined
             )
             parts |= more
-        number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
-        losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
-        weighted = [getattr(config, name.replace("_loss", "_weight")) * part for name, part in losses.items()]
+        if pairs is not None and tokens is not None:
+            negatives = (pairs.matches == 0).sum()
+            matches = self._match_pairs(outputs.last_hidden_state, key_mask, tokens, pairs)
+            parts["matching_loss"] = matching_loss(matches, pairs.matches)
+        if part is None:
+            number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
+            losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
+        else:
+            losses = part.losses(parts)
+        weighted = self._weighted(losses)
+        if part is not None:
+            weighted.append(part.pull(representations))
         if weighted and every_weight_counts():
             weighted += self._nothing_of(outputs)
         return LangCellForPreTrainingOutput(
@@ -762,6 +786,55 @@ class LangCellForPreTraining(LangCellModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def between_cells(
+        self,
+        representations: dict[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        text_input_ids: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        text_ids: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+    ) -> WholeBatch:
+        """Compute the cell-cell and cell-text losses of a batch that is encoded in parts (`cached_batches`).
+
+        Parameters
+        ----------
+        representations
+            Of all cells of the batch, from forward passes with a `BatchPart`.
+        **inputs
+            As for the forward pass; `num_items_in_batch` is needed.
+        """
+        config = self.config
+        key_mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
+        text_mask = None
+        if text_input_ids is not None and "texts" in representations:
+            text_mask = self.text_model.key_mask(text_input_ids, text_attention_mask)
+        terms, pairs, tokens = self._terms_between(
+            representations, key_mask, text_input_ids, text_mask, text_ids, config.gather_cells
+        )
+        counts = {name: of_name.count for name, of_name in terms.items()}
+        if labels is not None and config.masked_gene_weight:
+            counts["masked_gene_loss"] = (labels != IGNORED).sum()
+        if pairs is not None:
+            counts["matching_loss"] = pairs.matches.new_tensor(len(pairs.matches))
+        number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
+        factors = step_factors(counts, count_items(labels, number), num_items_in_batch, config.gather_cells)
+        losses = shares_of_step(terms, factors)
+        weighted = self._weighted(losses)
+        return WholeBatch(losses, torch.stack(weighted).sum() if weighted else None, factors, pairs, tokens)
+
+    def _weighted(self, losses: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [getattr(self.config, name.replace("_loss", "_weight")) * loss for name, loss in losses.items()]
+
+    def _representations(
+        self, cells: torch.Tensor, noised: torch.Tensor, texts: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the embeddings that are compared between cells."""
+        noise = {} if noised is cells else {"noised": noised}
+        return {"cells": cells, **noise, **({} if texts is None else {"texts": texts})}
 
     # ---------------------------------------------------------------- cells
 
@@ -795,50 +868,42 @@ class LangCellForPreTraining(LangCellModel):
         logits, _ = self.gene_head(nothing, self.cell_model.word_table(nothing), None, True)
         return [cells.pooler_output[:0].sum(), logits.sum()]
 
-    def _cell_cell_terms(
-        self, cells: torch.Tensor, noised: torch.Tensor, takes_part: torch.Tensor, joined: bool
-    ) -> LossTerms:
-        gather = gather_cells if joined else _alone
-        others, numbers, first = gather(noised, takes_part.long().masked_fill(~takes_part, IGNORED))
-        return cell_cell_loss(cells, takes_part, self.config.tau, others, numbers != IGNORED, first)
+    # ---------------------------------------------------------------- between cells, and cells and texts
 
-    # ---------------------------------------------------------------- cells and texts
-
-    def _text_terms(
+    def _terms_between(
         self,
-        cells: BaseModelOutputWithPooling,
+        representations: dict[str, torch.Tensor],
         key_mask: torch.Tensor,
-        text_input_ids: torch.Tensor,
-        text_attention_mask: torch.Tensor | None,
+        text_input_ids: torch.Tensor | None,
+        text_mask: torch.Tensor | None,
         text_ids: torch.Tensor | None,
         joined: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, LossTerms]]:
-        """Return text embeddings, the number of hard negatives, and the terms of both objectives on texts."""
-        config, embeddings = self.config, cells.pooler_output
-        if len(text_input_ids) != len(embeddings):
-            raise ValueError(f"{len(text_input_ids):,} texts for {len(embeddings):,} cells: each cell has one")
-        text_mask = self.text_model.key_mask(text_input_ids, text_attention_mask)
+    ) -> tuple[dict[str, LossTerms], MatchedPairs | None, torch.Tensor | None]:
+        """Return the terms between cells, the pairs to match, and the tokens of the texts that pairs refer to."""
+        config, cells = self.config, representations["cells"]
+        gather = gather_cells if joined else _alone
+        parts: dict[str, LossTerms] = {}
+        takes_part = key_mask.any(dim=1)
+        if config.cell_cell_weight:
+            noised = representations.get("noised", cells)
+            others, numbers, first = gather(noised, takes_part.long().masked_fill(~takes_part, IGNORED))
+            parts["cell_cell_loss"] = cell_cell_loss(cells, takes_part, config.tau, others, numbers != IGNORED, first)
+        texts = representations.get("texts")
+        if texts is None or text_input_ids is None or text_mask is None:
+            return parts, None, None
         tokens, row = gather_texts(text_input_ids, text_mask, joined)
-        texts = self._encode_distinct(text_input_ids, text_mask)
         if text_ids is None:
             text_ids = number_texts(tokens)[row : row + len(texts)]
-        text_ids = text_ids.masked_fill(~key_mask.any(dim=1), IGNORED)
-        gather = gather_cells if joined else _alone
-        all_cells, all_ids, first = gather(embeddings, text_ids)
+        text_ids = text_ids.masked_fill(~takes_part, IGNORED)
+        all_cells, all_ids, first = gather(cells, text_ids)
         all_texts = gather(texts, text_ids).cells
-        parts, drawn = {}, None
         if config.cell_text_weight:
-            parts["cell_text_loss"] = cell_text_loss(
-                embeddings, texts, text_ids, config.tau, all_cells, all_texts, all_ids
-            )
-        if config.matching_weight:
-            negatives = draw_hard_negatives(all_cells.detach(), all_texts.detach(), all_ids, config.tau, joined)
-            pairs = pairs_to_match(negatives, text_ids, first)
-            drawn = (pairs.matches == 0).sum()
-            logits = self._match_pairs(cells.last_hidden_state, key_mask, tokens, pairs)
-            parts["matching_loss"] = matching_loss(logits, pairs.matches)
-            _warn_of_shared_text(all_ids)
-        return texts, drawn, parts
+            parts["cell_text_loss"] = cell_text_loss(cells, texts, text_ids, config.tau, all_cells, all_texts, all_ids)
+        if not config.matching_weight:
+            return parts, None, None
+        negatives = draw_hard_negatives(all_cells.detach(), all_texts.detach(), all_ids, config.tau, joined)
+        _warn_of_shared_text(all_ids)
+        return parts, pairs_to_match(negatives, text_ids, first), tokens
 
     def _encode_distinct(self, input_ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of texts, each distinct one encoded once."""

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_folders import AdapterFolders
+from .cached_batches import BatchPart, WholeBatch, shares_of_step, step_factors
 from .cell_classifiers import ClassifiesCells, ClassifiesGenes
 from .cell_losses import (
     IGNORED,
@@ -71,6 +72,8 @@ class ScCelloForPreTrainingOutput(ModelOutput):
     cell_representation
         Output of the cell head for the cell embedding (published: the hidden state of ``<cls>``), normalised and
         divided by the square root of tau; shape (cells, hidden size).
+    representations
+        Inputs of the objectives between cells by name, for a part of a batch (`cached_batches`).
     last_hidden_state
         Hidden states, shape (cells, tokens, hidden size); on request during training.
     hidden_states
@@ -86,6 +89,7 @@ class ScCelloForPreTrainingOutput(ModelOutput):
     regularization_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     cell_representation: torch.Tensor | None = None
+    representations: dict[str, torch.Tensor] | None = None
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -733,19 +737,24 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         config = self.config
         return cell_type_ids is not None and self.num_cell_types > 0 and config.relational_alignment_weight != 0
 
-    def _cell_terms(
+    def _alignment_terms(
         self, cells: torch.Tensor, noised: torch.Tensor | None, cell_type_ids: torch.Tensor | None, joined: bool
     ) -> dict[str, LossTerms]:
-        """Return the terms of the cell-type objectives that are on."""
+        """Return the terms of the objective between cells, if it is on."""
+        if cell_type_ids is None or not self._aligns(cell_type_ids):
+            return {}
+        together = gather_cells(cells, cell_type_ids) if joined else GatheredCells(cells, cell_type_ids, 0)
+        terms = relational_alignment_loss(
+            cells, cell_type_ids, self.similarity_levels, self.ancestor_mask, noised, *together
+        )
+        return {"relational_alignment_loss": terms}
+
+    def _cell_terms(self, cells: torch.Tensor, cell_type_ids: torch.Tensor | None) -> dict[str, LossTerms]:
+        """Return the terms of the cell-type objectives that are on and compare cells with prototypes."""
         config = self.config
         parts: dict[str, LossTerms] = {}
         if cell_type_ids is None or not config.num_cell_types:
             return parts
-        if self._aligns(cell_type_ids):
-            together = gather_cells(cells, cell_type_ids) if joined else GatheredCells(cells, cell_type_ids, 0)
-            parts["relational_alignment_loss"] = relational_alignment_loss(
-                cells, cell_type_ids, self.similarity_levels, self.ancestor_mask, noised, *together
-            )
         table = embedding_rows(self.prototypes, self.num_cell_types, cells.device)
         prototypes = scale_representations(table, config.tau)
         if config.coherence_weight:
@@ -792,6 +801,7 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         return_states: bool | None = None,
         num_items_in_batch: Any = None,
+        part: BatchPart | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScCelloForPreTrainingOutput:
         """Compute the objectives whose labels are given.
@@ -812,6 +822,9 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         num_items_in_batch
             Labels of the whole step that are not -100 (cells, if there are no labels), over accumulated batches and
             processes, as `transformers.Trainer` counts them; see `cell_losses.join_losses`.
+        part
+            If the cells are a part of a larger batch (`cached_batches`): losses are the part's shares of those of
+            the whole step, without the relational alignment, which `between_cells` computes.
 
         Raises
         ------
@@ -831,14 +844,24 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
         )
         both = scale_representations(self.cell_head(outputs.pooler_output), self.config.tau)
         cells, noised = both.chunk(2) if twice else (both, None)
+        representations = {"cells": cells} if noised is None else {"cells": cells, "noised": noised}
+        if part is not None and part.only_encodes:
+            return ScCelloForPreTrainingOutput(representations=representations)
 
         joined = self.config.gather_cells and torch.is_grad_enabled()
         logits, gene_terms = self._gene_terms(masked_states, None if labels is None else labels[masked], complete)
         parts = {} if gene_terms is None else {"masked_gene_loss": gene_terms}
-        parts |= self._cell_terms(cells, noised, cell_type_ids, joined)
+        if part is None:
+            parts |= self._alignment_terms(cells, noised, cell_type_ids, joined)
+        parts |= self._cell_terms(cells, cell_type_ids)
         number = count_cells(input_ids, attention_mask, position_ids, self.config.pad_token_id)
-        losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
-        weighted = [getattr(self.config, name.replace("_loss", "_weight")) * part for name, part in losses.items()]
+        if part is None:
+            losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
+        else:
+            losses = part.losses(parts)
+        weighted = self._weighted(losses)
+        if part is not None:
+            weighted.append(part.pull(representations))
         if weighted and every_weight_counts():
             weighted += self._nothing_of(cells, masked_states)
         return ScCelloForPreTrainingOutput(
@@ -850,6 +873,43 @@ class ScCelloForPreTraining(ScCelloPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def between_cells(
+        self,
+        representations: dict[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cell_type_ids: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+    ) -> WholeBatch:
+        """Compute the relational alignment of a batch that is encoded in parts (`cached_batches`).
+
+        Parameters
+        ----------
+        representations
+            Of all cells of the batch, from forward passes with a `BatchPart`.
+        input_ids, attention_mask, labels, cell_type_ids, num_items_in_batch
+            As for the forward pass; `num_items_in_batch` is needed.
+        """
+        config = self.config
+        cells, noised = representations["cells"], representations.get("noised")
+        joined = config.gather_cells
+        terms = self._alignment_terms(cells, noised, cell_type_ids, joined)
+        counts = {name: of_name.count for name, of_name in terms.items()}
+        if labels is not None and config.masked_gene_weight:
+            counts["masked_gene_loss"] = (labels != IGNORED).sum()
+        if cell_type_ids is not None and config.num_cell_types:
+            known = (cell_type_ids != IGNORED).sum()
+            counts |= {"coherence_loss": known, "regularization_loss": known}
+        number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
+        factors = step_factors(counts, count_items(labels, number), num_items_in_batch, joined)
+        losses = shares_of_step(terms, factors)
+        weighted = self._weighted(losses)
+        return WholeBatch(losses, torch.stack(weighted).sum() if weighted else None, factors)
+
+    def _weighted(self, losses: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [getattr(self.config, name.replace("_loss", "_weight")) * loss for name, loss in losses.items()]
 
     def _nothing_of(self, cells: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
         """Return zeros that depend on the weights of all objectives, also of those that are not computed."""

@@ -40,8 +40,11 @@ def whole(weights):
     return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).detach().clone()
 
 
-def step(folder, family, wrapper, at_once, changes=()):
-    """Compute the gradients of one step, and return the loss, its parts and the gradients."""
+def step(folder, family, wrapper, at_once, changes=(), like=3):
+    """Compute the gradients of a step, and return the loss, its parts and the gradients.
+
+    A whole batch draws the same hard negatives as one that is computed `like` cells at once.
+    """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = CLASSES[family].from_pretrained(f"{folder}/{family}").train().double()
     for name, value in changes:
@@ -55,7 +58,7 @@ def step(folder, family, wrapper, at_once, changes=()):
     trainer.accelerator.gradient_state._set_sync_gradients(True)
     torch.manual_seed(5)
     if not at_once:  # the seeds of the parts, drawn before the hard negatives
-        torch.randint(2**62, (len(batch["input_ids"]) // 3,))
+        torch.randint(2**62, (-(-len(batch["input_ids"]) // like),))
     loss = trainer.training_step(network, batch, items)
     if processes > 1:
         dist.all_reduce(loss)

@@ -84,9 +84,7 @@ def assert_same_step(given, expected, tolerance):
 @pytest.mark.parametrize("family", ["sccello", "langcell"])
 @pytest.mark.parametrize("at_once", [3, 5])
 def test_cached_gradients_are_those_of_the_whole_batch(script, folder, family, at_once):
-    whole, parts = script.step(folder, family, "", 0), script.step(folder, family, "", at_once)
-    if family == "langcell":  # hard negatives follow from the same random numbers only where as many parts are drawn
-        parts = script.step(folder, family, "", 3)
+    whole, parts = script.step(folder, family, "", 0, like=at_once), script.step(folder, family, "", at_once)
     assert len(whole["parts"]) == 4
     assert_same_step(parts, whole, 1e-6)
 
