@@ -42,6 +42,7 @@ from cellglot.training.runs.checkpoints import (
 from cellglot.training.runs.finite import NonFiniteError, check_weights, describe_step, is_finite
 from cellglot.training.runs.stopping import EvaluationStopped, StopRequest, leave_signals_to_parent
 from cellglot.training.runs.work import WorkMeter
+from cellglot.training.sharding import choose_units, under_own_name
 
 
 LOWER_RATE = (
@@ -122,6 +123,7 @@ class CellTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.at_once = getattr(self.args, "grad_cache", None)
         check_grad_cache(self.model, self.at_once, pack_cells)
+        choose_units(self.model, self.accelerator)
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
         self.work = WorkMeter()
@@ -432,7 +434,7 @@ class CellTrainer(Trainer):
         return predicted.detach(), inputs["labels"]
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
-        with no_other_bars():
+        with no_other_bars(), under_own_name(self.accelerator.unwrap_model(self.model)):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             arguments = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)

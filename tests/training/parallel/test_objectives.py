@@ -112,7 +112,7 @@ def test_processes_and_parts_are_one_on_the_joined_batch(script, folder):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    one = {family: script.step(folder, family, "", 0) for family in ("sccello", "langcell")}
+    one = {family: script.step(folder, family, "", 0, like=6) for family in ("sccello", "langcell")}
     for rank in range(2):
         found = torch.load(folder / f"found-{rank}.pt", weights_only=True)
         assert found.keys() == set(MODES)

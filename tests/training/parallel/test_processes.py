@@ -152,3 +152,5 @@ def test_weights_divided_over_two_processes(corpora, tmp_path):
     assert a.keys() == b.keys()
     for name in a:
         assert torch.allclose(a[name].float(), b[name].float(), atol=1e-4), name
+    assert {path.name for path in one.glob("*.py")} == {path.name for path in two.glob("*.py")}
+    assert (one / "config.json").read_text() == (two / "config.json").read_text()
