@@ -90,8 +90,9 @@ class SharedEmbedding:
         answer = [None if failure is None else str(failure)]
         self._with_others(lambda: dist.broadcast_object_list(answer))
         if answer[0] is not None:
-            self.__exit__(None, None, None)
-            raise failure if failure is not None else OutputError(answer[0])
+            refused = failure if failure is not None else OutputError(answer[0])
+            self.__exit__(type(refused), refused, None)
+            raise refused
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

@@ -11,8 +11,8 @@ def layers_to_divide(model: nn.Module) -> list[str]:
     """Return the names of the classes of layers that are gathered one at a time.
 
     They are those that the model must not be split inside of, without classes that the model does not have, and
-    without the layer that contains the embedding of genes: Accelerate makes a unit of the embedding, and a weight cannot be in
-    two.
+    without the layer that contains the embedding of genes: Accelerate makes a unit of the embedding, and a weight
+    cannot be in two.
     """
     genes = getattr(model, "get_input_embeddings", lambda: None)()
     classes: dict[str, bool] = {}
