@@ -110,7 +110,7 @@ def test_two_processes_that_are_stopped_and_killed(corpora, tmp_path):
     assert checkpoints(parts) == ["checkpoint-3", "checkpoint-5"]  # processes agree on it at the next step
     assert not (parts / "model.safetensors").exists()
     status, errors = start(of("sccello", corpora, parts, **two, step=8, signal=signal.SIGKILL, rank=1), processes=2)
-    assert status != 0 and "SIGKILL" in errors or "-9" in errors
+    assert status != 0 and "SIGKILL" in errors
     assert checkpoints(parts)[-1] == "checkpoint-6"
     for name in ("more", "wrong"):
         shutil.copytree(parts, tmp_path / name)
@@ -121,7 +121,7 @@ def test_two_processes_that_are_stopped_and_killed(corpora, tmp_path):
     status, errors = start(of("sccello", corpora, tmp_path / "more", batch=16, stream=SMALL))
     assert status == 0, errors
     a, b = (load_file(path / "model.safetensors") for path in (tmp_path / "more", whole))
-    assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-3) for name in a)
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=5e-3) for name in a)  # other dropout
     config = load_config(NAMES["sccello"], [*QUICK, *LENGTH, "trainer.per_device_train_batch_size=8"])
     with pytest.raises(OtherRunError, match="trainer.cells_per_batch: 16 there, 8 now"):
         pretrain(config, corpora["sccello"], tmp_path / "wrong")
