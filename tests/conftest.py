@@ -61,7 +61,6 @@ LONGEST = (
     "model_cards/test_local_hub.py", "evaluation/test_cell_plot.py", "tokenization/corpus/test_corpus.py",
     "hub/test_clean_environment.py", "training/pretraining/test_training_processes.py", "cellglot/test_verbs.py",
     "tokenization/ontology/test_cell_ontology_release.py", "evaluation/test_metrics.py",
-    "training/parallel/test_processes.py",
     "training/parallel/test_objectives.py", "evaluation/test_parallel_embedding.py",
 )  # fmt: skip
 
