@@ -30,7 +30,13 @@ app = typer.Typer(
 
 # -------------------------------------------------------------------- options of several commands
 
-Files = Annotated[list[Path], typer.Argument(help="Files of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom; a folder of them; a SOMA experiment or its "
+        "address; census:VERSION for CELLxGENE Census."
+    ),
+]
 Cells = Annotated[Path, typer.Argument(help="File of cells: .h5ad, .zarr, 10x .h5, 10x folder, .loom.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")]
 Layer = Annotated[str | None, typer.Option(help="Where the raw counts are: X, raw.X or a layer; found by default.")]
@@ -98,7 +104,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def tokenize(
-    files: Files,
+    files: Sources,
     output: Output,
     tokenizer: Annotated[
         str, typer.Option(help="Kind of tokens: exceiver, or rank-value for scCello and LangCell.")
@@ -113,6 +119,17 @@ def tokenize(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     species: Species = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help='Which cells to read, by columns of obs: \'tissue == "lung" and not ("cancer" in disease)\'.',
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Cells that a model was pretrained on: sccello (human, primary, 10x, not cancer)."),
+    ] = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,6 +173,8 @@ def tokenize(
         layer=layer,
         gene_column=gene_column,
         species=species,
+        filter=filter_,
+        preset=preset,
         rename=_pairs(rename, "--rename"),
         obs_columns=_names(obs_column),
         validation_fraction=validation_fraction,

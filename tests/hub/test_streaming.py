@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import constants
 from local_hub import LocalHub, Repository
 
+from cellglot.inputs import network
 from cellglot.tokenization.corpus import sources
 from cellglot.tokenization.corpus.check import CorpusError
 from cellglot.tokenization.corpus.corpus import Corpus
@@ -32,7 +33,7 @@ def hub(corpus):
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         )
         patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        patch.setattr(sources, "PAUSE_SECONDS", 0.01)
+        patch.setattr(network, "PAUSE_SECONDS", 0.01)
         HfFileSystem.clear_instance_cache()
         files = {str(path.relative_to(corpus.folder)): path.read_bytes() for path in corpus.folder.rglob("*")
                  if path.is_file()}  # fmt: skip
@@ -93,7 +94,7 @@ def test_a_source_that_breaks_off_is_read_again_and_named_in_the_end(hub, monkey
 def test_a_source_that_stalls_is_given_up(hub, monkeypatch):
     import threading
 
-    monkeypatch.setattr(sources, "STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(network, "STALLED_SECONDS", 0.05)
     stalled = threading.Event()
     with pytest.raises(CorpusError, match=r"s3://a/b could not be read in 4 tries \(no answer within 0\.05 s\)"):
         sources.retried("s3://a/b", stalled.wait)

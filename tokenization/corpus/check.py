@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cellglot.inputs import InputError, path_inside, read_json, reading
+from cellglot.inputs.addresses import as_source
 from cellglot.inputs.file_digests import FileMark, digests_of, file_mark, file_marks
 from cellglot.tokenization.corpus.plan import SPLITS, Plan, fingerprint, fingerprint_of_ends
 
@@ -157,21 +158,23 @@ class SourceMarks:
     """Detects files of a plan that change before the corpus is finished."""
 
     def __init__(self, plan: Plan):
-        self._files = [(file, _marks(Path(file.path))) for file in plan.files]
+        self._files = [(file, as_source(file.path)) for file in plan.files]
+        self._marked = [_marks(path) for _, path in self._files]
 
     def check(self) -> None:
         """Raise an error if a file is missing or has changed."""
-        for file, marks in self._files:
-            path = Path(file.path)
+        for (file, path), marks in zip(self._files, self._marked, strict=True):
             try:
-                same = _marks(path) == marks or fingerprint(path) == file.fingerprint
+                same = (bool(marks) and _marks(path) == marks) or fingerprint(path) == file.fingerprint
             except OSError as error:
                 raise CorpusError(f"{path} disappeared before the corpus was finished: {error}") from error
             if not same:
                 raise CorpusError(f"{path} changed while it was read: {AGAIN}")
 
 
-def _marks(path: Path) -> dict[str, FileMark]:
+def _marks(path: Path | str) -> dict[str, FileMark]:
+    if isinstance(path, str):
+        return {}
     return file_marks(path) if path.is_dir() else {os.fspath(path): file_mark(path)}
 
 

@@ -11,11 +11,13 @@ from cellglot.tokenization.corpus.genes import described_names, described_vocabu
 from cellglot.tokenization.corpus.plan import SPLITS
 from cellglot.tokenization.corpus.sources import check_sizes, fetch_description, pinned
 from cellglot.tokenization.families import tokenizers
+from cellglot.tokenization.reading.cells import FILTERED
 from cellglot.tokenization.tokenization_gene_expression import GeneExpressionTokenizer
 
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+SAID = ("labels in ", FILTERED)  # how notes about files begin that the summary has
 MOST_CHECKED_BYTES = 4 << 30  # of a corpus whose digests are compared when it is opened for streaming
 
 
@@ -171,7 +173,7 @@ class Corpus:
                 + (f", {r['cells_cut']:,} cells cut by {r['tokens_cut']:,} tokens" if r["cells_cut"] else "")
                 + (f", {file['duplicate_names']:,} duplicate cell names" if file["duplicate_names"] else "")
             )
-            lines += [f"{file['name']}: {note}" for note in file.get("notes", ()) if note.startswith("labels in ")]
+            lines += [f"{file['name']}: {note}" for note in file.get("notes", ()) if note.startswith(SAID)]
         lines += [f"skipped {name}: {reason}" for name, reason in m["broken"].items()]
         return lines
 

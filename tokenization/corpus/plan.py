@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,14 +13,18 @@ import numpy as np
 import pandas as pd
 
 from cellglot.inputs import digest_of
+from cellglot.inputs.addresses import name_of
 from cellglot.outputs import check_environment
 from cellglot.tokenization.corpus.genes import named_columns
 from cellglot.tokenization.count_matrix import CountMatrix
 from cellglot.tokenization.gene_names import described_columns
 from cellglot.tokenization.reading.cells import Cells, read_cells
-from cellglot.tokenization.reading.labels import read_labels
+from cellglot.tokenization.reading.labels import Labels, read_labels
 from cellglot.tokenization.reading.matrices import READ_ERRORS, CellFileError
 from cellglot.tokenization.reading.obs import SCHEMA_COLUMNS
+from cellglot.tokenization.reading.selection import NothingSelectedError
+from cellglot.tokenization.reading.soma import soma_mark
+from cellglot.tokenization.reading.soma_experiment import is_soma
 
 
 SPLITS = ("train", "validation", "test")
@@ -37,6 +42,7 @@ class FileOptions:
     rename: Mapping[str, str] = field(default_factory=dict)
     obs_columns: Sequence[str] = ()
     species: str | None = None
+    filter: str | None = None
 
 
 @dataclass
@@ -138,11 +144,15 @@ class Plan:
         return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path | str) -> str:
     """Return the digest of a file's content, or of a folder's names and contents.
 
-    Barcodes and features in the folder of a Matrix Market file are part of its content.
+    Barcodes and features in the folder of a Matrix Market file are part of its content. For a network source, only
+    its address and its numbers of cells, genes and values are.
     """
+    if isinstance(path, str):
+        content = json.dumps([path, soma_mark(path)], sort_keys=True)
+        return f"soma:{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}"
     digest = digest_of(path, progress=True)
     if path.is_dir() or not path.name.removesuffix(".gz").endswith(".mtx"):
         return digest
@@ -169,7 +179,14 @@ def fingerprint_of_ends(path: Path) -> str:
 
 def open_planned(path: str | Path, options: FileOptions, folder: Path | None) -> Cells:
     """Open a file with the options of the corpus, including the columns of `FileOptions.obs_columns`."""
-    cells = read_cells(path, layer=options.layer, rename=options.rename, folder=folder, species=options.species)
+    cells = read_cells(
+        path,
+        layer=options.layer,
+        rename=options.rename,
+        folder=folder,
+        species=options.species,
+        filter=options.filter,
+    )
     for column in options.obs_columns:
         if column in cells.obs.names:
             cells.metadata_columns.setdefault(column, column)
@@ -207,7 +224,9 @@ class Inspected:
 CheckNames = Callable[[Sequence[str], Mapping[str, Any] | None], str | None]
 
 
-def inspect_file(path: Path, name: str, options: FileOptions, work: Path, check_names: CheckNames | None) -> Inspected:
+def inspect_file(
+    path: Path | str, name: str, options: FileOptions, work: Path, check_names: CheckNames | None
+) -> Inspected:
     """Open a file, find its counts, and read what planning needs."""
     digest = fingerprint(path) if _may_contain_cells(path) else ""  # others are refused when they are opened
     with open_planned(path, options, conversion_folder(work, digest)) as cells:
@@ -234,7 +253,7 @@ def inspect_file(path: Path, name: str, options: FileOptions, work: Path, check_
 
 
 def _genes(
-    path: Path, counts: CountMatrix, options: FileOptions, check_names: CheckNames | None
+    path: Path | str, counts: CountMatrix, options: FileOptions, check_names: CheckNames | None
 ) -> tuple[list[str], dict[str, Any]]:
     """Return index and columns of a file's gene table; refuse names that cannot be used."""
     index, columns = list(counts.index), {str(c): v for c, v in (counts.columns or {}).items()}
@@ -256,29 +275,55 @@ def _label_notes(cells: Cells) -> list[str]:
     notes = []
     for name in ("cell_type", "cell_type_ontology_term_id"):
         if (have := cells.metadata_columns.get(name)) is not None:
-            notes.append(read_labels(cells.obs.column(have, 0, cells.n_cells)).note(f"labels in {have!r}"))
+            found = Labels(np.zeros(0, dtype=object))
+            for start in range(0, cells.n_cells, CELLS_AT_ONCE):
+                some = read_labels(cells.obs.column(have, start, min(start + CELLS_AT_ONCE, cells.n_cells)))
+                found.missing += some.missing
+                found.cleaned += some.cleaned
+            notes.append(found.note(f"labels in {have!r}"))
     return [note for note in notes if note]
 
 
-def _may_contain_cells(path: Path) -> bool:
+def _may_contain_cells(path: Path | str) -> bool:
     """Whether a file or folder has a known format, so that all of it is read for its digest."""
+    if isinstance(path, str):
+        return True
     if path.is_dir():
         marks = (".zgroup", ".zattrs", "zarr.json", "*matrix.mtx*")
-        return any(next(path.glob(mark), None) is not None for mark in marks)
+        return is_soma(path) or any(next(path.glob(mark), None) is not None for mark in marks)
     return path.is_file() and (h5py.is_hdf5(path) or ".mtx" in path.suffixes)
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Return the name of each file without its ending, with its folder if names are equal; refuse repeated files."""
-    resolved = [p.resolve() for p in paths]
-    twice = sorted({str(p) for p in resolved if resolved.count(p) > 1})
+def unique_names(paths: Sequence[Path | str]) -> list[str]:
+    """Return the name of each file: without its ending, or with it or with its folders where names are equal.
+
+    Raises
+    ------
+    ValueError
+        If a file is given twice.
+    """
+    resolved = [p if isinstance(p, str) else p.resolve() for p in paths]
+    twice = sorted({str(p) for p, n in Counter(resolved).items() if n > 1})
     if twice:
         raise ValueError(f"given twice: {', '.join(twice)}")
-    stems = [p.name.removesuffix(".gz").rsplit(".", 1)[0] or p.name for p in resolved]
-    named = [s if stems.count(s) == 1 else f"{p.parent.name}/{s}" for s, p in zip(stems, resolved, strict=True)]
-    if len(set(named)) != len(named):
-        raise ValueError(f"files of the same name in folders of the same name: {', '.join(sorted(named))}")
+    folders, stems = [_folders(p) for p in resolved], [name_of(p) for p in resolved]
+    beside = Counter(zip(map(tuple, folders), stems, strict=True))
+    stems = [
+        stem if beside[tuple(own), stem] == 1 else str(p).rsplit("/", 1)[-1]
+        for p, own, stem in zip(resolved, folders, stems, strict=True)
+    ]
+    named, depth = list(stems), 0
+    while repeated := {name for name, n in Counter(named).items() if n > 1}:
+        depth += 1
+        named = [
+            "/".join([*own[-depth:], stem]) if name in repeated else name
+            for name, stem, own in zip(named, stems, folders, strict=True)
+        ]
     return named
+
+
+def _folders(path: Path | str) -> list[str]:
+    return path.split("/")[:-1] if isinstance(path, str) else list(path.parent.parts[1:])
 
 
 # -------------------------------------------------------------------- groups and splits
@@ -370,7 +415,7 @@ def parquet_columns(kinds_of_files: Sequence[Mapping[str, str]]) -> dict[str, st
 
 
 def make_plan(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     options: FileOptions,
     work: Path,
     arguments: Mapping[str, Any],
@@ -395,15 +440,20 @@ def make_plan(
         Called with index and columns of each gene table; returns why a file's names cannot be used, or None.
     """
     names, broken = unique_names(paths), dict(broken)
-    inspected = []
+    inspected, nothing = list[Inspected](), dict[str, str]()
     for path, name in zip(paths, names, strict=True):
         if name in broken:
             continue
         try:
             inspected.append(inspect_file(path, name, options, work, check_names))
+        except NothingSelectedError as error:
+            nothing[name] = str(error)
         except READ_ERRORS as error:
             check_environment(error)
             broken[name] = str(error)
+    if nothing and not inspected and not broken:
+        more = f"; so it is in {len(nothing) - 1:,} further files" if len(nothing) > 1 else ""
+        raise NothingSelectedError(f"{next(iter(nothing.values()))}{more}")
     if broken and len(paths) == 1:
         raise CellFileError(broken[names[0]])
     if broken and (not skip_broken or not inspected):
@@ -422,7 +472,7 @@ def make_plan(
     plan = Plan(
         arguments=dict(arguments),
         files=[i.file for i in inspected],
-        broken=broken,
+        broken=broken | nothing,
         units=[(n, start, stop) for n, i in enumerate(inspected) for start, stop in i.ranges],
         split=draw_split(sizes, seed, fractions),
         columns=parquet_columns([i.kinds for i in inspected]),

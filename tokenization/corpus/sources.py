@@ -1,11 +1,8 @@
 """Token Parquet where it lies: on disk, or read over a network by ``hf://``, ``s3://`` and other addresses."""
 
 import functools
-import logging
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,16 +10,11 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellglot.inputs import is_remote, path_inside
+from cellglot.inputs import is_remote, network, path_inside
 from cellglot.inputs.file_digests import FileMark, file_mark
 from cellglot.tokenization.corpus.check import AGAIN, CorpusError
 
 
-logger = logging.getLogger(__name__)
-
-TRIES = 4
-STALLED_SECONDS = 120.0  # without an answer of a network source
-PAUSE_SECONDS = 1.0  # before the second try; twice as long before each further one
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 TOKENIZER_FILES = ("gene_vocab.json", "gene_stats.safetensors", "tokenizer_config.json")
 OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -94,49 +86,10 @@ def retried(address: str, read: Callable[[], Result]) -> Result:
     CorpusError
         If the file does not exist or may not be read, or all tries failed; names the address.
     """
-    failure: BaseException | None = None
-    for turn in range(TRIES):
-        if turn:
-            pause = PAUSE_SECONDS * 2 ** (turn - 1)
-            logger.warning("%s: %s; trying again in %g s", address, _said(failure), pause)
-            time.sleep(pause)
-        try:
-            return _within(STALLED_SECONDS, read)
-        except CorpusError:
-            raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise ShardError(f"{address} does not exist or may not be read: {_said(error)}") from error
-        except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
-            failure = error
-    raise ShardError(
-        f"{address} could not be read in {TRIES} tries ({_said(failure)}): check the network and the source, then run "
-        "the same command again; training resumes from its last checkpoint"
-    ) from failure
-
-
-def _said(error: BaseException | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _within(seconds: float, read: Callable[[], Result]) -> Result:
-    """Call a function in a thread, and give it up if it takes too long: a read that stalls cannot be ended."""
-    answer: list[Any] = []
-    done = threading.Event()
-
-    def call() -> None:
-        try:
-            answer.append((read(), None))
-        except BaseException as error:  # noqa: BLE001 (raised by the caller)
-            answer.append((None, error))
-        done.set()
-
-    threading.Thread(target=call, daemon=True).start()
-    if not done.wait(seconds):
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    result, error = answer[0]
-    if error is not None:
-        raise error
-    return result
+    then = (
+        "check the network and the source, then run the same command again; training resumes from its last checkpoint"
+    )
+    return network.retried(address, read, ShardError, then, final=CorpusError)
 
 
 # -------------------------------------------------------------------- a corpus of a network source

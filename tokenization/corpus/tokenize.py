@@ -32,6 +32,7 @@ from cellglot.tokenization.corpus.check import (
 )
 from cellglot.tokenization.corpus.concurrency import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus.corpus import MANIFEST, WORK, Corpus
+from cellglot.tokenization.corpus.folders import find_sources
 from cellglot.tokenization.corpus.gene_statistics import CorpusStatistics
 from cellglot.tokenization.corpus.genes import (
     named_columns,
@@ -48,6 +49,7 @@ from cellglot.tokenization.gene_vocabulary import VOCABULARY_FILE, GeneMatch, Ge
 from cellglot.tokenization.genes.gene_catalogue import GeneNames, gene_catalogue, read_gene_table
 from cellglot.tokenization.genes.species import check_species
 from cellglot.tokenization.genes.tables import HumanGenes, human_genes
+from cellglot.tokenization.reading.filters import with_preset
 from cellglot.tokenization.reading.matrices import READ_ERRORS
 from cellglot.tokenization.tokenization_gene_expression import GeneCoverageError, GeneExpressionTokenizer
 
@@ -78,6 +80,8 @@ def tokenize_corpus(
     rename: Mapping[str, str] | None = None,
     obs_columns: Sequence[str] = (),
     species: str | None = None,
+    filter: str | None = None,
+    preset: str | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -96,7 +100,7 @@ def tokenize_corpus(
     Parameters
     ----------
     files
-        Files that `read_cells` reads.
+        Files and other sources that `read_cells` reads; folders of them, see `find_sources`.
     output
         Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
     tokenizer
@@ -117,6 +121,12 @@ def tokenize_corpus(
     species
         ``"mouse"``: genes are read as their human one-to-one orthologs. ``"other"``: names are taken as they are. By
         default human; files of mouse are refused if a new vocabulary is made.
+    filter
+        Which cells to read, by columns of obs, as for `read_cells`. Files without such cells are left out; the
+        manifest lists them.
+    preset
+        ``"sccello"``: the cells that scCello was pretrained on (human, primary, 10x, not cancer). A filter besides
+        chooses among them.
     validation_fraction, test_fraction
         Share of cells to hold out: whole donors, else whole data sets, else single cells.
     seed
@@ -152,8 +162,8 @@ def tokenize_corpus(
         If there are no files, a file is given twice, or an option is invalid.
     """
     check_species(species)
-    paths, output = [Path(f) for f in files], Path(output)
-    if not paths:
+    output, filter = Path(output), with_preset(filter, preset)
+    if not files:
         raise ValueError("no files of cells given")
     ready, kinds = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None, tokenizers()
     if ready is not None:
@@ -163,7 +173,12 @@ def tokenize_corpus(
         raise ValueError(f"tokenizer {tokenizer!r}: it is one of {', '.join(kinds)}")
     if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
         raise ValueError("validation_fraction and test_fraction must be at least 0, and together below 1")
-    given = [*paths, gene_table, None if isinstance(vocabulary, GeneVocabulary) else vocabulary]
+    paths = find_sources(files)
+    given = [
+        *(p for p in paths if isinstance(p, Path)),
+        gene_table,
+        None if isinstance(vocabulary, GeneVocabulary) else vocabulary,
+    ]
     loaded = None if vocabulary is None else _load_vocabulary(vocabulary)
     arguments: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -175,13 +190,15 @@ def tokenize_corpus(
     }
     if species is not None:
         arguments["species"] = species
+    if filter is not None:
+        arguments["filter"] = filter
     if shuffle:
         arguments["shuffle"] = True
     run = _Run(
         paths=paths,
         folder=OutputFolder(output, "tokenize", given),
         tokenizer_class=kinds[tokenizer],
-        options=FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns), species),
+        options=FileOptions(layer, gene_column, dict(rename or {}), tuple(obs_columns), species, filter),
         arguments=arguments,
         seed=seed,
         fractions={"validation": validation_fraction, "test": test_fraction},
@@ -242,7 +259,7 @@ def _digest(value: Any) -> str:
 class _Run:
     """One run of `tokenize_corpus`: plans, resumes an earlier run, and finishes."""
 
-    paths: list[Path]
+    paths: list[Path | str]
     folder: OutputFolder
     tokenizer_class: type[GeneExpressionTokenizer]
     options: FileOptions

@@ -261,8 +261,9 @@ class Worker:
         self, first: int, metadata: pd.DataFrame, datasets: np.ndarray, splits: np.ndarray
     ) -> dict[str, pa.Array]:
         """Return the columns of the shards."""
+        assert self._cells is not None
         columns = {
-            "cell_index": pa.array(np.arange(first, first + len(splits))),
+            "cell_index": pa.array(self._cells.row_numbers(first, first + len(splits))),
             "split": pa.array(splits, pa.string()),
         }
         for name, kind in self.job.columns.items():

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cellglot.inputs.addresses import as_source, name_of
 from cellglot.tokenization.count_matrix import CountMatrix, choose_counts, open_counts
 from cellglot.tokenization.genes.species import check_species, read_as_human
 from cellglot.tokenization.reading.errors import CellFileError, reading
+from cellglot.tokenization.reading.filters import check_filter
 from cellglot.tokenization.reading.formats import CellFile, open_cell_file
 from cellglot.tokenization.reading.obs import FrameTable, schema_names
+from cellglot.tokenization.reading.selection import of_cells, of_table, select_cells
 from cellglot.tokenization.reading.storable_table import storable_frame
 
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 
 NAMES_AT_ONCE = 1 << 16
+FILTERED = "the filter leaves out"  # begins a note
 
 
 logger = logging.getLogger(__name__)
@@ -70,6 +74,8 @@ class Cells:
                 f"{counts.location} contains log1p of scaled counts: raw counts are computed back exactly, with each "
                 "cell's smallest value as one count"
             )
+        if isinstance(found := getattr(opened.obs, "n_in_file", None), int):
+            self.notes.append(f"{FILTERED} {found - counts.n_cells:,} of {found:,} cells")
         self._tables: dict[bool, pd.DataFrame] = {}
         self._close = opened.close
 
@@ -108,6 +114,12 @@ class Cells:
     def names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read names of cells, object, shape (stop - start,)."""
         return self.obs.index(start, self.n_cells if stop is None else stop)
+
+    def row_numbers(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the numbers of cells in the file, int64, shape (stop - start,); a filter leaves out some of them."""
+        stop = self.n_cells if stop is None else stop
+        numbers = getattr(self.obs, "row_numbers", None)
+        return np.arange(start, stop) if numbers is None else numbers(start, stop)
 
     def metadata(
         self, start: int = 0, stop: int | None = None, only: Sequence[str] | None = None, names: bool = True
@@ -229,13 +241,16 @@ def read_cells(
     rename: Mapping[str, str] | None = None,
     folder: str | os.PathLike | None = None,
     species: str | None = None,
+    filter: str | None = None,
 ) -> Cells:
     """Open cells and find their raw counts.
 
     Parameters
     ----------
     source
-        ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, or an AnnData.
+        ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, a SOMA
+        experiment (a folder, or an address such as ``s3://bucket/name``), ``census:VERSION`` or
+        ``census:VERSION/ORGANISM`` for CELLxGENE Census, or an AnnData.
     layer
         ``"X"``, ``"raw.X"`` or a layer's name: the only place to look at. By default X if it contains counts (or
         raw.X, if that contains more), then the usual layers, then places from which counts can be
@@ -243,10 +258,14 @@ def read_cells(
     rename
         Column of obs -> its name in the metadata, e.g. ``{"bulk_labels": "cell_type"}``.
     folder
-        Where to keep a matrix that has to be converted to rows; a temporary folder by default.
+        Where to keep a matrix that has to be converted to rows, and the numbers of the cells that meet the filter; a
+        temporary folder by default.
     species
         ``"mouse"``: genes are read as their human one-to-one orthologs. ``"human"`` and ``"other"``: as they are, as
         by default.
+    filter
+        Which cells to read, by columns of obs: ``'tissue == "lung" and is_primary_data == True'``. The others are left
+        out as if the file did not have them.
 
     Returns
     -------
@@ -256,7 +275,9 @@ def read_cells(
     Raises
     ------
     CellFileError
-        If the file is missing, damaged, cut short or in an unknown format.
+        If the file is missing, damaged, cut short or in an unknown format, or no cell meets the filter.
+    FilterError
+        If the filter cannot be read, or names an unknown column.
     NotCountsError
         If no place contains raw counts, or values from which counts can be computed back exactly.
     ValueError
@@ -273,26 +294,39 @@ def read_cells(
     >>> counts = cellglot.read_cells("cells.h5ad").to_anndata()
     """
     check_species(species)
+    if filter is not None:
+        check_filter(filter)
+    kept = None if folder is None else Path(folder)
+
+    def chosen(opened: CellFile, counts: CountMatrix) -> CountMatrix:
+        if filter is not None:
+            rows = select_cells(opened.obs, filter, kept, rename)
+            opened.obs, counts.matrix = of_table(opened.obs, rows), of_cells(counts.matrix, rows)
+        return counts
+
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
-        opened = open_cell_file(path, None if folder is None else Path(folder))
+        path = as_source(source)
+        opened = open_cell_file(path, kept)
         try:
             with reading(path):
                 counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source=str(path))
-                cells = Cells(_stem(path), opened, counts, rename)
+                cells = Cells(name_of(path), opened, chosen(opened, counts), rename)
         except BaseException:
             opened.close()
             raise
     elif getattr(source, "isbacked", False) and not getattr(source, "is_view", False):
-        opened = open_cell_file(Path(source.filename), None if folder is None else Path(folder))
+        opened = open_cell_file(Path(source.filename), kept)
         opened.obs = FrameTable(source.obs)
         opened.places = _places_now(source, opened)
         with reading(source.filename):
-            counts = choose_counts(opened.places, layer, cell_names=source.obs_names, source="the AnnData")
-        cells = Cells(_stem(Path(source.filename)), opened, counts, rename)
+            counts = choose_counts(opened.places, layer, cell_names=_LazyNames(opened), source="the AnnData")
+            counts = chosen(opened, counts)
+        cells = Cells(name_of(Path(source.filename)), opened, counts, rename)
     elif hasattr(source, "var_names") and hasattr(source, "obs"):
-        counts = open_counts(source, layer=layer)
-        cells = Cells("AnnData", CellFile("AnnData", {}, FrameTable(source.obs)), counts, rename)
+        opened = CellFile("AnnData", {}, FrameTable(source.obs))
+        counts = chosen(opened, open_counts(source, layer=layer))
+        counts.cell_names = _LazyNames(opened)
+        cells = Cells("AnnData", opened, counts, rename)
     else:
         raise TypeError(f"cells are read from a path or an AnnData, not from {type(source).__name__}")
     if species == "mouse":
@@ -335,11 +369,6 @@ class _LazyNames(Sequence):
 
     def __len__(self) -> int:
         return len(self.opened.obs)
-
-
-def _stem(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
-    return name.rsplit(".", 1)[0] if "." in name else name
 
 
 __all__ = ["CellFileError", "Cells", "read_cells"]

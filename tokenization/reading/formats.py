@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from cellglot.inputs.addresses import is_census
 from cellglot.tokenization.count_matrix import COUNT_LAYERS
 from cellglot.tokenization.gene_vocabulary import ID_COLUMNS, NAME_COLUMNS
 from cellglot.tokenization.reading.bounded_text import read_names
@@ -27,6 +28,8 @@ from cellglot.tokenization.reading.refusals import (
     why_not_opened,
     why_unread,
 )
+from cellglot.tokenization.reading.soma import open_soma
+from cellglot.tokenization.reading.soma_experiment import is_soma, may_be_soma
 from cellglot.tokenization.reading.table_checks import MOST_COLUMNS, check_length, check_table
 from cellglot.tokenization.reading.zarr_arrays import checked_arrays
 
@@ -58,15 +61,17 @@ class CellFile:
     close: Callable[[], None] = lambda: None
 
 
-def open_cell_file(path: Path, folder: Path | None = None) -> CellFile:
-    """Open ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder with ``matrix.mtx`` (plain or gzipped), or ``.loom``.
+def open_cell_file(path: Path | str, folder: Path | None = None) -> CellFile:
+    """Open ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (``matrix.mtx``, plain or gzipped), ``.loom``, or SOMA.
+
+    A text is the address of a SOMA experiment, or names one of CELLxGENE Census.
 
     Matrices that have to be converted are kept in `folder`, by default in a temporary one.
     """
-    if not path.exists():
+    if not path.exists() if isinstance(path, Path) else not may_be_soma(path):
         raise CellFileError(why_missing(path))
     with reading(path):
-        opened = _open(path, folder)
+        opened = _open_soma(path) if isinstance(path, str) or is_soma(path) else _open(path, folder)
     for matrix, *_ in opened.places.values():
         matrix.source = str(path)
     opened.obs.source = str(path)
@@ -332,6 +337,14 @@ def _beside(path: Path, names: list[str]) -> Path:
         if (path.parent / name).exists():
             return path.parent / name
     raise CellFileError(f"none of {', '.join(names)} is in the folder of {path}")
+
+
+# -------------------------------------------------------------------- SOMA
+
+
+def _open_soma(source: Path | str) -> CellFile:
+    places, obs, experiment = open_soma(source)
+    return CellFile("Census" if is_census(source) else "SOMA", places, obs, close=experiment.close)
 
 
 # -------------------------------------------------------------------- loom

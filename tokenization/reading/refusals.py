@@ -7,11 +7,11 @@ from pathlib import Path
 R_ENDINGS = (".rds", ".rdata", ".rda", ".h5seurat")
 
 
-def why_missing(path: Path) -> str:
+def why_missing(path: Path | str) -> str:
     """Explain why a path does not exist."""
     start = str(path).split("/")[0]
     if start.endswith(":") and len(start) > 2:
-        return f"{path} is an address, not a file: download it first"
+        return f"{path} is an address, not a file: download it first (only SOMA experiments are read over a network)"
     return f"{path} does not exist"
 
 

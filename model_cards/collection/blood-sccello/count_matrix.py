@@ -202,7 +202,8 @@ class CountMatrix:
                 fitting = int(np.searchsorted(bounds, bounds[0] + max_values, side="right")) - 1
                 end = start + max(1, min(fitting, end - start))
             else:
-                end = min(end, start + max(1, max_values // max(self.n_genes, 1)))
+                per_cell = getattr(self.matrix, "values_per_cell", None) or self.n_genes
+                end = min(end, start + max(1, max_values // max(per_cell, 1)))
             yield start, end
             start = end
 
@@ -221,6 +222,11 @@ class GenesOnly:
     def indptr(self) -> Any:
         """Where each cell begins among all stored values, including those of other features; None if dense."""
         return _offsets_of(self.matrix)
+
+    @property
+    def values_per_cell(self) -> int | None:
+        """Stored values of a cell, on average, of a sparse matrix without `indptr`; None for others."""
+        return getattr(self.matrix, "values_per_cell", None)
 
     def read_rows(self, start: int, stop: int) -> CountRows:
         """Read the genes of some cells."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellglot.contents import contents_of
 from cellglot.inputs import is_remote
+from cellglot.inputs.addresses import as_source
 from cellglot.modeling.collection import in_collection
 from cellglot.verbs.cells import as_path, existing, is_anndata
 
@@ -32,6 +33,8 @@ def tokenize(
     rename: Mapping[str, str] | None = None,
     obs_columns: Sequence[str] = (),
     species: str | None = None,
+    filter: str | None = None,
+    preset: str | None = None,
     tokenizer_options: Mapping[str, Any] | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
@@ -48,7 +51,9 @@ def tokenize(
     Parameters
     ----------
     cells
-        A file of cells, as for `cellglot.read_cells`; an AnnData with raw counts; or several of them.
+        A file of cells, as for `cellglot.read_cells`; a folder, for all ``.h5ad`` files, stores of zarr and SOMA
+        experiments in it and in its folders; a SOMA experiment, on disk or at an address such as ``s3://bucket/name``;
+        ``census:VERSION`` for CELLxGENE Census; an AnnData with raw counts; or several of them.
     output
         Folder for ``data/*.parquet``, ``tokenizer/`` and ``manifest.json``.
     tokenizer
@@ -71,6 +76,10 @@ def tokenize(
     species
         ``"mouse"``: genes are read as their human one-to-one orthologs. ``"other"``: names are taken as they are. By
         default human: files of mouse are refused, unless `vocabulary` is one of mouse.
+    filter
+        Which cells to read, by columns of obs: ``'tissue == "lung" and not ("cancer" in disease)'``.
+    preset
+        ``"sccello"``: human, primary, 10x, not cancer, as scCello was pretrained on. A filter chooses among these.
     tokenizer_options
         Options of the tokenizer, such as ``{"total": "vocabulary"}``.
     validation_fraction, test_fraction
@@ -128,6 +137,8 @@ def tokenize(
             rename=rename,
             obs_columns=obs_columns,
             species=species,
+            filter=filter,
+            preset=preset,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             seed=seed,
@@ -141,13 +152,15 @@ def tokenize(
 def check_given(cells: Any) -> None:
     """Refuse files that do not exist, before large libraries are imported."""
     for one in cells if isinstance(cells, list | tuple) else [cells]:
-        if isinstance(one, str | os.PathLike) and not is_remote(one):
+        if isinstance(one, str | os.PathLike) and isinstance(as_source(one), Path):
             existing(one)
 
 
 @contextmanager
-def as_files(cells: Any, layer: str | None = None) -> Iterator[tuple[list[Path], str | None]]:
-    """Return files of cells, and where their counts are. Files of AnnData are temporary and have counts in X.
+def as_files(cells: Any, layer: str | None = None) -> Iterator[tuple[list[Path | str], str | None]]:
+    """Return files and addresses of cells, and where their counts are; files of AnnData are temporary.
+
+    These have counts in X.
 
     Raises
     ------
@@ -162,12 +175,12 @@ def as_files(cells: Any, layer: str | None = None) -> Iterator[tuple[list[Path],
         raise ValueError(f"layer {layer!r} is for AnnData and files at once: write the AnnData to files first")
     with tempfile.TemporaryDirectory(prefix="cellglot-") as folder:
         names = ["AnnData.h5ad"] if len(given) == 1 else [f"AnnData-{n + 1}.h5ad" for n in range(len(given))]
-        files = [Path(folder, name) for name in names]
+        files: list[Path | str] = [Path(folder, name) for name in names]
         for number, one in enumerate(given):
             if in_memory[number]:
-                _write(one, files[number], layer)
+                _write(one, Path(files[number]), layer)
             else:
-                files[number] = as_path(one)
+                files[number] = as_source(one)
         yield files, None if any(in_memory) else layer
 
 
