@@ -1,5 +1,6 @@
 """A loaded model of any kind. PyTorch is not imported before one is loaded."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,4 +71,15 @@ def purpose_of(config: Mapping[str, Any], reads_texts: bool) -> str:
     return "cells and texts" if reads_texts and architecture.endswith(("Model", "ForPreTraining")) else "embeddings"
 
 
-__all__ = ["LoadedModel", "purpose_of", "without_adapter"]
+def weights_checksum(network: Any) -> str:
+    """Return the SHA-256 of the model's state dict."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, values in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(memoryview(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+__all__ = ["LoadedModel", "purpose_of", "weights_checksum", "without_adapter"]

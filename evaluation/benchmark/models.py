@@ -1,6 +1,5 @@
 """Models to evaluate: pretrained, fine-tuned, or a base model with an adapter."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.marker_table import MarkerGenes, marker_tokens
 from cellglot.modeling.adapter_folders import cached_revision
 from cellglot.modeling.any_model import load_any_model
-from cellglot.modeling.loaded_model import without_adapter
+from cellglot.modeling.loaded_model import weights_checksum, without_adapter
 from cellglot.modeling.masked_genes import cell_encoder, gene_distances
 from cellglot.tokenization.gene_report import GeneReport
 
@@ -156,13 +155,4 @@ def load_evaluated_model(
     )
 
 
-def weights_checksum(network: Any) -> str:
-    """Return the SHA-256 of the model's state dict."""
-    digest = hashlib.sha256()
-    for name, values in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-__all__ = ["EvaluatedModel", "load_evaluated_model", "weights_checksum"]
+__all__ = ["EvaluatedModel", "load_evaluated_model"]

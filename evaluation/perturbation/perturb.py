@@ -25,7 +25,7 @@ from cellglot.evaluation.perturbation.tokens import (
     measure_expression,
     read_once,
 )
-from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.loaded_model import LoadedModel, weights_checksum
 from cellglot.modeling.masked_genes import cell_encoder, tokens_read
 from cellglot.modeling.perturbed_genes import Change, Copies, embed_tokens
 from cellglot.progress import progress_bars
@@ -311,14 +311,10 @@ def _run(
     request: Request,
 ) -> dict[str, Any]:
     """Return what the effects depend on, as plain types."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, values in sorted(model.network.state_dict().items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(memoryview(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     way = embedded.direction
     return {
         "format_version": 1,
-        "model": digest.hexdigest(),
+        "model": weights_checksum(model.network),
         "cells": reading.digest,
         "genes": hashlib.blake2b(np.ascontiguousarray(tested).data, digest_size=16).hexdigest(),
         "kind": request.kind,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellglot.evaluation.chosen_counts import ChosenCounts
 from cellglot.modeling.perturbed_genes import DELETE, OVEREXPRESS, Change
 from cellglot.tokenization.count_matrix import CountMatrix, CountRows
 from cellglot.tokenization.gene_encoding import GeneColumns, TokenRows, row_sums
@@ -74,10 +75,8 @@ class CellTokens:
 
     def rows(self, numbers: np.ndarray) -> Iterator[CountRows]:
         """Read the counts of some cells in chunks, in ascending order of their numbers."""
-        for start, rows in self.counts.chunks(VALUES_READ_AHEAD):
-            inside = numbers[(numbers >= start) & (numbers < start + len(rows))] - start
-            if len(inside):
-                yield _chosen(rows, inside)
+        for _, rows in ChosenCounts(self.counts, numbers).chunks(VALUES_READ_AHEAD):
+            yield rows
 
     def cells(self, numbers: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """Tokenize some cells, one after the other: ``input_ids`` and, for Exceiver, ``expression_values``.
@@ -97,16 +96,6 @@ class CellTokens:
         length = None if self.limit is None else self.limit + 1
         for rows in self.rows(numbers):
             yield from self.tokenizer.encode_rows(rows, self.columns, length)
-
-
-def _chosen(rows: CountRows, inside: np.ndarray) -> CountRows:
-    """Return some rows."""
-    if len(inside) == len(rows):
-        return rows
-    lengths = np.diff(rows.indptr)[inside]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.arange(indptr[-1]) + np.repeat(rows.indptr[inside] - indptr[:-1], lengths)
-    return CountRows(rows.data[at], rows.indices[at], indptr)
 
 
 @dataclass

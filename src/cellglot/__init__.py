@@ -19,6 +19,7 @@ _PUBLIC = {
     "evaluate": "verbs.benchmark",
     "export": "verbs.export",
     "finetune": "verbs.training",
+    "genes": "verbs.genes",
     "index": "verbs.mapping",
     "load_model": "verbs.models",
     "map": "verbs.mapping",

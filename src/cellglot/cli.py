@@ -664,6 +664,78 @@ def perturb(
 
 
 @app.command()
+def genes(
+    model: Annotated[
+        str, typer.Argument(help="Name, folder or repository of a model, classifier or adapter; see cellglot models.")
+    ],
+    cells: Annotated[
+        Path | None,
+        typer.Argument(help="File of cells, for embeddings in cells and attention: .h5ad, .zarr, 10x, .loom."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File for the embeddings, .parquet; other results beside it.")
+    ] = Path("genes.parquet"),
+    neighbours: Annotated[int, typer.Option(help="Find so many nearest genes of each.")] = 0,
+    gene_sets: Annotated[Path | None, typer.Option(help="Score sets of genes, such as Reactome's: .gmt.")] = None,
+    set_genes: Annotated[str, typer.Option(help="Least and most genes of a set that is scored.")] = "10,500",
+    permutations: Annotated[int, typer.Option(help="Number of random sets of like expression for each set.")] = 1000,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Sum attention between genes over the cells, and draw the strongest.")
+    ] = False,
+    edges: Annotated[int, typer.Option(help="Number of pairs of genes to keep, those of most attention.")] = 100_000,
+    min_cells: Annotated[
+        int,
+        typer.Option(help="Neighbours, sets and attention are of genes that the model reads in so many cells."),
+    ] = 10,
+    column: Annotated[
+        str | None, typer.Option(help="Column of obs with the states of cells; cell_type by default.")
+    ] = None,
+    cell_type: Annotated[str | None, typer.Option(help="Value of --column: use only these cells.")] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(help="Use at most this number of cells, drawn by --seed; all by default.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    species: Species = None,
+    min_coverage: MinCoverage = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Embed genes: as a model learned them and as it reads them in cells; neighbours, gene sets, attention."""
+    bounds = [part.strip() for part in set_genes.split(",")]
+    if len(bounds) != 2 or not all(part.isdigit() for part in bounds):
+        raise ValueError(f"--set-genes {set_genes}: two numbers, such as 10,500")
+    found = cellglot.genes(
+        model,
+        cells,
+        output=output,
+        neighbours=neighbours,
+        gene_sets=gene_sets,
+        set_genes=(int(bounds[0]), int(bounds[1])),
+        permutations=permutations,
+        attention=attention,
+        edges=edges,
+        min_cells=min_cells,
+        column=column,
+        cell_type=cell_type,
+        max_cells=max_cells,
+        seed=seed,
+        batch_size=batch_size,
+        layer=layer,
+        gene_column=gene_column,
+        species=species,
+        min_coverage=min_coverage,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+    )
+    _say(str(found))
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")

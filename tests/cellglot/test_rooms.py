@@ -36,6 +36,7 @@ cellglot.evaluation
 cellglot.evaluation.search
 cellglot.evaluation.mapping
 cellglot.evaluation.perturbation
+cellglot.evaluation.genes
 cellglot.evaluation.annotation cellglot.evaluation.drug_response
 cellglot.evaluation.benchmark
 cellglot.training.config

@@ -19,7 +19,7 @@ from cellglot.modeling import collection
 
 VERBS = (
     "read_cells", "tokenize", "pretrain", "finetune", "load_model", "embed", "annotate", "query", "index",
-    "map", "similar", "perturb", "evaluate", "publish", "models", "model_path",
+    "map", "similar", "perturb", "genes", "evaluate", "publish", "models", "model_path",
 )  # fmt: skip
 CPU = {"device": "cpu"}
 

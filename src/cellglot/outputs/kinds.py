@@ -191,6 +191,12 @@ KINDS = {
         re.compile(r"(?!)"),
         _nothing_before,
     ),
+    "genes": Kind(
+        "unfinished sums of the states of genes",
+        re.compile(r"genes\.json|sums\.npz"),
+        re.compile(r"(?!)"),
+        _nothing_before,
+    ),
     "perturb": Kind(
         "finished parts of a perturbation",
         re.compile(r"perturbation\.json|part-\d{6,}\.npz"),
