@@ -98,6 +98,10 @@ class LogCountsPca:
         """Return the components of cells, float32, shape (cells, components)."""
         return self.pca.transform(features).astype(np.float32)
 
+    def loadings(self) -> np.ndarray:
+        """Return components times the deviation of cells along them, shape (genes, components)."""
+        return self.pca.components_.T * np.sqrt(self.pca.explained_variance_)
+
     def gene_distances(self, cell: csr_matrix) -> np.ndarray:
         """Return 1 - cosine between the components of a cell with and without each of its expressed genes.
 

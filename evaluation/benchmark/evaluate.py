@@ -19,7 +19,7 @@ from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, S
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, TASKS, check_tasks
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, TASKS, check_tasks
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
@@ -70,6 +70,7 @@ def evaluate_models(
     donors: str | None = None,
     markers: str | Path | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
+    gene_sets: str | Path | Mapping[str, Sequence[str]] | None = None,
     drug_response: str | Path | None = None,
     drug_values: str = "auto",
     ontology: CellOntology | None = None,
@@ -95,14 +96,17 @@ def evaluate_models(
     cells
         File, or AnnData; None for drug response alone.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"drug-response"``; by
-        default all for which labels, batches, markers and a folder of drug response are given.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
+        ``"drug-response"``; by default all for which labels, batches, markers, gene sets and a folder of drug response
+        are given.
     labels, batches, donors
         Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
     markers
         Table of marker genes (see `cellglot.evaluation.scores.marker_table.read_marker_table`), or cell type -> genes.
     marker_types
         Label -> cell type of `markers`, if names and ontology do not match them.
+    gene_sets
+        Sets of genes such as pathways: a ``.gmt``, or name -> genes.
     drug_response
         Folder of cell lines and drugs (see `cellglot.evaluation.drug_response.folder.read_drug_response`).
     drug_values
@@ -158,21 +162,22 @@ def evaluate_models(
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
-    wanted = _tasks(tasks, data, markers, drugs, cells)
+    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets)
     table, marker_facts = _markers(markers, marker_types)
-    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs)
+    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs, _gene_sets(gene_sets))
     folder = None if output is None else Path(output)
     conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
     conditions |= {} if species is None else {"species": species}
     if alone and drugs is not None:
         conditions |= {"source": str(drug_response), "cell_lines_alone": True}
     drug_facts = {} if drugs is None else drugs.settings()
+    gene_facts = {} if jobs.genes is None else jobs.genes.settings()
     console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
 
     def settings_of(task: str) -> dict[str, Any]:
-        return chosen.of_task(task, marker_facts, drug_facts)
+        return chosen.of_task(task, marker_facts, drug_facts, gene_facts)
 
-    given = [source for source in (cells, markers, drug_response) if isinstance(source, str | os.PathLike)]
+    given = [source for source in (cells, markers, gene_sets, drug_response) if isinstance(source, str | os.PathLike)]
     with ExitStack() as stack:
         own = None
         if folder is not None:
@@ -320,7 +325,9 @@ def _shortest_end(path: str, paths: list[list[str]]) -> str:
     return "/".join(parts[-least:])
 
 
-def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs: Any, cells: Any) -> list[str]:
+def _tasks(
+    tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs: Any, cells: Any, gene_sets: Any
+) -> list[str]:
     if tasks is None:
         if cells is None:
             return [DRUG_RESPONSE]
@@ -330,6 +337,7 @@ def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs
             "annotation": data.labels is None,
             "novel": data.labels is None,
             "markers": data.labels is None or markers is None,
+            GENE_SETS: gene_sets is None,
             DRUG_RESPONSE: drugs is None,
         }
         chosen = [task for task in TASKS if not missing[task]]
@@ -339,7 +347,7 @@ def _tasks(tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs
                 f"{', '.join(data.cells.obs.names) or 'none'}"
             )
         return chosen
-    return check_tasks(tasks, markers, drugs, cells)
+    return check_tasks(tasks, markers, drugs, cells, gene_sets)
 
 
 def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, list[str]] | None, dict[str, Any]]:
@@ -350,6 +358,12 @@ def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, l
         return table, {"marker_table": table, "marker_types": dict(types or {})}
     facts = {"marker_table": Path(markers).name, "marker_table_sha256": sha256(markers)}
     return read_marker_table(markers), facts | {"marker_types": dict(types or {})}
+
+
+def _gene_sets(given: Any) -> dict[str, list[str]] | None:
+    if given is None or isinstance(given, Mapping):
+        return None if given is None else {str(name): [str(gene) for gene in genes] for name, genes in given.items()}
+    return read_marker_table(given)
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from cellglot.evaluation.benchmark import annotation as annotation_task
 from cellglot.evaluation.benchmark import baselines
 from cellglot.evaluation.benchmark.drug_response import DrugJobs
 from cellglot.evaluation.benchmark.embedding import score_embedding
+from cellglot.evaluation.benchmark.gene_sets import BASELINES as GENE_BASELINES
+from cellglot.evaluation.benchmark.gene_sets import GeneSetJobs
 from cellglot.evaluation.benchmark.marker_genes import CELLS, MarkerSample, draw_marker_sample, score_marker_genes
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.novel_types import score_novel_types
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_cells
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS
 from cellglot.evaluation.drug_response.baselines import BASELINES as DRUG_BASELINES
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.bootstrap import DRAWS
@@ -30,7 +32,7 @@ from cellglot.tokenization.reading.cells import read_cells
 
 PROBE, FINE_TUNED, ZERO_SHOT = "annotation: probe", "annotation: fine-tuned", "annotation: zero-shot by texts"
 PCA, NEIGHBORS, MAJORITY, EXPRESSION = "log counts + PCA", "HVG + kNN", "most frequent class", "expression"
-BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION, *DRUG_BASELINES)
+BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION, *GENE_BASELINES, *DRUG_BASELINES)
 NO_LABELS = "no cell types: pass the column of obs with the cell types (labels)"
 
 Rows = dict[str, TaskResult]  # row of the table -> result
@@ -65,12 +67,17 @@ class Settings:
     progress: bool = True
 
     def of_task(
-        self, task: str, marker_facts: dict[str, Any], drug_facts: dict[str, Any] | None = None
+        self,
+        task: str,
+        marker_facts: dict[str, Any],
+        drug_facts: dict[str, Any] | None = None,
+        gene_facts: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the settings that the result of a task depends on."""
         own = {
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
             "markers": {"marker_cells": self.marker_cells} | marker_facts,
+            GENE_SETS: gene_facts or {},
             DRUG_RESPONSE: drug_facts or {},
         }
         return {"seed": self.seed, "draws": self.draws} | own.get(task, {})
@@ -88,6 +95,8 @@ class JobMaker:
         Label -> cell type of `markers`.
     drugs
         Cell lines and drugs, None without such a folder.
+    gene_sets
+        Name -> genes, None without gene sets.
     """
 
     data: LabelledCells
@@ -96,6 +105,7 @@ class JobMaker:
     markers: dict[str, list[str]] | None = None
     marker_types: dict[str, str] = field(default_factory=dict)
     drugs: DrugJobs | None = None
+    gene_sets: dict[str, list[str]] | None = None
 
     # ---------------------------------------------------------------- shared
 
@@ -128,6 +138,15 @@ class JobMaker:
         return baselines.LogCountsPca.fit(self.log_counts, seed=self.settings.seed)
 
     @cached_property
+    def genes(self) -> GeneSetJobs | None:
+        """Scores embeddings of genes; None without gene sets."""
+        return (
+            None
+            if self.gene_sets is None
+            else GeneSetJobs(self.data, lambda: self.log_counts, self.gene_sets, **self._sampling)
+        )
+
+    @cached_property
     def matched_markers(self) -> MarkerGenes | str:
         """Markers of the labels, or the reason why there are none."""
         if self.markers is None:
@@ -153,6 +172,9 @@ class JobMaker:
         """Return the jobs of a model; `embedding` returns the embeddings of all cells, computed at the first call."""
         jobs = self._of_embedding(embedding) | {"markers": lambda: self._markers(self._model_scores(model))}
         jobs["annotation"] = lambda: self._learned(embedding()) | self._predicted(model)
+        if self.genes is not None:
+            genes = self.genes
+            jobs[GENE_SETS] = lambda: genes.of_model(model, self.settings.progress)
         if self.drugs is not None:
             drugs = self.drugs
             jobs[DRUG_RESPONSE] = lambda: drugs.of_model(model, self.settings.progress)
@@ -224,10 +246,15 @@ class JobMaker:
         if name in DRUG_BASELINES:
             drugs = self.drugs
             return {} if drugs is None else {DRUG_RESPONSE: lambda: drugs.of_baseline(name)}
+        genes = self.genes
+        if name in GENE_BASELINES:
+            return {} if genes is None else {GENE_SETS: lambda: genes.of_baseline(name)}
         if name == PCA:
             jobs = self._of_embedding(lambda: self.pca.embed(self.log_counts))
             jobs["annotation"] = lambda: self._learned(self._components_of_training())
             jobs["markers"] = lambda: self._markers(self._baseline_scores(self.pca.gene_distances))
+            if genes is not None:
+                jobs[GENE_SETS] = lambda: genes.of_loadings(self.pca.loadings())
             return jobs
         if name == EXPRESSION:
             return {"markers": lambda: self._markers(self._baseline_scores(baselines.expression_scores))}

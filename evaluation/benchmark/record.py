@@ -16,7 +16,7 @@ import torch
 from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
 from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, TASKS
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, TASKS
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json
 
@@ -168,6 +168,13 @@ class EvaluationRecord:
             lines.append(
                 f"Novel cell types: {len(novel['novel_types'])} types held out, {len(novel['known_types'])} known, "
                 f"{novel['cells']:,} cells to predict; chance among all held-out types is {novel['chance']:.3f}."
+            )
+        if (scored := self._details(f"{GENE_SETS}: static")) and "genes" in scored:
+            lines.append(
+                f"Gene sets: {scored['gene_sets']:,} sets on the same {scored['genes']:,} genes for all columns; "
+                "a gene without an embedding is similar to none. Baselines are in both rows. Intervals are over "
+                f"bootstrap samples of sets, which share genes; chance of average precision is "
+                f"{scored['chance_of_average_precision']:.3f}, of AUROC 0.5, of the share of sets 0.05."
             )
         lines += self._of_drugs()
         lines.append(f"Took {self.content['seconds']:.0f} s.")

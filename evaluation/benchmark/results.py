@@ -33,6 +33,11 @@ RESPONSE = {
     "pearson_in_drug": "Pearson within a drug, median",
     "pearson_in_line": "Pearson within a line, median",
 }
+GENES = {
+    "auroc_matched": "AUROC against genes of like expression",
+    "average_precision": "average precision",
+    "coherent_sets": "share of sets nearer than random ones (p < 0.05)",
+}
 CLASSIFICATION = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
@@ -122,7 +127,9 @@ def metrics_of(task: str, by_model: Mapping[str, TaskResult]) -> list[tuple[str,
         return known
     usual = [(m, f"{task}, {name}") for m, name in CLASSIFICATION.items() if m in present]
     usual += [(m, f"{task.replace('-', ' ')}, {name}") for m, name in RESPONSE.items() if m in present]
-    others = [(m, f"{task}, {m}") for m in sorted(present - {*CLASSIFICATION, *RESPONSE, "balanced_accuracy"})]
+    usual += [(m, f"{task.replace('-', ' ')}, {name}") for m, name in GENES.items() if m in present]
+    known_names = {*CLASSIFICATION, *RESPONSE, *GENES, "balanced_accuracy"}
+    others = [(m, f"{task}, {m}") for m in sorted(present - known_names)]
     return usual + others
 
 

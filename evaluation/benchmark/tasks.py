@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
-DRUG_RESPONSE = "drug-response"
-TASKS = ("clustering", "integration", "annotation", "novel", "markers", DRUG_RESPONSE)
+GENE_SETS, DRUG_RESPONSE = "gene-sets", "drug-response"
+TASKS = ("clustering", "integration", "annotation", "novel", "markers", GENE_SETS, DRUG_RESPONSE)
 
 
-def check_tasks(tasks: Iterable[str], markers: Any, drug_response: Any = None, cells: Any = True) -> list[str]:
+def check_tasks(
+    tasks: Iterable[str], markers: Any, drug_response: Any = None, cells: Any = True, gene_sets: Any = None
+) -> list[str]:
     """Return the named tasks in the order of `TASKS`.
 
     Parameters
@@ -19,6 +21,8 @@ def check_tasks(tasks: Iterable[str], markers: Any, drug_response: Any = None, c
         The folder of drug response, None if there is none.
     cells
         The cells, None if there are none.
+    gene_sets
+        The gene sets, None if there are none.
 
     Raises
     ------
@@ -31,6 +35,8 @@ def check_tasks(tasks: Iterable[str], markers: Any, drug_response: Any = None, c
         raise ValueError(f"unknown task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
     if "markers" in given and markers is None:
         raise ValueError("the task 'markers' needs a table of marker genes: pass markers=...")
+    if GENE_SETS in given and gene_sets is None:
+        raise ValueError(f"the task {GENE_SETS!r} needs gene sets: pass gene_sets=..., a .gmt or name -> genes")
     if DRUG_RESPONSE in given and drug_response is None:
         raise ValueError(f"the task {DRUG_RESPONSE!r} needs a folder of drug response: pass drug_response=...")
     of_cells = [task for task in given if task != DRUG_RESPONSE]
@@ -39,4 +45,4 @@ def check_tasks(tasks: Iterable[str], markers: Any, drug_response: Any = None, c
     return [task for task in TASKS if task in given]
 
 
-__all__ = ["DRUG_RESPONSE", "TASKS", "check_tasks"]
+__all__ = ["DRUG_RESPONSE", "GENE_SETS", "TASKS", "check_tasks"]

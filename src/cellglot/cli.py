@@ -745,8 +745,8 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="clustering, integration, annotation, novel, markers, drug-response, between commas or repeated; "
-            "by default all that can be done."
+            help="clustering, integration, annotation, novel, markers, gene-sets, drug-response, between commas or "
+            "repeated; by default all that can be done."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
@@ -762,6 +762,7 @@ def evaluate(
             help="Cell type of the table that a label means; several: between commas, or repeated.",
         ),
     ] = None,
+    gene_sets: Annotated[Path | None, typer.Option(help="Sets of genes, such as pathways: .gmt.")] = None,
     drug_response: Annotated[
         Path | None,
         typer.Option(help="Folder of cell lines and drugs: expression.parquet, drugs.tsv, response.tsv."),
@@ -802,6 +803,7 @@ def evaluate(
         donors=donors,
         markers=markers,
         marker_types=_pairs(marker_type, "--marker-type"),
+        gene_sets=gene_sets,
         drug_response=drug_response,
         drug_values=drug_values,
         ontology=ontology,

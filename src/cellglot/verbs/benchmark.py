@@ -27,6 +27,7 @@ def evaluate(
     donors: str | None = None,
     markers: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
+    gene_sets: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
     drug_response: str | os.PathLike | None = None,
     drug_values: str = "auto",
     ontology: "str | os.PathLike | CellOntology" = "shipped",
@@ -58,14 +59,17 @@ def evaluate(
     output
         Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``,
-        ``"drug-response"``; by default all for which there are labels, batches, markers and a folder of drug response.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
+        ``"drug-response"``; by default all for which there are labels, batches, markers, gene sets and a folder of
+        drug response.
     labels, batches, donors
         Columns of obs with cell types, batches, and donors or data sets, which are not split.
     markers
         Table of marker genes, ``.tsv``, ``.csv`` or ``.gmt``; or cell type -> genes.
     marker_types
         Label -> cell type of the table, where their names differ.
+    gene_sets
+        Sets of genes such as pathways: a ``.gmt``, or name -> genes.
     drug_response
         Folder of cell lines and drugs: ``expression.parquet``, ``drugs.tsv``, ``response.tsv``. Needs RDKit
         (``pip install 'cellglot[chemistry]'``).
@@ -101,7 +105,7 @@ def evaluate(
     ValueError
         If a model, column or task does not exist, or `output` contains something else.
     FileNotFoundError
-        If there is no such table of marker genes or folder of drug response.
+        If there is no such table of marker genes, file of gene sets or folder of drug response.
 
     Examples
     --------
@@ -116,11 +120,13 @@ def evaluate(
             resolve_model(source)
     given = cells if cells is None or is_anndata(cells) else existing(cells)
     if tasks is not None:
-        check_tasks(tasks, markers, drug_response, cells)
+        check_tasks(tasks, markers, drug_response, cells, gene_sets)
     if drug_response is not None and not as_path(drug_response).exists():
         raise FileNotFoundError(f"{drug_response} does not exist: name a folder of drug response")
     if isinstance(markers, str | os.PathLike) and not as_path(markers).exists():
         raise FileNotFoundError(f"{markers} does not exist: name a table of marker genes")
+    if isinstance(gene_sets, str | os.PathLike) and not as_path(gene_sets).exists():
+        raise FileNotFoundError(f"{gene_sets} does not exist: name a .gmt of gene sets")
     from cellglot.evaluation.benchmark.evaluate import evaluate_models
     from cellglot.training.data.cell_types import open_ontology
 
@@ -130,6 +136,7 @@ def evaluate(
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
     table: Any = markers
+    sets: Any = gene_sets
     return evaluate_models(
         named,
         given,
@@ -139,6 +146,7 @@ def evaluate(
         donors=donors,
         markers=table,
         marker_types=marker_types,
+        gene_sets=sets,
         drug_response=or_none(drug_response),
         drug_values=drug_values,
         ontology=opened,

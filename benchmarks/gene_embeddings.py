@@ -1,0 +1,101 @@
+"""Models of the collection on Reactome's pathways: ``python benchmarks/gene_embeddings.py``.
+
+This script writes the tables of docs/evaluation/genes.md, and docs/evaluation/gene_sets.json, from which it resumes:
+models that are there are not computed again.
+"""
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cellglot
+from cellglot.evaluation.benchmark.gene_sets import BASELINES, IN_CELLS, STATIC
+from cellglot.evaluation.benchmark.jobs import PCA
+from cellglot.evaluation.benchmark.results import GENES
+from cellglot.inputs import read_json
+from cellglot.outputs import write_json, write_text
+
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "evaluation" / "genes.md"
+RESULTS = ROOT / "docs" / "evaluation" / "gene_sets.json"
+MODELS = ("human-exceiver", "blood-exceiver", "blood-sccello", "blood-langcell")
+OF_CELLS = (PCA, *BASELINES)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a row for each model, static and in cells, and each baseline; the best of a column in bold."""
+    rows = [(f"{name}, {row.partition(': ')[2]}", results[row][name]) for name in MODELS for row in (STATIC, IN_CELLS)]
+    rows += [(f"*{name}*", results[IN_CELLS][name]) for name in OF_CELLS]
+    best = {m: max(f"{found['metrics'][m]['value']:.3f}" for _, found in rows) for m in GENES}
+    lines = [
+        f"| | {' | '.join(GENES.values())} | genes with an embedding |",
+        "| :--- |" + " ---: |" * (len(GENES) + 1),
+    ]
+    for name, found in rows:
+        shown = []
+        for metric in GENES:
+            score = found["metrics"][metric]
+            value = f"{score['value']:.3f}"
+            bold = f"**{value}**" if value == best[metric] else value
+            shown.append(f"{bold} [{score['low']:.3f}, {score['high']:.3f}]")
+        details = found["details"]
+        shown.append(f"{details['genes_with_embedding']:,} of {details['genes']:,}")
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def best_sets(results: dict[str, Any]) -> str:
+    """Return the five sets with the best AUROC of each model in cells, and of the baselines."""
+    lines = ["| | sets with the best AUROC against genes of like expression |", "| :--- | :--- |"]
+    for name in (*MODELS, *OF_CELLS):
+        sets = results[IN_CELLS][name]["details"]["best_sets"][:5]
+        words = [
+            f"{s['set'].removeprefix('REACTOME_').replace('_', ' ').lower()} ({s['auroc_matched']:.2f})" for s in sets
+        ]
+        lines.append(f"| {name if name in MODELS else f'*{name}*'} | {'; '.join(words)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Evaluate the models and write the tables into the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", default="../shared/data/cells/pbmc_facs.h5ad", help="file of cells")
+    parser.add_argument("--gene-sets", default="../shared/data/markers/reactome.gmt", help="gene sets, .gmt")
+    parser.add_argument("--number", type=int, default=500, help="cells that are drawn, by seed 0")
+    parser.add_argument("--models", nargs="*", default=MODELS, help="models to evaluate")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
+    given = parser.parse_args()
+    adata = cellglot.read_cells(given.cells).to_anndata()
+    drawn = np.sort(np.random.default_rng(0).permutation(len(adata))[: given.number])
+    content = read_json(given.results) if given.results.exists() else {"results": {}, "seconds": {}}
+    for name in given.models:
+        if name in content["seconds"]:
+            continue
+        start = time.perf_counter()
+        done = cellglot.evaluate(
+            [name],
+            adata[drawn].copy(),
+            tasks=["gene-sets"],
+            gene_sets=given.gene_sets,
+            baselines=not content["results"],
+        )
+        for row, by_model in done.results.items():
+            content["results"].setdefault(row, {}).update({n: r.to_dict() for n, r in by_model.items()})
+        content["seconds"][name] = round(time.perf_counter() - start, 1)
+        write_json(given.results, content | {"cells": len(drawn), "file": Path(given.cells).name})
+    if not set(MODELS) <= set(content["seconds"]):
+        return
+    results = content["results"]
+    text = f"<!-- tables -->\n\n{table(results)}\n\n{best_sets(results)}\n\n<!-- end of tables -->"
+    page = given.page.read_text(encoding="utf-8")
+    write_text(given.page, re.sub(r"<!-- tables -->.*<!-- end of tables -->", lambda _: text, page, flags=re.S))
+
+
+if __name__ == "__main__":
+    main()
