@@ -1,4 +1,6 @@
-"""Models of the collection on Reactome's pathways: ``python benchmarks/gene_embeddings.py``.
+"""Models of the collection on Reactome's pathways, as sets of genes and as labels of cells.
+
+python benchmarks/gene_embeddings.py
 
 This script writes the tables of docs/evaluation/genes.md, and docs/evaluation/gene_sets.json, from which it resumes:
 models that are there are not computed again.
@@ -15,6 +17,7 @@ import numpy as np
 import cellglot
 from cellglot.evaluation.benchmark.gene_sets import BASELINES, IN_CELLS, STATIC
 from cellglot.evaluation.benchmark.jobs import PCA
+from cellglot.evaluation.benchmark.pathways import METRICS, PROBE
 from cellglot.evaluation.benchmark.results import GENES
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json, write_text
@@ -24,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "genes.md"
 RESULTS = ROOT / "docs" / "evaluation" / "gene_sets.json"
 MODELS = ("human-exceiver", "blood-exceiver", "blood-sccello", "blood-langcell")
+TASKS = ("gene-sets", "pathways")
 OF_CELLS = (PCA, *BASELINES)
 
 
@@ -61,6 +65,29 @@ def best_sets(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pathways(results: dict[str, Any]) -> str:
+    """Return a row for a probe on each model, and on principal components; the best of a column in bold."""
+    rows = [(name if name in MODELS else f"*{name}*", results[PROBE][name]) for name in (*MODELS, PCA)]
+    best = {m: max(f"{found['metrics'][m]['value']:.3f}" for _, found in rows) for m in METRICS}
+    lines = ["| probe on | average precision | AUROC |", "| :--- | ---: | ---: |"]
+    for name, found in rows:
+        shown = []
+        for metric in METRICS:
+            score = found["metrics"][metric]
+            value = f"{score['value']:.3f}"
+            bold = f"**{value}**" if value == best[metric] else value
+            shown.append(f"{bold} [{score['low']:.3f}, {score['high']:.3f}]")
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    details = rows[0][1]["details"]
+    lines += [
+        "",
+        f"{len(details['pathways'])} pathways, {details['training_cells']:,} training and {details['test_cells']:,} "
+        f"test cells, {details['genes_read']:,} genes to read; chance of average precision "
+        f"{details['chance_of_average_precision']:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Evaluate the models and write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,27 +101,29 @@ def main() -> None:
     adata = cellglot.read_cells(given.cells).to_anndata()
     drawn = np.sort(np.random.default_rng(0).permutation(len(adata))[: given.number])
     content = read_json(given.results) if given.results.exists() else {"results": {}, "seconds": {}}
-    for name in given.models:
-        if name in content["seconds"]:
+    for task, name in ((task, name) for task in TASKS for name in given.models):
+        if f"{task}: {name}" in content["seconds"]:
             continue
         start = time.perf_counter()
         done = cellglot.evaluate(
             [name],
             adata[drawn].copy(),
-            tasks=["gene-sets"],
+            tasks=[task],
             gene_sets=given.gene_sets,
-            baselines=not content["results"],
+            baselines=not any(row.startswith(task) for row in content["results"]),
         )
         for row, by_model in done.results.items():
             content["results"].setdefault(row, {}).update({n: r.to_dict() for n, r in by_model.items()})
-        content["seconds"][name] = round(time.perf_counter() - start, 1)
+        content["seconds"][f"{task}: {name}"] = round(time.perf_counter() - start, 1)
         write_json(given.results, content | {"cells": len(drawn), "file": Path(given.cells).name})
-    if not set(MODELS) <= set(content["seconds"]):
+    if not {f"{task}: {name}" for task in TASKS for name in MODELS} <= set(content["seconds"]):
         return
     results = content["results"]
-    text = f"<!-- tables -->\n\n{table(results)}\n\n{best_sets(results)}\n\n<!-- end of tables -->"
     page = given.page.read_text(encoding="utf-8")
-    write_text(given.page, re.sub(r"<!-- tables -->.*<!-- end of tables -->", lambda _: text, page, flags=re.S))
+    for name, text in (("tables", f"{table(results)}\n\n{best_sets(results)}"), ("pathways", pathways(results))):
+        new = f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
+        page = re.sub(f"<!-- {name} -->.*<!-- end of {name} -->", lambda _, new=new: new, page, flags=re.S)
+    write_text(given.page, page)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, S
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, TASKS, check_tasks
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS, check_tasks
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
@@ -97,8 +97,8 @@ def evaluate_models(
         File, or AnnData; None for drug response alone.
     tasks
         Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
-        ``"drug-response"``; by default all for which labels, batches, markers, gene sets and a folder of drug response
-        are given.
+        ``"pathways"``, ``"drug-response"``; by default all for which labels, batches, markers, gene sets and a folder
+        of drug response are given.
     labels, batches, donors
         Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
     markers
@@ -338,6 +338,7 @@ def _tasks(
             "novel": data.labels is None,
             "markers": data.labels is None or markers is None,
             GENE_SETS: gene_sets is None,
+            PATHWAYS: gene_sets is None,
             DRUG_RESPONSE: drugs is None,
         }
         chosen = [task for task in TASKS if not missing[task]]

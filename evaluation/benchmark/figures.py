@@ -19,7 +19,7 @@ from cellglot.tokenization.reading.cells import Cells
 # The metric that is drawn for each task; accuracy for the others.
 MAIN_METRICS = {
     "clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc", "gene-sets": "auroc_matched",
-    "drug-response": "pearson",
+    "pathways": "average_precision",    "drug-response": "pearson",
 }  # fmt: skip
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
 MOST_CELLS, MOST_GENES = 20_000, 60

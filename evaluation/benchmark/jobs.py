@@ -18,9 +18,10 @@ from cellglot.evaluation.benchmark.gene_sets import GeneSetJobs
 from cellglot.evaluation.benchmark.marker_genes import CELLS, MarkerSample, draw_marker_sample, score_marker_genes
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.novel_types import score_novel_types
+from cellglot.evaluation.benchmark.pathways import PathwayJobs
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_cells
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS
 from cellglot.evaluation.drug_response.baselines import BASELINES as DRUG_BASELINES
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.bootstrap import DRAWS
@@ -78,6 +79,7 @@ class Settings:
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
             "markers": {"marker_cells": self.marker_cells} | marker_facts,
             GENE_SETS: gene_facts or {},
+            PATHWAYS: {"test_fraction": self.test_fraction} | (gene_facts or {}),
             DRUG_RESPONSE: drug_facts or {},
         }
         return {"seed": self.seed, "draws": self.draws} | own.get(task, {})
@@ -147,6 +149,11 @@ class JobMaker:
         )
 
     @cached_property
+    def pathways(self) -> PathwayJobs | None:
+        """Scores the active pathways of cells; None without gene sets."""
+        return None if self.genes is None else PathwayJobs(self.genes, self.settings.test_fraction)
+
+    @cached_property
     def matched_markers(self) -> MarkerGenes | str:
         """Markers of the labels, or the reason why there are none."""
         if self.markers is None:
@@ -172,8 +179,9 @@ class JobMaker:
         """Return the jobs of a model; `embedding` returns the embeddings of all cells, computed at the first call."""
         jobs = self._of_embedding(embedding) | {"markers": lambda: self._markers(self._model_scores(model))}
         jobs["annotation"] = lambda: self._learned(embedding()) | self._predicted(model)
-        if self.genes is not None:
-            genes = self.genes
+        if self.genes is not None and self.pathways is not None:
+            genes, pathways = self.genes, self.pathways
+            jobs[PATHWAYS] = lambda: pathways.of_model(model, self.settings.progress)
             jobs[GENE_SETS] = lambda: genes.of_model(model, self.settings.progress)
         if self.drugs is not None:
             drugs = self.drugs
@@ -253,7 +261,8 @@ class JobMaker:
             jobs = self._of_embedding(lambda: self.pca.embed(self.log_counts))
             jobs["annotation"] = lambda: self._learned(self._components_of_training())
             jobs["markers"] = lambda: self._markers(self._baseline_scores(self.pca.gene_distances))
-            if genes is not None:
+            if genes is not None and self.pathways is not None:
+                jobs[PATHWAYS] = self.pathways.of_components
                 jobs[GENE_SETS] = lambda: genes.of_loadings(self.pca.loadings())
             return jobs
         if name == EXPRESSION:

@@ -16,7 +16,7 @@ import torch
 from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
 from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, TASKS
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json
 
@@ -175,6 +175,13 @@ class EvaluationRecord:
                 "a gene without an embedding is similar to none. Baselines are in both rows. Intervals are over "
                 f"bootstrap samples of sets, which share genes; chance of average precision is "
                 f"{scored['chance_of_average_precision']:.3f}, of AUROC 0.5, of the share of sets 0.05."
+            )
+        found = self._details(f"{PATHWAYS}: probe")
+        if "pathways" in found:
+            lines.append(
+                f"Pathways: {len(found['pathways'])}, active in a quarter of the cells by half of the genes of all "
+                f"sets, which models do not read; {found['training_cells']:,} training and {found['test_cells']:,} "
+                f"test cells; chance of average precision is {found['chance_of_average_precision']:.3f}."
             )
         lines += self._of_drugs()
         lines.append(f"Took {self.content['seconds']:.0f} s.")

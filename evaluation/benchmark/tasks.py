@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 
-GENE_SETS, DRUG_RESPONSE = "gene-sets", "drug-response"
-TASKS = ("clustering", "integration", "annotation", "novel", "markers", GENE_SETS, DRUG_RESPONSE)
+GENE_SETS, PATHWAYS, DRUG_RESPONSE = "gene-sets", "pathways", "drug-response"
+TASKS = ("clustering", "integration", "annotation", "novel", "markers", GENE_SETS, PATHWAYS, DRUG_RESPONSE)
 
 
 def check_tasks(
@@ -35,8 +35,9 @@ def check_tasks(
         raise ValueError(f"unknown task {', '.join(map(repr, unknown)) or 'none'}: tasks are {', '.join(TASKS)}")
     if "markers" in given and markers is None:
         raise ValueError("the task 'markers' needs a table of marker genes: pass markers=...")
-    if GENE_SETS in given and gene_sets is None:
-        raise ValueError(f"the task {GENE_SETS!r} needs gene sets: pass gene_sets=..., a .gmt or name -> genes")
+    of_sets = [task for task in given if task in (GENE_SETS, PATHWAYS)]
+    if of_sets and gene_sets is None:
+        raise ValueError(f"the task {of_sets[0]!r} needs gene sets: pass gene_sets=..., a .gmt or name -> genes")
     if DRUG_RESPONSE in given and drug_response is None:
         raise ValueError(f"the task {DRUG_RESPONSE!r} needs a folder of drug response: pass drug_response=...")
     of_cells = [task for task in given if task != DRUG_RESPONSE]
@@ -45,4 +46,4 @@ def check_tasks(
     return [task for task in TASKS if task in given]
 
 
-__all__ = ["DRUG_RESPONSE", "GENE_SETS", "TASKS", "check_tasks"]
+__all__ = ["DRUG_RESPONSE", "GENE_SETS", "PATHWAYS", "TASKS", "check_tasks"]

@@ -56,11 +56,13 @@ def attention_plot(found: "GeneEdges", title: str, number: int = SHOWN) -> "Figu
             )
         )
     for name, angle in zip(names, angles, strict=True):
-        axes.scatter(*places[name], s=26, color=INK, zorder=3)
+        x, y = (float(part) for part in places[name])
+        axes.scatter(x, y, s=26, color=INK, zorder=3)
         turn = np.degrees(angle)
         left = np.cos(angle) < -1e-9
         axes.text(
-            *(1.06 * places[name]),
+            1.06 * x,
+            1.06 * y,
             name,
             rotation=turn + 180 if left else turn,
             rotation_mode="anchor",

@@ -72,11 +72,13 @@ class GeneEmbeddings:
 
     def table(self) -> pd.DataFrame:
         """Return `genes` with a column for each embedding, an array of each gene; None where it has none."""
-        columns = {
-            name: [row if known else None for row, known in zip(values, np.isfinite(values).all(axis=1), strict=True)]
-            for name, values in self.embeddings().items()
-        }
-        return self.genes.assign(**columns)
+        table = self.genes.copy()
+        for name, values in self.embeddings().items():
+            known = np.isfinite(values).all(axis=1)
+            table[name] = pd.Series(
+                [row if has else None for row, has in zip(values, known, strict=True)], table.index
+            )
+        return table
 
     def summary(self) -> str:
         """Summarise what was found."""

@@ -229,7 +229,11 @@ def finetune(
         Path | None, typer.Option(help="Or a folder that cellglot tokenize wrote with the model's vocabulary.")
     ] = None,
     task: Annotated[
-        str, typer.Option(help="cell-type (any classes of cells), gene (classes of genes) or regression (a value).")
+        str,
+        typer.Option(
+            help="cell-type (any classes of cells), multi-label (labels between |), gene (classes of genes) or "
+            "regression (a value)."
+        ),
     ] = "cell-type",
     method: Annotated[
         str, typer.Option(help="full (all weights learn), probe (only the head), or an adapter: lora, dora, ia3.")
@@ -745,8 +749,8 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="clustering, integration, annotation, novel, markers, gene-sets, drug-response, between commas or "
-            "repeated; by default all that can be done."
+            help="clustering, integration, annotation, novel, markers, gene-sets, pathways, drug-response, between "
+            "commas or repeated; by default all that can be done."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,

@@ -60,8 +60,8 @@ def evaluate(
         Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
     tasks
         Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
-        ``"drug-response"``; by default all for which there are labels, batches, markers, gene sets and a folder of
-        drug response.
+        ``"pathways"``, ``"drug-response"``; by default all for which there are labels, batches, markers, gene sets
+        and a folder of drug response.
     labels, batches, donors
         Columns of obs with cell types, batches, and donors or data sets, which are not split.
     markers

@@ -106,8 +106,8 @@ def finetune(
     output
         Folder for the result: a model ready for the Hub, or an adapter.
     task
-        ``"cell-type"`` (any classes of cells), ``"regression"`` (a value of each cell) or ``"gene"`` (classes of
-        genes).
+        ``"cell-type"`` (any classes of cells), ``"multi-label"`` (any number of labels of each cell, between ``|``),
+        ``"regression"`` (a value of each cell) or ``"gene"`` (classes of genes).
     method
         ``"full"``: all weights learn. ``"probe"``: only the head. ``"lora"``, ``"dora"``, ``"ia3"``: the head and an
         adapter.
