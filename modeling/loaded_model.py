@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# Of models for cells: problem_type -> what they are for; others are for "classes of cells".
+SEVERAL = "classes of cells, several at the same time"
+KINDS = {"regression": "a value of cells", "multi_label_classification": SEVERAL}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A network in evaluation mode, with its tokenizer.
@@ -23,8 +28,8 @@ class LoadedModel:
     processor
         Tokenizes cells and texts; None for models that do not read texts.
     purpose
-        What the network is for, as one of these: ``"embeddings"``, ``"classes of cells"``, ``"a value of cells"``,
-        ``"classes of genes"``, ``"cells and texts"``.
+        What the network is for, as one of these: ``"embeddings"``, ``"classes of cells"``, ``"classes of cells,
+        several at the same time"``, ``"a value of cells"``, ``"classes of genes"``, ``"cells and texts"``.
     classes
         Names of the classes that it predicts; none where it predicts no classes.
     """
@@ -67,7 +72,7 @@ def purpose_of(config: Mapping[str, Any], reads_texts: bool) -> str:
     if architecture.endswith("ForTokenClassification"):
         return "classes of genes"
     if architecture.endswith("ForSequenceClassification"):
-        return "a value of cells" if config.get("problem_type") == "regression" else "classes of cells"
+        return KINDS.get(str(config.get("problem_type")), "classes of cells")
     return "cells and texts" if reads_texts and architecture.endswith(("Model", "ForPreTraining")) else "embeddings"
 
 

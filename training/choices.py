@@ -1,6 +1,6 @@
 """Tasks and methods of fine-tuning, by name."""
 
-TASKS = ("cell-type", "gene", "regression")
+TASKS = ("cell-type", "gene", "regression", "multi-label")
 ADAPTERS = ("lora", "dora", "ia3")
 METHODS = ("full", "probe", *ADAPTERS)
 

@@ -211,6 +211,41 @@ class ValueMetrics(BatchMetrics):
         return scores
 
 
+class SeveralLabelsMetrics(BatchMetrics):
+    """Average precision and AUROC of labels that a cell may have at the same time, means over labels; NaN is left out.
+
+    Only labels that some held-out cells have, and others do not, are scored. ``chance`` is the average precision of
+    scores that know nothing: the mean share of cells with the label.
+    """
+
+    def _reset(self) -> None:
+        self.predicted: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Add scores, and 0 or 1, both of shape (cells, classes)."""
+        known = ~np.isnan(labels).any(axis=1)
+        self.predicted.append(predicted[known].astype(np.float64))
+        self.labels.append(labels[known] > 0.5)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; none without a label that can be scored."""
+        from sklearn.metrics import average_precision_score, roc_auc_score
+
+        predicted, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
+        if not len(labels):
+            return {}
+        scored = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
+        if not len(scored):
+            return {}
+        pairs = [(labels[:, number], predicted[:, number]) for number in scored]
+        return {
+            "auprc": float(np.mean([average_precision_score(*pair) for pair in pairs])),
+            "auroc": float(np.mean([roc_auc_score(*pair) for pair in pairs])),
+            "chance": float(labels[:, scored].mean()),
+        }
+
+
 def _class_scores(labels: np.ndarray, predicted: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, float]:
     """Score predicted classes, each of some number of items; nothing without items."""
     from sklearn.metrics import accuracy_score, f1_score

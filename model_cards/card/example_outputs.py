@@ -27,6 +27,8 @@ def make_examples(facts: ModelFacts, cells: ExampleCells, outcome: Outcome, toke
             example.scores = _of_genes(row, tokens, facts.labels, tokenizer)
         elif facts.purpose == "zero-shot annotation":
             example.scores = _best(row / row.sum(), facts.candidates)
+        elif facts.purpose == "multi-label classification":
+            example.scores = _best(1 / (1 + np.exp(-row)), facts.labels)
         elif facts.labels:
             example.scores = _best(_softmax(row), facts.labels)
         else:

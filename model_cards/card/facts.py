@@ -18,6 +18,7 @@ from cellglot.modeling.families import knows_texts
 PURPOSES = {
     "embeddings": "embedding",
     "classes of cells": "cell classification",
+    loaded_model.SEVERAL: "multi-label classification",
     "classes of genes": "gene classification",
     "a value of cells": "regression",
     "cells and texts": "zero-shot annotation",
@@ -26,12 +27,14 @@ PURPOSES = {
 PIPELINE_TAGS = {
     "embedding": "feature-extraction",
     "cell classification": "text-classification",
+    "multi-label classification": "text-classification",
     "gene classification": "token-classification",
     "regression": "text-classification",
     "zero-shot annotation": "zero-shot-classification",
 }
 AUTO_CLASSES = {
     "cell classification": "AutoModelForSequenceClassification",
+    "multi-label classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
     "gene classification": "AutoModelForTokenClassification",
 }
@@ -176,7 +179,7 @@ class ModelFacts(CardFacts):
     @property
     def labels(self) -> list[str]:
         """Classes in order; empty for models without a trained head for classes."""
-        if self.purpose not in ("cell classification", "gene classification"):
+        if self.purpose not in ("cell classification", "multi-label classification", "gene classification"):
             return []
         return [name for _, name in sorted(self.config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
 

@@ -20,6 +20,7 @@ _METRIC_TYPES = {"macro_f1": "f1"}
 _PURPOSES = {
     "embedding": "embeds cells",
     "cell classification": "classifies cells",
+    "multi-label classification": "gives cells labels, any number at the same time",
     "gene classification": "classifies the genes of cells",
     "regression": "predicts a value of each cell",
     "zero-shot annotation": "embeds cells and texts, and names cell types from descriptions",
@@ -256,6 +257,7 @@ def _auto_classes(facts: ModelFacts) -> list[dict[str, str]]:
 def _uses(facts: ModelFacts) -> list[str]:
     uses = {
         "cell classification": [f"labelling cells with one of its {len(facts.labels)} classes, from raw RNA counts"],
+        "multi-label classification": [f"giving cells any of {len(facts.labels)} labels, from raw RNA counts"],
         "gene classification": [
             f"labelling genes, in the context of the cell that expresses them, with one of {len(facts.labels)} classes"
         ],

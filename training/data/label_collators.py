@@ -110,6 +110,26 @@ class CellValueCollator:
 
 
 @dataclass
+class SeveralLabelsCollator:
+    """Adds several labels of each cell to a batch: 0 or 1 for each class; NaN if a cell has none.
+
+    Parameters
+    ----------
+    number
+        Number of classes.
+    """
+
+    cells: Callable[..., dict[str, torch.Tensor]]
+    number: int
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples of `LabelledCells`."""
+        none = np.full(self.number, np.nan, dtype=np.float32)
+        labels = torch.from_numpy(np.stack([none if e["label"] is None else e["label"] for e in examples]))
+        return self.cells(examples) | _numbers(examples) | {"labels": labels, "truth": labels.clone()}
+
+
+@dataclass
 class GeneClassCollator:
     """Adds classes of genes to a batch of cells, -100 for genes without a class; ``truth`` also has the token ids.
 

@@ -118,6 +118,7 @@ EXCEIVER = TrainedFamily(
     model_classes={
         "cell-type": ExceiverForSequenceClassification,
         "regression": ExceiverForSequenceClassification,
+        "multi-label": ExceiverForSequenceClassification,
     },
     heads=("decoder", "classifier"),
     head_reads="last_hidden_state",

@@ -329,6 +329,7 @@ LANGCELL = TrainedFamily(
         "cell-type": LangCellForSequenceClassification,
         "gene": LangCellForTokenClassification,
         "regression": LangCellForSequenceClassification,
+        "multi-label": LangCellForSequenceClassification,
     },
     heads=("classifier",),
     head_reads="pooler_output",

@@ -134,6 +134,7 @@ SCCELLO = TrainedFamily(
         "cell-type": ScCelloForSequenceClassification,
         "gene": ScCelloForTokenClassification,
         "regression": ScCelloForSequenceClassification,
+        "multi-label": ScCelloForSequenceClassification,
     },
     heads=("classifier",),
     head_reads="pooler_output",

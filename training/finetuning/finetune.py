@@ -20,6 +20,7 @@ from cellglot.training.finetuning.encoder_cache import EncoderMemory
 from cellglot.training.finetuning.genes import gene_task, table_facts, write_gene_labels
 from cellglot.training.finetuning.network import new_network, pretrained_network, set_gene_sums, what_learns
 from cellglot.training.finetuning.settings import FinetuneSettings, finetune_settings
+from cellglot.training.finetuning.several_labels import several_labels_task
 from cellglot.training.finetuning.tasks import Task
 from cellglot.training.finetuning.trainer import FineTuner
 from cellglot.training.finetuning.values import value_task
@@ -78,8 +79,9 @@ def finetune(
     Returns
     -------
     dict
-        Metrics of the held-out cells, ``eval_accuracy`` and ``eval_macro_f1`` or ``eval_mse``, ``eval_r2`` and
-        ``eval_pearson``; those of test cells begin with ``test``. Empty without such cells.
+        Metrics of the held-out cells, ``eval_accuracy`` and ``eval_macro_f1``, or ``eval_mse``, ``eval_r2`` and
+        ``eval_pearson``, or ``eval_auprc`` and ``eval_auroc``; those of test cells begin with ``test``. Empty without
+        such cells.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     check_choices(task, method)
@@ -222,7 +224,8 @@ def _task(
         return gene_task(corpus, corpus.tokenizer().vocabulary, gene_labels, settings, seed)
     if gene_labels is not None:
         raise ValueError(f"a table of gene labels is for the task 'gene', not for {task!r}")
-    return (value_task if task == "regression" else cell_type_task)(corpus, column, settings, seed)
+    prepare = {"regression": value_task, "multi-label": several_labels_task}.get(task, cell_type_task)
+    return prepare(corpus, column, settings, seed)
 
 
 def _is_same_every_epoch(collator: Any) -> bool:

@@ -13,6 +13,7 @@ from cellglot.training.families.recipe import check_share
 
 
 UNLIKELY_LABELS = ("keep", "leave_out", "unchecked")
+BEST_METRICS = {"regression": "eval_mse", "multi-label": "eval_auprc"}  # of others macro F1
 OF_ADAPTERS = {"lora": ("rank", "alpha", "dropout"), "dora": ("rank", "alpha", "dropout")}
 
 
@@ -118,7 +119,7 @@ class FinetuneSettings:
             raise ValueError("finetuning.patience counts evaluations: set trainer.eval_strategy to epoch or steps")
         return {
             "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_mse" if task == "regression" else "eval_macro_f1",
+            "metric_for_best_model": BEST_METRICS.get(task, "eval_macro_f1"),
             "greater_is_better": task != "regression",
         }
 

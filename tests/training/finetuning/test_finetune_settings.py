@@ -152,7 +152,7 @@ def test_a_new_model_learns_from_a_corpus(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("options", "finetuning", "message"),
     [
-        ({"task": "dosage"}, {}, "task 'dosage': the tasks are cell-type, gene, regression"),
+        ({"task": "dosage"}, {}, "task 'dosage': the tasks are cell-type, gene, regression, multi-label"),
         ({"task": "gene", "gene_labels": {"CD3D": "a"}}, {}, "exceiver has no head for the task 'gene'"),
         ({"gene_labels": {"CD3D": "a"}}, {}, "a table of gene labels is for the task 'gene', not for 'cell-type'"),
         ({"method": "qlora"}, {}, "method 'qlora': it is one of full, probe, lora, dora, ia3"),
