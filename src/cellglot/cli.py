@@ -158,6 +158,14 @@ def tokenize(
     processes: Annotated[
         int | None, typer.Option(help="Number of processes; by default one for two processors.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Compute on a Dask cluster: local, local:N for N processes, or the address of a scheduler, such as "
+            "tcp://10.0.0.1:8786.",
+        ),
+    ] = None,
     skip_broken: Annotated[bool, typer.Option(help="Leave out files that cannot be used, and name them.")] = False,
     overwrite: Restart = False,
 ) -> None:
@@ -182,6 +190,7 @@ def tokenize(
         seed=seed,
         shuffle=shuffle,
         processes=processes,
+        cluster=cluster,
         skip_broken=skip_broken,
         overwrite=overwrite,
     )

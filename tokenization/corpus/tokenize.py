@@ -30,6 +30,7 @@ from cellglot.tokenization.corpus.check import (
     same_plan,
     vocabulary_digest,
 )
+from cellglot.tokenization.corpus.cluster import Cluster, check_cluster, open_cluster
 from cellglot.tokenization.corpus.concurrency import Helpers, end_with_parent, one_later
 from cellglot.tokenization.corpus.corpus import MANIFEST, WORK, Corpus
 from cellglot.tokenization.corpus.folders import find_sources
@@ -87,6 +88,7 @@ def tokenize_corpus(
     seed: int = 0,
     shuffle: bool = False,
     processes: int | None = None,
+    cluster: str | None = None,
     skip_broken: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -136,6 +138,10 @@ def tokenize_corpus(
         shards. Reading the shards one after the other is then reading cells in any order.
     processes
         Number of processes; by default one for every two processors.
+    cluster
+        Where the passes over the cells are computed: ``"local"`` or ``"local:N"`` for N processes of this machine that
+        Dask starts, or the address of a Dask scheduler (``"tcp://10.0.0.1:8786"``), whose workers see the same
+        folders. The work of a worker that ends is done by others; the result is the same, byte for byte.
     skip_broken
         Skip files that cannot be read or are not raw counts; the manifest lists them.
     overwrite
@@ -163,6 +169,8 @@ def tokenize_corpus(
     """
     check_species(species)
     output, filter = Path(output), with_preset(filter, preset)
+    if cluster is not None:
+        check_cluster(cluster)
     if not files:
         raise ValueError("no files of cells given")
     ready, kinds = tokenizer if isinstance(tokenizer, GeneExpressionTokenizer) else None, tokenizers()
@@ -203,6 +211,7 @@ def tokenize_corpus(
         seed=seed,
         fractions={"validation": validation_fraction, "test": test_fraction},
         processes=processes or default_processes(),
+        cluster=cluster,
         skip_broken=skip_broken,
         show=progress,
         vocabulary=loaded,
@@ -267,6 +276,7 @@ class _Run:
     seed: int
     fractions: dict[str, float]
     processes: int
+    cluster: str | None
     skip_broken: bool
     show: bool
     vocabulary: GeneVocabulary | None
@@ -279,6 +289,7 @@ class _Run:
         self.sources: SourceMarks
         self.gene_tables: list[tuple[list[str], dict[str, Any]]]
         self._helpers: Helpers | None = None
+        self._cluster: Cluster | None = None
 
     # ---------------------------------------------------------------- planning
 
@@ -385,7 +396,7 @@ class _Run:
         gene_names = None if self.gene_table is None else read_gene_table(self.gene_table)
         tables = [named_columns(table, self.options.gene_column) for table in self.gene_tables]
         catalogue = gene_catalogue(tables, gene_names, self.genes, self._human_genes())
-        if self._helpers is not None:
+        if self._helpers is not None or self._cluster is not None:
             catalogue.save(self.work / "catalogue")
         statistics = self._statistics(bars, catalogue)
         seen = np.flatnonzero(statistics.detected)
@@ -498,7 +509,14 @@ class _Run:
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
-        """Start helper processes for both passes if there is enough work."""
+        """Start helper processes for both passes if there is enough work, or connect to a cluster."""
+        if self.cluster is not None:
+            with open_cluster(self.cluster, self.processes) as self._cluster:
+                try:
+                    yield
+                finally:
+                    self._cluster = None
+            return
         helpers = min(self.processes - 1, len(self.plan.units) // UNITS_FOR_A_HELPER)
         if helpers < 1:
             yield
@@ -521,8 +539,11 @@ class _Run:
     ) -> Iterator[Any]:
         """Do pieces of work, in several processes if there are helpers, and yield their results in order.
 
-        Without helpers, this process counts directly into `histogram`.
+        Without helpers, this process counts directly into `histogram`. With a cluster, it only collects.
         """
+        if self._cluster is not None:
+            yield from self._cluster.map(job, pieces)
+            return
         alone = self._helpers is None
         units = [arguments[0] for _, arguments in pieces] if alone else None
         worker = Worker(job, genes, histogram if alone else None, units)

@@ -1,5 +1,6 @@
 """Work on a unit of a corpus, in any process: compute the statistics of its cells, or write its token shards."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -380,15 +381,17 @@ def _to_arrow(values: np.ndarray, kind: str) -> pa.Array:
 
 # -------------------------------------------------------------------- processes
 
-_worker: Worker | None = None
+_of_thread = threading.local()
 
 
 def work_on(job: Job, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Work on a unit of a job; its worker is kept for the next one."""
-    global _worker
-    if _worker is None or _worker.job != job:
-        _worker = Worker(job)
-    function: Callable[..., Any] = getattr(_worker, method)
+    """Work on a unit of a job; the worker of this thread is kept for the next one."""
+    worker: Worker | None = getattr(_of_thread, "worker", None)
+    if worker is None or worker.job != job:
+        if worker is not None:
+            worker.close()
+        worker = _of_thread.worker = Worker(job)
+    function: Callable[..., Any] = getattr(worker, method)
     return function(*arguments)
 
 

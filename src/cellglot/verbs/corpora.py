@@ -41,6 +41,7 @@ def tokenize(
     seed: int = 0,
     shuffle: bool = False,
     processes: int | None = None,
+    cluster: str | None = None,
     skip_broken: bool = False,
     overwrite: bool = False,
 ) -> "Corpus":
@@ -91,6 +92,9 @@ def tokenize(
         then reading cells in any order. Takes a third pass and temporary files as large as the corpus.
     processes
         Number of processes; by default one for two processors.
+    cluster
+        Compute on a Dask cluster: ``"local"``, ``"local:N"`` for N processes of this machine, or the address of a
+        scheduler (``"tcp://10.0.0.1:8786"``) whose workers see the same folders. The result is the same.
     skip_broken
         Leave out files that cannot be used; the manifest names them.
     overwrite
@@ -144,6 +148,7 @@ def tokenize(
             seed=seed,
             shuffle=shuffle,
             processes=processes,
+            cluster=cluster,
             skip_broken=skip_broken,
             overwrite=overwrite,
         )
