@@ -53,6 +53,7 @@ def reference_folder() -> Path:
 # Begun first, with the longest in front, so that at the end no process waits for another that has just begun one.
 LONGEST = (
     "modeling/test_every_model.py", "docs/test_pages.py", "model_cards/collection/test_collection_build.py",
+    "model_cards/collection/test_rank_base_build.py",
     "evaluation/benchmark/test_benchmark.py", "model_cards/space/test_browser.py", "cellglot/test_onnx.py",
     "training/pretraining/test_pretrain_langcell.py", "training/pretraining/test_pretrain_sccello.py",
     "hub/test_plain_training.py", "model_cards/endpoint/test_endpoint.py", "model_cards/test_publish.py",

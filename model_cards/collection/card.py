@@ -44,7 +44,7 @@ def card_details(
         training_data_license="; ".join(licenses),
         ontology_release=ontology_release or None,
         base_model=None if recipe.method == "full" else recipe.base,
-        results=_results(scores, calibration),
+        results=_results(scores, calibration, _unit(recipe)),
         limits=[*recipe.limits, *_unknown(recipe)],
         uses=list(recipe.uses),
         tags=["cellglot-collection"],
@@ -67,9 +67,9 @@ def data_table(sets: Sequence[PreparedCells]) -> str:
     return "\n".join(lines)
 
 
-def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any]) -> str:
+def _results(scores: Sequence[Mapping[str, Any]], calibration: Mapping[str, Any], unit: str) -> str:
     lines = [
-        "Each data set was predicted by a model that had seen no cell of its laboratory; this model was then trained "
+        f"Each data set was predicted by a model that had seen no cell of its {unit}; this model was then trained "
         "on all data sets. Macro F1 with 95% intervals over cells. Beside it plain classifiers, trained on the same "
         "cells: logistic regression, the same among the types of the test set alone (types known), and neighbours on "
         "variable genes.",
@@ -133,7 +133,7 @@ def _with_interval(score: Mapping[str, Any]) -> str:
 def _unknown(recipe: Recipe) -> list[str]:
     return [
         "types that are not in the list above: cells of them are unassigned, or given the type that is most like them",
-        "data sets that are named above were left out one laboratory at a time; scores on others can be lower",
+        f"data sets that are named above were left out one {_unit(recipe)} at a time; scores on others can be lower",
     ]
 
 
@@ -168,15 +168,20 @@ def collection_facts(
         "data_sets": len(sets),
         "parameters": parameters,
         "license": recipe.license,
-        "scores": _mean_scores(scores),
+        "scores": _mean_scores(scores, _unit(recipe)),
         "base": recipe.base if adapter else None,
         "default": recipe.default,
     }
 
 
-def _mean_scores(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _unit(recipe: Recipe) -> str:
+    """Say what was left out at a time: a laboratory, or where data sets are of one, a donor."""
+    return "donor" if any(d.where for d in recipe.sets) else "laboratory"
+
+
+def _mean_scores(scores: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
     """Return the mean macro F1 over data sets that were left out, for each level; data sets count alike."""
-    made = []
+    others, made = "donors" if unit == "donor" else "data sets of other laboratories", []
     for level in dict.fromkeys(row["level"] for row in scores):
         rows = [row for row in scores if row["level"] == level]
         rows = [row for row in rows if row["baselines"].get(LOGISTIC)] or rows
@@ -186,7 +191,7 @@ def _mean_scores(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mean = float(found.mean())
         made.append(
             {
-                "name": f"{level}, macro F1 over {len(rows)} data sets of other laboratories",
+                "name": f"{level}, macro F1 over {len(rows)} {others}",
                 "value": round(mean, 4),
                 "low": None if half is None else round(max(mean - half, 0.0), 4),
                 "high": None if half is None else round(min(mean + half, 1.0), 4),

@@ -187,7 +187,7 @@ def test_wrong_recipes_are_refused(data, tmp_path, change, message):
 def test_the_shipped_recipes_are_whole():
     with pytest.raises(RecipeError, match="no recipe nothing; there are blood-exceiver"):
         read_recipe("nothing")
-    for name in ("blood-exceiver", "blood-sccello", "blood-langcell", "human-exceiver"):
+    for name in ("blood-exceiver", "blood-sccello", "blood-langcell", "human-exceiver", "human-sccello"):
         recipe = read_recipe(name)
         assert recipe.name == name and recipe.config().model["type"] == name.split("-")[1]
         trained = [d for d in recipe.sets if d.training]
