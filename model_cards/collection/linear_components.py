@@ -24,7 +24,7 @@ CELLS = 700  # of each data set
 SCALED = 150  # of each data set, to find the scale
 LABELLED = 1500  # of each data set, to find directions of labels
 FEWEST_LABELLED = 20  # of a label
-LABEL_SHARE = 2.0  # deviation of directions of labels, relative to that of the components
+LABEL_SHARE = 1.0  # deviation of directions of labels, relative to that of the components
 STRENGTH = 0.01  # C of the logistic regression
 
 Encoder = TypeVar("Encoder", bound=Any)
