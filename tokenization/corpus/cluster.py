@@ -206,8 +206,13 @@ def absolute(job: Job) -> Job:
         return path if isinstance(as_source(path), str) else os.path.abspath(path)
 
     files = [dataclasses.replace(file, path=from_root(file.path)) for file in job.files]
-    folders = {name: os.path.abspath(getattr(job, name)) for name in ("work", "output", "vocabulary")}
-    return dataclasses.replace(job, files=files, **folders)
+    return dataclasses.replace(
+        job,
+        files=files,
+        work=os.path.abspath(job.work),
+        output=os.path.abspath(job.output),
+        vocabulary=os.path.abspath(job.vocabulary),
+    )
 
 
 def _same(job: Job) -> Job:
