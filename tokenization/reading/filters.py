@@ -234,22 +234,26 @@ class _Filter:
         if isinstance(node, ast.UnaryOp):
             return ~self._meets(node.operand, values)
         if not isinstance(node, ast.Compare):
-            if (name := self._called(node, "preset")) is not None:
-                own = self._presets[name]
+            if (chosen := self._called(node, "preset")) is not None:
+                own = self._presets[chosen]
                 return own._meets(own._tree, values)
-            name = str(self._column(node))
-            return _each(values[name], lambda different: _compared(name, different, ast.Eq(), True))
+            flags = str(self._column(node))
+            return _each(values[flags], lambda different: _compared(flags, different, ast.Eq(), True))
         name, operator, value, part = self._parts(node)
         if name not in values:  # an optional column of a preset
             return np.ones(len(next(iter(values.values()))), dtype=bool)
         if part:
             found = _each(values[name], lambda different: _containing(name, different, str(value)))
         elif isinstance(operator, ast.In | ast.NotIn):
-            listed = [_each(values[name], lambda d, v=v: _compared(name, d, ast.Eq(), v)) for v in value]
+            listed = [_equal(name, values[name], one) for one in value]
             found = np.logical_or.reduce(listed) if listed else np.zeros(len(values[name]), dtype=bool)
         else:
             return _each(values[name], lambda different: _compared(name, different, operator, value))
         return ~found if isinstance(operator, ast.NotIn) else found
+
+
+def _equal(name: str, values: np.ndarray, value: Any) -> np.ndarray:
+    return _each(values, lambda different: _compared(name, different, ast.Eq(), value))
 
 
 def _each(values: np.ndarray, compare: Compare) -> np.ndarray:
