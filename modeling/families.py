@@ -30,6 +30,8 @@ class ModelFamily:
         Whether it has a text encoder, and so annotates cells and searches them by texts.
     converter
         Module that converts the released checkpoint; None without such a checkpoint.
+    doi
+        Of the paper; None without one.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelFamily:
     encoder: str
     reads_texts: bool = False
     converter: str | None = None
+    doi: str | None = None
 
     def config_classes(self) -> list[Any]:
         """Return the configuration classes, the family's own first."""
@@ -82,12 +85,14 @@ FAMILIES: Families[ModelFamily] = Families(
         configs=("ExceiverConfig",),
         encoder="exceiver",
         converter="cellglot.modeling.convert.exceiver",
+        doi="10.48550/arXiv.2210.14330",
     ),
     ModelFamily(
         name="sccello",
         configs=("ScCelloConfig",),
         encoder="sccello",
         converter="cellglot.modeling.convert.sccello",
+        doi="10.48550/arXiv.2408.12373",
     ),
     ModelFamily(
         name="langcell",
@@ -95,6 +100,7 @@ FAMILIES: Families[ModelFamily] = Families(
         encoder="cell_model",
         reads_texts=True,
         converter="cellglot.modeling.convert.langcell",
+        doi="10.48550/arXiv.2405.06708",
     ),
 )
 

@@ -3,24 +3,29 @@
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from cellglot.evaluation import plots
+from cellglot.evaluation.batch_removal import check_batches, check_harmony
 from cellglot.evaluation.benchmark import figures as evaluation_plots
 from cellglot.evaluation.benchmark.drug_response import DrugJobs
-from cellglot.evaluation.benchmark.jobs import BASELINES, PCA, JobMaker, Jobs, Settings
+from cellglot.evaluation.benchmark.embedding_file import EmbeddingFile
+from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY, JobMaker, Settings
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
+from cellglot.evaluation.benchmark.runner import Runner
 from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS, check_tasks
 from cellglot.evaluation.drawing import drawing
+from cellglot.evaluation.endings import is_embedding_file
+from cellglot.evaluation.judges.names import CZ, SCIB, check_judges
+from cellglot.evaluation.judges.scib import check_scib
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
 from cellglot.evaluation.scores.marker_table import read_marker_table
 from cellglot.modeling.model_names import resolve_model
@@ -74,6 +79,8 @@ def evaluate_models(
     drug_response: str | Path | None = None,
     drug_values: str = "auto",
     ontology: CellOntology | None = None,
+    judges: Iterable[str] = (),
+    without_batches: bool = False,
     with_baselines: bool = True,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -91,8 +98,8 @@ def evaluate_models(
     Parameters
     ----------
     models
-        Folders or repositories of pretrained models, classifiers or adapters (as a list or name -> folder), or loaded
-        models.
+        Folders or repositories of pretrained models, classifiers or adapters (as a list or name -> folder), loaded
+        models, or files of embeddings of the cells (``.h5ad``, ``.parquet``, ``.npy``).
     cells
         File, or AnnData; None for drug response alone.
     tasks
@@ -114,6 +121,11 @@ def evaluate_models(
         `cellglot.evaluation.drug_response.line_expression.line_cells`).
     ontology
         For labels; by default the blood lineage of the package.
+    judges
+        ``"scib-metrics"``, ``"cz-benchmarks"``: packages that score the same embeddings by their own code.
+    without_batches
+        Also score each embedding of which Harmony removed the batches, as "NAME + Harmony": clustering, integration
+        and judges.
     output
         Folder for ``evaluation.json``, ``evaluation.md``, ``scores.png`` and a UMAP for each model, as pictures and as
         a page to zoom, hover and colour.
@@ -145,7 +157,7 @@ def evaluate_models(
     chosen = Settings(**settings)
     named = _named(models)
     for source in named.values():
-        if not isinstance(source, EvaluatedModel):
+        if not isinstance(source, EvaluatedModel) and not is_embedding_file(source):
             resolve_model(source)
     terms = CellOntology.shipped() if ontology is None else ontology
     drugs = None if drug_response is None else DrugJobs.open(drug_response, drug_values, chosen.seed, chosen.draws)
@@ -162,7 +174,10 @@ def evaluate_models(
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
-    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets)
+    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets) + _judges(judges, data, alone)
+    files = {n: EmbeddingFile.read(Path(s), data) for n, s in named.items() if is_embedding_file(s)}  # type: ignore[arg-type]
+    if without_batches:
+        _check_batches(data)
     table, marker_facts = _markers(markers, marker_types)
     jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs, _gene_sets(gene_sets))
     folder = None if output is None else Path(output)
@@ -177,7 +192,11 @@ def evaluate_models(
     def settings_of(task: str) -> dict[str, Any]:
         return chosen.of_task(task, marker_facts, drug_facts, gene_facts)
 
+    jobs.judge.say = console.print
+    if CZ in wanted:
+        jobs.judge.python()  # its environment is made before the cells are embedded
     given = [source for source in (cells, markers, gene_sets, drug_response) if isinstance(source, str | os.PathLike)]
+    given += [str(named[name]) for name in files]
     with ExitStack() as stack:
         own = None
         if folder is not None:
@@ -187,17 +206,18 @@ def evaluate_models(
         record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
         record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
         genes = None if alone else evaluation_plots.MapGenes(data.cells, data.labels)
+        runner = Runner(jobs, wanted, settings_of, record, console, genes, without_batches)
         for name, source in named.items():
+            if name in files:
+                runner.file(files[name], name)
+                continue
             model = source
             if not isinstance(model, EvaluatedModel):
                 model = load_evaluated_model(model, name=name, batch_size=chosen.batch_size, device=chosen.device)
-            _evaluate_model(model, name, jobs, wanted, settings_of, record, console, genes)
+            runner.model(model, name)
             del model
         for name in BASELINES if with_baselines else ():
-            work = {task: job for task, job in jobs.of_baseline(name).items() if task in wanted}
-            _run(name, work, {"baseline": True}, settings_of, record, console)
-            if name == PCA and folder is not None and work and genes is not None:
-                _draw(name, lambda: jobs.pca.embed(jobs.log_counts), data, record, chosen.seed, genes)
+            runner.baseline(name)
         record.finish(time.perf_counter() - start)
         result = Evaluation(record, folder)
         if folder is not None and own is not None:
@@ -208,89 +228,13 @@ def evaluate_models(
 
 def _file_names(folder: Path, models: Iterable[str]) -> list[str]:
     """Return the names of all files that this evaluation and an earlier one in the folder write."""
-    every = {*models, *models_in(folder), *BASELINES}
+    given = set(models)
+    every = {*given, *(name + HARMONY for name in given), *models_in(folder), *BASELINES}
     return [FILE, TABLE, FIGURE, *_pictures(every), *sorted(map(evaluation_plots.map_file, every))]
 
 
 def _pictures(models: Iterable[str]) -> list[str]:
     return sorted(evaluation_plots.umap_file(name, by) for name in models for by in COLOURED_BY)
-
-
-# -------------------------------------------------------------------- one model
-
-
-def _evaluate_model(
-    model: EvaluatedModel,
-    name: str,
-    jobs: JobMaker,
-    wanted: Sequence[str],
-    settings_of: Callable[[str], dict[str, Any]],
-    record: EvaluationRecord,
-    console: Console,
-    genes: evaluation_plots.MapGenes | None,
-) -> None:
-    """Run the tasks of a model, and draw its maps if there are `genes` of cells."""
-    facts = dict(model.facts)
-    cache: list[np.ndarray] = []
-
-    def embedding() -> np.ndarray:
-        if not cache:
-            start = time.perf_counter()
-            console.print(f"{name}: embedding {len(jobs.data):,} cells")
-            cache.append(model.embed(jobs.data, jobs.settings.progress))
-            facts["embedding_size"] = cache[0].shape[1]
-            facts["genes"] = model.genes.to_dict() if model.genes is not None else None
-            facts["embedding_seconds"] = round(time.perf_counter() - start, 2)
-            record.add_model(name, facts)
-        return cache[0]
-
-    work = {task: job for task, job in jobs.of_model(model, embedding).items() if task in wanted}
-    _run(name, work, facts, settings_of, record, console)
-    if record.folder is not None and genes is not None:
-        _draw(name, embedding, jobs.data, record, jobs.settings.seed, genes)
-
-
-def _run(
-    name: str,
-    work: Jobs,
-    facts: dict[str, Any],
-    settings_of: Callable[[str], dict[str, Any]],
-    record: EvaluationRecord,
-    console: Console,
-) -> None:
-    """Run the tasks of a model that are not in the record."""
-    weights = facts.get("weights_sha256")
-    if work:
-        record.add_model(name, facts)
-    for task, job in work.items():
-        if record.has(name, task, settings_of(task), weights):
-            console.print(f"{name}: {task} is already evaluated")
-            continue
-        start = time.perf_counter()
-        rows = job()
-        seconds = time.perf_counter() - start
-        record.add(name, task, rows, settings_of(task), weights, seconds)
-        console.print(f"{name}: {task} ({seconds:.1f} s)")
-
-
-def _draw(
-    name: str,
-    embedding: Callable[[], np.ndarray],
-    data: LabelledCells,
-    record: EvaluationRecord,
-    seed: int,
-    genes: evaluation_plots.MapGenes,
-) -> None:
-    """Draw the UMAPs of a model that do not exist."""
-    assert record.folder is not None
-    colours = {by: v for by, v in (("cell type", data.labels), ("batch", data.batches)) if v is not None}
-    colours = colours or {"cell": np.array(["cells"] * len(data), dtype=object)}
-    files = [evaluation_plots.map_file(name), *(evaluation_plots.umap_file(name, by) for by in colours)]
-    if all((record.folder / file).exists() for file in files):
-        return
-    values = embedding()
-    with drawing(f"the UMAP of {name}", shlex.split(record.content["command"])):
-        evaluation_plots.draw_umap(values, colours, name, record.folder, seed, genes)
 
 
 # -------------------------------------------------------------------- arguments
@@ -315,6 +259,9 @@ def _named(
     taken = sorted(set(named) & set(BASELINES))
     if taken:
         raise ValueError(f"{taken[0]!r} is the name of a baseline: pass another name for the model")
+    doubled = [name for name in named if name + HARMONY in named]
+    if doubled:
+        raise ValueError(f"{doubled[0] + HARMONY!r} is the name of {doubled[0]!r} without batches: pass another name")
     return named
 
 
@@ -323,6 +270,26 @@ def _shortest_end(path: str, paths: list[list[str]]) -> str:
     others = [p for p in paths if p != parts]
     least = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in others)), len(parts))
     return "/".join(parts[-least:])
+
+
+def _judges(names: Iterable[str], data: LabelledCells, alone: bool) -> list[str]:
+    """Return the judges, after a look at what they need."""
+    judges = check_judges(names)
+    if judges and (alone or (data.labels is None and data.batches is None)):
+        raise ValueError(f"{judges[0]} needs cells with cell types or batches: pass cells with labels or batches")
+    if SCIB in judges:
+        check_scib()
+    if CZ in judges and data.labels is None:
+        raise ValueError(f"{CZ} needs cell types: pass the column of obs with the cell types (labels)")
+    return judges
+
+
+def _check_batches(data: LabelledCells) -> None:
+    """Refuse to begin where Harmony cannot remove the batches."""
+    if data.batches is None:
+        raise ValueError("batches cannot be removed without batches: pass the column of obs with batches (batches)")
+    check_harmony()
+    check_batches(data.batches, str(data.batch_column), data.source)
 
 
 def _tasks(

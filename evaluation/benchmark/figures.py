@@ -12,6 +12,7 @@ from cellglot.evaluation.benchmark.results import Table, metrics_of
 from cellglot.evaluation.cell_plot.genes import GeneValues, gene_values
 from cellglot.evaluation.cell_plot.page import write_page
 from cellglot.evaluation.cell_plot.plot import CellPlot
+from cellglot.evaluation.judges.names import SCIB
 from cellglot.evaluation.scores.bootstrap import Score
 from cellglot.tokenization.reading.cells import Cells
 
@@ -19,7 +20,7 @@ from cellglot.tokenization.reading.cells import Cells
 # The metric that is drawn for each task; accuracy for the others.
 MAIN_METRICS = {
     "clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc", "gene-sets": "auroc_matched",
-    "pathways": "average_precision",    "drug-response": "pearson",
+    "pathways": "average_precision", "drug-response": "pearson", SCIB: "total",
 }  # fmt: skip
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
 MOST_CELLS, MOST_GENES = 20_000, 60

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from cellglot.evaluation.batch_removal import check_batches, remove_batches
 from cellglot.evaluation.benchmark import annotation as annotation_task
 from cellglot.evaluation.benchmark import baselines
 from cellglot.evaluation.benchmark.drug_response import DrugJobs
@@ -23,6 +24,9 @@ from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_cells
 from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS
 from cellglot.evaluation.drug_response.baselines import BASELINES as DRUG_BASELINES
+from cellglot.evaluation.judges.cz import CzBenchmarks
+from cellglot.evaluation.judges.names import CZ, JUDGES, SCIB
+from cellglot.evaluation.judges.scib import scib_scores
 from cellglot.evaluation.labelled_cells import LabelledCells
 from cellglot.evaluation.scores.bootstrap import DRAWS
 from cellglot.evaluation.scores.marker_table import MarkerGenes, markers_of
@@ -33,7 +37,11 @@ from cellglot.tokenization.reading.cells import read_cells
 
 PROBE, FINE_TUNED, ZERO_SHOT = "annotation: probe", "annotation: fine-tuned", "annotation: zero-shot by texts"
 PCA, NEIGHBORS, MAJORITY, EXPRESSION = "log counts + PCA", "HVG + kNN", "most frequent class", "expression"
-BASELINES = (PCA, NEIGHBORS, MAJORITY, EXPRESSION, *GENE_BASELINES, *DRUG_BASELINES)
+VARIABLE = "HVG"
+HARMONY = " + Harmony"  # end of the name of embeddings of which batches were removed
+BASELINES = (PCA, PCA + HARMONY, VARIABLE, NEIGHBORS, MAJORITY, EXPRESSION, *GENE_BASELINES, *DRUG_BASELINES)
+MOST_VARIABLE_CELLS = 50_000  # whose variable genes are a dense embedding: 400 MB
+OF_EMBEDDINGS = ("clustering", "integration", *JUDGES)  # tasks of HVG and of embeddings without batches
 NO_LABELS = "no cell types: pass the column of obs with the cell types (labels)"
 
 Rows = dict[str, TaskResult]  # row of the table -> result
@@ -81,6 +89,7 @@ class Settings:
             GENE_SETS: gene_facts or {},
             PATHWAYS: {"test_fraction": self.test_fraction} | (gene_facts or {}),
             DRUG_RESPONSE: drug_facts or {},
+            CZ: {"requirements": CzBenchmarks.VERSION},
         }
         return {"seed": self.seed, "draws": self.draws} | own.get(task, {})
 
@@ -108,6 +117,7 @@ class JobMaker:
     marker_types: dict[str, str] = field(default_factory=dict)
     drugs: DrugJobs | None = None
     gene_sets: dict[str, list[str]] | None = None
+    judge: CzBenchmarks = field(default_factory=CzBenchmarks)
 
     # ---------------------------------------------------------------- shared
 
@@ -154,6 +164,33 @@ class JobMaker:
         return None if self.genes is None else PathwayJobs(self.genes, self.settings.test_fraction)
 
     @cached_property
+    def components(self) -> np.ndarray:
+        """Principal components of all cells, shape (cells, components)."""
+        return self.pca.embed(self.log_counts)
+
+    @cached_property
+    def variable(self) -> np.ndarray:
+        """Log counts of highly variable genes, shape (cells, genes).
+
+        Raises
+        ------
+        ValueError
+            If there are too many cells for a dense matrix.
+        """
+        if len(self.data) > MOST_VARIABLE_CELLS:
+            raise ValueError(
+                f"{len(self.data):,} cells: {VARIABLE} is a dense embedding of {MOST_VARIABLE_CELLS:,} at most"
+            )
+        return self.log_counts[:, baselines.variable_genes(self.log_counts)].toarray()
+
+    def without_batches(self, embedding: np.ndarray) -> np.ndarray:
+        """Remove the batches of the cells from an embedding."""
+        column = str(self.data.batch_column)
+        assert self.data.batches is not None
+        batches = check_batches(self.data.batches, column, self.data.source)
+        return remove_batches(embedding, batches, column, self.settings.seed).embedding
+
+    @cached_property
     def matched_markers(self) -> MarkerGenes | str:
         """Markers of the labels, or the reason why there are none."""
         if self.markers is None:
@@ -186,6 +223,12 @@ class JobMaker:
         if self.drugs is not None:
             drugs = self.drugs
             jobs[DRUG_RESPONSE] = lambda: drugs.of_model(model, self.settings.progress)
+        return jobs
+
+    def of_embedding(self, embedding: Callable[[], np.ndarray]) -> Jobs:
+        """Return the jobs of an embedding without a model: of a file, or without batches."""
+        jobs = self._of_embedding(embedding)
+        jobs["annotation"] = lambda: self._learned(embedding())
         return jobs
 
     def _predicted(self, model: EvaluatedModel) -> Rows:
@@ -225,10 +268,19 @@ class JobMaker:
         def novel() -> Rows:
             return {"novel": score_novel_types(embedding(), self.data.labels, self.ontology, **self._sampling)}
 
+        def judged() -> Rows:
+            given = embedding(), self.data.labels, self.data.batches
+            return {SCIB: scib_scores(*given, self.components)}
+
+        def judged_elsewhere() -> Rows:
+            return {CZ: self.judge.scores(embedding(), self.data.labels, self.data.batches)}
+
         return {
             "clustering": lambda: scored("clustering"),
             "integration": lambda: scored("integration"),
             "novel": novel,
+            SCIB: judged,
+            CZ: judged_elsewhere,
         }
 
     def _learned(self, embedding: np.ndarray) -> Rows:
@@ -257,8 +309,16 @@ class JobMaker:
         genes = self.genes
         if name in GENE_BASELINES:
             return {} if genes is None else {GENE_SETS: lambda: genes.of_baseline(name)}
+        if name == PCA + HARMONY:
+            return self.of_harmony(lambda: self.components)
+        if name == VARIABLE:
+            if len(self.data) > MOST_VARIABLE_CELLS:
+                return {}
+            return {
+                task: job for task, job in self._of_embedding(lambda: self.variable).items() if task in OF_EMBEDDINGS
+            }
         if name == PCA:
-            jobs = self._of_embedding(lambda: self.pca.embed(self.log_counts))
+            jobs = self._of_embedding(lambda: self.components)
             jobs["annotation"] = lambda: self._learned(self._components_of_training())
             jobs["markers"] = lambda: self._markers(self._baseline_scores(self.pca.gene_distances))
             if genes is not None and self.pathways is not None:
@@ -268,6 +328,17 @@ class JobMaker:
         if name == EXPRESSION:
             return {"markers": lambda: self._markers(self._baseline_scores(baselines.expression_scores))}
         return {"annotation": lambda: {PROBE: self._voted(name)}}
+
+    def of_harmony(self, embedding: Callable[[], np.ndarray]) -> Jobs:
+        """Return the jobs of an embedding of which batches are removed: zero-shot tasks and judges."""
+        cache: list[np.ndarray] = []
+
+        def removed() -> np.ndarray:
+            if not cache:
+                cache.append(self.without_batches(embedding()))
+            return cache[0]
+
+        return {task: job for task, job in self._of_embedding(removed).items() if task in OF_EMBEDDINGS}
 
     def _components_of_training(self) -> np.ndarray:
         """Return components that are fitted to the training cells only."""
@@ -303,4 +374,4 @@ class JobMaker:
         return annotation_task.score_classes(true, scores, classes, details=details, **self._sampling)
 
 
-__all__ = ["BASELINES", "JobMaker", "Jobs", "Settings"]
+__all__ = ["BASELINES", "HARMONY", "JobMaker", "Jobs", "Settings"]

@@ -17,6 +17,7 @@ from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
 from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
 from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS
+from cellglot.evaluation.judges.names import JUDGES
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json
 
@@ -24,7 +25,7 @@ from cellglot.outputs import write_json
 FILE = "evaluation.json"
 SOFTWARE = (
     "cellglot", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn", "anndata", "scanpy", "igraph",
-    "umap-learn", "evaluate",
+    "umap-learn", "evaluate", "scib-metrics", "harmonypy",
 )  # fmt: skip
 
 
@@ -133,7 +134,8 @@ class EvaluationRecord:
     @property
     def results(self) -> Table:
         """Row of the table -> model -> result, in the order of the tasks."""
-        rows = sorted(self.content["results"], key=lambda row: TASKS.index(row.split(":")[0].split(",")[0]))
+        order = (*TASKS, *JUDGES)
+        rows = sorted(self.content["results"], key=lambda row: order.index(row.split(":")[0].split(",")[0]))
         return {
             row: {name: TaskResult.from_dict(found) for name, found in self.content["results"][row].items()}
             for row in rows
@@ -183,7 +185,7 @@ class EvaluationRecord:
                 f"sets, which models do not read; {found['training_cells']:,} training and {found['test_cells']:,} "
                 f"test cells; chance of average precision is {found['chance_of_average_precision']:.3f}."
             )
-        lines += self._of_drugs()
+        lines += self._of_drugs() + self._of_judges()
         lines.append(f"Took {self.content['seconds']:.0f} s.")
         return "\n\n".join(lines)
 
@@ -205,6 +207,24 @@ class EvaluationRecord:
             if (found := self._details(row)).get("split"):
                 pairs = f"{found['training_pairs']:,} training and {found['test_pairs']:,} test pairs"
                 lines.append(f"{row.partition(': ')[2].capitalize()}: {found['split']}; {pairs}.")
+        return lines
+
+    def _of_judges(self) -> list[str]:
+        """Say which packages scored the embeddings, and which cells they left out."""
+        lines = []
+        for judge in JUDGES:
+            facts = self._details(judge)
+            if not facts:
+                continue
+            left_out = [
+                f"{facts[name]:,} {name.replace('_', ' ')}"
+                for name in facts
+                if name.startswith("cells_") and facts[name]
+            ]
+            lines.append(
+                f"{facts['package']}: its own code on {facts['cells']:,} cells, without intervals"
+                f"{'; left out: ' + ', '.join(left_out) if left_out else ''}."
+            )
         return lines
 
     def _details(self, row: str) -> dict[str, Any]:

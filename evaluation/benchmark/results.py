@@ -1,13 +1,13 @@
 """Results of an evaluation and their Markdown table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellglot.evaluation.scores.bootstrap import Score
+from cellglot.evaluation.judges.names import HEADINGS as OF_JUDGES
+from cellglot.evaluation.scores.task_result import TaskResult
 
 
 # Headings of the table, in order: (task, metric) -> name.
@@ -27,6 +27,7 @@ HEADINGS = {
     ("novel", "accuracy at 10% of candidates"): "novel cell types: accuracy, 10% of candidates",
     ("markers", "auroc"): "marker genes: AUROC, mean over cells",
     ("markers", "auroc_macro"): "marker genes: AUROC, mean over types",
+    **OF_JUDGES,
 }
 RESPONSE = {
     "pearson": "Pearson of all pairs",
@@ -39,36 +40,6 @@ GENES = {
     "coherent_sets": "share of sets nearer than random ones (p < 0.05)",
 }
 CLASSIFICATION = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
-
-
-@dataclass
-class TaskResult:
-    """Result of a task for a model.
-
-    Parameters
-    ----------
-    metrics
-        Name -> score.
-    undefined
-        Undefined metric -> the reason.
-    details
-        Numbers of cells, settings, scores of single classes; plain types.
-    """
-
-    metrics: dict[str, Score]
-    undefined: dict[str, str] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types, for JSON."""
-        metrics = {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in self.metrics.items()}
-        return {"metrics": metrics, "undefined": self.undefined, "details": self.details}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "TaskResult":
-        """Read the result of `to_dict`."""
-        metrics = {name: Score(**score) for name, score in given["metrics"].items()}
-        return cls(metrics, dict(given["undefined"]), dict(given["details"]))
 
 
 def plain(value: Any) -> Any:

@@ -293,6 +293,14 @@ def embed(
     color: Annotated[
         str | None, typer.Option(help="Column of obs that colours the picture; cell types by default.")
     ] = None,
+    remove_batch: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of obs with batches, which Harmony removes from the embeddings."),
+    ] = None,
+    min_genes: Annotated[
+        int | None,
+        typer.Option(help="Leave out cells that express fewer genes; scFM-Bench leaves out those below 25."),
+    ] = None,
     batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -310,6 +318,8 @@ def embed(
         output=output,
         plot=plot,
         color=color,
+        remove_batch=remove_batch,
+        min_genes=min_genes,
         batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,
@@ -751,7 +761,10 @@ def genes(
 @app.command()
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Folders or repositories of models, classifiers, adapters; or NAME=FOLDER.")
+        list[str],
+        typer.Argument(
+            help="Folders or repositories of models, classifiers, adapters, or files of embeddings; or NAME=THESE."
+        ),
     ],
     output: Output,
     cells: Annotated[Path | None, typer.Option(help="File of cells; not needed for drug response alone.")] = None,
@@ -788,6 +801,19 @@ def evaluate(
         ),
     ] = "auto",
     ontology: Ontology = "shipped",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="JUDGE",
+            help="Let a package of the field score the same embeddings: scib-metrics, cz-benchmarks; between commas, "
+            "or repeated.",
+        ),
+    ] = None,
+    without_batches: Annotated[
+        bool,
+        typer.Option("--remove-batch", help="Also score each embedding of which Harmony removed the --batches."),
+    ] = False,
     baselines: Annotated[bool, typer.Option(help="Evaluate plain baselines, too.")] = True,
     seed: Seed = 0,
     test_fraction: Annotated[
@@ -820,6 +846,8 @@ def evaluate(
         drug_response=drug_response,
         drug_values=drug_values,
         ontology=ontology,
+        judges=_names(judge),
+        without_batches=without_batches,
         baselines=baselines,
         seed=seed,
         test_fraction=test_fraction,
@@ -879,7 +907,7 @@ def convert(
 def export(
     model: Annotated[str, typer.Argument(help="Name, folder or repository of a model, a classifier or an adapter.")],
     output: Output,
-    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx; or openproblems: a component of its label projection.")] = "onnx",
     dtype: Annotated[
         list[str] | None,
         typer.Option(

@@ -37,7 +37,7 @@ cellglot.evaluation.search
 cellglot.evaluation.mapping
 cellglot.evaluation.perturbation
 cellglot.evaluation.genes
-cellglot.evaluation.annotation cellglot.evaluation.drug_response
+cellglot.evaluation.annotation cellglot.evaluation.drug_response cellglot.evaluation.judges
 cellglot.evaluation.benchmark
 cellglot.training.config
 cellglot.training.data cellglot.training.runs

@@ -40,7 +40,7 @@ def test_embeddings_in_every_format(model_folders, cells, blood, expected, tmp_p
     assert written.obs["cell_type"].tolist() == blood.obs["cell_type"][:50].tolist()
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected, atol=1e-5)
     assert np.allclose(np.load(tmp_path / "embedding.npy"), expected, atol=1e-5)
-    assert len(list(tmp_path.iterdir())) == 3  # nothing half-written is left
+    assert len(list(tmp_path.iterdir())) == 4  # with the names of the array; nothing half-written is left
 
 
 def test_a_picture_beside_it(model_folders, cells, tmp_path):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellglot.evaluation.benchmark.tasks import check_tasks
+from cellglot.evaluation.endings import is_embedding_file
+from cellglot.evaluation.judges.names import check_judges
 from cellglot.modeling.model_names import resolve_model
 from cellglot.verbs.cells import as_path, existing, is_anndata, or_none
 
@@ -31,6 +33,8 @@ def evaluate(
     drug_response: str | os.PathLike | None = None,
     drug_values: str = "auto",
     ontology: "str | os.PathLike | CellOntology" = "shipped",
+    judges: str | Sequence[str] = (),
+    without_batches: bool = False,
     baselines: bool = True,
     seed: int = 0,
     test_fraction: float = 0.25,
@@ -52,7 +56,8 @@ def evaluate(
     ----------
     models
         Name in the collection, folder or repository of a model, a classifier or an adapter; several; or name on the
-        table -> these.
+        table -> these. A file of embeddings of these cells (``.h5ad``, ``.parquet``, ``.npy``, of `cellglot.embed` or
+        another tool) is scored as an embedding.
     cells
         AnnData with raw counts, in memory or backed; or a file of cells, as for `cellglot.read_cells`; None
         for drug response alone.
@@ -80,6 +85,13 @@ def evaluate(
         ``"shipped"`` (all cell types; comes with cellglot), ``"blood"``, ``"guide"``, the date of a release of the
         Cell Ontology, an OBO or OWL file, or an opened
         `CellOntology`.
+    judges
+        Packages that score the same embeddings by their own code: ``"scib-metrics"``
+        (``pip install 'cellglot[judges]'``), ``"cz-benchmarks"`` (in an environment of its own, which is made at the
+        first use).
+    without_batches
+        Also score each embedding of which Harmony removed the batches of `batches`, as "NAME + Harmony"
+        (``pip install 'cellglot[integration]'``).
     baselines
         Whether plain baselines are evaluated, too.
     seed
@@ -103,7 +115,10 @@ def evaluate(
     Raises
     ------
     ValueError
-        If a model, column or task does not exist, or `output` contains something else.
+        If a model, column, task or judge does not exist, a file of embeddings is of other cells or of another order,
+        or `output` contains something else.
+    ImportError
+        If a package is missing; says which to install.
     FileNotFoundError
         If there is no such table of marker genes, file of gene sets or folder of drug response.
 
@@ -116,8 +131,9 @@ def evaluate(
     """
     named: Any = [models] if isinstance(models, str | os.PathLike) else models
     for source in named.values() if isinstance(named, Mapping) else named:
-        if isinstance(source, str | os.PathLike):
+        if isinstance(source, str | os.PathLike) and not is_embedding_file(source):
             resolve_model(source)
+    asked = check_judges([judges] if isinstance(judges, str) else judges)
     given = cells if cells is None or is_anndata(cells) else existing(cells)
     if tasks is not None:
         check_tasks(tasks, markers, drug_response, cells, gene_sets)
@@ -150,6 +166,8 @@ def evaluate(
         drug_response=or_none(drug_response),
         drug_values=drug_values,
         ontology=opened,
+        judges=asked,
+        without_batches=without_batches,
         with_baselines=baselines,
         output=or_none(output),
         overwrite=overwrite,

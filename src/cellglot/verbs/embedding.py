@@ -26,6 +26,8 @@ def embed(
     copy: bool = False,
     plot: str | os.PathLike | None = None,
     color: str | None = None,
+    remove_batch: str | None = None,
+    min_genes: int | None = None,
     batch_size: int = 64,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -41,6 +43,8 @@ def embed(
     Results of an AnnData are written to it, as scanpy does:
 
     - ``obsm["X_cellglot"]``: embeddings, float32, shape (cells, size); NaN for cells without a gene of the model,
+    - ``obsm["X_cellglot_harmony"]``: where `remove_batch` is given, the embeddings without batches; what was done is
+      in ``uns["cellglot"]["batch_removal"]``,
     - ``obsm["X_cellglot_umap"]``: coordinates of the UMAP, where `plot` is given, shape (cells, 2),
     - ``uns["cellglot"]``: ``model``, and for a model of texts ``model_fingerprint``, by which `cellglot.query` knows
       the embeddings.
@@ -52,7 +56,8 @@ def embed(
     model
         Folder or repository of a model, a classifier or an adapter; or a loaded model.
     output
-        For a file of cells: ``.h5ad`` (embeddings in X), ``.parquet`` or ``.npy``.
+        For a file of cells: ``.h5ad`` (embeddings in X), ``.parquet`` or ``.npy``. Beside an ``.npy``,
+        ``NAME.cells.json`` has the checksum of the names of its cells.
     copy
         Return a copy of the AnnData with the results, and leave the given one as it is.
     plot
@@ -60,6 +65,12 @@ def embed(
         genes.
     color
         Column of obs by which the picture is coloured; by default cell types.
+    remove_batch
+        Column of obs with batches, which Harmony removes from the embeddings. Written files have the embeddings
+        without batches, an ``.h5ad`` those before in ``obsm["X_with_batches"]``. Needs harmonypy
+        (``pip install 'cellglot[integration]'``).
+    min_genes
+        For a file of cells: leave out cells that express fewer genes.
     batch_size
         Number of cells that are computed at once.
     layer
@@ -88,7 +99,10 @@ def embed(
     Raises
     ------
     ValueError
-        If `output` is missing or an input, there is no such model, too few genes match, or values are not counts.
+        If `output` is missing or an input, there is no such model, too few genes match, values are not counts, or
+        `remove_batch` is no column, has one batch or missing values.
+    ImportError
+        If `remove_batch` is given, and harmonypy is not installed.
     TypeError
         If `cells` are neither a path nor an AnnData.
 
@@ -109,17 +123,22 @@ def embed(
     options = reading | {"batch_size": batch_size, "device": "cpu" if backend == "onnx" else device}
     if is_anndata(cells):
         target = to_write(cells, copy, {"output": output})
-        _embed_anndata(target, model, or_none(plot), color, overwrite, (backend, dtype), **options)
+        if min_genes is not None:
+            raise ValueError("min_genes is for files of cells: take a part of the AnnData")
+        _embed_anndata(target, model, or_none(plot), color, remove_batch, overwrite, (backend, dtype), **options)
         return target if copy else None
     written, ready = output_of(cells, output, copy), model if isinstance(model, LoadedModel) else None
     source, path = model.name if isinstance(model, LoadedModel) else resolve_model(model), existing(cells)
     check_embeddings(written)
     check_picture(or_none(plot))
-    check_files([written, or_none(plot)], [path, source], overwrite=overwrite)
+    from cellglot.evaluation.embedding_files import beside
+
+    check_files([written, *beside(written), or_none(plot)], [path, source], overwrite=overwrite)
     from cellglot.evaluation.embed_file import embed_file
 
     ready = ready or (_loaded(source, backend, dtype) if (backend, dtype) != ("torch", None) else None)
     files: dict[str, Any] = {"plot": or_none(plot), "color": color, "overwrite": overwrite, "loaded": ready}
+    files |= {"remove_batch": remove_batch, "min_genes": min_genes}
     return embed_file(source, path, written, **files, **options)
 
 
@@ -128,6 +147,7 @@ def _embed_anndata(
     model: Any,
     plot: Path | None,
     color: str | None,
+    remove_batch: str | None,
     overwrite: bool,
     by: tuple[str, str | None],
     **options: Any,
@@ -136,18 +156,27 @@ def _embed_anndata(
     check_files([plot], [adata.filename], overwrite=overwrite)
     if not isinstance(model, LoadedModel):
         resolve_model(model)
+    from cellglot.evaluation.batch_removal import check_harmony, read_batches, remove_batches
     from cellglot.evaluation.embedding import embed_cells
     from cellglot.tokenization.reading.cells import read_cells
 
+    if remove_batch is not None:
+        check_harmony()
     loaded = model if isinstance(model, LoadedModel) else _loaded(model, *by)
     with read_cells(adata, layer=options.pop("layer"), species=options.pop("species")) as opened:
         column = color or opened.metadata_columns.get("cell_type")
         if column is not None and column not in adata.obs:
             raise ValueError(f"no column {column!r} in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}")
+        batches = None if remove_batch is None else read_batches(opened, remove_batch)
         embedding = embed_cells(loaded.encoder, loaded.tokenizer, opened, **options)
         adata.obsm[f"X_{KEY}"] = embedding
-        known = {name: value for name, value in adata.uns.get(KEY, {}).items() if name != "model_fingerprint"}
-        adata.uns[KEY] = known | _facts(loaded)
+        old = ("model_fingerprint", "batch_removal")
+        adata.uns[KEY] = {n: v for n, v in adata.uns.get(KEY, {}).items() if n not in old} | _facts(loaded)
+        adata.obsm.pop(f"X_{KEY}_harmony", None)  # of other embeddings
+        if batches is not None and remove_batch is not None:
+            removal = remove_batches(embedding, batches, remove_batch)
+            adata.obsm[f"X_{KEY}_harmony"] = embedding = removal.embedding
+            adata.uns[KEY]["batch_removal"] = removal.facts
         if plot is not None:
             from cellglot.evaluation import plots
             from cellglot.evaluation.embed_file import draw_embedding
@@ -160,7 +189,7 @@ def _loaded(model: str | os.PathLike, backend: str, dtype: str | None) -> Loaded
     return load_graph(model, dtype) if backend == "onnx" else load_model(model, dtype=dtype)
 
 
-def _facts(model: LoadedModel) -> dict[str, str]:
+def _facts(model: LoadedModel) -> dict[str, Any]:
     if model.processor is None:
         return {"model": model.name}
     from cellglot.evaluation.text_model import fingerprint

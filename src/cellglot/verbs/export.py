@@ -1,4 +1,4 @@
-"""``export``: a model as ONNX graphs, for other runtimes and for browsers."""
+"""``export``: a model as ONNX graphs, for other runtimes and for browsers; or as a component of openproblems."""
 
 import os
 import shutil
@@ -13,10 +13,12 @@ from cellglot.verbs.cells import as_path, existing
 
 
 if TYPE_CHECKING:
+    from cellglot.evaluation.judges.component import ComponentExport
     from cellglot.evaluation.onnx_export import OnnxExport
 
 
-FORMATS = ("onnx",)
+ONNX, OPENPROBLEMS = "onnx", "openproblems"
+FORMATS = (ONNX, OPENPROBLEMS)
 
 
 def export(
@@ -28,8 +30,11 @@ def export(
     adapter: str | os.PathLike | None = None,
     cells: str | os.PathLike | None = None,
     overwrite: bool = False,
-) -> "OnnxExport":
+) -> "OnnxExport | ComponentExport":
     """Export a model as ONNX graphs, which run without PyTorch: by onnxruntime, also in a browser.
+
+    With ``format="openproblems"`` the folder is a component of openproblems' task label projection instead:
+    ``config.vsh.yaml`` and ``script.py`` for viash, which call the model by its name.
 
     The folder is a model for `cellglot.embed` and `cellglot.annotate` with ``backend="onnx"``, and has the files that
     transformers.js expects: ``onnx/model.onnx`` (``model_fp16.onnx``, ``model_int8.onnx``), the configuration, the
@@ -46,7 +51,7 @@ def export(
     output
         Folder for the result.
     format
-        ``"onnx"``.
+        ``"onnx"``, or ``"openproblems"``, which takes no `dtype`, `adapter` or `cells`.
     dtype
         Type of the stored weights, or several: ``"float32"``; ``"float16"``, half the size, computed in float32;
         ``"int8"``, a quarter of the size, products of matrices in 8 bits.
@@ -59,8 +64,8 @@ def export(
 
     Returns
     -------
-    OnnxExport
-        What each graph loses against PyTorch; ``print(exported.summary())``.
+    OnnxExport or ComponentExport
+        What each graph loses against PyTorch, or what was written; ``print(exported.summary())``.
 
     Raises
     ------
@@ -77,6 +82,10 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: it is {', '.join(FORMATS)}")
+    if format == OPENPROBLEMS:
+        if adapter is not None or cells is not None or dtype != "float32":
+            raise ValueError(f"format {OPENPROBLEMS!r} takes no dtype, adapter or cells: it names the model")
+        return _component(model, as_path(output), overwrite)
     dtypes = list(dict.fromkeys([dtype] if isinstance(dtype, str) else dtype))
     if not dtypes:
         raise ValueError("dtype is empty: name float32, float16 or int8")
@@ -95,6 +104,22 @@ def export(
         folder.clear()
         done = _graphs(loaded, target, dtypes, read)
         _save_beside(loaded, target)
+        folder.finish()
+    return done
+
+
+def _component(model: str | os.PathLike, target: Path, overwrite: bool) -> "ComponentExport":
+    source = resolve_model(model)
+    from cellglot.evaluation.judges.component import write_component
+    from cellglot.modeling.any_model import describe_model
+
+    with OutputFolder(target, "export", [source]) as folder:
+        folder.refuse_earlier(overwrite)
+        doi = describe_model(source).family.doi
+        if doi is None:
+            raise ValueError(f"{model}: the paper of its family is unknown, and openproblems asks for one")
+        folder.clear()
+        done = write_component(target, str(model), doi)
         folder.finish()
     return done
 
