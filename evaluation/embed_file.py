@@ -138,9 +138,7 @@ def _run(loaded: LoadedModel, cells: Path, n_cells: int, **options: Any) -> dict
     status, digest = cells.stat(), hashlib.sha256()
     for name, values in sorted(loaded.encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(
-            values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if values.numel() else b""
-        )
+        digest.update(values.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
     places = ("device", "progress")  # which do not matter
     return {
         "cells": {"file": str(cells.resolve()), "bytes": status.st_size, "changed": status.st_mtime_ns, "n": n_cells},
