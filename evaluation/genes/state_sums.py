@@ -9,27 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellglot.inputs import InputError, read_json
-from cellglot.outputs import OutputError, OutputFolder, atomic, write_json
+from cellglot.evaluation.unfinished import UnfinishedRun
+from cellglot.outputs import atomic
 
 
-RUN_FILE, SUMS_FILE = "genes.json", "sums.npz"
+SUMS_FILE = "sums.npz"
 SECONDS = 60.0  # between two times that sums are kept
 
 
-class StateSums:
+class StateSums(UnfinishedRun):
     """Sums of the states of each gene over cells, and numbers of cells.
 
     Parameters
     ----------
-    run
-        What the sums depend on. Sums of another run are refused.
+    run, folder, overwrite
+        As for `UnfinishedRun`.
     tokens
         Tokens of the vocabulary.
-    folder
-        Where sums are kept; None for memory alone.
-    overwrite
-        Delete the sums of another run.
 
     Attributes
     ----------
@@ -37,61 +33,33 @@ class StateSums:
         Number of batches that were added, also by an earlier run.
     resumed : int
         Number of batches that an earlier run had added.
-
-    Raises
-    ------
-    OutputError
-        On entering, if the folder has sums of another run, or must not be written to.
     """
 
+    kind, record, parts = "genes", "genes.json", "sums"
+
     def __init__(self, run: Mapping[str, Any], tokens: int, folder: Path | None = None, overwrite: bool = False):
-        self.run, self.tokens, self.folder, self.overwrite = dict(run), tokens, folder, overwrite
+        super().__init__(run, folder, overwrite)
+        self.tokens = tokens
         self.cells = np.zeros(tokens, dtype=np.int64)
         self.sums: np.ndarray | None = None
         self.batches = self.resumed = 0
-        self._output = None if folder is None else OutputFolder(folder, "genes")
         self._kept = time.monotonic()
 
-    def __enter__(self) -> "StateSums":
-        if self._output is None:
-            return self
-        self._output.__enter__()
-        try:
-            self._find()
-        except BaseException as error:
-            self._output.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._output is None:
-            return
-        try:
-            if error[0] is not None and self.batches > self.resumed:
-                self._keep()
-        finally:
-            self._output.__exit__(*error)
-
-    def _find(self) -> None:
-        assert self.folder is not None and self._output is not None
-        record = self.folder / RUN_FILE
-        if record.exists() and _record(record) != self.run:
-            if not self.overwrite:
-                raise OutputError(
-                    f"{self.folder} has sums of a run with other cells, model or settings: repeat that run to resume "
-                    "it, or delete its sums by --overwrite (overwrite=True)"
-                )
-            self._output.clear()
-        if not record.exists():
-            self._output.clear()
-            write_json(record, self.run)
+    def find(self) -> None:
+        """Read the sums of an earlier run; damaged ones are computed again."""
+        assert self.folder is not None
         try:
             with np.load(self.folder / SUMS_FILE, allow_pickle=False) as file:
                 cells, sums, batches = file["cells"], file["sums"], int(file["batches"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return  # none, or damaged: computed again
+            return
         if len(cells) == len(sums) == self.tokens:
             self.cells, self.sums, self.batches, self.resumed = cells, sums, batches, batches
+
+    def stop(self) -> None:
+        """Keep the sums."""
+        if self.batches > self.resumed:
+            self._keep()
 
     def add(self, token_ids: torch.Tensor, states: torch.Tensor) -> None:
         """Add the states of the genes of a batch of cells.
@@ -135,24 +103,6 @@ class StateSums:
         assert self.sums is not None
         with np.errstate(invalid="ignore", divide="ignore"):
             return (self.sums / self.cells[:, None]).astype(np.float32)
-
-    def remove(self) -> None:
-        """Delete what is kept: the result is written."""
-        if self._output is not None:
-            self._output.clear()
-            self.batches = self.resumed
-
-    def remove_folder(self) -> None:
-        """Remove the folder, if nothing else is in it. Call it after leaving."""
-        if self.folder is not None and self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-
-def _record(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (InputError, OSError, ValueError):
-        return None
 
 
 __all__ = ["StateSums"]

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 
 from cellglot.evaluation.perturbation.states import Direction
-from cellglot.inputs import InputError, read_json
+from cellglot.evaluation.unfinished import UnfinishedRun
 from cellglot.modeling.label_losses import is_regression
 from cellglot.modeling.loaded_model import without_adapter
 from cellglot.modeling.masked_genes import cosine_distances
 from cellglot.modeling.perturbed_genes import Change, Copies, perturb_tokens
-from cellglot.outputs import OutputError, OutputFolder, atomic, write_json
+from cellglot.outputs import atomic
 
 
 PART_CELLS, PART_COPIES = 256, 2048  # a part is finished with so many cells or perturbed cells
-RUN_FILE = "perturbation.json"
 
 
 @dataclass
@@ -155,65 +154,31 @@ def _placed(effects: Effects, place_of: np.ndarray) -> Effects:
 # -------------------------------------------------------------------- finished parts
 
 
-class FinishedParts:
-    """Parts of a run that are finished: in memory, or in a folder, from which a stopped run is resumed.
+class FinishedParts(UnfinishedRun):
+    """Parts of a run that are finished.
 
     Parameters
     ----------
-    run
-        What the effects depend on. Parts of another run are refused.
-    folder
-        Where parts are kept; None for memory.
-    overwrite
-        Delete the parts of another run.
-
-    Raises
-    ------
-    OutputError
-        On entering, if the folder has parts of another run, or must not be written to.
+    run, folder, overwrite
+        As for `UnfinishedRun`.
     """
 
+    kind, record, parts = "perturb", "perturbation.json", "parts"
+
     def __init__(self, run: Mapping[str, Any], folder: Path | None = None, overwrite: bool = False):
-        self.run, self.folder, self.overwrite = dict(run), folder, overwrite
-        self.parts: list[Effects | Path] = []
-        self._output = None if folder is None else OutputFolder(folder, "perturb")
+        super().__init__(run, folder, overwrite)
+        self.finished: list[Effects | Path] = []
 
-    def __enter__(self) -> "FinishedParts":
-        if self._output is None or self.folder is None:
-            return self
-        self._output.__enter__()
-        try:
-            self._find()
-        except BaseException as error:
-            self._output.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._output is not None:
-            self._output.__exit__(*error)
-
-    def _find(self) -> None:
-        assert self.folder is not None and self._output is not None
-        record = self.folder / RUN_FILE
-        if record.exists() and _record(record) != self.run:
-            if not self.overwrite:
-                raise OutputError(
-                    f"{self.folder} has parts of a run with other cells, genes, model or settings: repeat that run to "
-                    "resume it, or delete its parts by --overwrite (overwrite=True)"
-                )
-            self._output.clear()
-        if not record.exists():
-            self._output.clear()
-            write_json(record, self.run)
-        while self._path(len(self.parts)).exists():
-            path = self._path(len(self.parts))
+    def find(self) -> None:
+        """Find the parts of an earlier run; damaged ones, and those after them, are computed again."""
+        while self._path(len(self.finished)).exists():
+            path = self._path(len(self.finished))
             try:
                 _load(path)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-                path.unlink()  # damaged: computed again
+                path.unlink()
                 break
-            self.parts.append(path)
+            self.finished.append(path)
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None
@@ -222,9 +187,9 @@ class FinishedParts:
     def add(self, effects: Effects) -> None:
         """Keep a finished part."""
         if self.folder is None:
-            self.parts.append(effects)
+            self.finished.append(effects)
             return
-        path = self._path(len(self.parts))
+        path = self._path(len(self.finished))
         rows = np.empty(0, dtype=np.int64) if effects.changes is None else np.flatnonzero(effects.changes.any(axis=1))
         changes = np.zeros((0, 0)) if effects.changes is None else effects.changes
         arrays: dict[str, Any] = {
@@ -235,28 +200,11 @@ class FinishedParts:
         }
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, shape=np.array(changes.shape), **(arrays | effects.values))
-        self.parts.append(path)
+        self.finished.append(path)
 
     def together(self) -> Effects:
         """Return the effects of all parts."""
-        return Effects.together([_load(part) if isinstance(part, Path) else part for part in self.parts])
-
-    def remove(self) -> None:
-        """Delete the parts: the result is written."""
-        if self._output is not None:
-            self._output.clear()
-
-    def remove_folder(self) -> None:
-        """Remove the folder, if nothing else is in it. Call it after leaving."""
-        if self.folder is not None and self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-
-def _record(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (InputError, OSError, ValueError):
-        return None
+        return Effects.together([_load(part) if isinstance(part, Path) else part for part in self.finished])
 
 
 def _load(path: Path) -> Effects:

@@ -339,7 +339,7 @@ def _measure(
     """Compute the parts that are not finished; return the number of cells that were."""
     row = np.zeros(len(chosen.start), dtype=np.int64)
     row[embedded.places] = np.arange(len(embedded.places))
-    before, finished, resumed = embedded.before, len(parts.parts), 0
+    before, finished, resumed = embedded.before, len(parts.finished), 0
     bars = progress_bars("perturbed cells", shown=progress)
     with bars:
         task = bars.add_task("perturbing", total=reading.copies)

@@ -52,8 +52,9 @@ def test_labels_are_learned_together(tuned, cells):
     with torch.inference_mode():
         logits = model.network(**model.tokenizer(cells[180:], return_tensors="pt")).logits
     assert logits.shape == (60, 2) and (logits.sigmoid().sum(dim=1) - 1).abs().max() > 0.01  # not shares of one
-    truth = cells.obs["programs"].astype(str)[180:].str.contains("kills").to_numpy()
-    assert roc_auc_score(truth, logits[:, 0].numpy()) > 0.6
+    texts = cells.obs["programs"].astype(str)[180:]
+    found = [roc_auc_score(texts.str.contains(name), logits[:, i].numpy()) for i, name in enumerate(model.classes)]
+    assert np.mean(found) == pytest.approx(metrics["eval_auroc"], abs=2e-3)
 
 
 def test_the_record_and_the_summary_say_what_was_left_out(tuned):
