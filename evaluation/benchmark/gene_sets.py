@@ -89,7 +89,8 @@ class GeneSetJobs:
         match = catalogue.resolve(counts.index, counts.columns, self.data.options.get("gene_column"))
         logs = self.log_counts()
         cells = logs.getnnz(axis=0)
-        place, columns = np.full(catalogue.vocab_size, -1, dtype=np.int64), []
+        place = np.full(catalogue.vocab_size, -1, dtype=np.int64)
+        columns: list[int] = []
         for column in np.argsort(-cells, kind="stable").tolist():  # of several columns of a gene the fullest
             token = int(match.token_ids[column])
             if cells[column] >= MIN_CELLS and token >= 0 and place[token] < 0:
