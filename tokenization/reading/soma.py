@@ -1,6 +1,6 @@
 """Cells of SOMA experiments (TileDB), read by blocks of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ NAME_OF_X = "data"  # of the layer that tiledbsoma.io writes X to
 MOST_CELLS, MOST_VALUES = 1 << 12, 1 << 22  # of a matrix that are read at once
 MOST_ROWS = 1 << 16  # of obs that are read at once
 
-Place = tuple[Any, list[str], dict[str, Any]]
+Place = tuple[Any, list[str], Mapping[str, Any]]
 
 
 class SomaTable:
