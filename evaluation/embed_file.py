@@ -126,7 +126,7 @@ def embed_file(
         if plot is not None:
             again = ["cellglot", "embed", model, cells, "--output", output, "--plot", plot, "--overwrite"]
             again += [] if remove_batch is None else ["--remove-batch", remove_batch]
-            again += [] if min_genes is None else ["--min-genes", min_genes]
+            again += [] if min_genes is None else ["--min-genes", str(min_genes)]
             with drawing(plot, again):
                 _draw(opened, result, column, output, plot)
                 lines.append(str(plot))

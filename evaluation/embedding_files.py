@@ -134,7 +134,9 @@ def read_embeddings(path: Path, names: Iterable[Any], source: str) -> tuple[np.n
             f"{path}: other cells than {source}, or in another order: the checksum of cell names in "
             f"{facts_file(path).name} is not that of the table: {again}"
         )
-    checked = {list: "names of cells", str: "checksum of names of cells"}.get(type(found), "not compared: no names")
+    checked = "not compared: no names"
+    if found is not None:
+        checked = "names of cells" if isinstance(found, list) else "checksum of names of cells"
     return np.array(values, dtype=np.float32), facts | {"order": checked}
 
 

@@ -155,8 +155,8 @@ def code_version() -> dict[str, Any]:
         text = metadata.distribution("cellglot").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
         return found
-    commit = json.loads(text).get("vcs_info", {}).get("commit_id") if text else None
-    return found | ({"commit": commit} if commit else {})
+    installed_from = json.loads(text).get("vcs_info", {}).get("commit_id") if text else None
+    return found | ({"commit": installed_from} if installed_from else {})
 
 
 __all__ = ["EnergyMeter", "code_version", "peak_flops", "peak_memory"]
