@@ -53,10 +53,11 @@ class BatchPart:
 
     def pull(self, representations: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return a zero whose gradient by the representations is `gradients`."""
+        gradients = self.gradients or {}
         products = [
-            (states.to(torch.promote_types(states.dtype, torch.float32)) * self.gradients[name]).sum()
+            (states.to(torch.promote_types(states.dtype, torch.float32)) * gradients[name]).sum()
             for name, states in representations.items()
-        ]  # type: ignore[index]
+        ]
         together = torch.stack(products).sum()
         return together - together.detach()
 
