@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellglot.evaluation.benchmark.jobs import BASELINES
+from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY
 from cellglot.evaluation.benchmark.record import EvaluationRecord
 from cellglot.evaluation.benchmark.results import Table, markdown_table, metrics_of
+from cellglot.evaluation.judges.names import JUDGES
 from cellglot.inputs import read_json
 from cellglot.model_cards.card.run_record import Result
 from cellglot.model_cards.content_scan import Cleaned, clean_json
@@ -52,7 +53,7 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
     content = read_json(path)
     if not content.get("results") or "models" not in content:
         raise ValueError(f"{path} contains no results of cellglot evaluate")
-    models = [name for name in content["models"] if name not in BASELINES]
+    models = [name for name in content["models"] if name not in BASELINES and not name.endswith(HARMONY)]
     if model not in models and len(models) != 1:
         raise ValueError(
             f"{path} has results of {', '.join(models) or 'no model'}, not of {model}: evaluate {model} by this name"
@@ -111,8 +112,10 @@ def _command(content: dict[str, Any], model: str, data: str) -> str:
     if given.startswith("cellglot evaluate"):
         return given
     arguments = content.get("arguments", {})
-    tasks = ",".join(arguments.get("tasks", []))
-    return f"cellglot evaluate {model} --cells {data} --tasks {tasks} --seed {arguments.get('seed', 0)}"
+    wanted = arguments.get("tasks", [])
+    tasks, judges = (",".join(n for n in wanted if (n in JUDGES) is judge) for judge in (False, True))
+    options = f"--tasks {tasks} " + (f"--with {judges} " if judges else "")
+    return f"cellglot evaluate {model} --cells {data} {options}--seed {arguments.get('seed', 0)}"
 
 
 __all__ = ["EVALUATION_FILE", "ModelEvaluation", "read_evaluation"]
