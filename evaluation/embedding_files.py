@@ -148,9 +148,15 @@ def _read(path: Path) -> tuple[np.ndarray, list[str] | str | None, dict[str, Any
         facts = read_json(marks) if marks.exists() else {}
         return values, facts.get("cell_ids_sha256"), facts
     if path.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
+        try:
+            table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{path} is not a Parquet file with columns cell_id and embedding, as cellglot embed writes it: {error}"
+            ) from error
         values = np.stack(table["embedding"].to_numpy(zero_copy_only=False)) if len(table) else np.zeros((0, 0))
         stored = (table.schema.metadata or {}).get(KEY.encode())
         return values, [str(name) for name in table["cell_id"].to_pylist()], json.loads(stored) if stored else {}
