@@ -155,7 +155,7 @@ def _read(path: Path) -> tuple[np.ndarray, list[str] | str | None, dict[str, Any
             table = pq.read_table(path, columns=["cell_id", "embedding"]).combine_chunks()
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"{path} is not a Parquet file with columns cell_id and embedding, as cellglot embed writes it: {error}"
+                f"{path} is not a Parquet file with columns cell_id and embedding, as cellglot embed writes: {error}"
             ) from error
         values = np.stack(table["embedding"].to_numpy(zero_copy_only=False)) if len(table) else np.zeros((0, 0))
         stored = (table.schema.metadata or {}).get(KEY.encode())
