@@ -804,7 +804,7 @@ class LangCellForPreTraining(LangCellModel):
         ----------
         representations
             Of all cells of the batch, from forward passes with a `BatchPart`.
-        **inputs
+        input_ids, attention_mask, text_input_ids, text_attention_mask, labels, text_ids, num_items_in_batch
             As for the forward pass; `num_items_in_batch` is needed.
         """
         config = self.config
