@@ -65,6 +65,7 @@ LONGEST = (
     "tokenization/ontology/test_cell_ontology_release.py", "evaluation/test_metrics.py",
     "training/parallel/test_objectives.py", "training/parallel/test_processes.py",
     "evaluation/test_parallel_embedding.py",
+    "model_cards/space/test_webgpu.py",
 )  # fmt: skip
 
 
