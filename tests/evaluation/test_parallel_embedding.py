@@ -84,7 +84,7 @@ def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
         write_json(first.folder / "note.json", {})
         np.savez(first.folder / "block-000000.npz", embedding=np.zeros(2))
         raise KeyError
-    with pytest.raises(OutputError, match=r"unfinished has embeddings of a run with other cells, genes, model or settings"):
+    with pytest.raises(OutputError, match=r"unfinished has embeddings of a run with other cells"):
         SharedEmbedding(output, {"cells": "b"}).__enter__()
     assert (first.folder / "block-000000.npz").exists()
     with SharedEmbedding(output, {"cells": "b"}, overwrite=True):
