@@ -238,7 +238,7 @@ ADAPTERS = {
     "imports": ({"megatron_config": {}, "megatron_core": "os"}, "megatron_config"),
     "other": ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
     "base": ({"base_model_name_or_path": 3}, "base_model_name_or_path"),
-    "modules": ({"modules_to_save": "classifier.*"}, "lacks|classifier"),
+    "modules": ({"modules_to_save": "classifier.*"}, "modules_to_save is 'classifier"),
 }
 
 

@@ -291,10 +291,10 @@ def check_adapter_settings(
         given = settings.get(name)
         if given is None:
             continue
-        texts = [given] if isinstance(given, str) else given
+        texts = [given] if isinstance(given, str) and name != "modules_to_save" else given
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ModelFileError(f"{path}: {name} is {given!r:.60}, not names of modules: {_AGAIN}")
-        if name != "modules_to_save" and isinstance(given, str):
+        if isinstance(given, str):
             check_pattern(given, f"{path}: {name}")
     largest = max((max(shape, default=0) for shape in (shapes or {}).values()), default=None)
     for name in PATTERN_KEYS:

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,26 @@ def served():
         page = serve.serve("blood-exceiver", most_cells=60, block=False)
     yield page
     page.close()
+
+
+@pytest.fixture(scope="session")
+def give():
+    """Choose a file on the page, and wait until the page has it.
+
+    A page that is still being set up can miss the choice; like a visitor, choose the file again then.
+    """
+    from playwright.sync_api import TimeoutError as Missed
+
+    def choose(page, file, shown=None):
+        shown = shown or page.locator("#cg-files .file-preview").filter(has_text=file.stem)  # after the upload
+        for _ in range(12):
+            with suppress(Missed):  # while a file is uploaded there is no input
+                page.set_input_files("#cg-files input[type=file]", file, timeout=5_000)
+            with suppress(Missed):
+                return shown.wait_for(timeout=5_000)
+        raise AssertionError(f"the page did not take {file.name}")
+
+    return choose
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def cell_on_the_map(page):
     raise AssertionError("there is no cell on the map")
 
 
-def test_a_visit(served, chromium, hostile, tmp_path):
+def test_a_visit(served, chromium, give, hostile, tmp_path):
     page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
     page.set_default_timeout(240_000)
     asked, wrong = [], []
@@ -44,15 +44,14 @@ def test_a_visit(served, chromium, hostile, tmp_path):
 
     text = tmp_path / "text.h5ad"
     text.write_text("gene,count")
-    page.set_input_files("#cg-files input[type=file]", text)
-    page.get_by_text("text.h5ad").first.wait_for()
+    give(page, text)
     page.click("#cg-run")
     page.wait_for_selector(".cg-refused")
     assert "text.h5ad is a text file" in page.inner_text(".cg-refused")
 
     page.click("#cg-files button[aria-label=Clear]")
-    page.set_input_files("#cg-files input[type=file]", hostile)
-    page.get_by_text("blood.h5ad").first.wait_for()
+    page.locator("#cg-files .file-preview").wait_for(state="detached")
+    give(page, hostile)
     page.click("#cg-run")
     page.wait_for_selector("#cg-types table")
     assert "60" in page.inner_text(".cg-numbers")
