@@ -44,6 +44,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_scripts_of_any_name_and_their_workers_load_our_classes(gene_classifiers, tmp_path):
     script = tmp_path / "cellglot" / "cellglot.py"
     script.parent.mkdir()

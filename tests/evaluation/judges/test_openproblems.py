@@ -52,6 +52,7 @@ def test_the_config_has_what_openproblems_asks_for(component):
     assert {runner["type"] for runner in config["runners"]} == {"executable", "nextflow"}
 
 
+@pytest.mark.long
 def test_the_script_writes_a_prediction_for_every_test_cell(component, files, model_folders, tmp_path):
     """The part between the marks is replaced, as viash does."""
     script = (component / "script.py").read_text()

@@ -18,6 +18,7 @@ def embedded():
     return values.astype(np.float32), types, batches
 
 
+@pytest.mark.long
 def test_scores_are_those_of_its_own_benchmarker(embedded):
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
     from scib_metrics.nearest_neighbors import NeighborsResults

@@ -24,6 +24,8 @@ from cellglot.modeling.linear_latent import RankedLinearLatent
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
 
 
+pytestmark = pytest.mark.long
+
 NETWORK = {
     "type": "sccello", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
     "max_position_embeddings": 64, "encoder_tokens": 16, "pooling": "mean",

@@ -190,6 +190,7 @@ def test_folders_that_are_none(released, tmp_path):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_line_writes_model_and_tokenizer(released, tmp_path):
     folder, ours = write_released(tmp_path / "released", released), tmp_path / "ours"
     genes = [f"ENSG{n:011d}" for n in range(57)]

@@ -55,6 +55,7 @@ def test_no_cells_are_an_error(corpus):
         CellDataset(corpus, "train", least_tokens=9999)
 
 
+@pytest.mark.long
 def test_an_epoch_through_a_loader_with_workers(corpus, table):
     cells = CellDataset(corpus, "train")
     loader = DataLoader(

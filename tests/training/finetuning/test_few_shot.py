@@ -94,6 +94,7 @@ def test_the_command_draws_as_the_function_does(learned, few_corpus, cell_text_f
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
 
 
+@pytest.mark.long
 def test_the_installed_command_learns(few_corpus, cell_text_folder, tmp_path):
     """In a process of its own, which registers Auto classes only where they are used."""
     command = [Path(sys.executable).with_name("cellglot"), "finetune", cell_text_folder, "--few-shot", "5"]

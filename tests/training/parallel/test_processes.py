@@ -90,7 +90,6 @@ def assert_same_run(folder, whole):
     assert len([entry for entry in logs[1] if "loss" in entry]) == 12
 
 
-@pytest.mark.long
 def test_a_killed_streamed_run_resumes_with_the_same_losses(corpora, tmp_path):
     """Of all systems, with dropout."""
     runs = []
