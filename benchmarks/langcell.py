@@ -27,7 +27,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import straightforward_langcell as straightforward  # noqa: E402
-from measure import DATA, alternate, median, memory_of, parser, ratio, report  # noqa: E402
+from measure import (  # noqa: E402
+    DATA,
+    add_parts,
+    alternate,
+    chosen_parts,
+    median,
+    memory_of,
+    parser,
+    ratio,
+    report,
+)
 
 from cellglot.modeling import LangCellConfig, LangCellModel  # noqa: E402
 from cellglot.tokenization import LangCellProcessor  # noqa: E402
@@ -193,16 +203,11 @@ PARTS = {"few": few, "many": many, "same": same, "memory": flat}
 
 def main() -> None:
     options = parser(__doc__, repeats=3)
-    options.add_argument("parts", nargs="*", default=[], help=f"of {', '.join(PARTS)} (default all)")
+    add_parts(options, PARTS)
     options.add_argument("--model", type=Path, help="folder of a trained LangCell, for `same`")
     given = options.parse_args()
-    unknown = set(given.parts) - set(PARTS)
-    if unknown:
-        options.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    whole = given.output
-    for name in given.parts or PARTS:
+    for name in chosen_parts(options, given, PARTS):
         table = PARTS[name](given)
-        given.output = whole.with_name(f"{whole.stem}_{name}.json")
         report(given, table.rows, table.targets)
 
 

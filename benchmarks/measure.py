@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,22 @@ def parser(doc: str, repeats: int = 9) -> argparse.ArgumentParser:
     options.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side (default %(default)s)")
     options.add_argument("--output", type=Path, default=results, help="JSON to write (default results/NAME.json)")
     return options
+
+
+def add_parts(options: argparse.ArgumentParser, parts: Collection[str]) -> None:
+    """Let a benchmark be run part by part; see `chosen_parts`."""
+    options.add_argument("parts", nargs="*", default=[], help=f"of {', '.join(parts)} (default all)")
+
+
+def chosen_parts(options: argparse.ArgumentParser, given: argparse.Namespace, parts: Collection[str]) -> Iterator[str]:
+    """Yield the parts to run, by default all; the output of each is its own file, ``NAME_PART.json``."""
+    unknown = set(given.parts) - set(parts)
+    if unknown:
+        options.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(parts)}")
+    whole = given.output
+    for name in given.parts or parts:
+        given.output = whole.with_name(f"{whole.stem}_{name}.json")
+        yield name
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, untimed: int = 1) -> dict[str, list[float]]:

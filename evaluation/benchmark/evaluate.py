@@ -18,15 +18,25 @@ from cellglot.evaluation.benchmark.drug_response import DrugJobs
 from cellglot.evaluation.benchmark.embedding_file import EmbeddingFile
 from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY, JobMaker, Settings
 from cellglot.evaluation.benchmark.models import EvaluatedModel, load_evaluated_model
+from cellglot.evaluation.benchmark.perturbation import PerturbationJobs
 from cellglot.evaluation.benchmark.record import FILE, EvaluationRecord, models_in
 from cellglot.evaluation.benchmark.results import Table, markdown_table
 from cellglot.evaluation.benchmark.runner import Runner
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS, check_tasks
+from cellglot.evaluation.benchmark.tasks import (
+    DRUG_RESPONSE,
+    GENE_SETS,
+    PATHWAYS,
+    PERTURBATION,
+    RETRIEVAL,
+    TASKS,
+    check_tasks,
+)
 from cellglot.evaluation.drawing import drawing
 from cellglot.evaluation.endings import is_embedding_file
 from cellglot.evaluation.judges.names import CZ, SCIB, check_judges
 from cellglot.evaluation.judges.scib import check_scib
 from cellglot.evaluation.labelled_cells import LabelledCells, open_labelled_cells
+from cellglot.evaluation.perturbation.knock_outs import CONTROL
 from cellglot.evaluation.scores.marker_table import read_marker_table
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import OutputFolder, sha256, write_text
@@ -76,6 +86,8 @@ def evaluate_models(
     markers: str | Path | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
     gene_sets: str | Path | Mapping[str, Sequence[str]] | None = None,
+    perturbations: str | None = None,
+    control: str = CONTROL,
     drug_response: str | Path | None = None,
     drug_values: str = "auto",
     ontology: CellOntology | None = None,
@@ -103,9 +115,9 @@ def evaluate_models(
     cells
         File, or AnnData; None for drug response alone.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
-        ``"pathways"``, ``"drug-response"``; by default all for which labels, batches, markers, gene sets and a folder
-        of drug response are given.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"retrieval"``, ``"markers"``,
+        ``"gene-sets"``, ``"pathways"``, ``"perturbation"``, ``"drug-response"``; by default all for which labels,
+        batches, markers, gene sets, perturbations and a folder of drug response are given.
     labels, batches, donors
         Columns of obs, as for `cellglot.evaluation.labelled_cells.open_labelled_cells`.
     markers
@@ -114,6 +126,8 @@ def evaluate_models(
         Label -> cell type of `markers`, if names and ontology do not match them.
     gene_sets
         Sets of genes such as pathways: a ``.gmt``, or name -> genes.
+    perturbations, control
+        Column of obs with the gene that is knocked out in each cell, and its value in cells without a knock-out.
     drug_response
         Folder of cell lines and drugs (see `cellglot.evaluation.drug_response.folder.read_drug_response`).
     drug_values
@@ -139,7 +153,7 @@ def evaluate_models(
         As for the tokenizers.
     **settings
         Fields of `cellglot.evaluation.benchmark.jobs.Settings`: ``seed``, ``draws``, ``test_fraction``, ``shots``,
-        ``marker_cells``, ``batch_size``, ``device``, ``progress``.
+        ``marker_cells``, ``retrieval_cells``, ``perturbation_cells``, ``batch_size``, ``device``, ``progress``.
 
     Returns
     -------
@@ -174,23 +188,29 @@ def evaluate_models(
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
-    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets) + _judges(judges, data, alone)
+    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets, perturbations) + _judges(judges, data, alone)
     files = {n: EmbeddingFile.read(Path(s), data) for n, s in named.items() if is_embedding_file(s)}  # type: ignore[arg-type]
     if without_batches:
         _check_batches(data)
     table, marker_facts = _markers(markers, marker_types)
-    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs, _gene_sets(gene_sets))
+    knock_outs = None
+    if PERTURBATION in wanted:
+        given_cells = (data, str(perturbations), control, chosen.perturbation_cells)
+        knock_outs = PerturbationJobs.open(*given_cells, chosen.seed, chosen.draws)
+    jobs = JobMaker(data, chosen, terms, table, dict(marker_types or {}), drugs, _gene_sets(gene_sets), knock_outs)
     folder = None if output is None else Path(output)
     conditions = data.facts() | {"layer": layer, "gene_column": gene_column, "min_coverage": min_coverage}
     conditions |= {} if species is None else {"species": species}
     if alone and drugs is not None:
         conditions |= {"source": str(drug_response), "cell_lines_alone": True}
-    drug_facts = {} if drugs is None else drugs.settings()
     gene_facts = {} if jobs.genes is None else jobs.genes.settings()
+    facts = {"markers": marker_facts, GENE_SETS: gene_facts, PATHWAYS: gene_facts}
+    facts |= {} if drugs is None else {DRUG_RESPONSE: drugs.settings()}
+    facts |= {} if knock_outs is None else {PERTURBATION: knock_outs.settings()}
     console = Console(stderr=True, quiet=not chosen.progress, highlight=False)
 
     def settings_of(task: str) -> dict[str, Any]:
-        return chosen.of_task(task, marker_facts, drug_facts, gene_facts)
+        return chosen.of_task(task, facts)
 
     jobs.judge.say = console.print
     if CZ in wanted:
@@ -293,7 +313,13 @@ def _check_batches(data: LabelledCells) -> None:
 
 
 def _tasks(
-    tasks: Iterable[str] | None, data: LabelledCells, markers: Any, drugs: Any, cells: Any, gene_sets: Any
+    tasks: Iterable[str] | None,
+    data: LabelledCells,
+    markers: Any,
+    drugs: Any,
+    cells: Any,
+    gene_sets: Any,
+    perturbations: str | None,
 ) -> list[str]:
     if tasks is None:
         if cells is None:
@@ -303,9 +329,11 @@ def _tasks(
             "integration": data.batches is None,
             "annotation": data.labels is None,
             "novel": data.labels is None,
+            RETRIEVAL: data.labels is None,
             "markers": data.labels is None or markers is None,
             GENE_SETS: gene_sets is None,
             PATHWAYS: gene_sets is None,
+            PERTURBATION: perturbations is None,
             DRUG_RESPONSE: drugs is None,
         }
         chosen = [task for task in TASKS if not missing[task]]
@@ -315,7 +343,7 @@ def _tasks(
                 f"{', '.join(data.cells.obs.names) or 'none'}"
             )
         return chosen
-    return check_tasks(tasks, markers, drugs, cells, gene_sets)
+    return check_tasks(tasks, markers, drugs, cells, gene_sets, perturbations)
 
 
 def _markers(markers: Any, types: Mapping[str, str] | None) -> tuple[dict[str, list[str]] | None, dict[str, Any]]:

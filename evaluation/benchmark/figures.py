@@ -20,7 +20,8 @@ from cellglot.tokenization.reading.cells import Cells
 # The metric that is drawn for each task; accuracy for the others.
 MAIN_METRICS = {
     "clustering": "avg_bio", "integration": "avg_batch", "markers": "auroc", "gene-sets": "auroc_matched",
-    "pathways": "average_precision", "drug-response": "pearson", SCIB: "total",
+    "pathways": "average_precision", "perturbation": "controls_that_move_less",
+    "retrieval": "cell_to_text_recall@1", "drug-response": "pearson", SCIB: "total",
 }  # fmt: skip
 MODEL_COLOUR, BASELINE_COLOUR = plots.ACCENT, "#9aa5b1"
 MOST_CELLS, MOST_GENES = 20_000, 60

@@ -1,6 +1,6 @@
 """The work of each task for a model or a baseline, as functions that the evaluation runs if needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,14 +20,18 @@ from cellglot.evaluation.benchmark.marker_genes import CELLS, MarkerSample, draw
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.novel_types import score_novel_types
 from cellglot.evaluation.benchmark.pathways import PathwayJobs
+from cellglot.evaluation.benchmark.perturbation import PerturbationJobs
 from cellglot.evaluation.benchmark.results import TaskResult
+from cellglot.evaluation.benchmark.retrieval import CELLS as RETRIEVAL_CELLS
+from cellglot.evaluation.benchmark.retrieval import RetrievalJobs
 from cellglot.evaluation.benchmark.split import TEST_FRACTION, CellSplit, split_cells
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, PERTURBATION, RETRIEVAL
 from cellglot.evaluation.drug_response.baselines import BASELINES as DRUG_BASELINES
 from cellglot.evaluation.judges.cz import CzBenchmarks
 from cellglot.evaluation.judges.names import CZ, JUDGES, SCIB
 from cellglot.evaluation.judges.scib import scib_scores
 from cellglot.evaluation.labelled_cells import LabelledCells
+from cellglot.evaluation.perturbation.knock_outs import CELLS as PERTURBATION_CELLS
 from cellglot.evaluation.scores.bootstrap import DRAWS
 from cellglot.evaluation.scores.marker_table import MarkerGenes, markers_of
 from cellglot.progress import progress_bars
@@ -64,6 +68,10 @@ class Settings:
         Training cells of each class in few-shot annotation.
     marker_cells
         Number of cells whose genes are masked one at a time.
+    retrieval_cells
+        Number of labelled cells for which texts are searched, and the other way round.
+    perturbation_cells
+        Number of control cells, and most cells of each knock-out.
     """
 
     seed: int = 0
@@ -71,27 +79,22 @@ class Settings:
     test_fraction: float = TEST_FRACTION
     shots: int = annotation_task.SHOTS
     marker_cells: int = CELLS
+    retrieval_cells: int = RETRIEVAL_CELLS
+    perturbation_cells: int = PERTURBATION_CELLS
     batch_size: int = 64
     device: str | torch.device | None = None
     progress: bool = True
 
-    def of_task(
-        self,
-        task: str,
-        marker_facts: dict[str, Any],
-        drug_facts: dict[str, Any] | None = None,
-        gene_facts: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Return the settings that the result of a task depends on."""
+    def of_task(self, task: str, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the settings that the result of a task depends on; `facts` has what was given for each task."""
         own = {
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
-            "markers": {"marker_cells": self.marker_cells} | marker_facts,
-            GENE_SETS: gene_facts or {},
-            PATHWAYS: {"test_fraction": self.test_fraction} | (gene_facts or {}),
-            DRUG_RESPONSE: drug_facts or {},
+            "markers": {"marker_cells": self.marker_cells},
+            RETRIEVAL: {"retrieval_cells": self.retrieval_cells},
+            PATHWAYS: {"test_fraction": self.test_fraction},
             CZ: {"requirements": CzBenchmarks.VERSION},
         }
-        return {"seed": self.seed, "draws": self.draws} | own.get(task, {})
+        return {"seed": self.seed, "draws": self.draws} | own.get(task, {}) | facts.get(task, {})
 
 
 @dataclass
@@ -108,6 +111,8 @@ class JobMaker:
         Cell lines and drugs, None without such a folder.
     gene_sets
         Name -> genes, None without gene sets.
+    perturbations
+        Real knock-outs, None without such a column.
     """
 
     data: LabelledCells
@@ -117,6 +122,7 @@ class JobMaker:
     marker_types: dict[str, str] = field(default_factory=dict)
     drugs: DrugJobs | None = None
     gene_sets: dict[str, list[str]] | None = None
+    perturbations: PerturbationJobs | None = None
     judge: CzBenchmarks = field(default_factory=CzBenchmarks)
 
     # ---------------------------------------------------------------- shared
@@ -162,6 +168,11 @@ class JobMaker:
     def pathways(self) -> PathwayJobs | None:
         """Scores the active pathways of cells; None without gene sets."""
         return None if self.genes is None else PathwayJobs(self.genes, self.settings.test_fraction)
+
+    @cached_property
+    def retrieval(self) -> RetrievalJobs:
+        """Scores the search of texts for cells, and of cells for texts."""
+        return RetrievalJobs(self.data, self.ontology, self.settings.retrieval_cells, **self._sampling)
 
     @cached_property
     def components(self) -> np.ndarray:
@@ -220,6 +231,11 @@ class JobMaker:
             genes, pathways = self.genes, self.pathways
             jobs[PATHWAYS] = lambda: pathways.of_model(model, self.settings.progress)
             jobs[GENE_SETS] = lambda: genes.of_model(model, self.settings.progress)
+        if model.processor is not None:
+            jobs[RETRIEVAL] = lambda: self.retrieval.of_model(model, embedding)
+        if self.perturbations is not None:
+            perturbations = self.perturbations
+            jobs[PERTURBATION] = lambda: perturbations.of_model(model, self.settings.progress)
         if self.drugs is not None:
             drugs = self.drugs
             jobs[DRUG_RESPONSE] = lambda: drugs.of_model(model, self.settings.progress)
@@ -324,6 +340,8 @@ class JobMaker:
             if genes is not None and self.pathways is not None:
                 jobs[PATHWAYS] = self.pathways.of_components
                 jobs[GENE_SETS] = lambda: genes.of_loadings(self.pca.loadings())
+            if self.perturbations is not None:
+                jobs[PERTURBATION] = self.perturbations.of_components
             return jobs
         if name == EXPRESSION:
             return {"markers": lambda: self._markers(self._baseline_scores(baselines.expression_scores))}

@@ -16,7 +16,7 @@ import torch
 from cellglot.evaluation.benchmark.jobs import BASELINES, Rows
 from cellglot.evaluation.benchmark.results import Table, TaskResult, plain
 from cellglot.evaluation.benchmark.split import CellSplit
-from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, TASKS
+from cellglot.evaluation.benchmark.tasks import DRUG_RESPONSE, GENE_SETS, PATHWAYS, PERTURBATION, RETRIEVAL, TASKS
 from cellglot.evaluation.judges.names import JUDGES
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json
@@ -185,9 +185,38 @@ class EvaluationRecord:
                 f"sets, which models do not read; {found['training_cells']:,} training and {found['test_cells']:,} "
                 f"test cells; chance of average precision is {found['chance_of_average_precision']:.3f}."
             )
-        lines += self._of_drugs() + self._of_judges()
+        lines += self._of_retrieval() + self._of_knock_outs() + self._of_drugs() + self._of_judges()
         lines.append(f"Took {self.content['seconds']:.0f} s.")
         return "\n\n".join(lines)
+
+    def _of_retrieval(self) -> list[str]:
+        """Say what was searched, and chance."""
+        found = self._details(RETRIEVAL)
+        if "chance" not in found:
+            return []
+        to_text, to_cell = (
+            ", ".join(f"{found['chance'][f'{name}_recall@{k}']:.3f}" for k in (1, 5, 10))
+            for name in ("cell_to_text", "text_to_cell")
+        )
+        return [
+            f"Retrieval: {found['cells']:,} cells and {len(found['texts']):,} texts, by cosine. Chance of recall@1, 5 "
+            f"and 10: texts for cells {to_text}; cells for texts {to_cell}."
+        ]
+
+    def _of_knock_outs(self) -> list[str]:
+        """Say which knock-outs deletions were compared with."""
+        found = self._details(PERTURBATION)
+        if "knock_outs" not in found:
+            return []
+        left_out = found["left_out"]
+        names = ", ".join(list(left_out)[:10]) + (", ..." if len(left_out) > 10 else "")
+        return [
+            f"Perturbation: the gene of each of {found['knock_outs']:,} real knock-outs is deleted in the same "
+            f"{found['control_cells']:,} control cells; the direction to the knocked-out cells leaves out the gene "
+            "itself. Genes of like expression: at most 50, a test needs 19. A gene that a model lacks moves nothing. "
+            "Intervals are over bootstrap samples of knock-outs."
+            + (f" Left out: {len(left_out):,} ({names})." if left_out else "")
+        ]
 
     def _of_drugs(self) -> list[str]:
         """Summarise drug response: what was measured, what was left out, and the splits."""

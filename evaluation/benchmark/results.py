@@ -25,8 +25,16 @@ HEADINGS = {
     ("novel", "accuracy at 50% of candidates"): "novel cell types: accuracy, 50% of candidates",
     ("novel", "accuracy at 25% of candidates"): "novel cell types: accuracy, 25% of candidates",
     ("novel", "accuracy at 10% of candidates"): "novel cell types: accuracy, 10% of candidates",
+    **{
+        ("retrieval", f"{name}_recall@{k}"): f"retrieval: {heading}, recall@{k}"
+        for name, heading in (("cell_to_text", "texts for cells"), ("text_to_cell", "cells for texts"))
+        for k in (1, 5, 10)
+    },
     ("markers", "auroc"): "marker genes: AUROC, mean over cells",
     ("markers", "auroc_macro"): "marker genes: AUROC, mean over types",
+    ("perturbation", "right_direction"): "perturbation: knock-outs that the deletion moves towards (chance 0.5)",
+    ("perturbation", "beyond_controls"): "perturbation: further than 95% of genes of like expression (chance 0.05)",
+    ("perturbation", "controls_that_move_less"): "perturbation: share of these genes that move less, median",
     **OF_JUDGES,
 }
 RESPONSE = {

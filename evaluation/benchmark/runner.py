@@ -14,6 +14,7 @@ from cellglot.evaluation.benchmark.embedding_file import EmbeddingFile
 from cellglot.evaluation.benchmark.jobs import HARMONY, PCA, JobMaker, Jobs
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.record import EvaluationRecord
+from cellglot.evaluation.benchmark.tasks import RETRIEVAL
 from cellglot.evaluation.drawing import drawing
 
 
@@ -63,7 +64,10 @@ class Runner:
                 self.record.add_model(name, facts)
             return cache[0]
 
-        self._run(name, self.jobs.of_model(model, embedding), facts)
+        jobs = self.jobs.of_model(model, embedding)
+        if RETRIEVAL in self.wanted and RETRIEVAL not in jobs:
+            self.console.print(f"{name}: no retrieval, because the model does not read texts")
+        self._run(name, jobs, facts)
         self._draw(name, embedding)
         if self.without_batches:
             self._harmony(name, embedding, facts)

@@ -5,11 +5,20 @@ from typing import Any
 
 
 GENE_SETS, PATHWAYS, DRUG_RESPONSE = "gene-sets", "pathways", "drug-response"
-TASKS = ("clustering", "integration", "annotation", "novel", "markers", GENE_SETS, PATHWAYS, DRUG_RESPONSE)
+RETRIEVAL, PERTURBATION = "retrieval", "perturbation"
+TASKS = (
+    "clustering", "integration", "annotation", "novel", RETRIEVAL, "markers", GENE_SETS, PATHWAYS, PERTURBATION,
+    DRUG_RESPONSE,
+)  # fmt: skip
 
 
 def check_tasks(
-    tasks: Iterable[str], markers: Any, drug_response: Any = None, cells: Any = True, gene_sets: Any = None
+    tasks: Iterable[str],
+    markers: Any,
+    drug_response: Any = None,
+    cells: Any = True,
+    gene_sets: Any = None,
+    perturbations: str | None = None,
 ) -> list[str]:
     """Return the named tasks in the order of `TASKS`.
 
@@ -23,6 +32,8 @@ def check_tasks(
         The cells, None if there are none.
     gene_sets
         The gene sets, None if there are none.
+    perturbations
+        Column of obs with knocked-out genes, None if there is none.
 
     Raises
     ------
@@ -38,6 +49,11 @@ def check_tasks(
     of_sets = [task for task in given if task in (GENE_SETS, PATHWAYS)]
     if of_sets and gene_sets is None:
         raise ValueError(f"the task {of_sets[0]!r} needs gene sets: pass gene_sets=..., a .gmt or name -> genes")
+    if PERTURBATION in given and perturbations is None:
+        raise ValueError(
+            f"the task {PERTURBATION!r} needs the column of obs with the knocked-out gene of each cell: pass "
+            "perturbations=... (--perturbations)"
+        )
     if DRUG_RESPONSE in given and drug_response is None:
         raise ValueError(f"the task {DRUG_RESPONSE!r} needs a folder of drug response: pass drug_response=...")
     of_cells = [task for task in given if task != DRUG_RESPONSE]
@@ -46,4 +62,4 @@ def check_tasks(
     return [task for task in TASKS if task in given]
 
 
-__all__ = ["DRUG_RESPONSE", "GENE_SETS", "PATHWAYS", "TASKS", "check_tasks"]
+__all__ = ["DRUG_RESPONSE", "GENE_SETS", "PATHWAYS", "PERTURBATION", "RETRIEVAL", "TASKS", "check_tasks"]

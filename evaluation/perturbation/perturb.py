@@ -237,7 +237,7 @@ def _embed(
         def advance(number: int) -> None:
             bars.advance(task, number)
 
-        parts = list(embedded_parts(model, tokens, chosen.start, change, batch_size, place, advance))
+        parts = list(embedded_parts(model.network, tokens, chosen.start, change, batch_size, place, advance))
         before = Copies(
             parts[0].genes,
             torch.cat([part.embeddings for part in parts]),
@@ -246,7 +246,7 @@ def _embed(
         if chosen.target is None:
             return Embedded(before, places)
         total, n_target = np.zeros(before.embeddings.shape[1]), 0
-        for part in embedded_parts(model, tokens, chosen.target, change, batch_size, place, advance):
+        for part in embedded_parts(model.network, tokens, chosen.target, change, batch_size, place, advance):
             total += part.embeddings.double().sum(dim=0).numpy()
             n_target += len(part.embeddings)
     if not n_target:
@@ -256,7 +256,7 @@ def _embed(
 
 
 def embedded_parts(
-    model: LoadedModel,
+    network: Any,
     tokens: CellTokens,
     numbers: np.ndarray,
     change: Change,
@@ -268,6 +268,8 @@ def embedded_parts(
 
     Parameters
     ----------
+    network
+        The model, in evaluation.
     numbers
         Of the cells, ascending.
     change
@@ -282,7 +284,7 @@ def embedded_parts(
 
     def embed() -> Copies:
         with torch.inference_mode():
-            found = embed_tokens(model.network, waiting, change, batch_size)
+            found = embed_tokens(network, waiting, change, batch_size)
         scores = None if found.scores is None else found.scores.float().cpu()
         return Copies(found.genes, found.embeddings.float().cpu(), scores)
 

@@ -64,7 +64,7 @@ def choose_cells(
     every, target = np.arange(len(cells)), None
     of = "all cells"
     if named:
-        labels = _labels(cells, column)
+        labels = states_of(cells, column)
         places = {state: _cells_of(cells, labels, state) for state in named}
         if len(named) == 2 and cell_type == towards:
             raise ValueError(f"the cells to perturb and the target state are both {towards!r}: name two states")
@@ -76,12 +76,25 @@ def choose_cells(
     if not len(every):
         raise ValueError(f"{cells.name}: no cells to perturb, because all {len(cells):,} are {towards!r}")
     number = len(every)
-    if max_cells is not None and number > max_cells:
-        every = np.sort(np.random.default_rng(seed).choice(every, max_cells, replace=False))
+    every = every if max_cells is None else draw_cells(every, max_cells, seed)
     return ChosenCells(every, target, of, number - len(every))
 
 
-def _labels(cells: Cells, column: str | None) -> np.ndarray:
+def draw_cells(numbers: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Draw at most `most` cells; return their numbers in ascending order, shape (cells,)."""
+    if len(numbers) <= most:
+        return numbers
+    return np.sort(np.random.default_rng(seed).choice(numbers, most, replace=False))
+
+
+def states_of(cells: Cells, column: str | None) -> np.ndarray:
+    """Read the states of cells from a column of obs, by default that of cell types; None where missing, (cells,).
+
+    Raises
+    ------
+    ValueError
+        If the column does not exist.
+    """
     found = column if column is not None else cells.metadata_columns.get("cell_type")
     has = ", ".join(cells.obs.names) or "none"
     if found is None:
@@ -159,4 +172,4 @@ class Direction:
         return copies @ target / np.maximum(np.linalg.norm(copies, axis=1), 1e-300) - before
 
 
-__all__ = ["ChosenCells", "Direction", "choose_cells"]
+__all__ = ["ChosenCells", "Direction", "choose_cells", "draw_cells", "states_of"]

@@ -140,6 +140,53 @@ def cell_embedding(model: Any, processor: Any, cells: Any, **options: Any) -> np
     return cells
 
 
+@dataclass
+class Recall:
+    """Which cells and texts were found, in both directions.
+
+    Parameters
+    ----------
+    to_text
+        Whether the text of each cell is among the k nearest texts, shape (cells, ks).
+    to_cell
+        Whether a cell of each text that has cells is among the k nearest cells, shape (texts, ks).
+    chance
+        Name of a mean, such as ``cell_to_text_recall@1`` -> its value for a random order.
+    """
+
+    to_text: np.ndarray
+    to_cell: np.ndarray
+    chance: dict[str, float]
+
+    @property
+    def cells(self) -> int:
+        """Number of cells that have a text."""
+        return len(self.to_text)
+
+
+def measure_recall(
+    cells: np.ndarray, texts: np.ndarray, text_ids: np.ndarray, ks: Sequence[int] = (1, 5, 10), **options: Any
+) -> Recall:
+    """Search texts for each cell and cells for each text; parameters as for `recall_at_k`."""
+    ids = np.asarray(text_ids)
+    if ids.shape != (len(cells),):
+        raise ValueError(f"text_ids has shape {ids.shape} for {len(cells):,} cells")
+    if len(ids) and ids.max() >= len(texts):
+        raise ValueError(f"text_ids has {int(ids.max())}, but there are {len(texts):,} texts, counted from 0")
+    known = np.flatnonzero(ids >= 0)
+    if not len(known):
+        raise ValueError("no cell has a text: text_ids needs at least one id of a text")
+    cells, ids = cells[known], ids[known]
+    asked, sizes = np.unique(ids, return_counts=True)
+    to_text = nearest(cells, texts, max(ks), **options).numbers == ids[:, None]
+    to_cell = ids[nearest(texts[asked], cells, max(ks), **options).numbers] == asked[:, None]
+    chance = {}
+    for k in ks:
+        chance[f"cell_to_text_recall@{k}"] = min(k, len(texts)) / len(texts)
+        chance[f"text_to_cell_recall@{k}"] = float(np.mean([_chance(len(cells), int(n), k) for n in sizes]))
+    return Recall(*(np.stack([hits[:, :k].any(axis=1) for k in ks], axis=1) for hits in (to_text, to_cell)), chance)
+
+
 def recall_at_k(
     cells: np.ndarray, texts: np.ndarray, text_ids: np.ndarray, ks: Sequence[int] = (1, 5, 10), **options: Any
 ) -> dict[str, float]:
@@ -172,25 +219,13 @@ def recall_at_k(
     ValueError
         If `text_ids` does not match the cells or texts, or no cell has a text.
     """
-    ids = np.asarray(text_ids)
-    if ids.shape != (len(cells),):
-        raise ValueError(f"text_ids has shape {ids.shape} for {len(cells):,} cells")
-    if len(ids) and ids.max() >= len(texts):
-        raise ValueError(f"text_ids has {int(ids.max())}, but there are {len(texts):,} texts, counted from 0")
-    known = np.flatnonzero(ids >= 0)
-    if not len(known):
-        raise ValueError("no cell has a text: text_ids needs at least one id of a text")
-    cells, ids = cells[known], ids[known]
-    asked, sizes = np.unique(ids, return_counts=True)
-    to_text = nearest(cells, texts, max(ks), **options).numbers == ids[:, None]
-    to_cell = ids[nearest(texts[asked], cells, max(ks), **options).numbers] == asked[:, None]
+    found = measure_recall(cells, texts, text_ids, ks, **options)
     result: dict[str, float] = {}
-    for k in ks:
-        result[f"cell_to_text_recall@{k}"] = float(to_text[:, :k].any(axis=1).mean())
-        result[f"cell_to_text_recall@{k}_chance"] = min(k, len(texts)) / len(texts)
-        result[f"text_to_cell_recall@{k}"] = float(to_cell[:, :k].any(axis=1).mean())
-        result[f"text_to_cell_recall@{k}_chance"] = float(np.mean([_chance(len(cells), int(n), k) for n in sizes]))
-    return result | {"cells": float(len(cells)), "texts": float(len(asked))}
+    for place, k in enumerate(ks):
+        for name, hits in (("cell_to_text_recall", found.to_text), ("text_to_cell_recall", found.to_cell)):
+            result[f"{name}@{k}"] = float(hits[:, place].mean())
+            result[f"{name}@{k}_chance"] = found.chance[f"{name}@{k}"]
+    return result | {"cells": float(found.cells), "texts": float(len(found.to_cell))}
 
 
 def _chance(cells: int, own: int, k: int) -> float:
@@ -199,4 +234,6 @@ def _chance(cells: int, own: int, k: int) -> float:
     return float(1 - np.prod(np.clip((cells - own - drawn) / (cells - drawn), 0, 1)))
 
 
-__all__ = ["Neighbors", "cell_embedding", "find_cells", "find_texts", "nearest", "recall_at_k"]
+__all__ = [
+    "Neighbors", "Recall", "cell_embedding", "find_cells", "find_texts", "measure_recall", "nearest", "recall_at_k",
+]  # fmt: skip

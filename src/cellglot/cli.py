@@ -771,8 +771,8 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="clustering, integration, annotation, novel, markers, gene-sets, pathways, drug-response, between "
-            "commas or repeated; by default all that can be done."
+            help="clustering, integration, annotation, novel, retrieval, markers, gene-sets, pathways, perturbation, "
+            "drug-response, between commas or repeated; by default all that can be done."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Column of obs with cell types; cell_type by default.")] = None,
@@ -789,6 +789,10 @@ def evaluate(
         ),
     ] = None,
     gene_sets: Annotated[Path | None, typer.Option(help="Sets of genes, such as pathways: .gmt.")] = None,
+    perturbations: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of obs with the knocked-out gene of each cell.")
+    ] = None,
+    control: Annotated[str, typer.Option(help="Value of --perturbations in cells without a knock-out.")] = "control",
     drug_response: Annotated[
         Path | None,
         typer.Option(help="Folder of cell lines and drugs: expression.parquet, drugs.tsv, response.tsv."),
@@ -823,6 +827,12 @@ def evaluate(
     marker_cells: Annotated[
         int, typer.Option(help="Number of cells whose genes are masked, one at a time, to score marker genes.")
     ] = 50,
+    retrieval_cells: Annotated[
+        int, typer.Option(help="Number of labelled cells for which texts are searched, and the other way round.")
+    ] = 1000,
+    perturbation_cells: Annotated[
+        int, typer.Option(help="Number of control cells, and most cells of each knock-out.")
+    ] = 150,
     batch_size: BatchSize = 64,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -843,6 +853,8 @@ def evaluate(
         markers=markers,
         marker_types=_pairs(marker_type, "--marker-type"),
         gene_sets=gene_sets,
+        perturbations=perturbations,
+        control=control,
         drug_response=drug_response,
         drug_values=drug_values,
         ontology=ontology,
@@ -853,6 +865,8 @@ def evaluate(
         test_fraction=test_fraction,
         shots=shots,
         marker_cells=marker_cells,
+        retrieval_cells=retrieval_cells,
+        perturbation_cells=perturbation_cells,
         batch_size=batch_size,
         layer=layer,
         gene_column=gene_column,

@@ -30,6 +30,8 @@ def evaluate(
     markers: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
     marker_types: Mapping[str, str] | None = None,
     gene_sets: str | os.PathLike | Mapping[str, Sequence[str]] | None = None,
+    perturbations: str | None = None,
+    control: str = "control",
     drug_response: str | os.PathLike | None = None,
     drug_values: str = "auto",
     ontology: "str | os.PathLike | CellOntology" = "shipped",
@@ -40,6 +42,8 @@ def evaluate(
     test_fraction: float = 0.25,
     shots: int = 10,
     marker_cells: int = 50,
+    retrieval_cells: int = 1000,
+    perturbation_cells: int = 150,
     batch_size: int = 64,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -64,9 +68,9 @@ def evaluate(
     output
         Folder for ``evaluation.json``, ``evaluation.md`` and pictures; by default nothing is written.
     tasks
-        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"markers"``, ``"gene-sets"``,
-        ``"pathways"``, ``"drug-response"``; by default all for which there are labels, batches, markers, gene sets
-        and a folder of drug response.
+        Of ``"clustering"``, ``"integration"``, ``"annotation"``, ``"novel"``, ``"retrieval"``, ``"markers"``,
+        ``"gene-sets"``, ``"pathways"``, ``"perturbation"``, ``"drug-response"``; by default all for which there are
+        labels, batches, markers, gene sets, perturbations and a folder of drug response.
     labels, batches, donors
         Columns of obs with cell types, batches, and donors or data sets, which are not split.
     markers
@@ -75,6 +79,10 @@ def evaluate(
         Label -> cell type of the table, where their names differ.
     gene_sets
         Sets of genes such as pathways: a ``.gmt``, or name -> genes.
+    perturbations
+        Column of obs with the gene that is knocked out in each cell, as in scPerturb.
+    control
+        Its value in cells without a knock-out.
     drug_response
         Folder of cell lines and drugs: ``expression.parquet``, ``drugs.tsv``, ``response.tsv``. Needs RDKit
         (``pip install 'cellglot[chemistry]'``).
@@ -102,6 +110,10 @@ def evaluate(
         Number of cells of each class for annotation by few cells.
     marker_cells
         Number of cells whose genes are masked, one at a time.
+    retrieval_cells
+        Number of labelled cells for which texts are searched, and the other way round.
+    perturbation_cells
+        Number of control cells, and most cells of each knock-out.
     batch_size, layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
     overwrite
@@ -136,7 +148,7 @@ def evaluate(
     asked = check_judges([judges] if isinstance(judges, str) else judges)
     given = cells if cells is None or is_anndata(cells) else existing(cells)
     if tasks is not None:
-        check_tasks(tasks, markers, drug_response, cells, gene_sets)
+        check_tasks(tasks, markers, drug_response, cells, gene_sets, perturbations)
     if drug_response is not None and not as_path(drug_response).exists():
         raise FileNotFoundError(f"{drug_response} does not exist: name a folder of drug response")
     if isinstance(markers, str | os.PathLike) and not as_path(markers).exists():
@@ -149,6 +161,7 @@ def evaluate(
     opened = open_ontology(ontology) if isinstance(ontology, str | os.PathLike) else ontology
     settings: dict[str, Any] = {
         "seed": seed, "test_fraction": test_fraction, "shots": shots, "marker_cells": marker_cells,
+        "retrieval_cells": retrieval_cells, "perturbation_cells": perturbation_cells,
         "batch_size": batch_size, "device": device,
     }  # fmt: skip
     table: Any = markers
@@ -163,6 +176,8 @@ def evaluate(
         markers=table,
         marker_types=marker_types,
         gene_sets=sets,
+        perturbations=perturbations,
+        control=control,
         drug_response=or_none(drug_response),
         drug_values=drug_values,
         ontology=opened,
