@@ -17,7 +17,7 @@ import numpy as np
 import cellglot
 from cellglot.evaluation.benchmark.gene_sets import BASELINES, IN_CELLS, STATIC
 from cellglot.evaluation.benchmark.jobs import PCA
-from cellglot.evaluation.benchmark.pathways import METRICS, PROBE
+from cellglot.evaluation.benchmark.pathways import BY_TEXTS, METRICS, PROBE
 from cellglot.evaluation.benchmark.results import GENES
 from cellglot.inputs import read_json
 from cellglot.outputs import write_json, write_text
@@ -66,10 +66,14 @@ def best_sets(results: dict[str, Any]) -> str:
 
 
 def pathways(results: dict[str, Any]) -> str:
-    """Return a row for a probe on each model, and on principal components; the best of a column in bold."""
-    rows = [(name if name in MODELS else f"*{name}*", results[PROBE][name]) for name in (*MODELS, PCA)]
+    """Return a row for a probe on each model, and on principal components; the best of a column in bold.
+
+    Models that read texts have a row more, by the names of pathways.
+    """
+    rows = [(f"probe on {name if name in MODELS else f'*{name}*'}", results[PROBE][name]) for name in (*MODELS, PCA)]
+    rows += [(f"by texts, {name}", found) for name, found in results.get(BY_TEXTS, {}).items()]
     best = {m: max(f"{found['metrics'][m]['value']:.3f}" for _, found in rows) for m in METRICS}
-    lines = ["| probe on | average precision | AUROC |", "| :--- | ---: | ---: |"]
+    lines = ["| | average precision | AUROC |", "| :--- | ---: | ---: |"]
     for name, found in rows:
         shown = []
         for metric in METRICS:

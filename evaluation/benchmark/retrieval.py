@@ -11,7 +11,7 @@ from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.tasks import RETRIEVAL
 from cellglot.evaluation.labelled_cells import LabelledCells
-from cellglot.evaluation.scores.bootstrap import DRAWS, bootstrap_scores, weighted_mean
+from cellglot.evaluation.scores.bootstrap import DRAWS, Score, bootstrap_scores, weighted_mean
 from cellglot.evaluation.search.retrieval import Recall, measure_recall
 from cellglot.evaluation.text_model import embed_texts
 from cellglot.tokenization.ontology.candidates import Candidates, make_candidates
@@ -21,7 +21,6 @@ from cellglot.tokenization.ontology.cell_ontology import CellOntology
 KS = (1, 5, 10)
 TO_TEXT, TO_CELL = "cell_to_text_recall", "text_to_cell_recall"
 CELLS = 1000  # our choice: the paper's code of this task is not released
-METRICS = tuple(f"{name}@{k}" for name in (TO_TEXT, TO_CELL) for k in KS)
 
 
 @dataclass
@@ -64,36 +63,37 @@ class RetrievalJobs:
     def of_model(self, model: EvaluatedModel, embedding: Callable[[], np.ndarray]) -> dict[str, TaskResult]:
         """Score a model; `embedding` returns the embeddings of all cells."""
         if not self.data.classes():
-            why = "no cell types: pass the column of obs with the cell types (labels)"
-            return {RETRIEVAL: TaskResult({}, dict.fromkeys(METRICS, why))}
+            return _undefined("no cell types: pass the column of obs with the cell types (labels)")
         numbers, ids = self.drawn
         cells = embedding()[numbers]
         known = np.isfinite(cells).all(axis=1)
         texts = [own[0] for own in self.candidates.texts]
         if not known.any():
-            why = "no drawn cell expresses a gene of the model"
-            return {RETRIEVAL: TaskResult({}, dict.fromkeys(METRICS, why))}
+            return _undefined("no drawn cell expresses a gene of the model")
+        if len(texts) < 2:
+            return _undefined("the labelled cells have 1 cell type: at least two are needed")
         features = embed_texts(model.network, model.processor, texts, device=model.device)
-        return {
-            RETRIEVAL: self._result(measure_recall(cells[known], features, ids[known], KS), texts, int((~known).sum()))
-        }
+        recall = measure_recall(cells[known], features, ids[known], KS)
+        return {RETRIEVAL: self._result(recall, texts, int((~known).sum()))}
 
     def _result(self, recall: Recall, texts: Sequence[str], lost: int) -> TaskResult:
-        scores, undefined = {}, {}
+        """Score recall at each k below the number of items to choose from."""
+        scores: dict[str, Score] = {}
         for name, hits, items in ((TO_TEXT, recall.to_text, len(texts)), (TO_CELL, recall.to_cell, recall.cells)):
             for k, found in zip(KS, hits.T.astype(np.float64), strict=True):
-                metric = f"{name}@{k}"
                 if k < items:
-                    scores |= bootstrap_scores(_mean(metric, found), len(found), self.draws, self.seed)
-                else:
-                    undefined[metric] = f"{items:,} to choose from: the first {k} are all of them"
+                    scores |= bootstrap_scores(_mean(f"{name}@{k}", found), len(found), self.draws, self.seed)
         details: dict[str, Any] = {
             "cells": recall.cells,
             "cells_without_embedding": lost,
             "texts": list(texts),
             "chance": recall.chance,
         }
-        return TaskResult(scores, undefined, details)
+        return TaskResult(scores, {}, details)
+
+
+def _undefined(why: str) -> dict[str, TaskResult]:
+    return {RETRIEVAL: TaskResult({}, {f"{name}@1": why for name in (TO_TEXT, TO_CELL)})}
 
 
 def _mean(metric: str, found: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:

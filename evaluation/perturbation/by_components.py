@@ -2,11 +2,14 @@
 
 import numpy as np
 
-from cellglot.evaluation.benchmark.baselines import LogCountsPca
+from cellglot.evaluation.benchmark.baselines import COMPONENTS, LogCountsPca
 from cellglot.evaluation.perturbation.genes import matched_controls
 from cellglot.evaluation.perturbation.knock_outs import CONTROLS, LACKING, PERMUTATIONS, KnockOutCells, Row, verdicts
 from cellglot.evaluation.perturbation.measured_genes import MeasuredGenes
 from cellglot.evaluation.perturbation.statistics import GeneEffects
+
+
+GENES_OF_COMPONENT = 4  # at least: as many components as genes would keep each gene by itself
 
 
 def compare_components(
@@ -38,9 +41,10 @@ def compare_components(
         As of `compare_model`.
     """
     start = measured.log_counts(chosen.start)
-    directions = LogCountsPca.fit(start, seed=seed).pca.components_.astype(np.float64)
     expression = measured.expression(start)
     expressed = np.flatnonzero(expression.cells > 0)
+    components = max(2, min(COMPONENTS, len(expressed) // GENES_OF_COMPONENT))
+    directions = LogCountsPca.fit(start, components, seed).pca.components_.astype(np.float64)
     genes = measured.places(list(chosen.genes.values()))
     matched = matched_controls(genes, expression, expressed, controls, seed)
     pairs = start.tocoo()

@@ -85,7 +85,8 @@ def compare_model(
     rows: list[Row] = []
     with evaluated_on(model.network, device) as place, progress_bars("cells", shown=progress) as bars:
         work = _Work(model.network, tokens, batch_size, place, bars)
-        ways, before = {}, np.zeros((0, 0))
+        ways: dict[str, list[Direction]] = {}
+        before = np.zeros((0, 0))
         if gene_of:
             ways, before = work.directions(chosen, gene_of, lost)
         if ways:
@@ -99,8 +100,8 @@ def compare_model(
         if not changed:
             lost[state] = "in no control cell among the genes that the model reads"
             continue
-        progress = effects.values["progress"][:, 2 * number : 2 * number + 2].T
-        both = [GeneEffects.sort(effects.cells, effects.genes, values, len(tested)) for values in progress]
+        moved = effects.values["progress"][:, 2 * number : 2 * number + 2].T
+        both = [GeneEffects.sort(effects.cells, effects.genes, values, len(tested)) for values in moved]
         row = {"state": state, "gene": chosen.genes[state], "cells": changed}
         row |= {"target_cells": len(chosen.targets[state]), "controls": len(own)}
         rows.append(row | verdicts(both, gene, own, permutations, seed))

@@ -184,7 +184,8 @@ def measure_recall(
     for k in ks:
         chance[f"cell_to_text_recall@{k}"] = min(k, len(texts)) / len(texts)
         chance[f"text_to_cell_recall@{k}"] = float(np.mean([_chance(len(cells), int(n), k) for n in sizes]))
-    return Recall(*(np.stack([hits[:, :k].any(axis=1) for k in ks], axis=1) for hits in (to_text, to_cell)), chance)
+    within = [np.stack([hits[:, :k].any(axis=1) for k in ks], axis=1) for hits in (to_text, to_cell)]
+    return Recall(within[0], within[1], chance)
 
 
 def recall_at_k(

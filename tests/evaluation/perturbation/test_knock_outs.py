@@ -19,14 +19,14 @@ from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.tokenization.reading.cells import read_cells
 
 
-N_GENES, MODULE = 60, slice(2, 12)  # the genes that the first one regulates
+N_GENES, MODULE = 45, slice(2, 12)  # the genes that the first one regulates
 
 
 @pytest.fixture(scope="module")
 def screen(blood):
     """Cells in which gene 0 regulates a module, and cells in which it is knocked out; so is gene 1, without effect."""
     random, names = np.random.default_rng(0), list(blood.var_names[:N_GENES])
-    states = np.repeat(["control", names[0], names[1], names[20], "unmeasured", "two+genes"], [60, 30, 30, 12, 12, 4])
+    states = np.repeat(["control", names[0], names[1], names[20], "unmeasured", "two+genes"], [60, 20, 20, 12, 12, 4])
     counts = random.poisson(4, (len(states), N_GENES)) + 1
     regulator = random.poisson(6, len(states))
     counts[:, 0] = regulator
@@ -94,7 +94,7 @@ def test_a_planted_effect_is_found_and_another_is_not(screen, model):
         assert found[regulator]["without_own_p_value"] < 0.05 < found[other]["without_own_rank"]
         assert found[other]["without_own_verdict"] == "no" and found[regulator]["controls"] >= 19
         assert found[regulator]["cells"] == (screen.X[chosen.start, 0].toarray() > 0).sum()
-        assert found[regulator]["target_cells"] == 30
+        assert found[regulator]["target_cells"] == 20
 
 
 def test_the_movement_is_that_of_perturb(screen, model):
@@ -135,14 +135,14 @@ def test_the_command_writes_a_row_and_a_card_has_it(screen, model, tmp_path):
     output = tmp_path / "out"
     given = [
         "evaluate", f"mine={tmp_path / 'model'}", "--cells", str(tmp_path / "screen.h5ad"), "--tasks", "perturbation",
-        "--perturbations", "perturbation", "--perturbation-cells", "40", "--device", "cpu", "-o", str(output),
+        "--perturbations", "perturbation", "--perturbation-cells", "30", "--device", "cpu", "-o", str(output),
     ]  # fmt: skip
     done = CliRunner().invoke(app, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     table = (output / "evaluation.md").read_text()
     assert "| perturbation: knock-outs that the deletion moves towards (chance 0.5) |" in table
     assert "| perturbation: share of these genes that move less, median |" in table and "log counts + PCA" in table
-    assert "the gene of each of 2 real knock-outs is deleted in the same 40 control cells" in table
+    assert "the gene of each of 2 real knock-outs is deleted in the same 30 control cells" in table
     assert "Left out: 3 (" in table
     card = read_evaluation(output / "evaluation.json", "mine", "lab/mine")
     values = {result.metric: result.value for result in card.results if result.task == "perturbation"}
