@@ -19,7 +19,7 @@ from measure import DATA, ROOT, machine, table
 
 from cellglot import load_model
 from cellglot.evaluation.benchmark.jobs import PCA
-from cellglot.evaluation.perturbation.by_components import compare_components
+from cellglot.evaluation.benchmark.knock_out_components import compare_components
 from cellglot.evaluation.perturbation.compare import compare_model
 from cellglot.evaluation.perturbation.knock_outs import CELLS, KnockOutCells, Row
 from cellglot.evaluation.perturbation.measured_genes import MeasuredGenes

@@ -87,7 +87,7 @@ class Settings:
 
     def of_task(self, task: str, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Return the settings that the result of a task depends on; `facts` has what was given for each task."""
-        own = {
+        own: dict[str, dict[str, Any]] = {
             "annotation": {"test_fraction": self.test_fraction, "shots": self.shots},
             "markers": {"marker_cells": self.marker_cells},
             RETRIEVAL: {"retrieval_cells": self.retrieval_cells},

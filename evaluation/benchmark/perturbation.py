@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from cellglot.evaluation.benchmark.knock_out_components import compare_components
 from cellglot.evaluation.benchmark.models import EvaluatedModel
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.benchmark.tasks import PERTURBATION
 from cellglot.evaluation.labelled_cells import LabelledCells
-from cellglot.evaluation.perturbation.by_components import compare_components
 from cellglot.evaluation.perturbation.compare import compare_model
 from cellglot.evaluation.perturbation.knock_outs import (
     CELLS,
@@ -24,7 +24,7 @@ from cellglot.evaluation.perturbation.knock_outs import (
     choose_knock_outs,
 )
 from cellglot.evaluation.perturbation.measured_genes import MeasuredGenes
-from cellglot.evaluation.scores.bootstrap import DRAWS, bootstrap_scores, weighted_mean
+from cellglot.evaluation.scores.bootstrap import DRAWS, Score, bootstrap_scores, weighted_mean
 
 
 RIGHT, PASSED, LESS = "right_direction", "beyond_controls", "controls_that_move_less"
@@ -106,7 +106,8 @@ class PerturbationJobs:
         right = [row.get("without_own_progress", 0.0) > 0 for row in rows]
         passed = [row.get("without_own_verdict") == "yes" for row in rows if row.get("controls", ENOUGH) >= ENOUGH]
         less = [row.get("without_own_less", 0.0) for row in rows if row.get("controls") != 0]
-        scores, undefined = {}, {}
+        scores: dict[str, Score] = {}
+        undefined: dict[str, str] = {}
         given = ((RIGHT, right, weighted_mean), (PASSED, passed, weighted_mean), (LESS, less, _median))
         for name, values, score in given:
             if values:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import cellglot
 from cellglot.cli import app
-from cellglot.evaluation.perturbation.by_components import compare_components
+from cellglot.evaluation.benchmark.knock_out_components import compare_components
 from cellglot.evaluation.perturbation.compare import compare_model
 from cellglot.evaluation.perturbation.knock_outs import choose_knock_outs
 from cellglot.evaluation.perturbation.measured_genes import MeasuredGenes
