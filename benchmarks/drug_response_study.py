@@ -16,7 +16,8 @@ from cellglot.outputs import write_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "drug_response.md"
-MODELS = ("blood-exceiver", "human-exceiver", "blood-sccello", "blood-langcell")
+MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
+FOLDERS = {"deepcdr": "auto", "gdsc": "relative"}  # folder -> what its expression values are
 COLUMNS = {"pearson": "all pairs", "pearson_in_drug": "within a drug", "pearson_in_line": "within a line"}
 
 
@@ -42,17 +43,24 @@ def tables(results: Table, columns: list[str]) -> str:
 
 
 def main() -> None:
-    """Evaluate the models and write the tables into the page."""
+    """Evaluate the models on each folder and write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="../shared/data/drug_response/deepcdr", help="folder of drug response")
-    parser.add_argument("--output", default="drug_response_evaluation", help="folder of the evaluation")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--output", type=Path, default=Path("drug_response_evaluation"), help="folder of evaluations")
     parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
+    parser.add_argument("--folders", nargs="*", default=list(FOLDERS), choices=list(FOLDERS), help="all by default")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     given = parser.parse_args()
-    done = cellglot.evaluate(list(MODELS), drug_response=given.data, tasks=["drug-response"], output=given.output)
-    summary = done.record.summary().rpartition("\n\n")[0]  # without the time
-    text = f"<!-- tables -->\n\n{tables(done.results, done.record.columns)}\n\n{summary}\n\n<!-- end of tables -->"
-    page = given.page.read_text(encoding="utf-8")
-    write_text(given.page, re.sub(r"<!-- tables -->.*<!-- end of tables -->", lambda _: text, page, flags=re.S))
+    for name in given.folders:
+        done = cellglot.evaluate(
+            given.models, drug_response=given.data / "drug_response" / name, drug_values=FOLDERS[name],
+            tasks=["drug-response"], output=given.output / name,
+        )  # fmt: skip
+        summary = done.record.summary().rpartition("\n\n")[0]  # without the time
+        text = f"<!-- {name} -->\n\n{tables(done.results, done.record.columns)}\n\n{summary}\n\n<!-- end of {name} -->"
+        page = given.page.read_text(encoding="utf-8")
+        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
+        write_text(given.page, re.sub(pattern, lambda _, text=text: text, page, flags=re.S))  # type: ignore[misc]
 
 
 if __name__ == "__main__":

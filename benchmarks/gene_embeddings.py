@@ -3,7 +3,7 @@
 python benchmarks/gene_embeddings.py
 
 This script writes the tables of docs/evaluation/genes.md, and docs/evaluation/gene_sets.json, from which it resumes:
-models that are there are not computed again.
+models whose results are there with the same weights are not computed again.
 """
 
 import argparse
@@ -20,13 +20,14 @@ from cellglot.evaluation.benchmark.jobs import PCA
 from cellglot.evaluation.benchmark.pathways import BY_TEXTS, METRICS, PROBE
 from cellglot.evaluation.benchmark.results import GENES
 from cellglot.inputs import read_json
-from cellglot.outputs import write_json, write_text
+from cellglot.modeling.model_names import resolve_model
+from cellglot.outputs import sha256, write_json, write_text
 
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "genes.md"
 RESULTS = ROOT / "docs" / "evaluation" / "gene_sets.json"
-MODELS = ("human-exceiver", "blood-exceiver", "blood-sccello", "blood-langcell")
+MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
 TASKS = ("gene-sets", "pathways")
 OF_CELLS = (PCA, *BASELINES)
 
@@ -105,8 +106,10 @@ def main() -> None:
     adata = cellglot.read_cells(given.cells).to_anndata()
     drawn = np.sort(np.random.default_rng(0).permutation(len(adata))[: given.number])
     content = read_json(given.results) if given.results.exists() else {"results": {}, "seconds": {}}
+    content.setdefault("weights", {})
     for task, name in ((task, name) for task in TASKS for name in given.models):
-        if f"{task}: {name}" in content["seconds"]:
+        weights = sha256(Path(resolve_model(name)) / "model.safetensors")
+        if content["weights"].get(f"{task}: {name}") == weights:
             continue
         start = time.perf_counter()
         done = cellglot.evaluate(
@@ -119,8 +122,9 @@ def main() -> None:
         for row, by_model in done.results.items():
             content["results"].setdefault(row, {}).update({n: r.to_dict() for n, r in by_model.items()})
         content["seconds"][f"{task}: {name}"] = round(time.perf_counter() - start, 1)
+        content["weights"][f"{task}: {name}"] = weights
         write_json(given.results, content | {"cells": len(drawn), "file": Path(given.cells).name})
-    if not {f"{task}: {name}" for task in TASKS for name in MODELS} <= set(content["seconds"]):
+    if not {f"{task}: {name}" for task in TASKS for name in MODELS} <= set(content["weights"]):
         return
     results = content["results"]
     page = given.page.read_text(encoding="utf-8")

@@ -13,19 +13,28 @@ import anndata
 import pandas as pd
 
 import cellglot
+from cellglot.evaluation.benchmark.evaluate import Evaluation
+from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY
+from cellglot.evaluation.benchmark.results import markdown_table
 from cellglot.outputs import write_text
 
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "judges.md"
-MODELS = ("human-exceiver", "blood-exceiver", "blood-sccello")
+MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
 SETS = {
-    "lung_lines": "Two plates of five lung cancer cell lines (CEL-seq2, sc_mixology): no model saw a lung line.",
-    "nine_samples": (
-        "Nine samples of blood of several laboratories (as sccomp distributes them): `human-exceiver` was trained "
-        "without them; `blood-exceiver` and `blood-sccello` were trained on these cells with their labels."
+    "lung_lines": (
+        "Two plates of five lung cancer cell lines (CEL-seq2, sc_mixology; batches: the plates): no model was trained "
+        "on these lines."
     ),
-    "pbmc_facs": "Sorted blood cells (Zheng et al. 2017): all models were trained on these cells with their labels.",
+    "nine_samples": (
+        "Nine samples of blood of several laboratories (as sccomp distributes them; batches: the samples): the human "
+        "models were trained without them, the blood models on these cells with their labels."
+    ),
+    "pbmc_facs": (
+        "Sorted blood cells (Zheng et al. 2017; batches: the two parts of the file, 3,774 and 100 cells of one "
+        "experiment): all models were trained on these cells with their labels."
+    ),
 }
 
 
@@ -45,6 +54,17 @@ def cells_of(name: str, data: Path) -> tuple[anndata.AnnData, str, str]:
         plate.var = pd.DataFrame(index=plate.var_names)
     both = anndata.concat(plates, join="inner", label="plate", index_unique=" ")
     return both, "cell_type", "plate"
+
+
+def tables(done: Evaluation) -> str:
+    """Return a table of the embeddings as they are, and one of those after Harmony; the best of a row in bold."""
+    parts = []
+    for after in (False, True):
+        columns = [name for name in done.record.columns if name.endswith(HARMONY) == after]
+        results = {row: {n: r for n, r in by.items() if n in columns} for row, by in done.results.items()}
+        if columns:
+            parts.append(markdown_table(results, columns, list(BASELINES)))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -70,7 +90,7 @@ def main() -> None:
         took = ", ".join(f"{judge} {value:.0f} s" for judge, value in seconds.items())
         judged = "\n\n".join(line for line in done.record.summary().split("\n\n") if "its own code" in line)
         text = (
-            f"<!-- {name} -->\n\n**{SETS[name]}** {cells.n_obs:,} cells, {cells.n_vars:,} genes.\n\n{done.table()}\n\n"
+            f"<!-- {name} -->\n\n**{SETS[name]}** {cells.n_obs:,} cells, {cells.n_vars:,} genes.\n\n{tables(done)}\n\n"
             f"{judged} Time for all columns: {took}.\n\n<!-- end of {name} -->"
         )
         page = given.page.read_text(encoding="utf-8")
