@@ -17,7 +17,8 @@ from cellglot.outputs import write_text
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "drug_response.md"
 MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
-FOLDERS = {"deepcdr": "auto", "gdsc": "relative"}  # folder -> what its expression values are
+# Folder -> heading, what its expression values are.
+FOLDERS = {"deepcdr": ("DeepCDR's data, log2(TPM + 1)", "auto"), "gdsc": ("GDSC, microarrays", "relative")}
 COLUMNS = {"pearson": "all pairs", "pearson_in_drug": "within a drug", "pearson_in_line": "within a line"}
 
 
@@ -52,12 +53,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     given = parser.parse_args()
     for name in given.folders:
+        heading, values = FOLDERS[name]
         done = cellglot.evaluate(
-            given.models, drug_response=given.data / "drug_response" / name, drug_values=FOLDERS[name],
+            given.models, drug_response=given.data / "drug_response" / name, drug_values=values,
             tasks=["drug-response"], output=given.output / name,
         )  # fmt: skip
         summary = done.record.summary().rpartition("\n\n")[0]  # without the time
-        text = f"<!-- {name} -->\n\n{tables(done.results, done.record.columns)}\n\n{summary}\n\n<!-- end of {name} -->"
+        shown = f"### {heading}\n\n{tables(done.results, done.record.columns)}\n\n{summary}"
+        text = f"<!-- {name} -->\n\n{shown}\n\n<!-- end of {name} -->"
         page = given.page.read_text(encoding="utf-8")
         pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
         write_text(given.page, re.sub(pattern, lambda _, text=text: text, page, flags=re.S))  # type: ignore[misc]
