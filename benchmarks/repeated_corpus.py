@@ -17,9 +17,9 @@ SOURCE = DATA / "labelled" / "pbmc_9samples_fine.h5ad"
 SHARD_CELLS = 1 << 14  # as of a file that is tokenized
 
 
-def small_corpus(folder: Path, source: Path = SOURCE) -> Path:
-    """Tokenize the cells of a labelled file for scCello, all for training but a few."""
-    options = {"add_cls_token": True}
+def small_corpus(folder: Path, source: Path = SOURCE, expression: bool = False) -> Path:
+    """Tokenize the cells of a labelled file for scCello, all for training but a few; with expression values or not."""
+    options = {"add_cls_token": True, "return_expression_values": expression}
     tokenize_corpus(
         [source], folder, tokenizer="rank-value", tokenizer_options=options, validation_fraction=0.02, progress=False
     )

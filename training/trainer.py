@@ -25,6 +25,7 @@ from transformers.training_args import OptimizerNames
 
 from cellglot.modeling.cell_losses import count_items
 from cellglot.outputs import write_json
+from cellglot.outputs.environment import EnvironmentFailureError
 from cellglot.training.cached_step import cached_step, check_grad_cache
 from cellglot.training.data.dataset import EpochSampler
 from cellglot.training.data.packing import packed, with_tokens
@@ -132,13 +133,27 @@ class CellTrainer(Trainer):
         self.add_callback(_TurningPoints(self))
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Train as `transformers.Trainer` does, with one progress bar."""
+        """Train as `transformers.Trainer` does, with one progress bar.
+
+        Raises
+        ------
+        EnvironmentFailureError
+            If a loader process was ended, as the system does where memory is full.
+        """
         self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint is not None:
             stopped = Path(resume_from_checkpoint, STOPPED_FILE)
             self._evaluation_is_due = stopped.exists() and json.loads(stopped.read_text())["evaluation_is_due"]
-        with no_other_bars():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with no_other_bars():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise EnvironmentFailureError(
+                f"a process that loads batches was ended, perhaps because memory was full ({error}): set fewer "
+                "trainer.dataloader_num_workers, or run the same command again: it resumes from the last checkpoint"
+            ) from error
 
     def begin_steps(self) -> None:
         """Prepare the first step, or the first step after a checkpoint.

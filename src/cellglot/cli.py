@@ -1156,6 +1156,18 @@ def main() -> None:
 
     With ``CELLGLOT_DEBUG=1`` in the environment the trace is shown.
     """
+    try:
+        _run()
+    except SystemExit as end:
+        status = end.code or 0
+        if isinstance(status, int) and "cellglot.inputs.network" in sys.modules:
+            from cellglot.inputs.network import end_now
+
+            end_now(status)  # if a read that was given up is still in progress; else it returns
+        raise
+
+
+def _run() -> None:
     from cellglot.outputs import exit_on_sigterm
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

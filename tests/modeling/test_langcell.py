@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from model_records import LangCell, assert_same, assert_same_gradients, outputs
+from model_records import LangCell, assert_same, assert_same_gradients, gradients, outputs, without_dropout
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -168,6 +168,27 @@ def test_flash_attention_is_refused_where_there_is_cross_attention(langcell_conf
         LangCellTextModel(config.text_config)
     assert not LangCellModel._supports_flash_attn
     assert LangCellCellModel._supports_flash_attn
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_packed_cells_are_padded_cells(langcell_config, implementation, passes):
+    """The losses of all objectives and their gradients, with one pass of the encoder and with two."""
+    model = without_dropout(make_model(LangCellForPreTraining, langcell_config))
+    model.set_attn_implementation(implementation)
+    if passes == 2:
+        model.config.cell_config.hidden_dropout_prob = 0.1  # the second pass; the layers drop nothing
+    model.train()
+    batch = make_batch(model, lengths=(13, 7, 10, 1), texts=(9, 4, 6, 3)) | {"text_ids": torch.tensor([0, 1, 0, -100])}
+    kept = batch["attention_mask"].bool()
+    of_cells = ("input_ids", "labels")
+    packed = {n: v[kept][None] if n in of_cells else v for n, v in batch.items() if n != "attention_mask"}
+    packed["position_ids"] = torch.cat([torch.arange(n) for n in kept.sum(1).tolist()])[None]
+    expected, given = outputs(model, batch), outputs(model, packed)
+    assert {"masked_gene_loss", "cell_cell_loss", "cell_text_loss", "matching_loss"} < given.keys()
+    expected["last_hidden_state"] = expected["last_hidden_state"][kept][None]
+    assert_same(expected, given, 1e-5)
+    assert_same_gradients(gradients(model, batch), gradients(model, packed))
 
 
 # -------------------------------------------------------------------- exact sharing

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from transformers.utils import logging
 
 from cellglot.modeling import ExceiverConfig, ExceiverForSequenceClassification
+from cellglot.outputs.environment import EnvironmentFailureError
 from cellglot.training.data.collators import ExceiverCollator
 from cellglot.training.data.dataset import CellDataset
 from cellglot.training.run import training_arguments
@@ -124,3 +127,15 @@ def test_the_last_whole_checkpoint(tmp_path):
     (tmp_path / "checkpoint-11" / "trainer_state.json").write_text(state[:20])
     (tmp_path / "checkpoint-12" / "trainer_state.json").write_text("")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_loader_process_that_is_out_of_memory_is_named(trainer):
+    """The system ends it by SIGKILL."""
+    run = trainer("trainer.dataloader_num_workers=1")
+
+    def collate(examples):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run.data_collator = collate
+    with pytest.raises(EnvironmentFailureError, match=r"memory was full \(DataLoader worker .*set fewer"):
+        run.train()

@@ -126,22 +126,21 @@ class SomaExperiment:
     def read(self, work: Callable[[Any], Result]) -> Result:
         """Call a function with the experiment, and again if a network source breaks off or stalls."""
         if not self.remote:
-            return self._once(work)
+            return self._with(self._opened, work)
 
         def once() -> Result:
-            try:
-                return self._once(work)
-            except BaseException:
-                self._opened.clear()  # a read that stalls may still use it: it is not closed
-                raise
+            opened, self._opened = self._opened, []  # a read that is given up keeps it, and the next one opens another
+            done = self._with(opened, work)
+            self._opened = opened
+            return done
 
         final = (CellFileError, NotCountsError, MemoryError, self._library.DoesNotExistError)
         return _retried(str(self.source), once, final, "it does not exist")
 
-    def _once(self, work: Callable[[Any], Result]) -> Result:
-        if not self._opened:
-            self._opened = self._open()
-        return work(self._opened[-1])
+    def _with(self, opened: list[Any], work: Callable[[Any], Result]) -> Result:
+        """Call a function with what is opened, or is opened now."""
+        opened += [] if opened else self._open()
+        return work(opened[-1])
 
     def _open(self) -> list[Any]:
         """Return what has to be closed, the experiment last."""

@@ -10,7 +10,7 @@ OF_TOKENS = ("input_ids", "labels")  # shape (cells, tokens)
 
 
 def packed(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Pack the cells of a padded batch into one row, as `ScCelloModel` takes them.
+    """Pack the cells of a padded batch into one row, as scCello and LangCell take them.
 
     Parameters
     ----------

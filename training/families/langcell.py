@@ -126,6 +126,7 @@ def langcell_recipe(model: Mapping[str, Any], data: LangCellData, corpus: Corpus
         collator=collator,
         metrics=metrics,
         summarize=metrics.summarize,
+        pack_cells=data.pack_cells,
         summary="\n".join(
             [
                 f"stage {made.config.stage}: {count_parameters(made):,} parameters, {trained:,} trained; "

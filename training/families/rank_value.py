@@ -45,11 +45,15 @@ class PretrainingData(FinetuningData):
         ``blood``, the date of a release, or an OBO or OWL file.
     label_columns
         Columns of the cell type; the first label that is a cell type is used.
+    pack_cells
+        Give the encoder of cells a batch's cells one after the other, without padding; for an ``attn_implementation``
+        of ``flash_attention_2`` or ``flex_attention``, others gain nothing by it.
     """
 
     mask_fraction: float | int = 0.15
     ontology: str | datetime.date = "shipped"
     label_columns: list[str] | tuple[str, ...] = LABEL_COLUMNS
+    pack_cells: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

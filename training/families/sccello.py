@@ -1,11 +1,9 @@
 """scCello in training: masked genes, and cell types with their relations in the Cell Ontology."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from cellglot.modeling.cell_losses import IGNORED
@@ -28,22 +26,7 @@ from cellglot.training.metrics import MaskedGeneMetrics, masked_gene_rows
 from cellglot.training.trainer import count_parameters
 
 
-@strict
-@dataclass(kw_only=True)
-class ScCelloData(PretrainingData):
-    """Keys of the section ``data`` in pretraining.
-
-    Parameters
-    ----------
-    pack_cells
-        Give the network the cells of a batch one after the other, without padding; for ``model.attn_implementation``
-        ``flash_attention_2`` or ``flex_attention``, others gain nothing by it.
-    """
-
-    pack_cells: bool = False
-
-
-def sccello_recipe(model: Mapping[str, Any], data: ScCelloData, corpus: Corpus, seed: int) -> Recipe:
+def sccello_recipe(model: Mapping[str, Any], data: PretrainingData, corpus: Corpus, seed: int) -> Recipe:
     """Prepare the pretraining of scCello.
 
     Prototypes are those of the types of the training cells. Cells whose label is not a cell type only train the
@@ -128,7 +111,7 @@ def summarize_sccello(model: Any, inputs: dict[str, Any], outputs: Any) -> tuple
 
 SCCELLO = TrainedFamily(
     name="sccello",
-    pretraining_data=ScCelloData,
+    pretraining_data=PretrainingData,
     recipe=sccello_recipe,
     model_classes={
         "cell-type": ScCelloForSequenceClassification,

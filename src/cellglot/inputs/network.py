@@ -1,6 +1,9 @@
 """Reading from network sources: a source that breaks off or stalls is read again, and named in the end."""
 
+import atexit
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +15,7 @@ logger = logging.getLogger(__name__)
 TRIES = 4
 STALLED_SECONDS = 120.0  # without an answer of a network source
 PAUSE_SECONDS = 1.0  # before the second try; twice as long before each further one
+END_SECONDS = 10.0  # to wait for reads that were given up, when the process ends
 
 Result = TypeVar("Result")
 
@@ -68,7 +72,11 @@ def said(error: BaseException | None) -> str:
 
 
 def within(seconds: float, read: Callable[[], Result]) -> Result:
-    """Call a function in a thread, and give it up if it takes too long: a read that stalls cannot be ended."""
+    """Call a function in a thread, and give it up if it takes too long: a read that stalls cannot be ended.
+
+    The process should end by `end_now`, or wait (`END_SECONDS`): if compiled code such as TileDB's returns to Python
+    while the interpreter ends, Python before 3.14 ends the thread inside that code, which aborts the process.
+    """
     answer: list[Any] = []
     done = threading.Event()
 
@@ -79,8 +87,10 @@ def within(seconds: float, read: Callable[[], Result]) -> Result:
             answer.append((None, error))
         done.set()
 
-    threading.Thread(target=call, daemon=True).start()
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
     if not done.wait(seconds):
+        _given_up.append(thread)
         raise TimeoutError(f"no answer within {seconds:g} s")
     result, error = answer[0]
     if error is not None:
@@ -88,4 +98,30 @@ def within(seconds: float, read: Callable[[], Result]) -> Result:
     return result
 
 
-__all__ = ["retried", "said", "within"]
+_given_up: list[threading.Thread] = []
+
+
+def _stalled() -> list[threading.Thread]:
+    return [thread for thread in _given_up if thread.is_alive()]
+
+
+@atexit.register
+def _wait_for_reads() -> None:
+    """Let the reads that were given up end before the interpreter does."""
+    until = time.monotonic() + END_SECONDS
+    for thread in _stalled():
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def end_now(status: int) -> None:
+    """End the process with a status if a read that was given up is still in progress, else return."""
+    if not _stalled():
+        return
+    atexit.unregister(_wait_for_reads)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+__all__ = ["end_now", "retried", "said", "within"]

@@ -1,7 +1,10 @@
 """SOMA experiments on disk, from a server of S3 on this machine, and as CELLxGENE Census stores them."""
 
+import os
 import shutil
+import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -173,6 +176,33 @@ def test_a_network_source_that_stalls_is_given_up(s3, monkeypatch):
         with pytest.raises(EnvironmentFailureError, match=r"in 4 tries \(no answer within 0\.1 s\)"):
             remote.obs.column("remark", 0, 10)
         s3.set(delay=0)
+
+
+def test_a_command_ends_with_its_message_while_a_read_stalls(s3, tmp_path):
+    """TileDB would abort a process whose interpreter ends before the read."""
+    script = (
+        "import sys; from cellglot.inputs import network; network.PAUSE_SECONDS, network.STALLED_SECONDS = 0.01, 0.1; "
+        f"sys.argv = ['cellglot', 'tokenize', 's3://bucket/cells', '-o', '{tmp_path}/corpus', '--processes', '1']; "
+        "from cellglot.cli import main; main()"
+    )
+    s3.set(delay=0.5)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | s3.environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1].startswith("error: s3://bucket/cells could not be read in 4 tries")
+    assert done.returncode == 2
+
+
+def test_the_end_of_a_process_waits_for_reads_that_were_given_up(monkeypatch):
+    end = threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
+        network.within(0.01, end.wait)
+    monkeypatch.setattr(network, "END_SECONDS", 0.05)
+    network._wait_for_reads()
+    assert network._stalled()
+    end.set()
+    network._wait_for_reads()
+    assert not network._stalled()
 
 
 # -------------------------------------------------------------------- Census

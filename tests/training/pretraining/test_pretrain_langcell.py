@@ -128,6 +128,21 @@ def test_every_part_of_the_loss_is_logged(pretrained_pair):
     assert 0 < metrics["eval_text_chance"] < 0.5
 
 
+def test_packed_batches_train_as_padded_ones(text_corpus, tmp_path):
+    """With cells of different lengths, cells without a text, and a last batch that is filled up."""
+    still = SETTINGS[0].replace("}", ", attention_probs_dropout_prob: 0}").replace("24", "10")
+    small = [still, "trainer.max_steps=3", "trainer.per_device_train_batch_size=50", "data.mask_fraction=0.3"]
+    for folder, changes in (("padded", []), ("packed", ["data.pack_cells=true"])):
+        pretrain(settings(*small, *changes), text_corpus, tmp_path / folder)
+    padded, packed = (json.loads((tmp_path / name / RUN_FILE).read_text()) for name in ("padded", "packed"))
+    for name in ("loss", *PARTS):
+        losses = [[e[name] for e in record["log"] if "loss" in e] for record in (padded, packed)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5), name
+    for name in ("eval_masked_gene_loss", "eval_text_accuracy"):
+        assert padded["metrics"][name] == pytest.approx(packed["metrics"][name], rel=1e-4)
+    assert packed["work"]["tokens"] == padded["work"]["tokens"]
+
+
 def test_the_folder_loads_with_cellglot_and_without(pretrained_pair, described, stranger, tmp_path):
     model, processor = AutoModel.from_pretrained(pretrained_pair), AutoProcessor.from_pretrained(pretrained_pair)
     assert type(model) is LangCellModel and type(processor) is LangCellProcessor

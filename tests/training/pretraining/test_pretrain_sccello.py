@@ -126,9 +126,10 @@ def test_every_part_of_the_loss_is_logged_and_the_folder_loads(pretrained, rank_
 
 
 def test_held_out_metrics_are_those_of_the_saved_model(pretrained, rank_corpus):
-    from cellglot.training.families.sccello import ScCelloData, sccello_recipe, summarize_sccello
+    from cellglot.training.families.rank_value import PretrainingData
+    from cellglot.training.families.sccello import sccello_recipe, summarize_sccello
 
-    recipe = sccello_recipe(settings().model, ScCelloData(), rank_corpus, 0)
+    recipe = sccello_recipe(settings().model, PretrainingData(), rank_corpus, 0)
     model = ScCelloForPreTraining.from_pretrained(pretrained).eval()
     batch = recipe.collator(recipe.held_out.__getitems__(range(len(recipe.held_out))))
     with torch.no_grad():
