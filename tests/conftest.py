@@ -63,8 +63,8 @@ LONGEST = (
     "tokenization/corpus/test_cluster.py", "tokenization/corpus/test_sources.py",
     "hub/test_clean_environment.py", "training/pretraining/test_training_processes.py", "cellglot/test_verbs.py",
     "tokenization/ontology/test_cell_ontology_release.py", "evaluation/test_metrics.py",
-    "training/parallel/test_objectives.py", "training/parallel/test_processes.py", "training/parallel/test_switches.py",
-    "evaluation/test_parallel_embedding.py",
+    "training/parallel/test_objectives.py", "training/parallel/test_processes.py",
+    "training/parallel/test_switches.py", "evaluation/test_parallel_embedding.py",
     "model_cards/space/test_webgpu.py",
 )  # fmt: skip
 
