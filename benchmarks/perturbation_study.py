@@ -30,7 +30,7 @@ from cellglot.tokenization.reading.cells import read_cells
 
 RESULTS = ROOT / "docs" / "evaluation" / "perturbation.json"
 PAGE = ROOT / "docs" / "evaluation" / "perturbation.md"
-MODELS = ("human-exceiver", "blood-exceiver", "blood-sccello", "blood-langcell", PCA)
+MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell", PCA)
 
 
 # -------------------------------------------------------------------- sets of cells
