@@ -5,9 +5,10 @@ from pathlib import Path
 from cellglot.model_cards.collection.base_build import BaseBuild
 from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.recipe import read_recipe
+from cellglot.model_cards.collection.text_build import TextBuild
 
 
-BUILDS: dict[str, type[Build]] = {"classifier": Build, "base": BaseBuild}
+BUILDS: dict[str, type[Build]] = {"classifier": Build, "base": BaseBuild, "texts": TextBuild}
 
 
 def build(name: str, data: Path, folder: Path, quick: bool = False) -> Path:

@@ -10,13 +10,14 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from cellglot.inputs import read_yaml
+from cellglot.model_cards.collection.text_settings import TextSettings
 from cellglot.training.config import TrainingConfig, check_keys, load_config
 from cellglot.training.finetuning.gene_sum_fit import GeneSumSettings
 
 
 RECIPES = Path(__file__).with_name("recipes")
 DATA_SETS_FILE = "data_sets.yaml"
-KINDS = ("classifier", "base")
+KINDS = ("classifier", "base", "texts")
 SHIPS = ("all", "tested")
 
 Settings = TypeVar("Settings")
@@ -153,7 +154,8 @@ class Recipe:
     data
         Names of its data sets.
     kind
-        ``classifier``; or ``base``, an encoder to train others on, which is scored by its embedding.
+        ``classifier``; ``base``, an encoder to train others on, which is scored by its embedding; or ``texts``, a
+        LangCell whose encoder of cells is that of `base`, a base of scCello, and whose texts are trained.
     default
         Whether it annotates cells for which no model is named.
     base
@@ -185,6 +187,8 @@ class Recipe:
         Directions of labels in place of the last of its components.
     linear_share
         Deviation of this latent, relative to that of the embedding without it.
+    texts
+        Of the kind ``texts``: the text encoder and its training, see `TextSettings`.
     held_out
         Laboratories that are left out in turn to test a model that did not see them; a list of some leaves them out
         at once. By default all with labels of known types.
@@ -217,6 +221,7 @@ class Recipe:
     linear_data: list[str] = field(default_factory=list)
     linear_labels: int = 0
     linear_share: float | int = 1.5
+    texts: Any = None
     held_out: list[str | list[str]] | None = None
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
@@ -276,6 +281,13 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
     if recipe.gene_sums is not None:
         recipe.gene_sums = _typed(GeneSumSettings, recipe.gene_sums, f"{path}: gene_sums")
+    if recipe.texts is not None:
+        recipe.texts = _typed(TextSettings, recipe.texts, f"{path}: texts")
+    complete = recipe.base is not None and recipe.texts is not None and len(recipe.held_out or []) == 1
+    if recipe.kind == "texts" and not complete:
+        raise RecipeError(
+            f"{path}: kind texts needs base, whose encoder of cells it takes, texts, and one entry of held_out"
+        )
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
     if recipe.ships not in SHIPS or (recipe.ships == "tested" and len(recipe.held_out or []) != 1):
         raise RecipeError(f"{path}: ships is all, or tested with one entry of held_out")
