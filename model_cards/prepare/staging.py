@@ -43,6 +43,7 @@ MODEL_FILES = (
     "special_tokens_map.json", "added_tokens.json", "processor_config.json", "text_tokenizer/*.json",
     "text_tokenizer/*.txt", CALIBRATION_FILE, RUN_FILE,
 )  # fmt: skip
+COMPACT = ("gene_vocab.json", "tokenizer.json")  # large: written without whitespace
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "config.json", CALIBRATION_FILE, RUN_FILE)
 CORPUS_FILES = (  # and the shards in the manifest
     "manifest.json", "tokenizer/gene_vocab.json", "tokenizer/gene_stats.safetensors",
@@ -171,7 +172,7 @@ def _copy(path: Path, name: str, staged: Staged) -> None:
     target = staged.folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
-        write_json(target, clean_json(read_json(path), name, staged.cleaned))
+        write_json(target, clean_json(read_json(path), name, staged.cleaned), None if path.name in COMPACT else 2)
         return
     if path.suffix == ".parquet":
         try:
@@ -235,9 +236,11 @@ def clean_tokenizer_config(folder: str | Path) -> None:
     write_json(path, config)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file with an indent of two blanks."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file with an indent, or without whitespace."""
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_training_configs(staged: Staged, runs: Iterable[TrainingRun]) -> None:

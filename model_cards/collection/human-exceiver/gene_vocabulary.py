@@ -250,7 +250,7 @@ class GeneVocabulary:
 
     def save_files(self, vocabulary_file: str | os.PathLike, statistics_file: str | os.PathLike) -> None:
         """Write the two files, each under a temporary name first."""
-        text = json.dumps({"format_version": 1} | self._names(), ensure_ascii=False, separators=(",\n", ": "))
+        text = json.dumps({"format_version": 1} | self._names(), ensure_ascii=False, separators=(",", ":"))
         _replace(vocabulary_file, lambda path: Path(path).write_text(text, encoding="utf-8"))
         arrays = {n: v for n, v in zip(STATISTICS, self._statistics(), strict=True) if v is not None}
         _replace(statistics_file, lambda path: save_file(arrays, path, metadata={"genes": str(len(self.genes))}))
