@@ -159,7 +159,8 @@ def read_collection() -> list[CollectionModel]:
 
 def _read(name: str, folder: Path) -> CollectionModel:
     file = folder / FACTS_FILE
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())  # not what Python compiled there
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    size = sum(path.stat().st_size for path in files)
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         of_lists: dict[str, Any] = {key: tuple(facts.pop(key, ())) for key in ("tissues", "scores")}

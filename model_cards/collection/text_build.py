@@ -1,6 +1,7 @@
 """Builds a LangCell on the encoder of cells of a base: its texts are trained, and scored without labels of cells."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import torch
 
+from cellglot.evaluation.annotation.by_texts import annotate_cells
 from cellglot.model_cards.collection.base_build import SCORED_CELLS, BaseBuild, types_of
 from cellglot.model_cards.collection.base_card import base_details, base_facts, beats_components
 from cellglot.model_cards.collection.build import in_half_precision
@@ -25,21 +26,22 @@ from cellglot.model_cards.collection.text_learning import (
     learn_texts,
     texts_of_type,
 )
+from cellglot.model_cards.collection.text_settings import TextSettings
 from cellglot.modeling.any_model import load_any_model
 from cellglot.modeling.modeling_langcell import LangCellModel
 from cellglot.outputs import lock
 from cellglot.tokenization.processing_langcell import LangCellProcessor
 from cellglot.training.data.label_levels import LabelLevels
-from cellglot.training.data.texts import wordpiece_tokenizer
+from cellglot.training.data.texts import word_tokenizer
 
 
 QUICK_STEPS = 5
-CELLS_AT_ONCE = 64
+TEXTS = {"names": 1, "names and definitions": 0}  # place among the texts of a type
 
 
 @dataclass
 class TextBuild(BaseBuild):
-    """A build of a LangCell: encoder of cells from a base, text encoder trained on the types of training cells.
+    """A build of a LangCell: encoder of cells from a base, text encoder trained on labels of training cells.
 
     The base has not seen the laboratories of ``held_out``; its cells are annotated by texts alone. A second model
     learns nothing of the types of ``texts.leave_out``, to be tested on cells of them.
@@ -61,13 +63,13 @@ class TextBuild(BaseBuild):
             known = [p for p in sets if p.data_set.training]
             (fold,) = self._folds(sets, levels_of(known, self.recipe, self.ontology))
             levels = levels_of(fold.training, self.recipe, self.ontology, sets)
-            groups = list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())
+            group = list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())[-1]
             tested = [p for p in fold.test if p.data_set.training]
-            final = self.folder / "final"
             encoder, processor, cells = self._start(fold.training, levels)
-            found = {}
-            for name, left_out in (("all types", set()), ("types left out", self._left_out())):
-                self.say(f"texts: {name}")
+            model_folder, by_texts = self.folder / "final" / self.recipe.name, []
+            shutil.rmtree(model_folder, ignore_errors=True)
+            for left_out in (set(), self._left_out()):
+                self.say(f"texts without {', '.join(self.recipe.texts.leave_out)}" if left_out else "all texts")
                 model = langcell_of(encoder, len(processor.text_tokenizer), self.recipe.texts)
                 centre(model, encoder, cells)
                 cells.embed(model.cell_model)
@@ -75,21 +77,23 @@ class TextBuild(BaseBuild):
                     model, processor.text_tokenizer, cells, self.ontology, self._settings(), self.recipe.seed, left_out
                 )
                 if not left_out:
-                    model.save_pretrained(final / self.recipe.name)
-                found[name] = [self._by_texts(model, processor, p, levels, groups[-1], left_out) for p in tested]
-            processor.save_pretrained(final / self.recipe.name)
-            in_half_precision(final / self.recipe.name)
-            of_tests = [self._row(final / self.recipe.name, p, levels, groups[-1], final) for p in tested]
-            unseen = [p for p in sets if not p.data_set.training]
-            rows = [*of_tests, *(self._row(final / self.recipe.name, p, levels, None, final) for p in unseen)]
-            rows = [row for row in rows if row["scores"]]
-            return self._finish_texts(final / self.recipe.name, fold.training, sets, levels, rows, found)
+                    model.save_pretrained(model_folder)
+                for prepared in tested:
+                    by_texts += self._by_texts(model, processor, prepared, levels, group, left_out)
+            processor.save_pretrained(model_folder)
+            in_half_precision(model_folder)
+            rows = [self._row(model_folder, p, levels, group, model_folder.parent) for p in tested]
+            rows += [
+                self._row(model_folder, p, levels, None, model_folder.parent) for p in sets if not p.data_set.training
+            ]
+            return self._finish_texts(model_folder, fold.training, sets, levels, rows, by_texts)
 
-    def _settings(self) -> Any:
+    def _settings(self) -> TextSettings:
         settings = self.recipe.texts
         return dataclasses.replace(settings, steps=QUICK_STEPS) if self.quick else settings
 
     def _left_out(self) -> set[str]:
+        """Return the types that the second model learns nothing of, and those below them."""
         asked = self.recipe.texts.leave_out
         named = [t for t in self.ontology.resolve(asked).cell_types if t is not None]
         if len(named) < len(asked):
@@ -97,15 +101,16 @@ class TextBuild(BaseBuild):
         return {t for name in named for t in (name, *self.ontology.descendants(name))}
 
     def _start(self, sets: Sequence[PreparedCells], levels: LabelLevels) -> tuple[Any, LangCellProcessor, TypedCells]:
-        """Return the encoder of cells, the processor with a vocabulary of the ontology's texts, and typed cells."""
+        """Return the encoder of cells, the processor with a vocabulary of the ontology's texts, and training cells."""
         loaded = load_any_model(str(self.recipe.base))
         settings = self.recipe.texts
         texts = [text for t in self.ontology.cell_types for text in texts_of_type(t, self.ontology)]
-        words = wordpiece_tokenizer(texts, settings.words, settings.longest)
-        types = [t for t in (levels.ids.get(name) for name in levels.classes) if t is not None]
-        cells = TypedCells.of(sets, loaded.tokenizer, types, settings.cells, self.recipe.seed)
-        self.say(f"{len(cells.tokens):,} cells of {len(np.unique(cells.types))} types to learn texts from")
+        words = word_tokenizer(texts, settings.longest, settings.words)
+        cells = TypedCells.of(sets, loaded.tokenizer, levels, settings.cells, self.recipe.seed)
+        self.say(f"{len(cells.tokens):,} cells of {len(cells.types)} types to learn texts from")
         return loaded.encoder, LangCellProcessor(loaded.tokenizer, words), cells
+
+    # ---------------------------------------------------------------- scores
 
     def _by_texts(
         self,
@@ -115,43 +120,54 @@ class TextBuild(BaseBuild):
         levels: LabelLevels,
         group: Group,
         left_out: set[str],
-    ) -> dict[str, Any]:
-        """Annotate cells of a data set by the texts of types alone, and score the types."""
+    ) -> list[dict[str, Any]]:
+        """Annotate cells of a data set by the texts of types alone, and score the types of the group.
+
+        With types that are left out, only their cells are scored: among all types, and among those left out.
+        """
         adata = ad.read_h5ad(prepared.path)
         types = types_of(adata, levels, group)
         rows = np.flatnonzero(types != "")
         if len(rows) > SCORED_CELLS:
             rows = np.sort(np.random.default_rng(self.recipe.seed).choice(rows, SCORED_CELLS, replace=False))
         truth = np.array([group.names.index(t) for t in types[rows]])
-        texts, classes, novel = self._candidates(levels, group, left_out)
-        scores = text_scores(model, processor, adata[rows].copy(), texts, classes)
+        ids = {name: levels.ids[name] for name in levels.classes if name in levels.ids}
+        of_class = {name: row for name, row in zip(levels.classes, group.members.T, strict=True) if name in ids}
+        new = {name for name, cell_type in ids.items() if cell_type in left_out}
         if left_out:
-            asked = np.isin(truth, novel)
-            truth = np.where(asked, truth, -1)
-        chance = np.random.default_rng(self.recipe.seed).integers(len(group.names), size=len(truth))
-        names = [group.names[i] for i in novel] if left_out else list(group.names)
-        row: dict[str, Any] = {
-            "data_set": prepared.data_set.name,
-            "types": names,
-            "model": type_scores(truth, scores.argmax(axis=1), group.names, self.recipe.seed),
-            "chance": type_scores(truth, chance, group.names, self.recipe.seed),
-        }
-        if row["model"]:
-            own, other = (row[name]["accuracy"]["value"] for name in ("model", "chance"))
-            self.say(f"{prepared.data_set.name}, {', '.join(names)}: accuracy {own:.3f}, chance {other:.3f}")
-        return row
+            below = [{name for name, row in of_class.items() if row[i]} for i in range(len(group.names))]
+            novel = [i for i, names in enumerate(below) if names and names <= new]
+            rows, truth = rows[np.isin(truth, novel)], truth[np.isin(truth, novel)]
+        found = []
+        for among in (list(ids), list(new)) if left_out else (list(ids),):
+            meant = np.array([int(row.argmax()) if (row := of_class[n]).any() else len(group.names) for n in among])
+            guessed = np.random.default_rng(self.recipe.seed).integers(len(among), size=len(truth))
+            for kind, place in TEXTS.items():
+                texts = {name: texts_of_type(ids[name], self.ontology)[place] for name in among}
+                made = annotate_cells(model, processor, adata[rows].copy(), texts, progress=False, min_coverage=0.0)
+                predicted = np.where(made.best < 0, len(group.names), meant[made.best])
+                row = {
+                    "data_set": prepared.data_set.name,
+                    "texts": kind,
+                    "candidates": len(among),
+                    "left_out": sorted(new),
+                    "types": [group.names[t] for t in np.unique(truth)],
+                    "model": type_scores(truth, predicted, group.names, self.recipe.seed),
+                    "chance": type_scores(truth, meant[guessed], group.names, self.recipe.seed),
+                }
+                if row["model"]:
+                    self._say_scores(row)
+                    found.append(row)
+        return found
 
-    def _candidates(
-        self, levels: LabelLevels, group: Group, left_out: set[str]
-    ) -> tuple[list[str], np.ndarray, list[int]]:
-        """Return texts, the type of the group that each belongs to, and the types of the group that are left out."""
-        texts, classes, novel = [], [], []
-        for number, members in enumerate(group.members):
-            ids = [levels.ids[name] for name, own in zip(levels.classes, members, strict=True) if own]
-            texts += [texts_of_type(t, self.ontology)[0] for t in ids]
-            classes += [number] * len(ids)
-            novel += [number] if set(ids) <= left_out else []
-        return texts, np.array(classes), novel
+    def _say_scores(self, row: Mapping[str, Any]) -> None:
+        values = [row[name][m]["value"] for m in ("accuracy", "macro_f1") for name in ("model", "chance")]
+        self.say(
+            f"{row['data_set']}, {', '.join(row['types'])}, {row['texts']} of {row['candidates']} types: "
+            "accuracy {:.3f} (chance {:.3f}), macro F1 {:.3f} ({:.3f})".format(*values)
+        )
+
+    # ---------------------------------------------------------------- result
 
     def _finish_texts(
         self,
@@ -160,45 +176,25 @@ class TextBuild(BaseBuild):
         sets: Sequence[PreparedCells],
         levels: LabelLevels,
         rows: Sequence[Mapping[str, Any]],
-        found: Mapping[str, list[dict[str, Any]]],
+        by_texts: Sequence[Mapping[str, Any]],
     ) -> Path:
+        rows = [row for row in rows if row["scores"]]
+        if not by_texts or not any(row["tissue_seen"] for row in rows):
+            raise RecipeError(f"{self.recipe.file}: no data set of a laboratory of held_out has two types to score")
         better = beats_components(rows)
         self.say("its embedding is better than principal components" if better else "it LOSES to components")
         details = base_details(self.recipe, known, rows, self.ontology.release)
-        details = dataclasses.replace(details, results=f"{text_results(found)}\n\n{details.results}")
-        facts = text_facts(base_facts(self.recipe, model, known, levels, rows), found)
+        details = dataclasses.replace(details, results=f"{text_results(by_texts)}\n\n{details.results}")
+        facts = text_facts(base_facts(self.recipe, model, known, levels, rows), by_texts)
         record = {
             "data_sets": [{"name": p.data_set.name, **p.notes} for p in sets],
             "trained_on": [p.data_set.name for p in known],
             "classes": levels.classes,
             "scores": list(rows),
-            "by_texts": found,
+            "by_texts": list(by_texts),
             "better_than_principal_components": better,
         }
         return self._publish(model, details, facts, self._examples(known, levels), record)
 
 
-@torch.no_grad()
-def text_scores(
-    model: LangCellModel, processor: LangCellProcessor, cells: ad.AnnData, texts: Sequence[str], classes: np.ndarray
-) -> np.ndarray:
-    """Return the scores of classes that texts describe, shape (cells, classes).
-
-    Parameters
-    ----------
-    texts, classes
-        Texts, and the class of each, shape (texts,).
-    """
-    given = processor(text=list(texts), return_tensors="pt")
-    made = []
-    for start in range(0, cells.n_obs, CELLS_AT_ONCE):
-        part = processor.tokenizer(cells[start : start + CELLS_AT_ONCE].copy(), return_tensors="pt", min_coverage=0.0)
-        found = model.annotate(
-            part["input_ids"], part["attention_mask"], given["text_input_ids"], given["text_attention_mask"],
-            text_class_ids=torch.from_numpy(classes),
-        )  # fmt: skip
-        made.append(found.scores.numpy())
-    return np.concatenate(made)
-
-
-__all__ = ["TextBuild", "text_scores"]
+__all__ = ["TextBuild"]

@@ -1,4 +1,4 @@
-"""Settings of the text encoder of a base."""
+"""Settings of the texts of a LangCell on a base."""
 
 from dataclasses import dataclass, field
 
@@ -8,22 +8,23 @@ from huggingface_hub.dataclasses import strict
 @strict
 @dataclass(kw_only=True)
 class TextSettings:
-    """The text encoder of a base, and how it is trained.
+    """The text encoder of a LangCell on a base, and how it is trained.
 
     Parameters
     ----------
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
         Of the text encoder.
     words
-        Word pieces of its vocabulary, made of the names, synonyms and definitions of the ontology.
+        Most frequent words of the names, synonyms and definitions of the ontology that are in its vocabulary, beside
+        single characters, which spell the others.
     longest
         Most tokens of a text.
     cells
-        Cells of each type and data set to learn from.
+        Cells of each label and data set to learn from.
     steps, batch_size
         Number of batches, and cells of each.
     terms
-        Types of the ontology in each batch, whose texts are moved to the cells below them.
+        Types of the ontology in each batch whose texts are learned beside those of the types of cells.
     learning_rate, weight_decay
         Of AdamW, with a cosine schedule.
     leave_out
@@ -36,10 +37,10 @@ class TextSettings:
     intermediate_size: int = 128
     words: int = 3000
     longest: int = 64
-    cells: int = 40
-    steps: int = 400
-    batch_size: int = 32
-    terms: int = 48
+    cells: int = 60
+    steps: int = 1500
+    batch_size: int = 48
+    terms: int = 32
     learning_rate: float | int = 2e-3
     weight_decay: float | int = 1e-2
     leave_out: list[str] = field(default_factory=list)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tokenizers import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertTokenizerFast
@@ -197,24 +196,4 @@ def word_tokenizer(texts: Iterable[str], longest: int = 512, most_words: int = M
     )
 
 
-def wordpiece_tokenizer(texts: Iterable[str], pieces: int, longest: int = 512) -> BertTokenizerFast:
-    """Make a BERT tokenizer of word pieces that are learned from some texts; words that they lack are spelled by them.
-
-    Parameters
-    ----------
-    texts
-        In any order: the pieces do not depend on it.
-    pieces
-        Most word pieces, with the special tokens.
-    longest
-        Maximum number of tokens of a text.
-    """
-    learned = BertWordPieceTokenizer(lowercase=True)
-    learned.train_from_iterator(
-        sorted(texts), vocab_size=pieces, show_progress=False, special_tokens=list(SPECIAL_TOKENS)
-    )
-    vocabulary = dict(sorted(learned.get_vocab().items(), key=lambda item: item[1]))
-    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=longest)
-
-
-__all__ = ["CorpusTexts", "row_values", "texts_of", "word_tokenizer", "wordpiece_tokenizer"]
+__all__ = ["CorpusTexts", "row_values", "texts_of", "word_tokenizer"]
