@@ -43,7 +43,7 @@ from .input_checks import check_labels
 from .linear_latent import pooled_size
 from .modeling_langcell_text import LangCellPreTrainedModel, LangCellTextModel, LangCellTextModelOutput, normalized
 from .modeling_sccello import ScCelloModel, count_cells, refuse_part_of_cells
-from .packed_texts import CellKeys, DistinctTexts, distinct_texts, pack_texts, trim_cells
+from .packed_texts import CellKeys, DistinctTexts, cells_in_rows, distinct_texts, pack_texts, trim_cells
 from .plain_layers import works_alone
 
 
@@ -706,14 +706,16 @@ class LangCellForPreTraining(LangCellModel):
         return_logits: bool | None = None,
         num_items_in_batch: Any = None,
         part: BatchPart | None = None,
+        position_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """Compute the objectives whose inputs are given.
 
         Parameters
         ----------
-        input_ids, attention_mask
-            Cells, as for `LangCellCellModel`, masked genes replaced.
+        input_ids, attention_mask, position_ids
+            Cells, as for `LangCellCellModel`, masked genes replaced. Packed cells have one text and one `text_ids`
+            each, as others have.
         text_input_ids, text_attention_mask
             Text of each cell, shape (cells, tokens); not used in stage 1.
         labels
@@ -740,9 +742,9 @@ class LangCellForPreTraining(LangCellModel):
         if labels is not None:
             check_labels("labels", labels, config.vocab_size, "tokens")
         joined = config.gather_cells and torch.is_grad_enabled()
-        outputs, noised = self._encode_cells(input_ids, attention_mask, **kwargs)
+        packed = self.cell_model._packed_cells(input_ids, attention_mask, position_ids)
+        outputs, noised = self._encode_cells(input_ids, attention_mask, position_ids, packed, **kwargs)
         cells = outputs.pooler_output
-        key_mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
         texts = text_mask = negatives = None
         if text_input_ids is not None and config.stage == 2 and (config.cell_text_weight or config.matching_weight):
             if len(text_input_ids) != len(cells):
@@ -755,18 +757,22 @@ class LangCellForPreTraining(LangCellModel):
         with_logits = not self.training if return_logits is None else return_logits
         logits, gene_terms = self._gene_terms(outputs.last_hidden_state, input_ids, labels, with_logits)
         parts = {} if gene_terms is None else {"masked_gene_loss": gene_terms}
+        states, key_mask = outputs.last_hidden_state, self._key_mask(input_ids, attention_mask)
         pairs, tokens = (None, None) if part is None else (part.pairs, part.tokens)
         if part is None:
+            takes_part = key_mask.any(dim=1) if packed is None else packed.new_ones(len(cells), dtype=torch.bool)
             more, pairs, tokens = self._terms_between(
-                representations, key_mask, text_input_ids, text_mask, text_ids, joined
+                representations, takes_part, text_input_ids, text_mask, text_ids, joined
             )
             parts |= more
         if pairs is not None and tokens is not None:
             negatives = (pairs.matches == 0).sum()
-            matches = self._match_pairs(outputs.last_hidden_state, key_mask, tokens, pairs)
+            if packed is not None:
+                states, key_mask = cells_in_rows(states[0], packed[0])
+            matches = self._match_pairs(states, key_mask, tokens, pairs)
             parts["matching_loss"] = matching_loss(matches, pairs.matches)
         if part is None:
-            number = count_cells(input_ids, attention_mask, None, config.pad_token_id)
+            number = count_cells(input_ids, attention_mask, position_ids, config.pad_token_id)
             losses = join_losses(parts, count_items(labels, number), num_items_in_batch, joined)
         else:
             losses = part.losses(parts)
@@ -808,12 +814,12 @@ class LangCellForPreTraining(LangCellModel):
             As for the forward pass; `num_items_in_batch` is needed.
         """
         config = self.config
-        key_mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
+        takes_part = self._key_mask(input_ids, attention_mask).any(dim=1)
         text_mask = None
         if text_input_ids is not None and "texts" in representations:
             text_mask = self.text_model.key_mask(text_input_ids, text_attention_mask)
         terms, pairs, tokens = self._terms_between(
-            representations, key_mask, text_input_ids, text_mask, text_ids, config.gather_cells
+            representations, takes_part, text_input_ids, text_mask, text_ids, config.gather_cells
         )
         counts = {name: of_name.count for name, of_name in terms.items()}
         if labels is not None and config.masked_gene_weight:
@@ -825,6 +831,9 @@ class LangCellForPreTraining(LangCellModel):
         losses = shares_of_step(terms, factors)
         weighted = self._weighted(losses)
         return WholeBatch(losses, torch.stack(weighted).sum() if weighted else None, factors, pairs, tokens)
+
+    def _key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
 
     def _weighted(self, losses: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [getattr(self.config, name.replace("_loss", "_weight")) * loss for name, loss in losses.items()]
@@ -839,18 +848,25 @@ class LangCellForPreTraining(LangCellModel):
     # ---------------------------------------------------------------- cells
 
     def _encode_cells(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        packed: torch.Tensor | None,
+        **kwargs: Any,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """Encode cells, twice in one batch if there is dropout; return the first pass and the second's embeddings."""
         cell = self.config.cell_config
         noise = cell.hidden_dropout_prob or cell.attention_probs_dropout_prob
+        given = [input_ids, attention_mask, position_ids]
         if not (self.training and noise and self.config.cell_cell_weight):
-            outputs = self.cell_model(input_ids, attention_mask, **kwargs)
+            outputs = self.cell_model(*given, **kwargs)
             return outputs, outputs.pooler_output
-        masks = None if attention_mask is None else torch.cat([attention_mask] * 2)
-        outputs = self.cell_model(torch.cat([input_ids] * 2), masks, **kwargs)
+        axis, (rows, tokens) = 0 if packed is None else 1, input_ids.shape
+        twice = [None if g is None else torch.cat([g.expand_as(input_ids)] * 2, dim=axis) for g in given]
+        outputs = self.cell_model(*twice, **kwargs)
         outputs.pooler_output, noised = outputs.pooler_output.chunk(2)
-        outputs.last_hidden_state = outputs.last_hidden_state[: len(input_ids)]
+        outputs.last_hidden_state = outputs.last_hidden_state[:rows, :tokens]
         return outputs, noised
 
     def _gene_terms(
@@ -873,7 +889,7 @@ class LangCellForPreTraining(LangCellModel):
     def _terms_between(
         self,
         representations: dict[str, torch.Tensor],
-        key_mask: torch.Tensor,
+        takes_part: torch.Tensor,
         text_input_ids: torch.Tensor | None,
         text_mask: torch.Tensor | None,
         text_ids: torch.Tensor | None,
@@ -883,7 +899,6 @@ class LangCellForPreTraining(LangCellModel):
         config, cells = self.config, representations["cells"]
         gather = gather_cells if joined else _alone
         parts: dict[str, LossTerms] = {}
-        takes_part = key_mask.any(dim=1)
         if config.cell_cell_weight:
             noised = representations.get("noised", cells)
             others, numbers, first = gather(noised, takes_part.long().masked_fill(~takes_part, IGNORED))

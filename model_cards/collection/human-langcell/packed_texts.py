@@ -120,4 +120,19 @@ def trim_cells(states: torch.Tensor, key_mask: torch.Tensor) -> tuple[torch.Tens
     return states, None if bool(key_mask.all()) else key_mask
 
 
-__all__ = ["CellKeys", "DistinctTexts", "PackedTexts", "distinct_texts", "pack_texts", "trim_cells"]
+def cells_in_rows(states: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states of packed cells as a padded batch, and True for its tokens.
+
+    Parameters
+    ----------
+    states
+        Hidden states, shape (tokens of all cells, size).
+    cells
+        Number of the cell of each token, ascending, shape (tokens of all cells,).
+    """
+    lengths = torch.bincount(cells)
+    rows = nn.utils.rnn.pad_sequence(states.split(lengths.tolist()), batch_first=True)
+    return rows, torch.arange(rows.shape[1], device=cells.device) < lengths[:, None]
+
+
+__all__ = ["CellKeys", "DistinctTexts", "PackedTexts", "cells_in_rows", "distinct_texts", "pack_texts", "trim_cells"]
