@@ -98,11 +98,13 @@ class BlockReader:
         with self._readable(shard):
             file = self._open(shard)
             metadata, names = file.metadata, file.schema_arrow.names
-            leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-            length = leaves.index("length")
             found = np.empty((metadata.num_row_groups, 3), dtype=np.int64)
+            length = 0
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
+                if not number:  # `metadata.schema` would keep the whole footer in memory, by a cycle of references
+                    leaves = [group.column(i).path_in_schema for i in range(group.num_columns)]
+                    length = leaves.index("length")
                 statistics = group.column(length).statistics
                 known = statistics is not None and statistics.has_min_max
                 found[number] = (group.num_rows, *((statistics.min, statistics.max) if known else (0, UNKNOWN)))
