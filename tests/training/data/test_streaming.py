@@ -1,5 +1,5 @@
-import json
 import gc
+import json
 import os
 import pickle
 import shutil
