@@ -67,7 +67,7 @@ class TypedCells:
         for number, prepared in enumerate(sets):
             adata = ad.read_h5ad(prepared.path)
             labels = adata.obs[LABEL].astype(object).to_numpy()
-            drawn = {}
+            drawn: dict[int, np.ndarray] = {}
             for label in sorted({label for label in labels if isinstance(label, str)}):
                 may = levels.sets[label]
                 if may.any() and not may[~typed].any():
