@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from filelock import FileLock
 
 from cellglot.training.run import RUN_FILE
 
@@ -144,6 +145,25 @@ def adapter(folders, tmp_path_factory):
         label_column="cell_type", held_out_cells=148, metrics={"eval_accuracy": 0.75},
         base_model_fingerprint=weights_fingerprint(folders["exceiver"]),
     )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def space_in_browser(gene_classifiers, tmp_path_factory) -> Path:
+    """The static Space of the tiny adapter, published to a folder: once for all processes that run tests.
+
+    What is published says nothing of the place of the model, whose weights are the same in all of them.
+    """
+    from cellglot.model_cards.space.publishing import publish_space
+
+    parent = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        parent = parent.parent
+    folder = parent / "space_in_browser"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():  # it is moved there when it is complete
+            done = publish_space(gene_classifiers["adapter"], "page", kind="browser", output=folder)
+            assert "without cellglot" not in done.summary() and "onnxruntime computed the scores" in done.summary()
     return folder
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -26,6 +27,7 @@ from cellglot.model_cards import publishing
 from cellglot.model_cards.card.details import CardDetails
 from cellglot.model_cards.checks import clean_process
 from cellglot.model_cards.publishing import publish
+from cellglot.model_cards.space import publishing as publishing_spaces
 from cellglot.model_cards.space.browser.serve import served
 from cellglot.model_cards.space.publishing import publish_space
 from cellglot.model_cards.upload import RepositoryExistsError
@@ -217,10 +219,19 @@ def test_graphs_travel_with_a_model_and_annotate_from_the_hub(hub, api, gene_cla
     assert any(path.endswith("onnx/model.onnx") for path in read)
 
 
-def test_a_page_of_an_adapter_is_taken_back_and_annotates(hub, api, gene_classifiers, blood, chromium, tmp_path):
+def test_a_page_of_an_adapter_is_taken_back_and_annotates(
+    hub, api, gene_classifiers, space_in_browser, blood, chromium, tmp_path, monkeypatch
+):
     """Published as a static Space, its files are those that were built, and Chromium opens them."""
-    built, taken = tmp_path / "built", tmp_path / "taken"
-    done = publish_space(gene_classifiers["adapter"], "lab/page", kind="browser", output=built, api=api)
+    built, taken = space_in_browser, tmp_path / "taken"
+
+    def put(model, target, facts):
+        assert model == gene_classifiers["adapter"]
+        shutil.copytree(built, target, ignore=shutil.ignore_patterns(MANIFEST_FILE), dirs_exist_ok=True)
+
+    kind = replace(publishing_spaces.space_kinds()["browser"], build=put)
+    monkeypatch.setattr(publishing_spaces, "space_kinds", lambda: {"browser": kind})
+    done = publish_space(gene_classifiers["adapter"], "lab/page", kind="browser", api=api)
     assert "without cellglot" not in done.summary() and "onnxruntime computed the scores" in done.summary()
     assert hub.repositories["space", "lab/page"].settings["sdk"] == "static"
     api.snapshot_download("lab/page", repo_type="space", local_dir=taken, cache_dir=tmp_path / "cache")

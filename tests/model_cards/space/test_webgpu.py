@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
-from cellglot.model_cards.space.browser.build import WEBGPU, stage_page
+from cellglot.model_cards.space.browser.build import WEBGPU
 from cellglot.model_cards.space.browser.serve import served
 
 
 PROCESSOR, GRAPHICS = "Computed by WebAssembly, on the processor", "Computed by WebGPU, on the graphics processor"
 
-# In place of the runtime of WebGPU: that of WebAssembly, which does something else with a batch, or with a session.
+# In place of the runtime of WebGPU: another session of WebAssembly, which does something else with a batch, or with a
+# session.
 RUNTIME = """
-import * as ort from "./ort.wasm.bundle.min.mjs?another";
-import { unpacked } from "../../files.js";
+import * as ort from "./ort.wasm.bundle.min.mjs";
 const device = new EventTarget();
 device.lost = new Promise((resolve) => (device.lose = () => resolve({ message: "it was unplugged" })));
 const clock = performance.now.bind(performance);
@@ -31,8 +31,7 @@ export const env = { wasm: {}, webgpu: { device } };
 export const InferenceSession = {
   async create(graph) {
     SESSION
-    ort.env.wasm.wasmBinary = await unpacked("vendor/onnxruntime/ort-wasm-simd-threaded.wasm.gz");
-    ort.env.wasm.numThreads = 1;
+    while (!ort.env.wasm.wasmBinary) await new Promise((resolve) => setTimeout(resolve, 5)); // WebAssembly starts, too
     const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
     const { inputNames, outputNames } = session;
     return { inputNames, outputNames, async run(feeds) {
@@ -46,18 +45,16 @@ export const InferenceSession = {
 """
 ADAPTER = "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => (ANSWER) } });\n"
 WAIT = 600_000  # milliseconds; a busy machine compiles shaders for long
+N_CELLS = 130
 FASTER, SLOWER = -1e6, 1e6  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def model(gene_classifiers):
-    return gene_classifiers["classifier"]
-
-
-@pytest.fixture(scope="module")
-def site(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    stage_page(model, folder, name="tiny")
+def site(space_in_browser, tmp_path_factory):
+    """The page of a tiny model, which draws no map."""
+    folder = tmp_path_factory.mktemp("page") / "site"
+    shutil.copytree(space_in_browser, folder)
+    (folder / "umap_worker.js").write_text("")
     return folder
 
 
@@ -65,14 +62,14 @@ def site(model, tmp_path_factory):
 def cells(blood, tmp_path_factory):
     """A file of cells that makes three batches."""
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
-    blood[:150].copy().write_h5ad(path)
+    blood[:N_CELLS].copy().write_h5ad(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def expected(model, blood):
-    network, tokenizer = load_classifier(model)
-    return classify_cells(network, tokenizer, blood[:150], progress=False)
+def expected(gene_classifiers, blood):
+    network, tokenizer = load_classifier(gene_classifiers["adapter"])
+    return classify_cells(network, tokenizer, blood[:N_CELLS], progress=False)
 
 
 @pytest.fixture
@@ -102,8 +99,9 @@ def changed(site, tmp_path):
 class Visit:
     """A visitor's page, and the files of WebGPU that it asked for."""
 
-    def __init__(self, browser, address: str):
-        self.context = browser.new_context()
+    def __init__(self, browser, address: str, keeps: bool = False):
+        """Open a page; with `keeps`, the browser keeps its files for use without a network."""
+        self.context = browser.new_context(service_workers="allow" if keeps else "block")
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT)
         self.asked: list[str] = []
@@ -162,7 +160,7 @@ def test_without_an_adapter_nothing_of_webgpu_is_loaded(chromium, site, changed,
         (changed("{ info: { isFallbackAdapter: true } }"), f"{PROCESSOR}: the browser's WebGPU is software"),
     ):
         with place as address:
-            visit = Visit(chromium, address)
+            visit = Visit(chromium, address, keeps=True)
             visit.says(line)
             assert_same(visit.table(cells), expected)
             assert not visit.webgpu and not visit.kept()
@@ -215,7 +213,7 @@ def test_webassembly_computes_what_webgpu_cannot(chromium, changed, cells, expec
 
 def test_a_faster_webgpu_computes_and_works_without_a_network(chromium, changed, cells, expected):
     with changed() as address:
-        visit = Visit(chromium, address)
+        visit = Visit(chromium, address, keeps=True)
         for _ in range(2):  # ready at the second file at the latest
             assert_same(visit.table(cells), expected)
         visit.says(f"{GRAPHICS}.")
