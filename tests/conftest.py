@@ -180,6 +180,34 @@ def chromium():
         browser.close()
 
 
+# The pixel of the plot that differs most from its background: within a cell that is not faint.
+_DRAWN = """canvas => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let best = 0, most = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        const away = Math.abs(data[i] - data[0]) + Math.abs(data[i + 1] - data[1]) + Math.abs(data[i + 2] - data[2]);
+        if (away > most) [best, most] = [i / 4, away];
+    }
+    const ratio = canvas.width / canvas.getBoundingClientRect().width;
+    return [(best % canvas.width) / ratio, Math.floor(best / canvas.width) / ratio];
+}"""
+
+
+@pytest.fixture(scope="session")
+def point_at_a_cell():
+    """Move the pointer onto a cell of a plot, and wait for what is told of it; returns the place on the page."""
+
+    def point(page, canvas: str = "canvas") -> tuple[float, float]:
+        plot = page.locator(canvas)
+        plot.scroll_into_view_if_needed()
+        box, (x, y) = plot.bounding_box(), plot.evaluate(_DRAWN)
+        page.mouse.move(box["x"] + x, box["y"] + y)
+        page.locator(".cell-plot-tip").wait_for()
+        return box["x"] + x, box["y"] + y
+
+    return point
+
+
 @pytest.fixture
 def random_counts():
     """Make sparse counts of a given shape."""
