@@ -20,20 +20,7 @@ def hostile(blood, tmp_path_factory):
     return path
 
 
-def cell_on_the_map(page):
-    """Move the pointer over the map until it is on a cell; return the place."""
-    page.locator("#cg-map canvas").scroll_into_view_if_needed()
-    box = page.locator("#cg-map canvas").bounding_box()
-    for column in range(2, 39):
-        for row in range(2, 39):
-            place = box["x"] + box["width"] * column / 40, box["y"] + box["height"] * row / 40
-            page.mouse.move(*place)
-            if page.locator(".cell-plot-tip").is_visible():
-                return place
-    raise AssertionError("there is no cell on the map")
-
-
-def test_a_visit(served, chromium, give, hostile, tmp_path):
+def test_a_visit(served, chromium, give, point_at_a_cell, hostile, tmp_path):
     page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
     page.set_default_timeout(240_000)
     asked, wrong = [], []
@@ -67,7 +54,7 @@ def test_a_visit(served, chromium, give, hostile, tmp_path):
         page.select_option("#cg-map select", label=name)
     page.locator("#cg-map .cell-plot-legend", has_text=SCRIPT).wait_for()
 
-    page.mouse.click(*cell_on_the_map(page))
+    page.mouse.click(*point_at_a_cell(page, "#cg-map canvas"))
     page.wait_for_selector("#cg-cell .cg-genes li")
     assert SCRIPT in page.inner_text("#cg-cell .cg-name")
 
