@@ -182,7 +182,9 @@ def chromium():
 
 # The pixel of the plot that differs most from its background: within a cell that is not faint.
 _DRAWN = """canvas => {
-    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
     let best = 0, most = 0;
     for (let i = 0; i < data.length; i += 4) {
         const away = Math.abs(data[i] - data[0]) + Math.abs(data[i + 1] - data[1]) + Math.abs(data[i + 2] - data[2]);

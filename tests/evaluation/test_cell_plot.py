@@ -175,7 +175,11 @@ def test_the_page_in_a_browser(plot, chromium, point_at_a_cell, tmp_path):
 
 
 def _pixel(page, x, y):
-    code = "([x, y]) => document.querySelector('canvas').getContext('2d').getImageData(x, y, 1, 1).data.join()"
+    code = """([x, y]) => {
+        const copy = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+        copy.drawImage(document.querySelector('canvas'), -x, -y);
+        return copy.getImageData(0, 0, 1, 1).data.join();
+    }"""
     return page.evaluate(code, [x, y])
 
 
