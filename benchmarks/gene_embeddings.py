@@ -27,7 +27,7 @@ from cellglot.outputs import sha256, write_json, write_text
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evaluation" / "genes.md"
 RESULTS = ROOT / "docs" / "evaluation" / "gene_sets.json"
-MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
+MODELS = ("human-exceiver", "human-sccello", "human-langcell", "blood-exceiver", "blood-sccello", "blood-langcell")
 TASKS = ("gene-sets", "pathways")
 OF_CELLS = (PCA, *BASELINES)
 

@@ -127,6 +127,7 @@ def test_embed(cellglot_command, files, model_folder, tmp_path, ending):
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_installed_command_embeds(files, model_folder, tmp_path):
     command = [Path(sys.executable).with_name("cellglot"), "embed", model_folder, files[2], "-o", tmp_path / "e.npy"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -199,6 +199,7 @@ def test_models_and_adapters_have_what_an_endpoint_loads(published, api):
         assert {"handler.py", "requirements.txt", "endpoint_service.py", "endpoint_h5ad.py"} <= files
 
 
+@pytest.mark.long
 def test_graphs_travel_with_a_model_and_annotate_from_the_hub(hub, api, gene_classifiers, blood, tmp_path):
     details = CardDetails(**DETAILS, ontology_release="2026-03-26")
     done = publish(gene_classifiers["classifier"], "lab/graphs", details=details, api=api, onnx=True)

@@ -85,6 +85,7 @@ def test_compiled_by_inductor(record, model):
         assert_same(outputs(model, batch), outputs(torch.compile(model), batch))
 
 
+@pytest.mark.long
 def test_loaded_without_cellglot_is_loaded_with_it(request, stranger, tmp_path):
     for record in RECORDS:
         model, folder = record.model(request.getfixturevalue), tmp_path / str(record)

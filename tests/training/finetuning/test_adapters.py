@@ -298,6 +298,7 @@ for base, adapter, kind in arguments:
 """
 
 
+@pytest.mark.long
 def test_a_process_without_cellglot_gives_the_same_numbers(base, trained, stranger, tmp_path):
     jobs, expected = [], {}
     for model, task in TASKS:

@@ -143,6 +143,7 @@ def test_packed_batches_train_as_padded_ones(text_corpus, tmp_path):
     assert packed["work"]["tokens"] == padded["work"]["tokens"]
 
 
+@pytest.mark.long
 def test_the_folder_loads_with_cellglot_and_without(pretrained_pair, described, stranger, tmp_path):
     model, processor = AutoModel.from_pretrained(pretrained_pair), AutoProcessor.from_pretrained(pretrained_pair)
     assert type(model) is LangCellModel and type(processor) is LangCellProcessor
