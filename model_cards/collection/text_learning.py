@@ -164,7 +164,9 @@ def langcell_of(cells: Any, vocabulary: int, settings: TextSettings) -> LangCell
     )
     model = LangCellModel(config)
     found = model.cell_model.load_state_dict(cells.state_dict(), strict=False)
-    assert set(found.missing_keys) == {"projection.weight", "projection.bias"}, found
+    own = {"projection.weight", "projection.bias"}
+    if set(found.missing_keys) != own or found.unexpected_keys:
+        raise ValueError(f"the base's encoder of cells does not fit LangCell's: {found}; name a base of scCello")
     with torch.no_grad():
         projection_of(model).weight.copy_(torch.eye(size))
         projection_of(model).bias.zero_()
