@@ -9,7 +9,8 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FUZZ_ARGS ?= --number 300
 BENCHMARKS ?= rank_tokens h5ad_to_parquet tokenize_memory exceiver_embedding exceiver_training cell_ontology sccello sccello_embedding langcell marker_genes \
-	embed_backed adapters reference_search startup annotate endpoint onnx_graphs gradio_page perturbation streaming
+	embed_backed adapters reference_search startup annotate endpoint onnx_graphs gradio_page perturbation streaming \
+	two_processes
 # Where PyTorch's builds for the CPU are, a tenth of the size of those for CUDA; not asked where there is a GPU.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 

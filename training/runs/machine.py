@@ -69,9 +69,19 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory that was used so far, in bytes: of the CUDA device, else of this process."""
+    """Return the most memory that was used so far, in bytes: of the CUDA device, else of this process.
+
+    On Linux it is the kernel's high-water mark of this process alone. ``getrusage`` would count the memory of the
+    process that started it, too, if that is larger.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+        if marks:
+            return marks[0]
     if sys.platform == "win32":
         return 0
     import resource

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -88,3 +90,14 @@ def test_a_line_of_text():
         "64,000 cells in 10 min; 110 cells/s, 56,000 tokens/s; 4% padding; 31% of the peak of a product of matrices "
         "on cpu, measured; at most 1.5 GiB of the process; about 0.0033 kWh (estimate, 10 W for each busy core)"
     )
+
+
+def test_peak_memory_leaves_out_that_of_the_parent_process():
+    code = (
+        "import psutil, torch; from cellglot.training.runs.machine import peak_memory; "
+        "print(peak_memory(torch.device('cpu')) / psutil.Process().memory_info().rss)"
+    )
+    held = b"\1" * (640 << 20)  # more than the child takes
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(held) == 640 << 20
+    assert 0.99 < float(done.stdout) < 1.5
