@@ -172,6 +172,7 @@ def test_results_are_those_of_python(visit, blood, tmp_path):
     assert visit.page.locator(".cell-plot-row").count() == len(set(found.predicted))
 
 
+@pytest.mark.long
 @pytest.mark.reference
 def test_two_thousand_cells_are_those_of_python(visit, reference_data):
     cells = reference_data / "cells" / "pbmc_3tech.h5ad"

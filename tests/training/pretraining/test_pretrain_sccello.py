@@ -142,6 +142,7 @@ def test_held_out_metrics_are_those_of_the_saved_model(pretrained, rank_corpus):
     assert labels[:, 1].sum() == known.sum() < len(known)
 
 
+@pytest.mark.long
 def test_two_processes_are_one_on_the_joined_batch(rank_corpus, pretrained, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "cellglot", "pretrain", "--config", str(configs_folder() / "sccello_tiny.yaml")]
