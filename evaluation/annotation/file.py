@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cellglot.evaluation.annotation.by_classifier import classify_cells, load_classifier
+from cellglot.evaluation.annotation.by_graph import MOST_CELLS, classify_by_graph
 from cellglot.evaluation.drawing import check_picture, drawing, is_interactive
 from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.evaluation.output import (
@@ -18,7 +18,7 @@ from cellglot.evaluation.output import (
     write_table,
 )
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
-from cellglot.modeling.any_model import load_cell_text_model
+from cellglot.modeling.graph_alone import GraphAlone
 from cellglot.outputs import check_files
 from cellglot.tokenization.reading.cells import Cells, read_cells
 
@@ -43,6 +43,7 @@ def annotate_file(
     species: str | None = None,
     dtype: str | None = None,
     loaded: tuple[Any, Any] | None = None,
+    by_graph: bool = False,
     overwrite: bool = False,
     **options: Any,
 ) -> str:
@@ -74,6 +75,9 @@ def annotate_file(
         Of the weights, such as ``"bfloat16"``; by default as stored.
     loaded
         Result of `load_annotator`, to load the model only once.
+    by_graph
+        Whether the folder `model` has a graph (`cellglot.modeling.graph_alone`), which computes the cells if they are
+        few; then PyTorch is not imported.
     overwrite
         Replace outputs that exist; inputs are never replaced.
 
@@ -99,7 +103,7 @@ def annotate_file(
         if voted:
             _check_vote(len(opened))
         check_cells(opened)
-        loaded = loaded or load_annotator(model, candidates, adapter, dtype)
+        loaded = loaded or load_annotator(model, candidates, adapter, dtype, by_graph and len(opened) <= MOST_CELLS)
         found = _annotated(loaded, opened, candidates, adapter or model, layer=layer, **options)
         facts = {"model": str(model)} | ({} if adapter is None else {"adapter": str(adapter)})
         columns = _columns(found, voted)
@@ -117,10 +121,23 @@ def annotate_file(
 
 
 def load_annotator(
-    model: str | Path, candidates: "Candidates | None", adapter: str | Path | None = None, dtype: str | None = None
+    model: str | Path,
+    candidates: "Candidates | None",
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    by_graph: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a text model and its processor if there are candidates, else a classifier and its tokenizer."""
-    return load_classifier(model, adapter, dtype) if candidates is None else load_cell_text_model(model, dtype)
+    """Load a text model and its processor if there are candidates, else a classifier (or its graph) and tokenizer."""
+    if by_graph:
+        graph = GraphAlone(model)
+        return graph, graph.load_tokenizer()
+    if candidates is None:
+        from cellglot.evaluation.annotation.by_classifier import load_classifier
+
+        return load_classifier(model, adapter, dtype)
+    from cellglot.modeling.any_model import load_cell_text_model
+
+    return load_cell_text_model(model, dtype)
 
 
 def _annotated(
@@ -131,14 +148,20 @@ def _annotated(
     *,
     layer: str | None,
     set_coverage: float | None = None,
+    device: Any = None,
     **options: Any,
 ) -> Any:
     if candidates is None:
         calibration = AnnotationCalibration.load(source)
-        return classify_cells(*loaded, opened, calibration=calibration, set_coverage=set_coverage, **options)
+        if isinstance(loaded[0], GraphAlone):
+            return classify_by_graph(*loaded, opened, calibration=calibration, set_coverage=set_coverage, **options)
+        from cellglot.evaluation.annotation.by_classifier import classify_cells
+
+        options |= {"device": device, "calibration": calibration, "set_coverage": set_coverage}
+        return classify_cells(*loaded, opened, **options)
     from cellglot.evaluation.annotation.by_texts import annotate_cells
 
-    return annotate_cells(*loaded, opened, candidates, layer=layer, **options)
+    return annotate_cells(*loaded, opened, candidates, layer=layer, device=device, **options)
 
 
 def annotate_anndata(

@@ -27,6 +27,9 @@ def run(
     code: Annotated[
         bool, typer.Option("--code", help="Build nothing: copy the present code into a model that ships.")
     ] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Build nothing: write the graph of a classifier that ships again.")
+    ] = False,
 ) -> None:
     """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
     from cellglot.model_cards.collection.builds import build
@@ -37,6 +40,11 @@ def run(
     if code:
         copied = [*stage_code(model_path(name)), *stage_endpoint(model_path(name))]
         typer.echo(f"{model_path(name)}: {', '.join(copied)}")
+        return
+    if graph:
+        from cellglot.model_cards.collection.graphs import add_graph
+
+        typer.echo(str(add_graph(Path(model_path(name)))))
         return
     if data is None:
         raise ValueError("name the folder of the data sets by --data")

@@ -101,10 +101,10 @@ def export_graphs(
     for dtype in dtypes:
         check_weights_type(dtype)
     names = list(loaded.tokenizer.model_input_names)
-    graph = _prepared(loaded, names)
-    expected = [_computed(graph, batch, names) for batch in batches]
+    graph = prepared(loaded, names)
+    expected = [computed(graph, batch, names) for batch in batches]
     facts = graph_facts(without_adapter(loaded.network).config, names) | {"fingerprint": fingerprint}
-    proto = _traced(graph, batches[0], names, loaded.name)
+    proto = traced(graph, batches[0], names, loaded.name)
     written = []
     for dtype in dtypes:
         path = Path(folder, FOLDER, ONNX_FILES[dtype])
@@ -124,7 +124,7 @@ def output_names(with_logits: bool) -> list[str]:
     return ["logits", "embedding"] if with_logits else ["embedding"]
 
 
-def _prepared(loaded: LoadedModel, names: Sequence[str]) -> _Graph:
+def prepared(loaded: LoadedModel, names: Sequence[str]) -> _Graph:
     """Return a copy of the network for export: float32 on the CPU, adapters merged, attention with plain products."""
     network = copy.deepcopy(loaded.network).cpu().float().eval()
     if hasattr(network, "merge_and_unload"):
@@ -135,12 +135,13 @@ def _prepared(loaded: LoadedModel, names: Sequence[str]) -> _Graph:
     return _Graph(network, names, with_logits).eval()
 
 
-def _computed(graph: _Graph, batch: Batch, names: Sequence[str]) -> list[np.ndarray]:
+def computed(graph: _Graph, batch: Batch, names: Sequence[str]) -> list[np.ndarray]:
+    """Return the outputs of a network for a batch."""
     with torch.inference_mode():
         return [values.numpy() for values in graph(*(batch[name] for name in names))]
 
 
-def _traced(graph: _Graph, batch: Batch, names: Sequence[str], source: str) -> Any:
+def traced(graph: _Graph, batch: Batch, names: Sequence[str], source: str) -> Any:
     """Trace the network, and return the graph as an ``onnx.ModelProto``."""
     cells, genes = torch.export.Dim("cells"), torch.export.Dim("genes", max=_most_tokens(graph.network))
     shapes = ({0: cells, 1: genes},) * len(names)
@@ -216,7 +217,7 @@ def _write(proto: Any, path: Path, dtype: str, facts: Mapping[str, Any], source:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     result.producer_name = "cellglot"
-    _strip(result)
+    strip(result)
     if dtype == "float16":
         store_half(result, source)
     if dtype == "int8":
@@ -227,7 +228,7 @@ def _write(proto: Any, path: Path, dtype: str, facts: Mapping[str, Any], source:
     onnx.save_model(result, path)
 
 
-def _strip(proto: Any) -> None:
+def strip(proto: Any) -> None:
     """Remove what the exporter notes of each operation: stack traces with the paths of this machine."""
     for message in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         for name in ("metadata_props", "doc_string"):
@@ -249,10 +250,23 @@ def check_graph(
     tolerance: float | None,
     source: str,
 ) -> float:
-    """Run a graph, and refuse one that returns other values than PyTorch.
+    """Run a graph, and refuse one that returns other values than PyTorch, as `check_session`."""
+    return check_session(open_graph(path), batches, expected, tolerance, source)
+
+
+def check_session(
+    session: Any,
+    batches: Sequence[Batch],
+    expected: Sequence[Sequence[np.ndarray]],
+    tolerance: float | None,
+    source: str,
+) -> float:
+    """Run an opened graph, and refuse one that returns other values than PyTorch.
 
     Parameters
     ----------
+    session
+        The graph in onnxruntime.
     batches
         Inputs.
     expected
@@ -273,7 +287,7 @@ def check_graph(
     OnnxError
         If the values differ by more, or are not finite.
     """
-    session, largest = open_graph(path), 0.0
+    largest = 0.0
     names = [output.name for output in session.get_outputs()]
     for batch, values in zip(batches, expected, strict=True):
         found = session.run(names, {entry.name: batch[entry.name].numpy() for entry in session.get_inputs()})
@@ -295,4 +309,15 @@ def check_graph(
     return largest
 
 
-__all__ = ["OPSET", "TOLERANCES", "check_graph", "export_graphs", "output_names"]
+__all__ = [
+    "OPSET",
+    "TOLERANCES",
+    "check_graph",
+    "check_session",
+    "computed",
+    "export_graphs",
+    "output_names",
+    "prepared",
+    "strip",
+    "traced",
+]

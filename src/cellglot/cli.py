@@ -418,7 +418,13 @@ def annotate(
     min_coverage: MinCoverage = None,
     dtype: Dtype = None,
     device: Device = None,
-    backend: Backend = "torch",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="torch; or onnx: onnxruntime computes a model that cellglot export wrote. By default torch; for up "
+            "to 20,000 cells the graph of a classifier that ships with one."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were not trained on."""

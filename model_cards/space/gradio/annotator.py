@@ -17,8 +17,9 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csc_matrix, csr_matrix
 
-from cellglot.evaluation.annotation.by_classifier import ClassifiedCells, classify_cells
+from cellglot.evaluation.annotation.by_classifier import classify_cells
 from cellglot.evaluation.annotation.by_texts import CellAnnotation, annotate_cells
+from cellglot.evaluation.annotation.classified import ClassifiedCells
 from cellglot.evaluation.output import KEY, add_results, write_annotated, write_table
 from cellglot.evaluation.plots import umap_coordinates
 from cellglot.inputs.errors import InputError

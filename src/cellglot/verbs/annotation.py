@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cellglot.evaluation.drawing import check_picture
 from cellglot.evaluation.endings import check_annotated, check_table
 from cellglot.modeling.collection import default_model
+from cellglot.modeling.graph_alone import has_graph_alone
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.model_names import resolve_model
 from cellglot.outputs import check_files
@@ -52,7 +53,7 @@ def annotate(
     min_coverage: float | None = None,
     dtype: str | None = None,
     device: str | None = None,
-    backend: str = "torch",
+    backend: str | None = None,
     overwrite: bool = False,
 ) -> Any:
     """Annotate cells: by the classes of a classifier or an adapter, or by texts of types that were never trained on.
@@ -127,8 +128,12 @@ def annotate(
         Number of cells that are computed at once; by default 16 with texts, else 64.
     layer, gene_column, species, min_coverage, device
         As for `cellglot.embed`.
-    dtype, backend
-        As for `cellglot.embed`. Annotation by texts needs PyTorch.
+    dtype
+        As for `cellglot.embed`.
+    backend
+        As for `cellglot.embed`; annotation by texts needs PyTorch. By default PyTorch; but up to 20,000 cells are
+        computed by onnxruntime if the classifier ships with a graph and neither an adapter, a `dtype` nor a `device`
+        other than the CPU is given, because importing PyTorch would take longer. Values are the same within rounding.
     overwrite
         Replace results that exist. An input is never replaced.
 
@@ -175,7 +180,7 @@ def annotate(
         written = None
     else:
         written = output_of(cells, output, copy)
-    check_backend(backend, model, dtype, device, adapter)
+    check_backend(backend or "torch", model, dtype, device, adapter)
     check_annotated(written)
     check_table(or_none(table))
     check_picture(or_none(plot), target.n_obs if in_memory else None)
@@ -187,11 +192,13 @@ def annotate(
     loaded = model if isinstance(model, LoadedModel) else None
     source = loaded.name if loaded is not None else resolve_model(str(model))
     adapted = None if adapter is None else resolve_model(adapter)
+    plain = loaded is None and adapted is None and dtype is None and str(device or "cpu") == "cpu"
+    by_graph = backend is None and plain and not any(of_texts.values()) and has_graph_alone(source)
     if backend == "onnx":
         loaded, reading["device"] = _classifier_graph(source, dtype), "cpu"
     given = [name for name, value in of_texts.items() if value]
     chosen, options = None, dict[str, Any](reading | {"batch_size": batch_size or 64, "set_coverage": set_coverage})
-    if _by_texts(loaded or source, adapted, given):
+    if not by_graph and _by_texts(loaded or source, adapted, given):
         chosen = _candidates(candidates, ontology_branch, leaves_only, in_corpus, ontology, template)
         if set_coverage is not None:
             raise ValueError("set_coverage is for classifiers with a calibration, not for annotation by texts")
@@ -199,16 +206,18 @@ def annotate(
             "batch_size": batch_size or 16, "alpha": alpha, "shortlist": shortlist, "smooth": smooth,
             "back_off_below": back_off_below, "labels": labels,
         }  # fmt: skip
+    from cellglot.evaluation.annotation.by_graph import MOST_CELLS
     from cellglot.evaluation.annotation.file import annotate_anndata, annotate_file, load_annotator
 
     ready = None if loaded is None else (loaded.network, loaded.tokenizer if chosen is None else loaded.processor)
     if written is not None:
         files: dict[str, Any] = {"table": or_none(table), "plot": or_none(plot), "overwrite": overwrite}
         return annotate_file(
-            source, as_path(cells), written, chosen, adapter=adapted, dtype=dtype, loaded=ready, **files, **options
-        )
+            source, as_path(cells), written, chosen, adapter=adapted, dtype=dtype, loaded=ready, by_graph=by_graph,
+            **files, **options,
+        )  # fmt: skip
     facts = {"model": source} | ({} if adapted is None else {"adapter": adapted})
-    ready = ready or load_annotator(source, chosen, adapted, dtype)
+    ready = ready or load_annotator(source, chosen, adapted, dtype, by_graph and target.n_obs <= MOST_CELLS)
     said = annotate_anndata(ready, target, chosen, facts=facts, plot=or_none(plot), **options).split("\n")[0]
     if said.startswith("WARNING: "):
         _log.warning(said)
