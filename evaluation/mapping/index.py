@@ -12,7 +12,8 @@ import torch
 
 from cellglot.evaluation.embedding import stream_batches
 from cellglot.evaluation.mapping import neighbours
-from cellglot.evaluation.mapping.neighbours import NeighbourGraph, exact_neighbours, unit_rows, without_self
+from cellglot.evaluation.mapping.coordinates import EMBEDDING, joined, parts_of, score_weight
+from cellglot.evaluation.mapping.neighbours import NeighbourGraph, exact_neighbours, without_self
 from cellglot.evaluation.mapping.reference import (
     CELLS_FILE,
     EMBEDDINGS_FILE,
@@ -51,7 +52,8 @@ def index_cells(
 ) -> str:
     """Embed the cells of a reference, and write a folder to which others are mapped.
 
-    Embeddings are divided by their length and kept as float16, ``embeddings.npy``. Neighbours are those of the largest
+    Embeddings are divided by their length and kept as float16, ``embeddings.npy``; by a classifier with the
+    probabilities of its classes (`cellglot.evaluation.mapping.coordinates`). Neighbours are those of the largest
     cosine, because the length of an embedding follows the depth of a cell more than its type. Above 100,000 cells a
     graph of neighbours is written, too, if it finds 98% of them.
 
@@ -88,9 +90,9 @@ def index_cells(
         folder.refuse_earlier(overwrite)
         table, kinds = _columns(opened, columns)
         folder.clear()
-        report = GeneReport()
+        report, weight = GeneReport(), score_weight(model)
         with atomic(output / EMBEDDINGS_FILE) as temporary:
-            known = _embed(model, opened, temporary, report=report, **options)
+            known = _embed(model, opened, temporary, weight, report=report, **options)
         cell_names = _write_cells(table, opened, known, output / CELLS_FILE)
         vectors = np.load(output / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
         graph, recall = NeighbourGraph.build(vectors) if len(vectors) > neighbours.LARGE else (None, 0.0)
@@ -104,8 +106,9 @@ def index_cells(
         record = {
             "format_version": FORMAT_VERSION,
             "cellglot": _version(),
-            "model": vars(identify(model)),
+            "model": vars(identify(model, weight)),
             "metric": "cosine",
+            "score_weight": weight,
             "cells": len(vectors),
             "cells_left_out": int((~known).sum()),
             "size": vectors.shape[1],
@@ -124,11 +127,14 @@ def index_cells(
         return _summary(opened, report, record, output)
 
 
-def identify(model: LoadedModel) -> ModelIdentity:
-    """Return name and checksums of a loaded model: those of its encoder of cells, and of its vocabulary."""
+def identify(model: LoadedModel, weight: float = 0.0) -> ModelIdentity:
+    """Return name and checksums of a loaded model: those of its encoder of cells, and of its vocabulary.
+
+    With a `weight` of the probabilities the weights are those of the whole model.
+    """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(str(getattr(model.encoder.config, "pooling", "")).encode())
-    for name, values in sorted(model.encoder.state_dict().items()):
+    for name, values in sorted((model.network if weight else model.encoder).state_dict().items()):
         array = values.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(memoryview(array.view(torch.uint8).numpy()))
@@ -138,20 +144,17 @@ def identify(model: LoadedModel) -> ModelIdentity:
     return ModelIdentity(shipped.get(local, local), digest.hexdigest(), vocabulary)
 
 
-def _embed(model: LoadedModel, opened: Cells, path: Path, **options: Any) -> np.ndarray:
-    """Write the embeddings of the cells with a gene of the model, batch by batch; return which cells these are."""
+def _embed(model: LoadedModel, opened: Cells, path: Path, weight: float, **options: Any) -> np.ndarray:
+    """Write the coordinates of the cells with a gene of the model, batch by batch; return which cells these are."""
     known = np.zeros(len(opened), dtype=bool)
     vectors: np.ndarray | None = None
-    network = model.encoder
-    batches = stream_batches(
-        network, model.tokenizer, opened, lambda batch: {"embedding": network(**batch).pooler_output}, **options
-    )
-    for _, numbers, found in batches:
-        values = found["embedding"]
+    network, compute = parts_of(model, weight)
+    for _, numbers, found in stream_batches(network, model.tokenizer, opened, compute, **options):
+        values = joined(found, weight)
         if vectors is None:
             vectors = _new(path, len(opened), values.shape[1])
-        known[numbers] = ~np.isnan(values[:, 0])
-        vectors[numbers] = unit_rows(values)
+        known[numbers] = ~np.isnan(found[EMBEDDING][:, 0])
+        vectors[numbers] = values
     if vectors is None or not known.any():
         raise ValueError(f"none of {len(opened):,} cells of {opened.name} expresses a gene of {model.name}")
     if not known.all():

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from cellglot.evaluation.embedding import embed_cells
+from cellglot.evaluation.embedding import run_batches
 from cellglot.evaluation.endings import check_annotated, check_table
+from cellglot.evaluation.mapping.coordinates import EMBEDDING, joined, parts_of
 from cellglot.evaluation.mapping.index import identify
 from cellglot.evaluation.mapping.mapped import MappedCells, carry_column, choose_columns, novelty_of
-from cellglot.evaluation.mapping.neighbours import unit_rows
 from cellglot.evaluation.mapping.reference import Reference
 from cellglot.evaluation.output import KEY, add_results, check_cells, write_annotated, write_table
 from cellglot.modeling.loaded_model import LoadedModel
@@ -52,16 +52,19 @@ def map_cells(
     if k < 1:
         raise ValueError(f"k {k}: it is 1 or more")
     chosen = choose_columns(reference, columns)
-    reference.check_model(identify(model))
+    weight = reference.score_weight
+    reference.check_model(identify(model, weight if model.purpose == "classes of cells" else 0.0))
     report = GeneReport()
-    embedding = embed_cells(model.encoder, model.tokenizer, cells, report=report, **options)
+    network, compute = parts_of(model, weight)
+    parts = run_batches(network, model.tokenizer, cells, compute, report=report, **options)
+    embedding = parts[EMBEDDING]
     known = np.flatnonzero(~np.isnan(embedding[:, 0]))
     if not len(known):
         raise ValueError(f"none of {len(embedding):,} cells expresses a gene of {model.name}: nothing can be mapped")
     k = min(k, len(reference))
     numbers = np.full((len(embedding), k), -1, dtype=np.int64)
     distances = np.full((len(embedding), k), np.nan, dtype=np.float32)
-    numbers[known], distances[known] = reference.search(unit_rows(embedding[known]), k)
+    numbers[known], distances[known] = reference.search(joined(parts, weight)[known], k)
     names = cells.names() if isinstance(cells, Cells) else np.arange(len(embedding)).astype(str)
     carried = [carry_column(reference, name, numbers) for name in chosen]
     novelty = novelty_of(distances, reference.own_distances)

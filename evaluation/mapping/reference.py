@@ -63,6 +63,8 @@ class Reference:
         What it was made by.
     columns : dict
         Column of obs -> ``"labels"`` or ``"numbers"``.
+    score_weight : float
+        Weight of the classes' probabilities in the coordinates; 0 for embeddings alone, as in earlier references.
     """
 
     def __init__(self, folder: Path, name: str, record: Mapping[str, Any]):
@@ -70,6 +72,7 @@ class Reference:
         self.model = ModelIdentity(**record["model"])
         self.columns: dict[str, str] = dict(record["columns"])
         self.n_cells, self.size = int(record["cells"]), int(record["size"])
+        self.score_weight = float(record.get("score_weight", 0.0))
 
     def __len__(self) -> int:
         return self.n_cells
@@ -243,6 +246,7 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         and isinstance(record.get("columns"), dict)
         and all(kind in ("labels", "numbers") for kind in record["columns"].values())
         and isinstance(record.get("cell_names"), str)
+        and isinstance(record.get("score_weight", 0.0), float | int)
         and isinstance(files, dict)
         and {EMBEDDINGS_FILE, CELLS_FILE, OWN_DISTANCES_FILE} <= set(files)
         and all(isinstance(record.get(name), int) and record[name] > 0 for name in ("cells", "size"))
