@@ -3,7 +3,8 @@
 python benchmarks/startup.py
 
 Every side is a new process. `embed` and `annotate` end at an empty file of cells, after everything that they import is
-imported; they are compared with ``import torch, transformers``, which both need. A name that is not a model ends a
+imported; they are compared with ``import torch, transformers``, which both need; a classifier that ships is computed
+by its graph, without both. A name that is not a model ends a
 command before these imports. Targets: ``import cellglot`` below 0.3 s, help and wrong names below 0.6 s, and commands
 that take at most twice as long as the bare imports.
 """
@@ -26,6 +27,7 @@ SIDES = {
     "cellglot embed, no such model": "embed nowhere cells.h5ad -o new.npy",
     "cellglot embed": "embed model cells.h5ad -o new.npy",
     "cellglot annotate": "annotate model cells.h5ad -o new.h5ad",
+    "cellglot annotate, a model that ships": "annotate cells.h5ad -o new.h5ad",
 }
 ERRORS = ("nowhere is not a folder", "cells.h5ad is empty")
 
@@ -64,7 +66,7 @@ def main() -> None:
     for name, most in limits.items():
         seconds = median(times[name]) - empty
         targets.append((f"seconds of {name}, beyond those of Python", most, seconds, seconds < most))
-    for name in ("cellglot embed", "cellglot annotate"):
+    for name in ("cellglot embed", "cellglot annotate", "cellglot annotate, a model that ships"):
         times_as_long = ratio(times[name], times[bare])
         targets.append((f"{name} over the bare imports", 2.0, times_as_long, times_as_long <= 2))
     report(given, rows, targets)

@@ -199,6 +199,41 @@ def test_cells_unlike_the_reference_are_announced_first(reference, cells, model,
     np.testing.assert_array_equal(found, [0.0, 0.25, 1.0, np.nan])
 
 
+# -------------------------------------------------------------------- by a classifier
+
+
+def test_a_classifier_compares_its_classes_too(cells, gene_classifiers, tmp_path):
+    classifier = cellglot.load_model(gene_classifiers["classifier"])
+    cellglot.index(cells, classifier, tmp_path / "r", **CPU)
+    opened, kept = Reference.open(tmp_path / "r"), np.delete(np.arange(36), 4)
+    done = cellglot.annotate(cells, classifier, copy=True, **CPU)
+    embedded, scores = done.obsm["X_cellglot"][kept], done.obsm["cellglot_scores"][kept]
+    size = embedded.shape[1]
+    assert (opened.score_weight, opened.size) == (1.0, size + len(classifier.classes))
+    np.testing.assert_allclose(opened.vectors[:, :size], unit_rows(embedded) / np.sqrt(2), atol=1e-3)
+    np.testing.assert_allclose(opened.vectors[:, size:], np.sqrt(scores / 2), atol=1e-3)
+    found = cellglot.map(cells, tmp_path / "r", k=1, copy=True, **CPU)
+    assert found.obsm["cellglot_mapping_neighbours"][kept, 0].tolist() == list(range(35))
+    np.testing.assert_allclose(found.obsm["X_cellglot_mapping"][kept], embedded, atol=1e-5)
+    changed = cellglot.load_model(gene_classifiers["classifier"])
+    with torch.no_grad():
+        next(changed.network.classifier.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="is another one .weights"):
+        cellglot.map(cells, tmp_path / "r", model=changed, **CPU)
+
+
+def test_references_of_embeddings_alone_are_read(cells, gene_classifiers, tmp_path, monkeypatch):
+    classifier = cellglot.load_model(gene_classifiers["classifier"])
+    monkeypatch.setattr("cellglot.evaluation.mapping.coordinates.SCORE_WEIGHT", 0.0)
+    cellglot.index(cells, classifier, tmp_path / "r", **CPU)
+    record = json.loads((tmp_path / "r" / "reference.json").read_text())
+    assert record.pop("score_weight") == 0
+    (tmp_path / "r" / "reference.json").write_text(json.dumps(record))
+    monkeypatch.undo()
+    found = cellglot.map(cells, tmp_path / "r", k=1, copy=True, **CPU)
+    np.testing.assert_allclose(found.obs["cellglot_mapping_distance"].drop(cells.obs_names[4]), 0, atol=1e-3)
+
+
 # -------------------------------------------------------------------- similar cells
 
 
