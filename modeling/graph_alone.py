@@ -15,7 +15,6 @@ import numpy as np
 
 from cellglot.inputs import read_json
 from cellglot.inputs.file_digests import digest_of
-from cellglot.tokenization.families import FAMILIES
 
 
 GRAPH_FILE = "graph.onnx"
@@ -58,11 +57,6 @@ class GraphAlone:
         """Cell Ontology id of each class, or None."""
         ids = self.config.get("label_cl_ids") or {}
         return [ids.get(name) for name in self.classes]
-
-    def load_tokenizer(self) -> Any:
-        """Load the tokenizer of the folder."""
-        family = FAMILIES.of(self.config["model_type"], self.folder)
-        return family.tokenizer_class.from_pretrained(self.folder)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute cells: ``logits``, shape (cells, classes), and ``embedding``, shape (cells, size).

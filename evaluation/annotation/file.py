@@ -20,6 +20,7 @@ from cellglot.evaluation.output import (
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
 from cellglot.modeling.graph_alone import GraphAlone
 from cellglot.outputs import check_files
+from cellglot.tokenization.families import FAMILIES
 from cellglot.tokenization.reading.cells import Cells, read_cells
 
 
@@ -130,7 +131,7 @@ def load_annotator(
     """Load a text model and its processor if there are candidates, else a classifier (or its graph) and tokenizer."""
     if by_graph:
         graph = GraphAlone(model)
-        return graph, graph.load_tokenizer()
+        return graph, FAMILIES.of(graph.config["model_type"], model).tokenizer_class.from_pretrained(model)
     if candidates is None:
         from cellglot.evaluation.annotation.by_classifier import load_classifier
 
