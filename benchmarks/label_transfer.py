@@ -5,8 +5,8 @@ python benchmarks/label_transfer.py --build collection_build/blood-exceiver
 
 The first command keeps a model for each laboratory that is left out, and what it says of these cells. The reference
 are labelled cells of the other laboratories, about 3,000, with the coordinates that `cellglot index` gives them by
-that model; cells of the left-out laboratory get the label of most of their 15 nearest cells, as `cellglot map` does.
-Beside it: coordinates without the probabilities of classes (``embedding alone``), and a reference of the one
+that model; cells of the left-out laboratory get the label that their 30 nearest cells vote for, as by `cellglot map`.
+Beside it: the most frequent label of the 15 nearest by embeddings alone, as earlier versions mapped, and a reference of the one
 laboratory with most labelled cells, which often lacks types of the others. The classifier is the head of the same
 model, trained on all labelled cells of the same laboratories, scored on the same cells. What the models say of the
 reference's cells is computed once, and kept in the folder of the build. Target: the mean macro F1 of
@@ -21,7 +21,7 @@ import numpy as np
 from measure import DATA, parser, report
 
 from cellglot.evaluation.mapping.coordinates import EMBEDDING, PROBABILITIES, SCORE_WEIGHT, joined
-from cellglot.evaluation.mapping.mapped import vote
+from cellglot.evaluation.mapping.mapped import vote, vote_weights
 from cellglot.evaluation.mapping.neighbours import exact_neighbours
 from cellglot.model_cards.collection.build import Build, _allowed
 from cellglot.model_cards.collection.cells import LABEL, MEANT, PreparedCells
@@ -31,7 +31,7 @@ from cellglot.model_cards.collection.scores import groups_of, type_scores
 from cellglot.modeling.annotation_calibration import softmax
 
 
-K = 15
+K, EARLIER_K = 30, 15
 
 
 def kept(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ def scores_of(build: Build, k: int) -> list[dict[str, Any]]:
                 cells = coordinates(embedding, logits, SCORE_WEIGHT)
                 row["mapping"] = mapped(reference, codes, cells, truth, group.names, k)
                 only = coordinates(embedding, logits, 0.0)
-                row["embedding alone"] = mapped(alone, codes, only, truth, group.names, k)
+                row["embedding, most frequent"] = mapped(alone, codes, only, truth, group.names, EARLIER_K, equal=True)
                 largest = max(set(laboratories), key=lambda name: (codes[laboratories == name] >= 0).sum())
                 one = laboratories == largest
                 row["one laboratory"] = mapped(reference[one], codes[one], cells, truth, group.names, k)
@@ -89,10 +89,18 @@ def scores_of(build: Build, k: int) -> list[dict[str, Any]]:
 
 
 def mapped(
-    reference: np.ndarray, codes: np.ndarray, cells: np.ndarray, truth: np.ndarray, names: list[str], k: int
+    reference: np.ndarray,
+    codes: np.ndarray,
+    cells: np.ndarray,
+    truth: np.ndarray,
+    names: list[str],
+    k: int,
+    equal: bool = False,
 ) -> float:
-    numbers, _ = exact_neighbours(cells, reference, k)
-    chosen, _ = vote(codes[numbers])
+    numbers, distances = exact_neighbours(cells, reference, k)
+    voters = codes[numbers]
+    weights = vote_weights(voters, distances, np.bincount(codes[codes >= 0], minlength=len(names)))
+    chosen, _ = vote(voters, (voters >= 0).astype(float) if equal else weights)
     scored = type_scores(truth, np.where(chosen < 0, len(names), chosen), names)
     return scored["macro_f1"]["value"]
 

@@ -15,7 +15,7 @@ from cellglot.evaluation.mapping.neighbours import unit_rows
 from cellglot.modeling.loaded_model import LoadedModel
 
 
-SCORE_WEIGHT = 1.0  # of the probabilities' part, the embedding's is 1
+SCORE_WEIGHT = 2.0  # of the probabilities' part, the embedding's is 1
 EMBEDDING = "embedding"
 PROBABILITIES = "probabilities"
 

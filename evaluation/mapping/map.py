@@ -26,7 +26,7 @@ def map_cells(
     cells: Any,
     *,
     columns: Sequence[str] | None = None,
-    k: int = 15,
+    k: int = 30,
     **options: Any,
 ) -> MappedCells:
     """Find the nearest cells of a reference by cosine, and carry over columns of obs.
@@ -66,7 +66,7 @@ def map_cells(
     distances = np.full((len(embedding), k), np.nan, dtype=np.float32)
     numbers[known], distances[known] = reference.search(joined(parts, weight)[known], k)
     names = cells.names() if isinstance(cells, Cells) else np.arange(len(embedding)).astype(str)
-    carried = [carry_column(reference, name, numbers) for name in chosen]
+    carried = [carry_column(reference, name, numbers, distances) for name in chosen]
     novelty = novelty_of(distances, reference.own_distances)
     return MappedCells(reference, names, embedding, numbers, distances, novelty, carried, report)
 

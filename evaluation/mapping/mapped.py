@@ -140,16 +140,18 @@ class MappedCells:
         return "\n".join(lines)
 
 
-def carry_column(reference: Reference, name: str, numbers: np.ndarray) -> CarriedColumn:
+def carry_column(reference: Reference, name: str, numbers: np.ndarray, distances: np.ndarray) -> CarriedColumn:
     """Carry a column of the reference over to cells, by their nearest neighbours.
 
-    Of labels the most frequent is taken, of equally frequent ones that of the nearest neighbour; neighbours without a
-    label do not vote, but count in the share. Of numbers the mean is taken.
+    Labels are voted with `vote_weights`; neighbours without a label do not vote, but count in the share. Of numbers the
+    mean is taken.
 
     Parameters
     ----------
     numbers
-        Nearest cells of the reference, -1 for cells without; shape (cells, k).
+        Nearest cells of the reference, the nearest first, -1 for cells without; shape (cells, k).
+    distances
+        To them, of the same shape.
     """
     mapped = numbers[:, 0] >= 0
     if reference.columns[name] == "numbers":
@@ -157,20 +159,51 @@ def carry_column(reference: Reference, name: str, numbers: np.ndarray) -> Carrie
     codes, labels = reference.labels(name)
     chosen = np.full(len(numbers), -1, dtype=np.int64)
     share = np.full(len(numbers), np.nan, dtype=np.float32)
+    counts = np.bincount(codes[codes >= 0], minlength=len(labels))
     for start in range(0, len(numbers), CELLS_AT_ONCE):
         block = slice(start, start + CELLS_AT_ONCE)
-        chosen[block], share[block] = vote(np.where(numbers[block] >= 0, codes[numbers[block]], -1))
+        voters = np.where(numbers[block] >= 0, codes[numbers[block]], -1)
+        chosen[block], share[block] = vote(voters, vote_weights(voters, distances[block], counts))
     share[~mapped] = np.nan
     return CarriedColumn(name, np.array([*labels, None], dtype=object)[chosen], share)
 
 
-def vote(voters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the most frequent label of the nearest cells, of equally frequent ones that of the nearest cell.
+def vote_weights(voters: np.ndarray, distances: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the weight of each of the nearest cells in a vote: nearer cells and rarer labels count more.
+
+    It is exp(-d), d the distance beyond the nearest cell, in means of these distances; divided by the root of the
+    number of the reference's cells with the label. Labels of fewer than k cells count as k cells. Our choice, see
+    docs/guides/mapping.md.
 
     Parameters
     ----------
     voters
         Label of each of the nearest cells, the nearest first, -1 for none; shape (cells, k).
+    distances
+        To them, of the same shape.
+    counts
+        Cells of the reference with each label, shape (labels,).
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of `voters`; 0 for cells without a label.
+    """
+    beyond = distances - distances[:, :1]
+    near = np.exp(-beyond / np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12))
+    rare = np.append(1 / np.sqrt(np.maximum(counts, voters.shape[1])), 0.0)
+    return np.nan_to_num(near) * rare[voters]
+
+
+def vote(voters: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label of the largest sum of weights, of equal sums that of the nearest cell.
+
+    Parameters
+    ----------
+    voters
+        Label of each of the nearest cells, the nearest first, -1 for none; shape (cells, k).
+    weights
+        Of the same shape.
 
     Returns
     -------
@@ -179,11 +212,12 @@ def vote(voters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share
         Share of the nearest cells that have it, float32, shape (cells,).
     """
-    votes = (voters[:, :, None] == voters[:, None, :]).sum(axis=2)
-    votes[voters < 0] = 0
+    equal = voters[:, :, None] == voters[:, None, :]
+    votes = np.where(voters < 0, -1.0, np.einsum("cij,cj->ci", equal, weights))
     best = votes.argmax(axis=1)[:, None]
-    share = np.take_along_axis(votes, best, 1)[:, 0] / voters.shape[1]
-    return np.take_along_axis(voters, best, 1)[:, 0], share.astype(np.float32)
+    chosen = np.take_along_axis(voters, best, 1)
+    share = ((voters == chosen) & (voters >= 0)).sum(axis=1) / voters.shape[1]
+    return chosen[:, 0], share.astype(np.float32)
 
 
 def reference_values(reference: Reference, name: str) -> np.ndarray:
@@ -260,4 +294,4 @@ def _counted(labels: CarriedColumn) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["CarriedColumn", "MappedCells", "carry_column", "choose_columns", "novelty_of", "vote"]
+__all__ = ["CarriedColumn", "MappedCells", "carry_column", "choose_columns", "novelty_of", "vote", "vote_weights"]

@@ -557,7 +557,7 @@ def map_cells(
         list[str] | None,
         typer.Option(help="Columns to carry over, between commas or repeated; by default cell types."),
     ] = None,
-    k: Annotated[int, typer.Option(help="Number of nearest cells.")] = 15,
+    k: Annotated[int, typer.Option(help="Number of nearest cells.")] = 30,
     model: Annotated[
         str | None, typer.Option(help="The model that made the reference, if it is not where the reference says.")
     ] = None,

@@ -99,7 +99,7 @@ def map(
     reference: str | os.PathLike,
     *,
     columns: Sequence[str] | None = None,
-    k: int = 15,
+    k: int = 30,
     model: str | os.PathLike | LoadedModel | None = None,
     output: str | os.PathLike | None = None,
     copy: bool = False,
@@ -117,8 +117,8 @@ def map(
 
     Results of an AnnData are written to it; those of a file have the same names:
 
-    - ``obs["cellglot_mapping_COLUMN"]``: of labels the most frequent among the `k` nearest cells, of equally frequent
-      ones that of the nearest; of numbers the mean,
+    - ``obs["cellglot_mapping_COLUMN"]``: of labels the one that the `k` nearest cells vote for, nearer cells and rarer
+      labels count more; of numbers the mean,
     - ``obs["cellglot_mapping_share_COLUMN"]``: share of the nearest cells that have the label,
     - ``obs["cellglot_mapping_distance"]``: mean distance (1 - cosine) to them,
     - ``obs["cellglot_mapping_novelty"]``: share of the reference's cells that are nearer to their neighbours than the

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import cellglot
 from cellglot.cli import app
 from cellglot.evaluation.mapping import neighbours
-from cellglot.evaluation.mapping.mapped import novelty_of
+from cellglot.evaluation.mapping.mapped import novelty_of, vote, vote_weights
 from cellglot.evaluation.mapping.neighbours import NeighbourGraph, exact_neighbours, unit_rows, without_self
 from cellglot.evaluation.mapping.reference import Reference
 
@@ -148,10 +148,14 @@ def test_labels_are_voted_and_numbers_are_averaged(reference, cells, model):
     for row in (0, 20, 35):
         near = kept[found.obsm["cellglot_mapping_neighbours"][row]]
         assert found.obs["cellglot_mapping_age"].iloc[row] == pytest.approx(np.nanmean(cells.obs["age"].iloc[near]))
-        votes = cells.obs["cluster"].astype(str).iloc[near].value_counts()
+        beyond = found.obsm["cellglot_mapping_distances"][row] - found.obsm["cellglot_mapping_distances"][row, 0]
+        clusters = cells.obs["cluster"].astype(str)
+        weights = np.exp(-beyond / beyond.mean()) / np.sqrt(clusters.iloc[kept].value_counts()[clusters.iloc[near]])
+        votes = pd.Series(weights.to_numpy(), index=clusters.iloc[near].to_numpy()).groupby(level=0).sum()
         chosen = found.obs["cellglot_mapping_cluster"].iloc[row]
         assert votes[chosen] == votes.max()
-        assert found.obs["cellglot_mapping_share_cluster"].iloc[row] == pytest.approx(votes.max() / 5)
+        share = (clusters.iloc[near] == chosen).mean()
+        assert found.obs["cellglot_mapping_share_cluster"].iloc[row] == pytest.approx(share)
     distances = found.obsm["cellglot_mapping_distances"]
     assert (np.diff(np.delete(distances, 4, axis=0), axis=1) >= 0).all()
 
@@ -164,15 +168,15 @@ def test_three_cells_of_a_file_are_mapped_by_the_command(reference, cells, gene_
         "--columns", "cell_type,age", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "15 nearest of 35 cells" in done.output and "median share of neighbours" in done.output
+    assert "30 nearest of 35 cells" in done.output and "median share of neighbours" in done.output
     written, table, similar = ad.read_h5ad(names[0]), pd.read_csv(names[1]), pd.read_parquet(names[2])
     direct = cellglot.map(cells[10:13].copy(), reference, columns=["cell_type", "age"], copy=True, **CPU)
     for name in ("cell_type", "share_cell_type", "age", "distance", "novelty"):
         assert written.obs[f"cellglot_mapping_{name}"].tolist() == direct.obs[f"cellglot_mapping_{name}"].tolist()
     assert table["cell_type"].tolist() == written.obs["cellglot_mapping_cell_type"].tolist()
     assert written.uns["cellglot_mapping"]["model"] == str(gene_classifiers["base"])
-    assert len(similar) == 3 * 15 and similar["rank"].tolist()[:15] == list(range(1, 16))
-    assert similar["similar_cell"].iloc[[0, 15, 30]].tolist() == cells.obs_names[10:13].tolist()
+    assert len(similar) == 3 * 30 and similar["rank"].tolist()[:30] == list(range(1, 31))
+    assert similar["similar_cell"].iloc[[0, 30, 60]].tolist() == cells.obs_names[10:13].tolist()
     assert similar["similar_age"].iloc[0] == cells.obs["age"].iloc[10]
     again = command("map", reference, tmp_path / "few.h5ad", "-o", names[0])
     assert again.exit_code and "exists" in str(again.exception)
@@ -199,6 +203,19 @@ def test_cells_unlike_the_reference_are_announced_first(reference, cells, model,
     np.testing.assert_array_equal(found, [0.0, 0.25, 1.0, np.nan])
 
 
+def test_nearer_cells_and_rarer_labels_count_more():
+    voters, distances = np.array([[1, 0, 0, -1], [0, 0, 1, 1]]), np.array([[0.0, 0.3, 0.3, 0.3], [0.1] * 4])
+    weights = vote_weights(voters, distances, np.array([400, 100]))
+    np.testing.assert_allclose(weights[1], [0.05, 0.05, 0.1, 0.1])
+    near = np.exp(-0.3 / 0.225)
+    np.testing.assert_allclose(weights[0], [0.1, near / 20, near / 20, 0], rtol=1e-6)
+    chosen, share = vote(voters, weights)
+    assert (chosen.tolist(), share.tolist()) == ([1, 1], [0.25, 0.5])
+    few = vote_weights(voters, distances, np.array([400, 1]))
+    assert few[1, 2] == pytest.approx(1 / np.sqrt(4))  # labels of fewer cells than neighbours count as that many
+    assert vote(np.array([[-1, -1]]), np.zeros((1, 2)))[0].tolist() == [-1]
+
+
 # -------------------------------------------------------------------- by a classifier
 
 
@@ -209,9 +226,9 @@ def test_a_classifier_compares_its_classes_too(cells, gene_classifiers, tmp_path
     done = cellglot.annotate(cells, classifier, copy=True, **CPU)
     embedded, scores = done.obsm["X_cellglot"][kept], done.obsm["cellglot_scores"][kept]
     size = embedded.shape[1]
-    assert (opened.score_weight, opened.size) == (1.0, size + len(classifier.classes))
-    np.testing.assert_allclose(opened.vectors[:, :size], unit_rows(embedded) / np.sqrt(2), atol=1e-3)
-    np.testing.assert_allclose(opened.vectors[:, size:], np.sqrt(scores / 2), atol=1e-3)
+    assert (opened.score_weight, opened.size) == (2.0, size + len(classifier.classes))
+    np.testing.assert_allclose(opened.vectors[:, :size], unit_rows(embedded) / np.sqrt(5), atol=1e-3)
+    np.testing.assert_allclose(opened.vectors[:, size:], np.sqrt(scores * 4 / 5), atol=1e-3)
     found = cellglot.map(cells, tmp_path / "r", k=1, copy=True, **CPU)
     assert found.obsm["cellglot_mapping_neighbours"][kept, 0].tolist() == list(range(35))
     np.testing.assert_allclose(found.obsm["X_cellglot_mapping"][kept], embedded, atol=1e-5)
