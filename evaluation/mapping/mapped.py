@@ -143,8 +143,8 @@ class MappedCells:
 def carry_column(reference: Reference, name: str, numbers: np.ndarray, distances: np.ndarray) -> CarriedColumn:
     """Carry a column of the reference over to cells, by their nearest neighbours.
 
-    Labels are voted with `vote_weights`; neighbours without a label do not vote, but count in the share. Of numbers the
-    mean is taken.
+    Labels are voted with `vote_weights`; neighbours without a label do not vote, but count in the share. Of numbers
+    the mean is taken.
 
     Parameters
     ----------
