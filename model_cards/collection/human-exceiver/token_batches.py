@@ -13,7 +13,7 @@ BATCHES_AHEAD = 16  # sorted by length together
 
 def batches_of_similar_length(
     parts: Iterator[TokenRows], batch_size: int, padded: Any
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Sort the cells of `BATCHES_AHEAD` batches by their number of tokens, the longest first.
 
     Parameters
@@ -27,9 +27,9 @@ def batches_of_similar_length(
     ------
     cells : numpy.ndarray
         Numbers of the batch's cells, counted from 0 over all runs.
+    batch : dict
+        Name -> padded array.
     """
-    import torch
-
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be at least 1")
     first = 0
@@ -39,8 +39,7 @@ def batches_of_similar_length(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = max(1, max(len(rows[i].tokens) for i in chosen))
-            arrays = padded([rows[i] for i in chosen], width)
-            yield first + chosen, {name: torch.from_numpy(array) for name, array in arrays.items()}
+            yield first + chosen, padded([rows[i] for i in chosen], width)
         first += len(order)
 
 

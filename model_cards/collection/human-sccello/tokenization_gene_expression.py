@@ -361,17 +361,23 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         layer: str | None = None,
         gene_column: str | None = None,
         min_coverage: float | None = None,
+        return_tensors: str = "pt",
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Tokenize cells into padded batches of similar length, in bounded memory.
 
         `report`, which is also `last_report`, is filled for all cells.
+
+        Parameters
+        ----------
+        return_tensors
+            ``"pt"`` for tensors of PyTorch, ``"np"`` for arrays of numpy; then PyTorch is not imported.
 
         Yields
         ------
         cells : numpy.ndarray
             Numbers of the batch's cells.
         batch : dict
-            Inputs of the model, PyTorch tensors.
+            Inputs of the model.
         """
         counts = open_counts(cells, genes, layer)
         columns = self.gene_columns(counts, gene_column)
@@ -379,7 +385,8 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
         report.__dict__.update(columns.match.report().__dict__)
         self.last_report = report
         parts = self.iterate(counts, columns, report, max_values=VALUES_READ_AHEAD)
-        yield from batches_of_similar_length(parts, batch_size, self._padded)
+        for numbers, arrays in batches_of_similar_length(parts, batch_size, self._padded):
+            yield numbers, _in_tensors(arrays, return_tensors).data
         self.check_coverage(report, min_coverage, counts)
 
     def __call__(
