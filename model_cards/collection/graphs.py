@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cellglot.evaluation.onnx_export import made_batches
+from cellglot.modeling.any_model import load_any_model
 from cellglot.modeling.convert.onnx_alone import export_graph_alone
-from cellglot.verbs.models import load_model
 
 
 def add_graph(folder: Path) -> Path:
@@ -20,7 +20,7 @@ def add_graph(folder: Path) -> Path:
     OnnxError
         If it is not a classifier, or the graph returns other values than PyTorch.
     """
-    loaded = load_model(folder)
+    loaded = load_any_model(folder)
     return export_graph_alone(loaded, list(made_batches(loaded.tokenizer)))
 
 
