@@ -13,6 +13,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+from pretraining_objectives import pretrained
 from scipy.sparse import csr_matrix, vstack
 
 from cellglot.evaluation.benchmark.baselines import LogCountsPca
@@ -30,17 +31,12 @@ from cellglot.model_cards.collection.recipe import Recipe, read_recipe
 from cellglot.model_cards.collection.scores import Group
 from cellglot.modeling.any_model import load_any_model
 from cellglot.outputs import write_json
-from cellglot.tokenization.corpus.corpus import Corpus
-from cellglot.training.config import load_config
 from cellglot.training.data.cell_types import open_ontology
-from cellglot.training.pretraining.pretrain import pretrain
 
 
 RESULTS_FILE, START, END = "pretraining_study.json", "<!-- tables -->", "<!-- end of tables -->"
 MOST_CELLS = 2000  # of a data set
 COMPONENTS, REGRESSION, RANDOM = "PCA", "logistic regression on all genes", "random weights"
-# Objectives of pretraining without labels, or with texts, that a build of a base is compared with.
-OBJECTIVES = {"exceiver": {"masked expression": "exceiver_small.yaml"}, "sccello": {}, "langcell": {}}
 
 
 def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
@@ -59,13 +55,13 @@ def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
     done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for build in builds:
         recipe = read_recipe(json.loads((build / "collection_build.json").read_text())["recipe"])
-        for fold in sorted(path for path in (build / "folds").iterdir() if path.is_dir()):
+        for fold in folds_of(build, recipe):
             cells = dict(_test_cells(build, fold, recipe))
-            for name, encoder in _encoders(fold, recipe, output, steps):
+            for name, encoder, random in _encoders(build, fold, recipe, output, steps):
                 key = f"{name} / {fold.name}"
                 if key not in done:
                     print(key, flush=True)
-                    done[key] = _scored(encoder, cells, recipe.seed)
+                    done[key] = _scored(encoder, cells, recipe.seed, random)
                     write_json(file, done)
             if all(f"{name} / {fold.name}" in done for name in (COMPONENTS, REGRESSION)):
                 continue
@@ -78,24 +74,28 @@ def study(builds: Sequence[Path], output: Path, steps: int) -> dict[str, Any]:
     return done
 
 
-def _encoders(fold: Path, recipe: Recipe, output: Path, steps: int) -> Iterator[tuple[str, Path]]:
-    """Yield what was trained without the laboratories of a fold: objective -> folder of the encoder."""
-    family = str(recipe.config().model["type"])
-    given = json.loads((fold / recipe.name / "training_run.json").read_text(encoding="utf-8"))["config"]["data"]
-    masked = " and masked expression" if given.get("mask_fraction") else ""
-    yield f"{family}, labels{masked}", fold / recipe.name
-    for objective, name in OBJECTIVES[family].items() if steps else ():
-        folder = output / family / fold.name / objective
-        config = load_config(name)
-        config.model.update({k: v for k, v in recipe.config().model.items() if k != "type"})
-        for key in ("thin_to_median", "drop_tokens"):
-            config.data[key] = recipe.config().data[key]
-        config.trainer.update(
-            max_steps=steps, eval_strategy="no", save_strategy="no", warmup_steps=0.1, seed=recipe.seed,
-            per_device_train_batch_size=64,
-        )  # fmt: skip
-        pretrain(config, Corpus.open(fold / "corpus"), folder)
-        yield f"{family}, {objective}", folder
+def folds_of(build: Path, recipe: Recipe) -> list[Path]:
+    """Return the folders of the folds of a build; a LangCell has none, its one fold is named by what it left out."""
+    if recipe.kind == "texts":
+        (out,) = recipe.held_out or []
+        return [build / "final" / (out if isinstance(out, str) else " and ".join(out))]
+    return sorted(path for path in (build / "folds").iterdir() if path.is_dir())
+
+
+def _encoders(build: Path, fold: Path, recipe: Recipe, output: Path, steps: int) -> Iterator[tuple[str, Path, bool]]:
+    """Yield what was trained without the laboratories of a fold.
+
+    Yields
+    ------
+    tuple
+        Name of the line, folder of the model, and whether the same network with random weights is scored as well.
+    """
+    if recipe.kind == "texts":
+        yield recipe.name, build / "final" / recipe.name, True
+        return
+    yield recipe.name, fold / recipe.name, True
+    for name, folder in pretrained(build, fold, recipe, output, steps) if steps else ():
+        yield name, folder, False
 
 
 def _test_cells(build: Path, fold: Path, recipe: Recipe) -> Iterator[tuple[str, ad.AnnData]]:
@@ -137,14 +137,13 @@ def _group(recipe: Recipe, levels: Any, ontology: Any) -> Group:
     return Group(list(types), np.array(members))
 
 
-def _scored(encoder: Path, cells: Mapping[str, ad.AnnData], seed: int) -> dict[str, Any]:
-    """Score an encoder, and the same network with random weights."""
-    load_any_model(encoder)  # a damaged folder is named before the work
-    found = {name: embeddings_of(encoder, part, seed) for name, part in cells.items()}
-    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
-    if config.get("linear_genes"):
+def _scored(encoder: Path, cells: Mapping[str, ad.AnnData], seed: int, random: bool) -> dict[str, Any]:
+    """Score an encoder, and where `random` is true the same network with random weights."""
+    config = load_any_model(encoder).encoder.config
+    found = {name: embeddings_of(encoder, part, seed, random) for name, part in cells.items()}
+    if getattr(config, "linear_genes", 0):
         for of_set in found.values():
-            whole, size = of_set["this model"], config["hidden_size"]
+            whole, size = of_set["this model"], config.hidden_size
             of_set |= {"without its linear latent": whole[:, :-size], "its linear latent": whole[:, -size:]}
     return {
         which: _scores(cells, {name: of_set[which] for name, of_set in found.items()}, None, seed)

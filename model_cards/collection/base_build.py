@@ -92,16 +92,16 @@ class BaseBuild(Build):
         loaded = load_any_model(trained)
         network = loaded.encoder
         if self.recipe.linear_genes:
-            of = [p for p in sets if p.data_set.name in self.recipe.linear_data]
             recipe = self.recipe
             network = with_linear_latent(
                 network,
                 loaded.tokenizer,
-                of,
+                [p for p in sets if p.data_set.name in recipe.linear_data],
                 recipe.linear_genes,
                 recipe.seed,
                 recipe.linear_share,
                 recipe.linear_labels,
+                [p for p in sets if p.data_set.name in recipe.linear_label_data],
             )
         network.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
@@ -194,8 +194,15 @@ def types_of(adata: ad.AnnData, levels: LabelLevels, group: Group | None) -> np.
     return np.array([*group.names, ""], dtype=object)[group.truth(allowed)]
 
 
-def embeddings_of(encoder: Path, cells: ad.AnnData, seed: int) -> dict[str, np.ndarray]:
+def embeddings_of(encoder: Path, cells: ad.AnnData, seed: int, random: bool = True) -> dict[str, np.ndarray]:
     """Embed cells by a model, and by the same network with random weights; NaN for cells without a known gene.
+
+    Parameters
+    ----------
+    seed
+        Of the random weights.
+    random
+        False to leave the network with random weights out.
 
     Returns
     -------
@@ -203,12 +210,14 @@ def embeddings_of(encoder: Path, cells: ad.AnnData, seed: int) -> dict[str, np.n
         ``this model`` and ``random weights``, float32, shape (cells, size).
     """
     loaded = load_any_model(encoder)
-    torch.manual_seed(seed)
-    fresh = type(loaded.encoder)(loaded.encoder.config)
-    buffers = dict(fresh.named_buffers())
-    for name, values in loaded.encoder.named_buffers():
-        buffers[name].copy_(values)
-    networks = {"this model": loaded.encoder, "random weights": fresh.eval()}
+    networks = {"this model": loaded.encoder}
+    if random:
+        torch.manual_seed(seed)
+        fresh = type(loaded.encoder)(loaded.encoder.config)
+        buffers = dict(fresh.named_buffers())
+        for name, values in loaded.encoder.named_buffers():
+            buffers[name].copy_(values)
+        networks["random weights"] = fresh.eval()
     found = {}
     for name, network in networks.items():
         with read_cells(cells) as opened:

@@ -135,13 +135,13 @@ def train(
     base = None if recipe.base is None else resolve_model(recipe.base)
     if recipe.pretraining:
         before = recipe.config(quick, "pretraining")
-        every = _new_corpus(recipe, [p.path for p in sets], folder / "pretraining" / "corpus", before)
+        every = new_corpus(recipe, [p.path for p in sets], folder / "pretraining" / "corpus", before)
         pretrain(before, every, folder / "pretraining" / "model")
         base = str(folder / "pretraining" / "model")
     if base is not None:
         corpus = corpus_for(base, files, folder, LABEL, validation_fraction=0.0, processes=1)
     else:
-        corpus = _new_corpus(recipe, files, folder / "corpus", config)
+        corpus = new_corpus(recipe, files, folder / "corpus", config)
     classes = [levels.ids.get(name, name) for name in levels.classes]
     config.finetuning.update(levels=True, classes=classes, ontology=ontology_name, unlikely_labels="keep")
     finetune(config, base, corpus, folder / "model", method=recipe.method, label_column=LABEL)
@@ -161,7 +161,7 @@ def _with_gene_sums(recipe: Recipe, folder: Path, corpus: Corpus, config: Traini
     return fitted
 
 
-def _new_corpus(recipe: Recipe, files: Sequence[Path], folder: Path, config: TrainingConfig) -> Corpus:
+def new_corpus(recipe: Recipe, files: Sequence[Path], folder: Path, config: TrainingConfig) -> Corpus:
     """Tokenize cells for a new network, with the vocabulary of the recipe and the statistics of these cells."""
     inputs = INPUTS[str(config.model.get("type"))]
     parts = [ad.read_h5ad(path) for path in files]
@@ -287,4 +287,4 @@ def _weights_of(model: Path) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-__all__ = ["Fold", "Outputs", "levels_of", "run_fold", "train", "training_embedding"]
+__all__ = ["Fold", "Outputs", "levels_of", "new_corpus", "run_fold", "train", "training_embedding"]

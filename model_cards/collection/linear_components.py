@@ -38,6 +38,7 @@ def with_linear_latent(
     seed: int,
     share: float = 1.5,
     labels: int = 0,
+    labelled: Sequence[PreparedCells] = (),
 ) -> Encoder:
     """Return an encoder with a linear latent: principal components of log counts of training cells.
 
@@ -59,6 +60,8 @@ def with_linear_latent(
         Deviation of the linear latent, relative to that of the embedding without it; both within data sets.
     labels
         Directions of labels in place of the last components, see `label_directions`.
+    labelled
+        Data sets that the labels are of; those of `sets` by default.
     """
     random = np.random.default_rng(seed)
     parts = [ad.read_h5ad(p.path) for p in sets]
@@ -74,7 +77,8 @@ def with_linear_latent(
     loadings = np.zeros((len(used), size))
     loadings[:, :number] = PCA(number, svd_solver="arpack", random_state=seed).fit(centred).components_.T
     if labels:
-        directions = label_directions(parts, names, used, labels, seed)
+        of = [ad.read_h5ad(p.path) for p in labelled] or parts
+        directions = label_directions(of, [names[i] for i in used], labels, seed)
         of_labels, others = (_deviation([v[:, used] @ w for v in logs]) for w in (directions, loadings))
         loadings[:, size - labels :] = directions * (LABEL_SHARE * others / of_labels)
     raw = [values[:, used] @ loadings for values in logs]
@@ -84,9 +88,7 @@ def with_linear_latent(
     return _put(network, tokenizer, [names[i] for i in used], scale * loadings, scale * shift)
 
 
-def label_directions(
-    parts: Sequence[ad.AnnData], names: Sequence[str], used: np.ndarray, number: int, seed: int
-) -> np.ndarray:
+def label_directions(parts: Sequence[ad.AnnData], genes: Sequence[str], number: int, seed: int) -> np.ndarray:
     """Return the directions that tell labels apart, shape (genes, number).
 
     They are the first singular vectors, times their values, of the weights of logistic regression on the log counts of
@@ -96,11 +98,9 @@ def label_directions(
     Parameters
     ----------
     parts
-        Data sets with labels to train on.
-    names
-        Genes that all of them have.
-    used
-        Of these, the ones with weights, shape (genes,).
+        Data sets with labels to train on; genes that one lacks count as not expressed.
+    genes
+        The genes with weights.
     number
         Of directions; those that are more than labels are zero.
     seed
@@ -111,7 +111,7 @@ def label_directions(
         rows = np.flatnonzero(part.obs[LABEL].notna())
         rows = np.sort(random.permutation(rows)[:LABELLED])
         if len(rows):
-            logs.append(_logs(part[rows], names)[:, used].toarray())
+            logs.append(_logs(part[rows], genes).toarray())
             given.append(part.obs[LABEL].astype(str).to_numpy()[rows])
     labels, features = np.concatenate(given), np.concatenate(logs)
     found, counts = np.unique(labels, return_counts=True)
@@ -120,7 +120,7 @@ def label_directions(
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=STRENGTH, max_iter=100, class_weight="balanced").fit(features[kept], labels[kept])
     vectors, values, _ = np.linalg.svd(model.coef_.T, full_matrices=False)
-    made = np.zeros((len(used), number))
+    made = np.zeros((len(genes), number))
     few = min(number, len(values))
     made[:, :few] = (vectors * values)[:, :few]
     return made
@@ -148,7 +148,13 @@ def _put(network: Encoder, tokenizer: Any, names: Sequence[str], loadings: np.nd
 
 
 def _logs(cells: ad.AnnData, names: Sequence[str]) -> csr_matrix:
-    return log_counts(cells.X.tocsr())[:, cells.var_names.get_indexer(list(names))].tocsr()
+    """Return log counts of some genes, zero for those that the cells lack, shape (cells, names)."""
+    places = cells.var_names.get_indexer(list(names))
+    present = np.flatnonzero(places >= 0)
+    to_names = csr_matrix(
+        (np.ones(len(present), dtype=np.float32), (places[present], present)), shape=(cells.n_vars, len(names))
+    )
+    return (log_counts(cells.X.tocsr()) @ to_names).tocsr()
 
 
 def _variances(logs: csr_matrix) -> np.ndarray:

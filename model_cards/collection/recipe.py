@@ -185,6 +185,8 @@ class Recipe:
         Data sets that the components are of.
     linear_labels
         Directions of labels in place of the last of its components.
+    linear_label_data
+        Data sets that these labels are of; by default those of `linear_data`.
     linear_share
         Deviation of this latent, relative to that of the embedding without it.
     texts
@@ -220,6 +222,7 @@ class Recipe:
     linear_genes: int = 0
     linear_data: list[str] = field(default_factory=list)
     linear_labels: int = 0
+    linear_label_data: list[str] = field(default_factory=list)
     linear_share: float | int = 1.5
     texts: Any = None
     held_out: list[str | list[str]] | None = None
@@ -291,9 +294,13 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     catalogue = read_data_sets(path.with_name(DATA_SETS_FILE))
     if recipe.ships not in SHIPS or (recipe.ships == "tested" and len(recipe.held_out or []) != 1):
         raise RecipeError(f"{path}: ships is all, or tested with one entry of held_out")
-    others = [one for one in recipe.linear_data if one not in recipe.data]
+    others = [one for one in (*recipe.linear_data, *recipe.linear_label_data) if one not in recipe.data]
     if others or bool(recipe.linear_genes) != bool(recipe.linear_data):
         raise RecipeError(f"{path}: linear_genes needs linear_data, some of the names of data{_named(others)}")
+    if recipe.linear_label_data and not recipe.linear_labels:
+        raise RecipeError(
+            f"{path}: linear_label_data without linear_labels has no effect: set the number of directions"
+        )
     missing = [one for one in recipe.data if one not in catalogue]
     if missing:
         raise RecipeError(f"{path}: data names {', '.join(missing)}, which {DATA_SETS_FILE} does not have")

@@ -48,7 +48,7 @@ def made(data, tmp_path_factory):
     base = plain | {
         "name": "human-ranks", "kind": "base", "data": ["first", "second", "third"], "held_out": [["one"]],
         "ships": "tested", "linear_genes": LINEAR, "linear_data": ["second", "third"],
-        "linear_labels": DIRECTIONS, "linear_share": 2,
+        "linear_labels": DIRECTIONS, "linear_share": 2, "linear_label_data": ["third"],
         "training": {"model": NETWORK, "trainer": trainer},
     }  # fmt: skip
     (folder / "data_sets.yaml").write_text(yaml.safe_dump(sets, sort_keys=False))
@@ -100,10 +100,14 @@ def test_its_components_are_orthogonal_and_its_directions_tell_labels_apart(made
         ad.AnnData(csr_matrix(counts[rows]), obs=pd.DataFrame({LABEL: labels[rows]}), var=pd.DataFrame(index=names))
         for rows in (np.arange(0, 180, 2), np.arange(1, 180, 2))
     ]
-    used = np.arange(0, 30, 1)[:12]
-    found = label_directions(parts, names, used, 5, seed=0)
+    found = label_directions(parts, names[:12], 5, seed=0)
     assert found.shape == (12, 5) and not found[:, 3:].any()
-    projected = np.concatenate([log_counts(p.X)[:, used].toarray() @ found for p in parts])
+    lacking = [parts[0], parts[1][:, 3:].copy()]  # a gene that a data set lacks counts as not expressed
+    zero = parts[1].copy()
+    zero.X = csr_matrix(zero.X.multiply(np.arange(30) >= 3))
+    same = [label_directions(some, names[:12], 5, seed=0) for some in (lacking, [parts[0], zero])]
+    np.testing.assert_allclose(*same, atol=1e-6)
+    projected = np.concatenate([log_counts(p.X)[:, :12].toarray() @ found for p in parts])
     of_cells = np.concatenate([p.obs[LABEL] for p in parts])
     means = np.stack([projected[of_cells == label].mean(axis=0) for label in np.unique(labels)])
     nearest = np.linalg.norm(projected[:, None] - means, axis=2).argmin(axis=1)
