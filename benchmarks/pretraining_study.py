@@ -34,7 +34,8 @@ from cellglot.outputs import write_json
 from cellglot.training.data.cell_types import open_ontology
 
 
-RESULTS_FILE, START, END = "pretraining_study.json", "<!-- tables -->", "<!-- end of tables -->"
+RESULTS_FILE = "pretraining_study.json"
+RECORDS, STUDY = "tables", "study"  # names of the marks of the page
 MOST_CELLS = 2000  # of a data set
 COMPONENTS, REGRESSION, RANDOM = "PCA", "logistic regression on all genes", "random weights"
 
@@ -232,11 +233,12 @@ def _line(name: str, which: str) -> str:
     return name if which in ("", "this model") else f"{name}: {which}"
 
 
-def write_page(made: str, page: Path) -> None:
-    """Write tables between the marks of a page."""
+def write_page(made: str, page: Path, mark: str) -> None:
+    """Write tables between the marks of this name of a page."""
+    start, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     text = page.read_text(encoding="utf-8")
-    before, after = text.split(START)[0], text.split(END)[1]
-    page.write_text(f"{before}{START}\n\n{made}\n\n{END}{after}", encoding="utf-8")
+    before, after = text.split(start)[0], text.split(end)[1]
+    page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -259,7 +261,7 @@ def main() -> None:
         made = tables(study(given.builds, given.output, given.steps))
     print(made)
     if given.page is not None:
-        write_page(made, given.page)
+        write_page(made, given.page, RECORDS if given.records is not None else STUDY)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 from pretraining_objectives import OBJECTIVES, common_type, objective_config
-from pretraining_study import folds_of, tables
+from pretraining_study import folds_of, tables, write_page
 
 from cellglot.model_cards.collection.recipe import read_recipe
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -57,3 +57,12 @@ def test_tables_have_a_line_for_each_method_and_part():
         assert f"| first | {name} | 0.100 | 0.200 | 0.300 | 0.200 |" in made
         assert f"| first to second | {name} | 0.050 ± 0.010 | 0.100 ± 0.010 |" in made
     assert "| first to second | PCA | 0.100 |" not in made.split("labels of")[0]
+
+
+def test_tables_are_written_between_the_marks_of_their_name(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- tables -->\nold\n<!-- end of tables -->\nb\n<!-- study -->\n<!-- end of study -->\nc\n")
+    write_page("| new |", page, "study")
+    assert "old" in page.read_text() and "<!-- study -->\n\n| new |\n\n<!-- end of study -->\nc" in page.read_text()
+    write_page("| other |", page, "tables")
+    assert "old" not in page.read_text() and page.read_text().count("<!-- end of") == 2
