@@ -4,19 +4,18 @@ This script writes the tables of docs/evaluation/drug_response.md. It resumes wh
 """
 
 import argparse
-import re
 from pathlib import Path
+
+from evaluation_records import FOLDER, MODELS, RECORDS, in_order, summary_of, write_between, write_record
 
 import cellglot
 from cellglot.evaluation.benchmark.jobs import BASELINES
 from cellglot.evaluation.benchmark.results import Table
 from cellglot.evaluation.drug_response.splits import SPLITS
-from cellglot.outputs import write_text
 
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "evaluation" / "drug_response.md"
-MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
+PAGE = FOLDER / "drug_response.md"
 # Folder -> heading, what its expression values are.
 FOLDERS = {"deepcdr": ("DeepCDR's data, log2(TPM + 1)", "auto"), "gdsc": ("GDSC, microarrays", "relative")}
 COLUMNS = {"pearson": "all pairs", "pearson_in_drug": "within a drug", "pearson_in_line": "within a line"}
@@ -51,19 +50,23 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
     parser.add_argument("--folders", nargs="*", default=list(FOLDERS), choices=list(FOLDERS), help="all by default")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
+    parser.add_argument("--quick", action="store_true", help="one folder, one model: to try it")
     given = parser.parse_args()
-    for name in given.folders:
+    models, folders = (given.models[:1], given.folders[:1]) if given.quick else (given.models, given.folders)
+    for name in folders:
         heading, values = FOLDERS[name]
         done = cellglot.evaluate(
-            given.models, drug_response=given.data / "drug_response" / name, drug_values=values,
+            models, drug_response=given.data / "drug_response" / name, drug_values=values,
             tasks=["drug-response"], output=given.output / name,
         )  # fmt: skip
-        summary = done.record.summary().rpartition("\n\n")[0]  # without the time
-        shown = f"### {heading}\n\n{tables(done.results, done.record.columns)}\n\n{summary}"
-        text = f"<!-- {name} -->\n\n{shown}\n\n<!-- end of {name} -->"
-        page = given.page.read_text(encoding="utf-8")
-        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
-        write_text(given.page, re.sub(pattern, lambda _, text=text: text, page, flags=re.S))  # type: ignore[misc]
+        summary = summary_of(done.record)
+        write_between(
+            given.page, name, f"### {heading}\n\n{tables(done.results, in_order(done.record.columns))}\n\n{summary}"
+        )
+        command = f"python benchmarks/drug_response_study.py --data DATA --folders {name}"
+        title = f"Drug response: {heading}"
+        write_record(given.records, "drug_response", name, title, command, summary, done.record.content)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,27 @@ environment of cz-benchmarks.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
+from evaluation_records import FOLDER, MODELS, RECORDS, ROOT, in_order, summary_of, write_between, write_record
 
 import cellglot
 from cellglot.evaluation.benchmark.evaluate import Evaluation
 from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY
 from cellglot.evaluation.benchmark.results import markdown_table
-from cellglot.outputs import write_text
 
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "evaluation" / "judges.md"
-MODELS = ("human-exceiver", "human-sccello", "blood-exceiver", "blood-sccello", "blood-langcell")
+PAGE = FOLDER / "judges.md"
+MOST_CELLS = 1_000  # of a set; of more, these many with a label are drawn by seed 0
+TITLES = {
+    "lung_lines": "lung cancer lines",
+    "nine_samples": "nine samples of blood",
+    "pbmc_facs": "sorted blood cells",
+}
+WITHOUT_BATCHES = ("lung_lines",)  # sets whose embeddings are scored after Harmony, too
 SETS = {
     "lung_lines": (
         "Two plates of five lung cancer cell lines (CEL-seq2, sc_mixology; batches: the plates): no model was trained "
@@ -56,11 +61,19 @@ def cells_of(name: str, data: Path) -> tuple[anndata.AnnData, str, str]:
     return both, "cell_type", "plate"
 
 
+def drawn_cells(cells: anndata.AnnData, labels: str, most: int) -> anndata.AnnData:
+    """Return all cells, or of more than `most` cells these many that have a label, by seed 0, in their order."""
+    if cells.n_obs <= most:
+        return cells
+    labelled = np.flatnonzero(cells.obs[labels].notna())
+    return cells[np.sort(np.random.default_rng(0).permutation(labelled)[:most])].copy()
+
+
 def tables(done: Evaluation) -> str:
     """Return a table of the embeddings as they are, and one of those after Harmony; the best of a row in bold."""
     parts = []
     for after in (False, True):
-        columns = [name for name in done.record.columns if name.endswith(HARMONY) == after]
+        columns = [name for name in in_order(done.record.columns) if name.endswith(HARMONY) == after]
         results = {row: {n: r for n, r in by.items() if n in columns} for row, by in done.results.items()}
         if columns:
             parts.append(markdown_table(results, columns, list(BASELINES)))
@@ -76,12 +89,18 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="data sets, all by default")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     parser.add_argument("--judges", nargs="*", default=["scib-metrics", "cz-benchmarks"], help="both by default")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
+    parser.add_argument("--quick", action="store_true", help="150 cells of one set, one model, no Harmony: to try it")
     given = parser.parse_args()
-    for name in given.sets:
-        cells, labels, batches = cells_of(name, given.data)
+    models, sets, most = given.models, given.sets, MOST_CELLS
+    if given.quick:
+        models, sets, most = models[:1], sets[:1], 150
+    for name in sets:
+        whole, labels, batches = cells_of(name, given.data)
+        cells = drawn_cells(whole, labels, most)
         done = cellglot.evaluate(
-            given.models, cells, labels=labels, batches=batches, tasks=["clustering", "integration"],
-            judges=given.judges, without_batches=True, output=given.output / name,
+            models, cells, labels=labels, batches=batches, tasks=["clustering", "integration"], judges=given.judges,
+            without_batches=name in WITHOUT_BATCHES and not given.quick, output=given.output / name,
         )  # fmt: skip
         seconds = {
             judge: sum(tasks[judge]["seconds"] for tasks in done.record.content["finished"].values() if judge in tasks)
@@ -89,13 +108,14 @@ def main() -> None:
         }
         took = ", ".join(f"{judge} {value:.0f} s" for judge, value in seconds.items())
         judged = "\n\n".join(line for line in done.record.summary().split("\n\n") if "its own code" in line)
-        text = (
-            f"<!-- {name} -->\n\n**{SETS[name]}** {cells.n_obs:,} cells, {cells.n_vars:,} genes.\n\n{tables(done)}\n\n"
-            f"{judged} Time for all columns: {took}.\n\n<!-- end of {name} -->"
-        )
-        page = given.page.read_text(encoding="utf-8")
-        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
-        write_text(given.page, re.sub(pattern, lambda _, text=text: text, page, flags=re.S))  # type: ignore[misc]
+        drawn = "" if cells is whole else f", drawn of {whole.n_obs:,} by seed 0"
+        said = f"{SETS[name]} {cells.n_obs:,} cells{drawn}."
+        shown = f"**{SETS[name]}** {cells.n_obs:,} cells{drawn}; {cells.n_vars:,} genes.\n\n{tables(done)}\n\n"
+        write_between(given.page, name, f"{shown}{judged} Time for all columns: {took}.")
+        title = f"The field's judges: {TITLES[name]}"
+        command = f"python benchmarks/judges_study.py --data DATA --sets {name}"
+        summary = f"{said}\n\n{summary_of(done.record)}"
+        write_record(given.records, "judges", name, title, command, summary, done.record.content)
 
 
 if __name__ == "__main__":

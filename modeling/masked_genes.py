@@ -17,6 +17,7 @@ from cellglot.modeling.families import FAMILIES
 
 
 COPIES_AT_ONCE = 16
+PART = 4  # copies that go through the layers at once on a CPU: their states stay in its cache
 
 
 @dataclass
@@ -180,6 +181,11 @@ def _own_context(
     return (weights @ shared.value + changed).transpose(0, 1)
 
 
+def parts_at_once(states: torch.Tensor) -> int:
+    """Return how many copies go through the layers at once, by the device of their states."""
+    return PART if states.device.type == "cpu" else COPIES_AT_ONCE
+
+
 def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Compute cell embeddings of copies of a cell from the first layer's output.
 
@@ -199,13 +205,33 @@ def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> t
     """
     layers, pooled_first = encoder.layers[1:], encoder.can_choose_places(packed=False)
     for number, layer in enumerate(layers, start=1):
-        if pooled_first and number == len(layers):
-            hidden = layer(hidden, None, hidden.new_zeros(len(hidden), 1, dtype=torch.long))
-        else:
-            hidden = layer(hidden, None)
+        last = number == len(layers)
+        hidden = _first_token(layer, hidden) if pooled_first and last else layer(hidden, None)
     pooled = hidden[:, 0] if pooled_first else encoder._pool(hidden, tokens, torch.ones_like(tokens).bool(), None)
     projection = getattr(encoder, "projection", None)
     return pooled if projection is None else nn.functional.normalize(projection(pooled).float(), dim=-1)
+
+
+def _first_token(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what a layer computes for the first token, shape (copies, 1, hidden size).
+
+    Other tokens are not projected to keys and values: the query is projected to the space of the hidden states, and
+    their weighted sum to a value. The bias of the keys adds the same to the logits of all tokens, which is nothing.
+    """
+    attention, first = layer.self_attn, hidden[:, :1]
+    if not all(type(p) is nn.Linear for p in (attention.k_proj, attention.v_proj)):  # adapters change projections
+        return layer(hidden, None, hidden.new_zeros(len(hidden), 1, dtype=torch.long))
+    key, value = (
+        p.weight.unflatten(0, (-1, attention.head_dim)) for p in (attention.k_proj, attention.v_proj)
+    )  # heads, size, hidden size
+    query = attention.q_proj(first[:, 0]).unflatten(-1, (-1, attention.head_dim))  # copies, heads, size
+    query = torch.einsum("chs,hsd->chd", query, key)
+    weights = (query @ hidden.transpose(1, 2) * attention.scaling).float().softmax(dim=-1).to(hidden.dtype)
+    context = torch.einsum("chd,hsd->chs", weights @ hidden, value).flatten(1)
+    if attention.v_proj.bias is not None:
+        context = context + attention.v_proj.bias
+    hidden = layer.norm_attention(first + attention.o_proj(context).unsqueeze(1))
+    return layer.norm_feed_forward(hidden + layer.fc2(layer.activation(layer.fc1(hidden))))
 
 
 def _whole_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:

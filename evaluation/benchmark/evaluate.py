@@ -188,7 +188,8 @@ def evaluate_models(
         gene_column=gene_column,
         min_coverage=min_coverage,
     )
-    wanted = _tasks(tasks, data, markers, drugs, cells, gene_sets, perturbations) + _judges(judges, data, alone)
+    asked = None if tasks is None else list(tasks)
+    wanted = _tasks(asked, data, markers, drugs, cells, gene_sets, perturbations) + _judges(judges, data, alone)
     files = {n: EmbeddingFile.read(Path(s), data) for n, s in named.items() if is_embedding_file(s)}  # type: ignore[arg-type]
     if without_batches:
         _check_batches(data)
@@ -226,7 +227,7 @@ def evaluate_models(
         record = EvaluationRecord.open(folder, conditions | {"ontology": terms.metadata}, overwrite)
         record.begin({"tasks": wanted} | _plain_settings(chosen), jobs.split)
         genes = None if alone else evaluation_plots.MapGenes(data.cells, data.labels)
-        runner = Runner(jobs, wanted, settings_of, record, console, genes, without_batches)
+        runner = Runner(jobs, wanted, settings_of, record, console, genes, without_batches, asked or ())
         for name, source in named.items():
             if name in files:
                 runner.file(files[name], name)

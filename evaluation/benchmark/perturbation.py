@@ -1,6 +1,6 @@
 """The task "perturbation": deletions by models and by principal components, beside real knock-outs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,29 +102,49 @@ class PerturbationJobs:
         return {PERTURBATION: self._result(compare_components(self.measured, self.chosen, seed=self.seed))}
 
     def _result(self, rows: Sequence[Row]) -> TaskResult:
-        """Score rows. A deletion that a model cannot compute moves no cell: less than any control."""
-        right = [row.get("without_own_progress", 0.0) > 0 for row in rows]
-        passed = [row.get("without_own_verdict") == "yes" for row in rows if row.get("controls", ENOUGH) >= ENOUGH]
-        less = [row.get("without_own_less", 0.0) for row in rows if row.get("controls") != 0]
-        scores: dict[str, Score] = {}
-        undefined: dict[str, str] = {}
-        given = ((RIGHT, right, weighted_mean), (PASSED, passed, weighted_mean), (LESS, less, _median))
-        for name, values, score in given:
-            if values:
-                own = _score(name, np.array(values, dtype=np.float64), score)
-                scores |= bootstrap_scores(own, len(values), self.draws, self.seed)
-            else:
-                least = ENOUGH if name == PASSED else 1
-                undefined[name] = f"no knocked-out gene has {least} other genes of like expression"
-        details = {
-            "knock_outs": len(rows),
-            "knock_outs_with_enough_controls": len(passed),
-            "control_cells": len(self.chosen.start),
-            "left_out": self.chosen.left_out,
-            "chance_of_beyond_controls": LEVEL,
-            "rows": list(rows),
-        }
-        return TaskResult(scores, undefined, details)
+        return knock_out_scores(rows, len(self.chosen.start), self.chosen.left_out, self.draws, self.seed)
+
+
+def knock_out_scores(
+    rows: Sequence[Row], control_cells: int, left_out: Mapping[str, str], draws: int = DRAWS, seed: int = 0
+) -> TaskResult:
+    """Score the comparison of deletions with real knock-outs.
+
+    A deletion that a model cannot compute moves no cell: less than any control.
+
+    Parameters
+    ----------
+    rows
+        One for each knock-out, as by `cellglot.evaluation.perturbation.knock_outs.verdicts`.
+    control_cells
+        Number of cells in which the genes were deleted.
+    left_out
+        Knock-out -> why it is not compared.
+    draws, seed
+        As for `cellglot.evaluation.benchmark.jobs.Settings`.
+    """
+    right = [row.get("without_own_progress", 0.0) > 0 for row in rows]
+    passed = [row.get("without_own_verdict") == "yes" for row in rows if row.get("controls", ENOUGH) >= ENOUGH]
+    less = [row.get("without_own_less", 0.0) for row in rows if row.get("controls") != 0]
+    scores: dict[str, Score] = {}
+    undefined: dict[str, str] = {}
+    given = ((RIGHT, right, weighted_mean), (PASSED, passed, weighted_mean), (LESS, less, _median))
+    for name, values, score in given:
+        if values:
+            own = _score(name, np.array(values, dtype=np.float64), score)
+            scores |= bootstrap_scores(own, len(values), draws, seed)
+        else:
+            least = ENOUGH if name == PASSED else 1
+            undefined[name] = f"no knocked-out gene has {least} other genes of like expression"
+    details = {
+        "knock_outs": len(rows),
+        "knock_outs_with_enough_controls": len(passed),
+        "control_cells": control_cells,
+        "left_out": dict(left_out),
+        "chance_of_beyond_controls": LEVEL,
+        "rows": list(rows),
+    }
+    return TaskResult(scores, undefined, details)
 
 
 def _score(name: str, values: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float]) -> Any:
@@ -136,4 +156,4 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.median(np.repeat(values, weights.astype(np.int64))))
 
 
-__all__ = ["PerturbationJobs"]
+__all__ = ["PerturbationJobs", "knock_out_scores"]

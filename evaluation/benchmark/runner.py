@@ -38,6 +38,8 @@ class Runner:
         Genes of the maps; None to draw none.
     without_batches
         Also run an embedding after Harmony removed its batches.
+    asked
+        Tasks that were named by the caller: a model that does not support one of them is said.
     """
 
     jobs: JobMaker
@@ -47,6 +49,7 @@ class Runner:
     console: Console
     genes: evaluation_plots.MapGenes | None = None
     without_batches: bool = False
+    asked: Sequence[str] = ()
 
     def model(self, model: EvaluatedModel, name: str) -> None:
         """Run the tasks of a model, whose embedding is computed at most once."""
@@ -65,7 +68,7 @@ class Runner:
             return cache[0]
 
         jobs = self.jobs.of_model(model, embedding)
-        if RETRIEVAL in self.wanted and RETRIEVAL not in jobs:
+        if RETRIEVAL in self.asked and RETRIEVAL not in jobs:
             self.console.print(f"{name}: no retrieval, because the model does not read texts")
         self._run(name, jobs, facts)
         self._draw(name, embedding)

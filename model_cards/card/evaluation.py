@@ -1,5 +1,6 @@
 """Scores of ``cellglot evaluate`` for a card."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cellglot.model_cards.content_scan import Cleaned, clean_json
 
 
 EVALUATION_FILE = "evaluation.json"
+SEVERAL = "evaluations"  # field of a file with several evaluations of one model
 
 
 @dataclass
@@ -30,6 +32,8 @@ class ModelEvaluation:
         Cells and split.
     content
         The JSON, without paths of this machine and without other models.
+    title
+        Heading on the card; empty for a single evaluation.
     """
 
     results: list[Result]
@@ -38,6 +42,7 @@ class ModelEvaluation:
     command: str
     software: str
     content: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEvaluation:
@@ -50,7 +55,29 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
     published_as
         Name of the model on the card.
     """
+    return evaluation_of(read_json(path), path, model, published_as)
+
+
+def read_evaluations(path: str | Path, model: str, published_as: str) -> list[ModelEvaluation]:
+    """Read one or several evaluations of a model; parameters as for `read_evaluation`.
+
+    A file of several has them as a list in the field ``evaluations``, each with a ``title``, as the models of the
+    collection do.
+    """
     content = read_json(path)
+    found = content.get(SEVERAL, [content])
+    return [evaluation_of(one, path, model, published_as) for one in found]
+
+
+def file_content(evaluations: Sequence[ModelEvaluation]) -> dict[str, Any]:
+    """Return what `read_evaluations` reads."""
+    if len(evaluations) == 1 and not evaluations[0].title:
+        return evaluations[0].content
+    return {SEVERAL: [evaluation.content for evaluation in evaluations]}
+
+
+def evaluation_of(content: dict[str, Any], path: str | Path, model: str, published_as: str) -> ModelEvaluation:
+    """Return the evaluation of a model in the content of a JSON file; parameters as for `read_evaluation`."""
     if not content.get("results") or "models" not in content:
         raise ValueError(f"{path} contains no results of cellglot evaluate")
     models = [name for name in content["models"] if name not in BASELINES and not name.endswith(HARMONY)]
@@ -62,14 +89,15 @@ def read_evaluation(path: str | Path, model: str, published_as: str) -> ModelEva
     content = _of_model(clean_json(content, Path(path).name, Cleaned()), found, published_as)
     record = EvaluationRecord(content)
     results, columns = record.results, record.columns
-    data = str(content["data"].get("source") or "cells").split("/")[-1]
+    data = str(content["data"].get("name") or content["data"].get("source") or "cells").split("/")[-1]
     return ModelEvaluation(
         results=_results(results, published_as, data),
         table=markdown_table(results, columns, [name for name in columns if name in BASELINES]),
-        summary=record.summary(),
+        summary=content.get("summary") or record.summary(),
         command=_command(content, published_as, data),
         software=", ".join(f"{name} {version}" for name, version in list(content.get("software", {}).items())[:5]),
         content=content,
+        title=str(content.get("title", "")),
     )
 
 
@@ -109,7 +137,7 @@ def _results(table: Table, model: str, data: str) -> list[Result]:
 def _command(content: dict[str, Any], model: str, data: str) -> str:
     """Return the recorded command, or an equal one for a call from Python."""
     given = str(content.get("command", ""))
-    if given.startswith("cellglot evaluate"):
+    if given.startswith(("cellglot evaluate", "python benchmarks/")):
         return given
     arguments = content.get("arguments", {})
     wanted = arguments.get("tasks", [])
@@ -118,4 +146,7 @@ def _command(content: dict[str, Any], model: str, data: str) -> str:
     return f"cellglot evaluate {model} --cells {data} {options}--seed {arguments.get('seed', 0)}"
 
 
-__all__ = ["EVALUATION_FILE", "ModelEvaluation", "read_evaluation"]
+__all__ = [
+    "EVALUATION_FILE", "SEVERAL", "ModelEvaluation", "evaluation_of", "file_content", "read_evaluation",
+    "read_evaluations",
+]  # fmt: skip

@@ -122,7 +122,7 @@ class ModelFacts(CardFacts):
         Known runs of training, first to last.
     results
         Scores of training on held-out cells.
-    evaluation
+    evaluations
         Scores of ``cellglot evaluate``.
     example_source
         Source of the example cells.
@@ -152,7 +152,7 @@ class ModelFacts(CardFacts):
     purpose: str
     runs: list[TrainingRun] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
-    evaluation: Any = None
+    evaluations: list[Any] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     example_source: str = ""
     new_weights: dict[str, list[str]] = field(default_factory=dict)

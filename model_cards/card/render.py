@@ -8,7 +8,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from cellglot.evaluation.judges.names import JUDGES
 from cellglot.model_cards.card.details import check_complete
+from cellglot.model_cards.card.evaluation import ModelEvaluation
 from cellglot.model_cards.card.example_cells import MOST_GENES
 from cellglot.model_cards.card.facts import Example, ModelFacts
 from cellglot.model_cards.card.run_record import Result, TrainingRun
@@ -125,7 +127,7 @@ def model_card_data(facts: ModelFacts) -> ModelCardData:
     details, adapter = facts.details, facts.adapter is not None
     tags = ["cellglot", "single-cell", "scrna-seq", "biology", *facts.system.tags, *details.tags]
     tags += ["peft", str(facts.adapter.get("peft_type", "")).lower()] if facts.adapter is not None else []
-    known = facts.results + (facts.evaluation.results if facts.evaluation is not None else [])
+    known = facts.results + listed_results(facts.evaluations)
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag=facts.pipeline_tag,
@@ -134,10 +136,10 @@ def model_card_data(facts: ModelFacts) -> ModelCardData:
         license_link=details.license_link,
         base_model=facts.base_model,
         datasets=details.datasets or None,
-        metrics=sorted({_METRIC_TYPES.get(r.metric, r.metric) for r in known}) or None,
+        metrics=metric_types(known) or None,
         tags=[tag for tag in tags if tag],
         model_name=facts.name,
-        eval_results=[_eval_result(facts, r) for r in known] or None,
+        eval_results=[eval_result(facts.pipeline_tag, r) for r in known] or None,
     )
     if facts.base_model and facts.relation:
         data["base_model_relation"] = facts.relation
@@ -148,9 +150,20 @@ def model_card_data(facts: ModelFacts) -> ModelCardData:
     return data
 
 
-def _eval_result(facts: ModelFacts, result: Result) -> EvalResult:
+def listed_results(evaluations: Sequence[ModelEvaluation]) -> list[Result]:
+    """Return the scores of evaluations that the metadata lists: all but those of judges, which tables have."""
+    return [result for own in evaluations for result in own.results if result.task not in JUDGES]
+
+
+def metric_types(results: Sequence[Result]) -> list[str]:
+    """Return the names of metrics on the Hub, sorted."""
+    return sorted({_METRIC_TYPES.get(result.metric, result.metric) for result in results})
+
+
+def eval_result(pipeline_tag: str, result: Result) -> EvalResult:
+    """Return a score as the metadata of the Hub has it."""
     return EvalResult(
-        task_type=facts.pipeline_tag,
+        task_type=pipeline_tag,
         task_name=result.task,
         dataset_type=re.sub(r"[^A-Za-z0-9]+", "-", result.data).strip("-").lower(),
         dataset_name=result.data,
@@ -311,6 +324,6 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 __all__ = [
-    "cell_text", "check_labels", "environment", "model_card_data", "render_model_card", "run_command", "size_text",
-    "tidy", "value_text",
+    "cell_text", "check_labels", "environment", "eval_result", "listed_results", "metric_types", "model_card_data",
+    "render_model_card", "run_command", "size_text", "tidy", "value_text",
 ]  # fmt: skip

@@ -30,9 +30,17 @@ def run(
     graph: Annotated[
         bool, typer.Option("--graph", help="Build nothing: write the graph of a classifier that ships again.")
     ] = False,
+    evaluations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Build nothing: put the records of evaluations in this folder (docs/evaluation/records) on the card "
+            "of a model that ships."
+        ),
+    ] = None,
 ) -> None:
     """Build a model of the collection. Finished steps are kept, and are not repeated when it is called again."""
     from cellglot.model_cards.collection.builds import build
+    from cellglot.model_cards.collection.evaluations import kept_records, lines, put_evaluations, read_records
     from cellglot.model_cards.endpoint.staging import stage_endpoint
     from cellglot.model_cards.prepare.staging import stage_code
     from cellglot.modeling.collection import collection_folder, model_path
@@ -46,6 +54,9 @@ def run(
 
         typer.echo(str(add_graph(Path(model_path(name)))))
         return
+    if evaluations is not None:
+        typer.echo(lines(name, put_evaluations(Path(model_path(name)), read_records(evaluations))))
+        return
     if data is None:
         raise ValueError("name the folder of the data sets by --data")
     folder = output or Path("collection_build", Path(name).stem)
@@ -53,9 +64,12 @@ def run(
     if install:
         check_base(finished)
         target = collection_folder() / finished.name
+        earlier = kept_records(target)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(finished, target, ignore=shutil.ignore_patterns(".*"))
         finished = target
+        if earlier:
+            typer.echo(lines(target.name, put_evaluations(target, earlier)))
     typer.echo(str(finished))
 
 

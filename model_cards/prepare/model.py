@@ -13,7 +13,7 @@ import transformers
 
 from cellglot.inputs import read_json
 from cellglot.model_cards.card.details import CardError, check_complete
-from cellglot.model_cards.card.evaluation import EVALUATION_FILE, read_evaluation
+from cellglot.model_cards.card.evaluation import EVALUATION_FILE, file_content, read_evaluations
 from cellglot.model_cards.card.example_cells import ExampleCells, example_cells
 from cellglot.model_cards.card.example_outputs import make_examples
 from cellglot.model_cards.card.facts import SYSTEMS, ModelFacts, find_folder, gather_runs, purpose_of, system_kind
@@ -167,7 +167,7 @@ def _facts(
         facts.results = last.results(last.command(facts.name, facts.base_model or facts.base_name))
     path = folder / EVALUATION_FILE if source.evaluation is None else Path(source.evaluation)
     if source.evaluation is not None or path.exists():
-        facts.evaluation = read_evaluation(path, folder.resolve().name, facts.name)
+        facts.evaluations = read_evaluations(path, folder.resolve().name, facts.name)
     return facts
 
 
@@ -218,8 +218,8 @@ def _finish(facts: ModelFacts, staged: Staged, cells: ExampleCells, before: Outc
     facts.examples = make_examples(facts, cells, before, tokenizer)
     facts.example_source = cells.source
     write_training_configs(staged, facts.runs)
-    if facts.evaluation is not None:
-        write_json(target / EVALUATION_FILE, facts.evaluation.content)
+    if facts.evaluations:
+        write_json(target / EVALUATION_FILE, file_content(facts.evaluations))
     if cells.cells:
         shown = [
             {"name": e.name, "cell": cell, "scores": dict(e.scores)} if e.scores

@@ -23,6 +23,7 @@ def commands(monkeypatch):
         return subprocess.CompletedProcess(command, int(command[1].rpartition("/")[2] in failing))
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(evaluation_tables, "put_on_cards", lambda: print("cards"))
     return given, failing
 
 
@@ -40,6 +41,19 @@ def test_every_page_with_tables_of_a_study_is_written(commands, tmp_path, capsys
     assert all(words[-1] == str(tmp_path) for words in given)
     printed = capsys.readouterr().out
     assert all(f"docs/evaluation/{study.page}" in printed for study in evaluation_tables.STUDIES.values())
+    assert printed.endswith("cards\n")
+
+
+def test_a_try_writes_copies_of_the_pages(commands, tmp_path, capsys):
+    given, _ = commands
+    output = tmp_path / "out"
+    assert evaluation_tables.main(["--data", str(tmp_path), "--output", str(output), "--quick"]) == 0
+    assert all("--quick" in words and str(output / "records") in words for words in given)
+    for study, words in zip(evaluation_tables.STUDIES.values(), given, strict=True):
+        page = output / "pages" / study.page
+        assert str(page) in words and "<!-- " in page.read_text(encoding="utf-8")
+        assert study.kept is None or str(output / study.kept[1]) in words
+    assert "docs/evaluation" not in (printed := capsys.readouterr().out) and "cards" not in printed
 
 
 def test_a_failed_study_does_not_stop_the_others_and_is_named(commands, tmp_path, capsys):
@@ -68,6 +82,8 @@ def test_the_script_knows_the_arguments(study, tmp_path, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-    monkeypatch.setattr(sys, "argv", [study.script, *study.arguments(tmp_path, tmp_path)])
-    with pytest.raises(Parsed):
-        script.main()
+    arguments = [study.script, *study.arguments(tmp_path, tmp_path)]
+    for more in ([], study.quick(tmp_path)):
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        with pytest.raises(Parsed):
+            script.main()

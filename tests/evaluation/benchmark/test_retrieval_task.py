@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cellglot.evaluation.benchmark.evaluate import evaluate_models
+from cellglot.evaluation.benchmark.jobs import JobMaker, Settings
 from cellglot.evaluation.benchmark.models import load_evaluated_model
+from cellglot.evaluation.benchmark.record import EvaluationRecord
 from cellglot.evaluation.benchmark.retrieval import RetrievalJobs
+from cellglot.evaluation.benchmark.runner import Runner
 from cellglot.evaluation.labelled_cells import open_labelled_cells
 from cellglot.evaluation.search.retrieval import recall_at_k
 from cellglot.evaluation.text_model import embed_texts
@@ -64,3 +68,13 @@ def test_without_two_labels_it_is_undefined(blood, model):
     del bare.obs["cell_type"]
     done = evaluate_models([model], bare, **SMALL)
     assert "no cell types" in done.results["retrieval"]["langcell"].undefined["cell_to_text_recall@1"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_that_a_model_reads_no_texts_is_said_if_retrieval_is_asked_for(blood, model_folders, capsys, asked):
+    values = load_evaluated_model(model_folders["model"], name="values", device="cpu")
+    jobs = JobMaker(open_labelled_cells(blood[:40].copy()), Settings(), CellOntology.shipped())
+    record = EvaluationRecord.open(None, {})
+    runner = Runner(jobs, ["retrieval"], lambda task: {}, record, Console(), asked=["retrieval"] * asked)
+    runner.model(values, "values")
+    assert ("values: no retrieval" in capsys.readouterr().out) == asked
