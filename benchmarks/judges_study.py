@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     parser.add_argument("--judges", nargs="*", default=["scib-metrics", "cz-benchmarks"], help="both by default")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
-    parser.add_argument("--quick", action="store_true", help="150 cells of one set, one model, no Harmony: to try it")
+    parser.add_argument("--quick", action="store_true", help="150 cells of one set, one model alone: to try it")
     given = parser.parse_args()
     models, sets, most = given.models, given.sets, MOST_CELLS
     if given.quick:
@@ -100,7 +100,8 @@ def main() -> None:
         cells = drawn_cells(whole, labels, most)
         done = cellglot.evaluate(
             models, cells, labels=labels, batches=batches, tasks=["clustering", "integration"], judges=given.judges,
-            without_batches=name in WITHOUT_BATCHES and not given.quick, output=given.output / name,
+            without_batches=name in WITHOUT_BATCHES and not given.quick, baselines=not given.quick,
+            output=given.output / name,
         )  # fmt: skip
         seconds = {
             judge: sum(tasks[judge]["seconds"] for tasks in done.record.content["finished"].values() if judge in tasks)

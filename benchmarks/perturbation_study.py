@@ -192,7 +192,9 @@ def record_of(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "needs. Intervals are over bootstrap samples of comparisons."
     )
     data = {"cells": sum(record["start_cells"].values()), "cells_without_label": 0}
-    return summary, {"machine": record["machine"], "data": data, "results": {PERTURBATION: results}}
+    machine, names = record["machine"], ("python", "numpy", "torch")
+    software = {name: machine[name] for name in names if name in machine}
+    return summary, {"machine": machine, "software": software, "data": data, "results": {PERTURBATION: results}}
 
 
 def _with_less(row: Row) -> Row:

@@ -17,7 +17,7 @@ from cellglot.modeling.families import FAMILIES
 
 
 COPIES_AT_ONCE = 16
-PART = 4  # copies that go through the layers at once on a CPU: their states stay in its cache
+TOKENS_AT_ONCE = 2048  # of copies that go through the layers at once on a CPU: their states stay in its cache
 
 
 @dataclass
@@ -153,8 +153,6 @@ def rank_value_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> It
         context[copies, part] = _own_context(shared, part, new_query, new_key, new_value)
         hidden = attention.o_proj(context.flatten(2).to(states.dtype)) + states
         hidden[copies, part] += own - states[part]
-        hidden = first.norm_attention(hidden)
-        hidden = first.norm_feed_forward(hidden + first.fc2(first.activation(first.fc1(hidden))))
         tokens = input_ids.repeat(len(part), 1)
         tokens[copies, part] = encoder.config.mask_token_id
         yield finish_copies(encoder, hidden, tokens)
@@ -181,20 +179,20 @@ def _own_context(
     return (weights @ shared.value + changed).transpose(0, 1)
 
 
-def parts_at_once(states: torch.Tensor) -> int:
-    """Return how many copies go through the layers at once, by the device of their states."""
-    return PART if states.device.type == "cpu" else COPIES_AT_ONCE
+def copies_at_once(tokens: torch.Tensor) -> int:
+    """Return how many copies go through the layers at once; `tokens` has shape (copies, tokens)."""
+    return max(1, TOKENS_AT_ONCE // tokens.shape[1]) if tokens.device.type == "cpu" else COPIES_AT_ONCE
 
 
-def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Compute cell embeddings of copies of a cell from the first layer's output.
+def finish_copies(encoder: Any, attended: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Compute cell embeddings of copies of a cell from the first layer's attention.
 
     Parameters
     ----------
     encoder
         As for `rank_value_copies`.
-    hidden
-        Shape (copies, tokens, hidden size).
+    attended
+        Sum of the first attention and the states before it, shape (copies, tokens, hidden size).
     tokens
         Ids of the copies, without padding, shape (copies, tokens).
 
@@ -203,13 +201,26 @@ def finish_copies(encoder: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> t
     torch.Tensor
         Shape (copies, size).
     """
-    layers, pooled_first = encoder.layers[1:], encoder.can_choose_places(packed=False)
+    at_once = copies_at_once(tokens)
+    parts = zip(attended.split(at_once), tokens.split(at_once), strict=True)
+    return torch.cat([_finish_part(encoder, *part) for part in parts])
+
+
+def _finish_part(encoder: Any, attended: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Finish some of the copies of `finish_copies`."""
+    first, layers, pooled_first = encoder.layers[0], encoder.layers[1:], encoder.can_choose_places(packed=False)
+    hidden = _feed_forward(first, first.norm_attention(attended))
     for number, layer in enumerate(layers, start=1):
         last = number == len(layers)
         hidden = _first_token(layer, hidden) if pooled_first and last else layer(hidden, None)
     pooled = hidden[:, 0] if pooled_first else encoder._pool(hidden, tokens, torch.ones_like(tokens).bool(), None)
     projection = getattr(encoder, "projection", None)
     return pooled if projection is None else nn.functional.normalize(projection(pooled).float(), dim=-1)
+
+
+def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return a layer's output from its normalised attention."""
+    return layer.norm_feed_forward(hidden + layer.fc2(layer.activation(layer.fc1(hidden))))
 
 
 def _first_token(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -230,8 +241,7 @@ def _first_token(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
     context = torch.einsum("chd,hsd->chs", weights @ hidden, value).flatten(1)
     if attention.v_proj.bias is not None:
         context = context + attention.v_proj.bias
-    hidden = layer.norm_attention(first + attention.o_proj(context).unsqueeze(1))
-    return layer.norm_feed_forward(hidden + layer.fc2(layer.activation(layer.fc1(hidden))))
+    return _feed_forward(layer, layer.norm_attention(first + attention.o_proj(context).unsqueeze(1)))
 
 
 def _whole_copies(encoder: Any, input_ids: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:

@@ -23,7 +23,6 @@ from cellglot.modeling.masked_genes import (
     first_attention,
     gene_places,
     latents_of_copies,
-    parts_at_once,
 )
 
 
@@ -335,19 +334,8 @@ def _copies_of_block(
         context = _with_new(context, log_total, every, member, chosen, new, attention.scaling, first)
         states = torch.cat([states[:, :first], new.states.unsqueeze(1), states[:, first:]], dim=1)
         ids = torch.cat([ids[:, :first], new.ids.unsqueeze(1), ids[:, first:]], dim=1)
-    return torch.cat(
-        [
-            finish_copies(encoder, _first_layer(layer, *part[:2]), part[2])
-            for part in zip(*(of.split(parts_at_once(of)) for of in (states, context, ids)), strict=True)
-        ]
-    )
-
-
-def _first_layer(layer: Any, states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Finish the first layer from its attention, (copies, heads, tokens, size), and the states before it."""
-    attended = layer.self_attn.o_proj(context.transpose(1, 2).flatten(2).to(states.dtype))
-    hidden = layer.norm_attention(states + attended)
-    return layer.norm_feed_forward(hidden + layer.fc2(layer.activation(layer.fc1(hidden))))
+    attended = attention.o_proj(context.transpose(1, 2).flatten(2).to(states.dtype))
+    return finish_copies(encoder, states + attended, ids)
 
 
 def _attend(

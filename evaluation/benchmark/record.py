@@ -150,7 +150,7 @@ class EvaluationRecord:
                 f"{data['cells_without_label']:,} without a label, which are excluded. SHA-256 of the cells "
                 f"{data['sha256'][:16]}."
             )
-        if split is not None:
+        if split is not None and any(row.startswith("annotation:") for row in self.content["results"]):
             lines.append(
                 f"Annotation: trained on {split['training_cells']:,} cells, scored on {split['test_cells']:,}, split "
                 f"by {split['by']}; {split['note']}."

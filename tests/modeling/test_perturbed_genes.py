@@ -64,6 +64,29 @@ def make(sccello_config, exceiver_config, langcell_config):
     return make
 
 
+class Adapted(torch.nn.Linear):
+    """A projection that is more than its weights, as an adapter makes it."""
+
+    def forward(self, states):
+        return 2 * super().forward(states) + 1
+
+
+@pytest.mark.parametrize("adapted", ["k_proj", "v_proj"])
+def test_projections_of_adapters_are_those_of_forward_passes(make, adapted):
+    network, cells, options = make("sccello")
+    attention = network.layers[-1].self_attn
+    plain = getattr(attention, adapted)
+    changed = Adapted(plain.in_features, plain.out_features)
+    changed.load_state_dict(plain.state_dict())
+    setattr(attention, adapted, changed)
+    change = Change(DELETE, **options)
+    (copies,) = perturb_tokens(network, cells[:1], GENES, change)
+    rows = [changed_tokens(cells[0], gene, change) for gene in copies.genes.tolist()]
+    with torch.inference_mode():
+        expected = embed_tokens(network, rows, change, 8)
+    torch.testing.assert_close(copies.embeddings, expected.embeddings)
+
+
 @pytest.mark.parametrize("kind", [DELETE, OVEREXPRESS])
 @pytest.mark.parametrize("name", MODELS)
 def test_copies_are_those_of_forward_passes(make, name, kind, monkeypatch):
