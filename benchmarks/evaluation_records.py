@@ -72,7 +72,7 @@ def write_record(
     record = {"title": title, "order": ORDER.index(study), "command": command, "summary": summary, **kept}
     record |= {"models": checksums(models) | {of: {"baseline": True} for of in BASELINES if of in scored}}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", record | {"results": results}, default=plain)
+    write_json(folder / f"{name}.json", record | {"results": results}, indent=None, default=plain)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

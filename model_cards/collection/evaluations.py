@@ -84,7 +84,7 @@ def put_evaluations(model: Path, records: Mapping[str, dict[str, Any]]) -> list[
         said.append(f"{name}: {len(found[-1].results)} scores")
     path, card = model / EVALUATION_FILE, model / CARD
     if found:
-        write_json(path, file_content(found))
+        write_json(path, file_content(found), indent=None)
     else:
         path.unlink(missing_ok=True)
     write_text(card, card_with(card.read_text(encoding="utf-8"), model.name, found))
