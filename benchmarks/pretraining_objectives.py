@@ -60,6 +60,8 @@ def objective_config(name: str, changes: dict[str, Any], recipe: Recipe, steps: 
     """Return a shipped configuration with the size of a recipe's network, its thinning, and a number of steps."""
     config, given = load_config(name), recipe.config()
     size = {key: value for key, value in given.model.items() if key != "type"}
+    if "encoder_tokens" in size:  # of classifiers; a network that reads no further tokens is the same
+        size["max_position_embeddings"] = size.pop("encoder_tokens")
     config.model.update(changes)
     config.model.get("cell_config", config.model).update(size)
     for key in ("thin_to_median", "drop_tokens"):
