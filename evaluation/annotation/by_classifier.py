@@ -94,8 +94,8 @@ def classify_cells(
         found = run_batches(model, tokenizer, counts, compute, report=report, word="annotating", **options)
     finally:
         hook.remove()
-    values = (found[name] for name in ("logits", "embedding", "n_genes"))
-    return classified(cells, classes, *values, report, calibration, set_coverage)
+    logits, embedding, n_genes = found["logits"], found["embedding"], found["n_genes"]
+    return classified(cells, classes, logits, embedding, n_genes, report, calibration, set_coverage)
 
 
 __all__ = ["classify_cells", "load_classifier"]
