@@ -55,7 +55,7 @@ def export_graph_alone(loaded: LoadedModel, batches: Sequence[Batch]) -> Path:
     expected = [computed(graph, batch, names) for batch in batches]
     for block in graph.modules():
         if isinstance(block, ExceiverCrossBlock):
-            block.__dict__["from_genes"] = functools.partial(attend_by_table, block)
+            object.__setattr__(block, "from_genes", functools.partial(attend_by_table, block))
     proto = traced(graph, batches[0], names, loaded.name)
     proto.producer_name = "cellglot"
     strip(proto)
