@@ -155,7 +155,8 @@ def test_the_same_from_python_without_a_folder(done, folders, cells):
 
 
 def test_cells_without_batches_or_donors_say_so(folders, cells):
-    found = evaluate_models({"m": folders["sccello"]}, cells, ["integration"], with_baselines=False, **SMALL)
+    tasks = ["integration", "annotation"]
+    found = evaluate_models({"m": folders["sccello"]}, cells, tasks, with_baselines=False, **SMALL)
     assert found.results["integration"]["m"].undefined["asw_batch"] == "no batches were given"
     assert "– (1)" in found.table() and "1. no batches were given" in found.table()
     assert "the cells have no donors" in found.record.summary()
