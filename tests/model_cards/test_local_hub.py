@@ -220,6 +220,7 @@ def test_graphs_travel_with_a_model_and_annotate_from_the_hub(hub, api, gene_cla
     assert any(path.endswith("onnx/model.onnx") for path in read)
 
 
+@pytest.mark.long
 def test_a_page_of_an_adapter_is_taken_back_and_annotates(
     hub, api, gene_classifiers, space_in_browser, blood, chromium, tmp_path, monkeypatch
 ):
