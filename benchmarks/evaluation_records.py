@@ -76,7 +76,11 @@ def write_record(
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"details": {name: value for name, value in found["details"].items() if name not in LONG}}
+    details = {name: value for name, value in found["details"].items() if name not in LONG}
+    data = details.get("data")
+    if isinstance(data, dict) and "folder" in data:  # of the machine that computed it: its name is enough
+        details["data"] = data | {"folder": Path(data["folder"]).name}
+    return found | {"details": details}
 
 
 def summary_of(record: EvaluationRecord) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+from evaluation_records import write_between
 from pretraining_objectives import pretrained
 from scipy.sparse import csr_matrix, vstack
 
@@ -233,14 +234,6 @@ def _line(name: str, which: str) -> str:
     return name if which in ("", "this model") else f"{name}: {which}"
 
 
-def write_page(made: str, page: Path, mark: str) -> None:
-    """Write tables between the marks of this name of a page."""
-    start, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    text = page.read_text(encoding="utf-8")
-    before, after = text.split(start)[0], text.split(end)[1]
-    page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -261,7 +254,7 @@ def main() -> None:
         made = tables(study(given.builds, given.output, given.steps))
     print(made)
     if given.page is not None:
-        write_page(made, given.page, RECORDS if given.records is not None else STUDY)
+        write_between(given.page, RECORDS if given.records is not None else STUDY, made)
 
 
 if __name__ == "__main__":

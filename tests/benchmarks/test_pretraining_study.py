@@ -1,8 +1,9 @@
 """The study of pretraining: its objectives, what is scored, its tables."""
 
 import pytest
+from evaluation_records import write_between
 from pretraining_objectives import OBJECTIVES, common_type, objective_config
-from pretraining_study import folds_of, tables, write_page
+from pretraining_study import folds_of, tables
 
 from cellglot.model_cards.collection.recipe import read_recipe
 from cellglot.tokenization.ontology.cell_ontology import CellOntology
@@ -63,7 +64,7 @@ def test_tables_have_a_line_for_each_method_and_part():
 def test_tables_are_written_between_the_marks_of_their_name(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- tables -->\nold\n<!-- end of tables -->\nb\n<!-- study -->\n<!-- end of study -->\nc\n")
-    write_page("| new |", page, "study")
+    write_between(page, "study", "| new |")
     assert "old" in page.read_text() and "<!-- study -->\n\n| new |\n\n<!-- end of study -->\nc" in page.read_text()
-    write_page("| other |", page, "tables")
+    write_between(page, "tables", "| other |")
     assert "old" not in page.read_text() and page.read_text().count("<!-- end of") == 2

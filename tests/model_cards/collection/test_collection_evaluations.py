@@ -1,6 +1,7 @@
 """Evaluations on the cards of models of the collection."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,8 @@ def test_records_of_the_present_weights_are_on_the_cards():
         weights = [sha256(file) for file in sorted(Path(folder).glob("*model.safetensors"))]
         records = [r for r in read_records(RECORDS).values() if r["models"].get(name, {}).get(WEIGHTS) in weights]
         assert [record["title"] for record in records] == list(kept_records(Path(folder)))
+
+
+def test_records_name_no_folder_of_one_machine():
+    for path in sorted(RECORDS.glob("*.json")):
+        assert not re.findall(r'"/[\w.-]+/[^"]*', path.read_text(encoding="utf-8")), path.name
