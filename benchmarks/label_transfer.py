@@ -4,12 +4,13 @@ python -m cellglot.model_cards.collection blood-exceiver --data ../shared/data -
 python benchmarks/label_transfer.py --build collection_build/blood-exceiver
 
 The first command keeps a model for each laboratory that is left out, and what it says of these cells. The reference
-are labelled cells of the other laboratories, about 3,000, with the coordinates that `cellglot index` gives them by
-that model; cells of the left-out laboratory get the label that their 30 nearest cells vote for, as by `cellglot map`.
-Beside it: the most frequent label of the 15 nearest by embeddings alone, and a reference of the one laboratory with most labelled cells, which often lacks types of the others. The classifier is the head of
-the same model, trained on all labelled cells of the same laboratories, scored on the same cells. What the models say
-of the reference's cells is computed once, and kept in the folder of the build. Target: the mean macro F1 of the
-mapping is at most 0.02 below that of the classifier.
+are labelled cells of the other laboratories, about 3,000, with the coordinates that `cellglot index`
+gives them by that model; cells of the left-out laboratory get the label that their 30 nearest cells vote for, as by
+`cellglot map`. Beside it: the most frequent label of the 15 nearest by embeddings alone, and a reference of the one
+laboratory with most labelled cells, which often lacks types of the others. The classifier is the head of the same
+model, trained on all labelled cells of the same laboratories, scored on the same cells. What the models say of the
+reference's cells is computed once, and kept in the folder of the build. Target: the mean macro F1 of the mapping is at
+most 0.02 below that of the classifier.
 """
 
 from pathlib import Path
