@@ -6,7 +6,17 @@ This script writes the tables of docs/evaluation/drug_response.md. It resumes wh
 import argparse
 from pathlib import Path
 
-from evaluation_records import FOLDER, MODELS, RECORDS, in_order, summary_of, write_between, write_record
+from evaluation_records import (
+    FOLDER,
+    MODELS,
+    RECORDS,
+    in_order,
+    summary_of,
+    to_compute,
+    with_kept,
+    write_between,
+    write_record,
+)
 
 import cellglot
 from cellglot.evaluation.benchmark.jobs import BASELINES
@@ -51,22 +61,28 @@ def main() -> None:
     parser.add_argument("--folders", nargs="*", default=list(FOLDERS), choices=list(FOLDERS), help="all by default")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
+    parser.add_argument(
+        "--add", action="store_true", help="only models that the record lacks, or has of other weights"
+    )
     parser.add_argument("--quick", action="store_true", help="one folder, one model: to try it")
     given = parser.parse_args()
     models, folders = (given.models[:1], given.folders[:1]) if given.quick else (given.models, given.folders)
     for name in folders:
         heading, values = FOLDERS[name]
+        if not (computed := to_compute(given.records, name, models, given.add)):
+            continue
         done = cellglot.evaluate(
-            models, drug_response=given.data / "drug_response" / name, drug_values=values,
+            computed, drug_response=given.data / "drug_response" / name, drug_values=values,
             tasks=["drug-response"], output=given.output / name,
         )  # fmt: skip
-        summary = summary_of(done.record)
+        record = with_kept(done.record.content, given.records, name) if given.add else done.record
+        summary = summary_of(record)
         write_between(
-            given.page, name, f"### {heading}\n\n{tables(done.results, in_order(done.record.columns))}\n\n{summary}"
+            given.page, name, f"### {heading}\n\n{tables(record.results, in_order(record.columns))}\n\n{summary}"
         )
         command = f"python benchmarks/drug_response_study.py --data DATA --folders {name}"
         title = f"Drug response: {heading}"
-        write_record(given.records, "drug_response", name, title, command, summary, done.record.content)
+        write_record(given.records, "drug_response", name, title, command, summary, record.content)
 
 
 if __name__ == "__main__":

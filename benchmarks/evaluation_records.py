@@ -10,6 +10,7 @@ from measure import ROOT
 from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY
 from cellglot.evaluation.benchmark.record import EvaluationRecord
 from cellglot.evaluation.benchmark.results import plain
+from cellglot.inputs import read_json
 from cellglot.model_cards.collection.evaluations import WEIGHTS
 from cellglot.modeling.collection import shipped_models
 from cellglot.outputs import sha256, write_json, write_text
@@ -73,6 +74,56 @@ def write_record(
     record |= {"models": checksums(models) | {of: {"baseline": True} for of in BASELINES if of in scored}}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", record | {"results": results}, indent=None, default=plain)
+
+
+def to_compute(folder: Path, name: str, models: Iterable[str], add: bool) -> list[str]:
+    """Return the models to evaluate: all, or those whose scores a record lacks or has of other weights.
+
+    Parameters
+    ----------
+    folder, name
+        Of the record.
+    models
+        Names of models of the collection.
+    add
+        Whether scores of the record stay.
+    """
+    file, models = folder / f"{name}.json", list(models)
+    if not add or not file.is_file():
+        return models
+    kept, shipped = read_json(file)["models"], checksums(models)
+    return [of for of in models if of not in kept or kept[of].get(WEIGHTS) != shipped.get(of, {}).get(WEIGHTS)]
+
+
+def with_kept(content: dict[str, Any], folder: Path, name: str) -> EvaluationRecord:
+    """Add the models of a record that were not evaluated again, see `to_compute`.
+
+    Parameters
+    ----------
+    content
+        Of the new evaluation.
+    folder, name
+        Of the record.
+
+    Raises
+    ------
+    ValueError
+        If the record is of other data.
+    """
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        return EvaluationRecord(content)
+    kept = read_json(file)
+    other = [key for key, value in kept["data"].items() if key in content["data"] and content["data"][key] != value]
+    if other:
+        raise ValueError(f"{file} is of data with a different {', '.join(other)}: run without --add")
+    results = {row: dict(by_model) for row, by_model in content["results"].items()}
+    for row, by_model in kept["results"].items():
+        for model, found in by_model.items():
+            if model not in content["models"] and model not in BASELINES:
+                results.setdefault(row, {})[model] = found
+    models = {of: facts for of, facts in kept["models"].items() if of not in BASELINES} | content["models"]
+    return EvaluationRecord(content | {"results": results, "models": models})
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

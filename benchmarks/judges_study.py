@@ -11,11 +11,22 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-from evaluation_records import FOLDER, MODELS, RECORDS, ROOT, in_order, summary_of, write_between, write_record
+from evaluation_records import (
+    FOLDER,
+    MODELS,
+    RECORDS,
+    ROOT,
+    in_order,
+    summary_of,
+    to_compute,
+    with_kept,
+    write_between,
+    write_record,
+)
 
 import cellglot
-from cellglot.evaluation.benchmark.evaluate import Evaluation
 from cellglot.evaluation.benchmark.jobs import BASELINES, HARMONY
+from cellglot.evaluation.benchmark.record import EvaluationRecord
 from cellglot.evaluation.benchmark.results import markdown_table
 
 
@@ -69,12 +80,12 @@ def drawn_cells(cells: anndata.AnnData, labels: str, most: int) -> anndata.AnnDa
     return cells[np.sort(np.random.default_rng(0).permutation(labelled)[:most])].copy()
 
 
-def tables(done: Evaluation) -> str:
+def tables(record: EvaluationRecord) -> str:
     """Return a table of the embeddings as they are, and one of those after Harmony; the best of a row in bold."""
     parts = []
     for after in (False, True):
-        columns = [name for name in in_order(done.record.columns) if name.endswith(HARMONY) == after]
-        results = {row: {n: r for n, r in by.items() if n in columns} for row, by in done.results.items()}
+        columns = [name for name in in_order(record.columns) if name.endswith(HARMONY) == after]
+        results = {row: {n: r for n, r in by.items() if n in columns} for row, by in record.results.items()}
         if columns:
             parts.append(markdown_table(results, columns, list(BASELINES)))
     return "\n\n".join(parts)
@@ -90,33 +101,43 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
     parser.add_argument("--judges", nargs="*", default=["scib-metrics", "cz-benchmarks"], help="both by default")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
+    parser.add_argument(
+        "--add", action="store_true", help="only models that the record lacks, or has of other weights"
+    )
     parser.add_argument("--quick", action="store_true", help="150 cells of one set, one model alone: to try it")
     given = parser.parse_args()
     models, sets, most = given.models, given.sets, MOST_CELLS
     if given.quick:
         models, sets, most = models[:1], sets[:1], 150
     for name in sets:
+        after = name in WITHOUT_BATCHES and not given.quick
+        if after and given.add:
+            raise ValueError(f"the record of {name} does not have the scores after Harmony: run without --add")
+        if not (computed := to_compute(given.records, name, models, given.add)):
+            continue
         whole, labels, batches = cells_of(name, given.data)
         cells = drawn_cells(whole, labels, most)
         done = cellglot.evaluate(
-            models, cells, labels=labels, batches=batches, tasks=["clustering", "integration"], judges=given.judges,
-            without_batches=name in WITHOUT_BATCHES and not given.quick, baselines=not given.quick,
+            computed, cells, labels=labels, batches=batches, tasks=["clustering", "integration"], judges=given.judges,
+            without_batches=after, baselines=not given.quick,
             output=given.output / name,
         )  # fmt: skip
+        record = with_kept(done.record.content, given.records, name) if given.add else done.record
         seconds = {
             judge: sum(tasks[judge]["seconds"] for tasks in done.record.content["finished"].values() if judge in tasks)
             for judge in given.judges
         }
+        of = "all columns" if record is done.record else f"{', '.join(computed)} and the baselines"
         took = ", ".join(f"{judge} {value:.0f} s" for judge, value in seconds.items())
-        judged = "\n\n".join(line for line in done.record.summary().split("\n\n") if "its own code" in line)
+        judged = "\n\n".join(line for line in record.summary().split("\n\n") if "its own code" in line)
         drawn = "" if cells is whole else f", drawn of {whole.n_obs:,} by seed 0"
         said = f"{SETS[name]} {cells.n_obs:,} cells{drawn}."
-        shown = f"**{SETS[name]}** {cells.n_obs:,} cells{drawn}; {cells.n_vars:,} genes.\n\n{tables(done)}\n\n"
-        write_between(given.page, name, f"{shown}{judged} Time for all columns: {took}.")
+        shown = f"**{SETS[name]}** {cells.n_obs:,} cells{drawn}; {cells.n_vars:,} genes.\n\n{tables(record)}\n\n"
+        write_between(given.page, name, f"{shown}{judged} Time for {of}: {took}.")
         title = f"The field's judges: {TITLES[name]}"
         command = f"python benchmarks/judges_study.py --data DATA --sets {name}"
-        summary = f"{said}\n\n{summary_of(done.record)}"
-        write_record(given.records, "judges", name, title, command, summary, done.record.content)
+        summary = f"{said}\n\n{summary_of(record)}"
+        write_record(given.records, "judges", name, title, command, summary, record.content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from cellglot.evaluation.embedding import embed_cells
 from cellglot.model_cards.collection.base_card import base_details, base_facts, beats_components
 from cellglot.model_cards.collection.build import Build
-from cellglot.model_cards.collection.cells import GIVEN, MEANT, PreparedCells
+from cellglot.model_cards.collection.cells import GIVEN, LABEL, MEANT, PreparedCells
 from cellglot.model_cards.collection.embedding_scores import embedding_scores
 from cellglot.model_cards.collection.folds import levels_of, train
 from cellglot.model_cards.collection.linear_components import with_linear_latent
@@ -93,6 +93,7 @@ class BaseBuild(Build):
         network = loaded.encoder
         if self.recipe.linear_genes:
             recipe = self.recipe
+            labelled = [p for p in sets if p.data_set.name in (recipe.linear_label_data or recipe.linear_data)]
             network = with_linear_latent(
                 network,
                 loaded.tokenizer,
@@ -101,12 +102,19 @@ class BaseBuild(Build):
                 recipe.seed,
                 recipe.linear_share,
                 recipe.linear_labels,
-                [p for p in sets if p.data_set.name in recipe.linear_label_data],
+                labelled,
+                recipe.linear_shrinkage,
+                self._types(labelled, levels) if recipe.linear_shrinkage else (),
             )
         network.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
         shutil.copyfile(trained / RUN_FILE, target / RUN_FILE)
         return target
+
+    def _types(self, sets: Sequence[PreparedCells], levels: LabelLevels) -> list[np.ndarray]:
+        """Return the type of each cell by the labels that models are trained on, as `types_of`, of each data set."""
+        group = list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())[-1]
+        return [types_of(ad.read_h5ad(p.path, backed="r"), levels, group, LABEL) for p in sets]
 
     # ---------------------------------------------------------------- scores
 
@@ -177,20 +185,22 @@ class BaseBuild(Build):
         return self._publish(encoder, details, facts, self._examples(known, levels), record)
 
 
-def types_of(adata: ad.AnnData, levels: LabelLevels, group: Group | None) -> np.ndarray:
-    """Return the type of each cell to score embeddings by, ``""`` for none; object, shape (cells,).
+def types_of(adata: ad.AnnData, levels: LabelLevels, group: Group | None, column: str = MEANT) -> np.ndarray:
+    """Return the type of each cell, by which embeddings are scored, ``""`` for none; object, shape (cells,).
 
     Parameters
     ----------
     group
         Types that labels are put in terms of; None to take labels as the file gives them.
+    column
+        Column of the labels that are put in terms of types.
     """
     if group is None:
         given = adata.obs[GIVEN]
         return np.where(given.notna(), given.astype(str), "").astype(object)
     nothing = np.zeros(len(levels.classes), dtype=bool)
     allowed = np.stack([levels.sets.get(label, nothing) if isinstance(label, str) else nothing
-                        for label in adata.obs[MEANT]])  # fmt: skip
+                        for label in adata.obs[column]])  # fmt: skip
     return np.array([*group.names, ""], dtype=object)[group.truth(allowed)]
 
 

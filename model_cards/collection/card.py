@@ -44,7 +44,7 @@ def card_details(
         training_data_license="; ".join(licenses),
         ontology_release=ontology_release or None,
         base_model=None if recipe.method == "full" else recipe.base,
-        results=_results(scores, calibration, _unit(recipe)),
+        results=_results(scores, calibration, recipe.unit),
         limits=[*recipe.limits, *_unknown(recipe)],
         uses=list(recipe.uses),
         tags=["cellglot-collection"],
@@ -133,7 +133,7 @@ def _with_interval(score: Mapping[str, Any]) -> str:
 def _unknown(recipe: Recipe) -> list[str]:
     return [
         "types that are not in the list above: cells of them are unassigned, or given the type that is most like them",
-        f"data sets that are named above were left out one {_unit(recipe)} at a time; scores on others can be lower",
+        f"data sets that are named above were left out one {recipe.unit} at a time; scores on others can be lower",
     ]
 
 
@@ -168,20 +168,17 @@ def collection_facts(
         "data_sets": len(sets),
         "parameters": parameters,
         "license": recipe.license,
-        "scores": _mean_scores(scores, _unit(recipe)),
+        "scores": _mean_scores(scores, recipe.unit),
         "base": recipe.base if adapter else None,
         "default": recipe.default,
     }
 
 
-def _unit(recipe: Recipe) -> str:
-    """Say what was left out at a time: a laboratory, or where data sets are of one, a donor."""
-    return "donor" if any(d.where for d in recipe.sets) else "laboratory"
-
-
 def _mean_scores(scores: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
     """Return the mean macro F1 over data sets that were left out, for each level; data sets count alike."""
-    others, made = "donors" if unit == "donor" else "data sets of other laboratories", []
+    first, *rest = unit.split(" ", 1)
+    others = "data sets of other laboratories" if unit == "laboratory" else " ".join([f"{first}s", *rest])
+    made = []
     for level in dict.fromkeys(row["level"] for row in scores):
         rows = [row for row in scores if row["level"] == level]
         rows = [row for row in rows if row["baselines"].get(LOGISTIC)] or rows

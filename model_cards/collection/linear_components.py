@@ -1,7 +1,10 @@
-"""Principal components of training cells, and directions of their labels, as weights of a base's linear latent."""
+"""Principal components of training cells, and directions of their labels, as weights of a base's linear latent.
+
+Directions in which laboratories differ can be shrunk.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import anndata as ad
@@ -26,6 +29,8 @@ LABELLED = 1500  # of each data set, to find directions of labels
 FEWEST_LABELLED = 20  # of a label
 LABEL_SHARE = 1.0  # deviation of directions of labels, relative to that of the components
 STRENGTH = 0.01  # C of the logistic regression
+COMPARED = 400  # of each data set, to compare laboratories
+FEWEST_COMPARED = 8  # of a type in a data set
 
 Encoder = TypeVar("Encoder", bound=Any)
 
@@ -39,6 +44,8 @@ def with_linear_latent(
     share: float = 1.5,
     labels: int = 0,
     labelled: Sequence[PreparedCells] = (),
+    shrinkage: float = 0.0,
+    types: Sequence[np.ndarray] = (),
 ) -> Encoder:
     """Return an encoder with a linear latent: principal components of log counts of training cells.
 
@@ -62,6 +69,10 @@ def with_linear_latent(
         Directions of labels in place of the last components, see `label_directions`.
     labelled
         Data sets that the labels are of; those of `sets` by default.
+    shrinkage
+        How far directions in which cells of one type differ between data sets are shrunk, see `shrinking`; 0 for not.
+    types
+        With `shrinkage`: the type of each cell of the data sets with labels, ``""`` for none.
     """
     random = np.random.default_rng(seed)
     parts = [ad.read_h5ad(p.path) for p in sets]
@@ -76,11 +87,15 @@ def with_linear_latent(
     number = min(size - labels, min(centred.shape) - 1)
     loadings = np.zeros((len(used), size))
     loadings[:, :number] = PCA(number, svd_solver="arpack", random_state=seed).fit(centred).components_.T
+    of = [ad.read_h5ad(p.path) for p in labelled] or parts
     if labels:
-        of = [ad.read_h5ad(p.path) for p in labelled] or parts
         directions = label_directions(of, [names[i] for i in used], labels, seed)
         of_labels, others = (_deviation([v[:, used] @ w for v in logs]) for w in (directions, loadings))
         loadings[:, size - labels :] = directions * (LABEL_SHARE * others / of_labels)
+    if shrinkage:
+        found = _put(network, tokenizer, [names[i] for i in used], loadings, np.zeros(size))
+        means = _means_of_types(found, tokenizer, of, types, seed)
+        loadings = loadings @ shrinking(means, shrinkage)
     raw = [values[:, used] @ loadings for values in logs]
     some = [part[rows[:SCALED]].copy() for part, rows in zip(parts, chosen, strict=True)]
     scale = share * _deviation([_embedded(network, tokenizer, cells) for cells in some]) / _deviation(raw)
@@ -124,6 +139,55 @@ def label_directions(parts: Sequence[ad.AnnData], genes: Sequence[str], number: 
     few = min(number, len(values))
     made[:, :few] = (vectors * values)[:, :few]
     return made
+
+
+def shrinking(means: Mapping[str, np.ndarray], strength: float) -> np.ndarray:
+    """Return the matrix that shrinks directions in which laboratories differ, shape (size, size).
+
+    It is (1 + strength N / n)^(-1/2): N is the covariance of the data sets' means of a type around the mean of these
+    means, over all types, and n the mean of its eigenvalues. It is within-class covariance normalization of speaker
+    recognition (Hatch et al., 2006), which compares recordings as this does data sets.
+
+    Parameters
+    ----------
+    means
+        Type -> means of the data sets that have it, shape (data sets, size).
+    strength
+        0 changes nothing.
+
+    Raises
+    ------
+    ValueError
+        If no type is in two data sets.
+    """
+    of_several = [values for values in means.values() if len(values) > 1]
+    if not of_several:
+        raise ValueError("linear_shrinkage compares data sets of one type, and no type is in two data sets of labels")
+    differences = np.concatenate([values - values.mean(axis=0) for values in of_several])
+    covariance = differences.T @ differences / sum(len(values) - 1 for values in of_several)
+    values, vectors = np.linalg.eigh(covariance)
+    relative = np.maximum(values, 0.0) / max(float(values.mean()), 1e-12)
+    return (vectors / np.sqrt(1.0 + strength * relative)) @ vectors.T
+
+
+def _means_of_types(
+    network: Any, tokenizer: Any, parts: Sequence[ad.AnnData], types: Sequence[np.ndarray], seed: int
+) -> dict[str, np.ndarray]:
+    """Return type -> the means of the linear latent in each data set that has it, shape (data sets, size)."""
+    random, size = np.random.default_rng(seed), network.config.hidden_size
+    found: dict[str, list[np.ndarray]] = {}
+    for part, given in zip(parts, types, strict=True):
+        rows = np.flatnonzero(given != "")
+        rows = np.sort(random.permutation(rows)[:COMPARED])
+        if len(rows) < FEWEST_COMPARED:
+            continue
+        latents = _embedded(network, tokenizer, part[rows].copy())[:, -size:]
+        embedded = np.isfinite(latents).all(axis=1)
+        for name in np.unique(given[rows].astype(str)):
+            chosen = embedded & (given[rows] == name)
+            if chosen.sum() >= FEWEST_COMPARED:
+                found.setdefault(name, []).append(latents[chosen].mean(axis=0))
+    return {name: np.stack(means) for name, means in found.items()}
 
 
 def _put(network: Encoder, tokenizer: Any, names: Sequence[str], loadings: np.ndarray, shift: np.ndarray) -> Encoder:
@@ -177,4 +241,4 @@ def _deviation(parts: Sequence[np.ndarray]) -> float:
     return float(np.sqrt(np.mean([np.nanvar(part, axis=0).sum() for part in parts])))
 
 
-__all__ = ["label_directions", "with_linear_latent"]
+__all__ = ["label_directions", "shrinking", "with_linear_latent"]

@@ -187,6 +187,10 @@ class Recipe:
         Directions of labels in place of the last of its components.
     linear_label_data
         Data sets that these labels are of; by default those of `linear_data`.
+    linear_shrinkage
+        How far directions of this latent in which data sets of labels differ are shrunk, see
+        `cellglot.model_cards.collection.linear_components.shrinking`; 0 for not. Types are those of the last of
+        `groups`.
     linear_share
         Deviation of this latent, relative to that of the embedding without it.
     texts
@@ -194,6 +198,9 @@ class Recipe:
     held_out
         Laboratories that are left out in turn to test a model that did not see them; a list of some leaves them out
         at once. By default all with labels of known types.
+    unit
+        What one of the laboratories is, as the card says it: ``laboratory``, or where data sets are parts of one file,
+        such as ``donor``.
     groups
         Name of a level, such as ``fine`` -> type -> Cell Ontology ids that belong to it: what is scored.
     limits, uses
@@ -223,9 +230,11 @@ class Recipe:
     linear_data: list[str] = field(default_factory=list)
     linear_labels: int = 0
     linear_label_data: list[str] = field(default_factory=list)
+    linear_shrinkage: float | int = 0
     linear_share: float | int = 1.5
     texts: Any = None
     held_out: list[str | list[str]] | None = None
+    unit: str = "laboratory"
     groups: dict[str, Any] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
@@ -300,6 +309,10 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     if recipe.linear_label_data and not recipe.linear_labels:
         raise RecipeError(
             f"{path}: linear_label_data without linear_labels has no effect: set the number of directions"
+        )
+    if recipe.linear_shrinkage < 0 or (recipe.linear_shrinkage and not (recipe.linear_genes and recipe.groups)):
+        raise RecipeError(
+            f"{path}: linear_shrinkage is 0 or more, and needs linear_genes and groups, whose types it compares"
         )
     missing = [one for one in recipe.data if one not in catalogue]
     if missing:
