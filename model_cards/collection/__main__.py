@@ -30,6 +30,13 @@ def run(
     graph: Annotated[
         bool, typer.Option("--graph", help="Build nothing: write the graph of a classifier that ships again.")
     ] = False,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a base: folder of an earlier model of the recipe, whose network is kept. Its linear latent and "
+            "the scores are made again."
+        ),
+    ] = None,
     evaluations: Annotated[
         Path | None,
         typer.Option(
@@ -60,7 +67,7 @@ def run(
     if data is None:
         raise ValueError("name the folder of the data sets by --data")
     folder = output or Path("collection_build", Path(name).stem)
-    finished = build(name, data, folder, quick)
+    finished = build(name, data, folder, quick, network)
     if install:
         check_base(finished)
         target = collection_folder() / finished.name

@@ -19,7 +19,7 @@ from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.cells import GIVEN, LABEL, MEANT, PreparedCells
 from cellglot.model_cards.collection.embedding_scores import embedding_scores
 from cellglot.model_cards.collection.folds import levels_of, train
-from cellglot.model_cards.collection.linear_components import with_linear_latent
+from cellglot.model_cards.collection.linear_components import with_linear_latent, without_linear_latent
 from cellglot.model_cards.collection.recipe import RecipeError
 from cellglot.model_cards.collection.scores import Group, groups_of
 from cellglot.modeling.any_model import load_any_model
@@ -40,7 +40,17 @@ class BaseBuild(Build):
     Laboratories of ``held_out`` are left out in turn, and their cells scored by the embedding of a model that did not
     see them. Data sets with ``training: false`` are never seen; they are scored by the model that ships, by the labels
     of their files.
+
+    Parameters
+    ----------
+    recipe, data, folder, quick
+        As for `Build`.
+    network
+        Folder of an earlier model of the recipe, whose network is taken as it is; only the linear latent, which is
+        not trained by gradients, and the scores are made again. None to train the network.
     """
+
+    network: Path | None = None
 
     def run(self) -> Path:
         """Build the base, and return its finished folder.
@@ -48,10 +58,16 @@ class BaseBuild(Build):
         Raises
         ------
         RecipeError
-            If a data set is missing or another one than the recipe's, or nothing can be tested.
+            If a data set is missing or another one than the recipe's, nothing can be tested, or a network is given
+            for a recipe that trains several.
         ValueError
             If the finished folder is larger than models of the collection may be.
         """
+        if self.network is not None and self.recipe.ships != "tested":
+            raise RecipeError(
+                f"{self.recipe.file}: --network is for a recipe with ships: tested, which trains one network; this "
+                "one trains several"
+            )
         self._claim()
         with lock(self.folder):
             sets = self._prepare()
@@ -86,11 +102,14 @@ class BaseBuild(Build):
     def _encoder(self, sets: Sequence[PreparedCells], folder: Path) -> Path:
         """Train on data sets, and return the folder of the encoder without its head."""
         levels = levels_of(sets, self.recipe, self.ontology)
-        trained = train(self.recipe, sets, folder, self.ontology_name, levels, self.quick)
+        if self.network is None:
+            trained = train(self.recipe, sets, folder, self.ontology_name, levels, self.quick)
+        else:
+            trained = self.network
         target = folder / self.recipe.name
         shutil.rmtree(target, ignore_errors=True)
         loaded = load_any_model(trained)
-        network = loaded.encoder
+        network = without_linear_latent(loaded.encoder)
         if self.recipe.linear_genes:
             recipe = self.recipe
             labelled = [p for p in sets if p.data_set.name in (recipe.linear_label_data or recipe.linear_data)]
@@ -182,6 +201,8 @@ class BaseBuild(Build):
             "scores": list(scores),
             "better_than_principal_components": better,
         }
+        if self.network is not None:
+            record["network"] = "of an earlier build, described by training_run.json: not trained again"
         return self._publish(encoder, details, facts, self._examples(known, levels), record)
 
 

@@ -103,6 +103,15 @@ def with_linear_latent(
     return _put(network, tokenizer, [names[i] for i in used], scale * loadings, scale * shift)
 
 
+def without_linear_latent(network: Encoder) -> Encoder:
+    """Return an encoder without its linear latent; one that has none is returned as it is."""
+    if not network.config.linear_genes:
+        return network
+    made = type(network)(type(network.config).from_dict(network.config.to_dict() | {"linear_genes": 0}))
+    made.load_state_dict(network.state_dict(), strict=False)
+    return made.eval()
+
+
 def label_directions(parts: Sequence[ad.AnnData], genes: Sequence[str], number: int, seed: int) -> np.ndarray:
     """Return the directions that tell labels apart, shape (genes, number).
 
@@ -241,4 +250,4 @@ def _deviation(parts: Sequence[np.ndarray]) -> float:
     return float(np.sqrt(np.mean([np.nanvar(part, axis=0).sum() for part in parts])))
 
 
-__all__ = ["label_directions", "shrinking", "with_linear_latent"]
+__all__ = ["label_directions", "shrinking", "with_linear_latent", "without_linear_latent"]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
 import cellglot
@@ -83,6 +84,27 @@ def test_a_base_of_ranks_has_a_linear_latent_of_implied_counts(made, blood):
     torch.testing.assert_close(embedded[:, 16:], expected, atol=1e-3, rtol=1e-3)
     record = json.loads((made / "collection/human-ranks/collection_run.json").read_text())
     assert record["scores"][0]["data_set"] == "first" and record["trained_on"] == ["second", "third"]
+
+
+def test_the_network_of_an_earlier_base_is_kept(made, data, tmp_path):
+    earlier, recipe = made / "collection/human-ranks", yaml.safe_load((made / "human-ranks.yaml").read_text())
+    shutil.copyfile(made / "data_sets.yaml", tmp_path / "data_sets.yaml")
+    changed = recipe | {"linear_labels": 2, "linear_label_data": ["second", "third"], "linear_shrinkage": 1}
+    (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed))
+    finished = build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "build", network=earlier)
+    before, after = (load_file(folder / "model.safetensors") for folder in (earlier, finished))
+    assert before.keys() == after.keys()
+    differing = {name for name, weights in before.items() if not torch.equal(weights, after[name])}
+    assert differing and all(name.startswith("linear_latent.") for name in differing)
+    record = json.loads((finished / "collection_run.json").read_text())
+    assert "not trained again" in record["network"] and record["scores"]
+    for changes, message in (({"ships": "all"}, "ships: tested"), ({"kind": "classifier"}, "--network is for bases")):
+        (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed | changes))
+        with pytest.raises(RecipeError, match=message):
+            build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "other", network=earlier)
+    (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed | {"linear_shrinkage": -1}))
+    with pytest.raises(RecipeError, match="linear_shrinkage is 0 or more"):
+        build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "other")
 
 
 def test_its_components_are_orthogonal_and_its_directions_tell_labels_apart(made):
