@@ -1,6 +1,6 @@
 """Search of a reference for `cellglot map`: the graph of neighbours against exact search.
 
-python benchmarks/reference_search.py
+python benchmarks/reference_search.py [--kinds real --cells 1000000]
 
 The vectors are of two kinds. Synthetic: types, and a few directions in which the cells of one type differ, as in
 embeddings of cells. Real: blood cells embedded by blood-exceiver, in many copies, each moved towards one of the cell's
@@ -20,6 +20,7 @@ from cellglot.evaluation.mapping.neighbours import RECALL, NeighbourGraph, exact
 
 
 K = 15
+KINDS = ("synthetic", "real")
 
 
 def synthetic(cells: int, size: int, seed: int, types: int = 60, directions: int = 16) -> np.ndarray:
@@ -60,16 +61,18 @@ def main() -> None:
     options.add_argument("--cells", type=int, default=200_000, help="cells of the reference (default %(default)s)")
     options.add_argument("--size", type=int, default=256, help="size of an embedding (default %(default)s)")
     options.add_argument("--queries", type=int, default=1_000, help="cells to map (default %(default)s)")
+    options.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="of vectors (default: both)")
     given = options.parse_args()
     if given.quick:
         given.cells, given.size, given.queries, given.repeats = 5_000, 64, 200, 1
 
-    given.real = real_embeddings(given.quick)
     rows, targets = [], []
-    for kind, vectors, queries in (
-        ("synthetic", synthetic(given.cells, given.size, seed=1), synthetic(given.queries, given.size, seed=2)),
-        ("real", copies(given.real, given.cells, seed=1), copies(given.real, given.queries, seed=2)),
-    ):
+    for kind in given.kinds:
+        if kind == "synthetic":
+            vectors, queries = (synthetic(n, given.size, seed) for n, seed in ((given.cells, 1), (given.queries, 2)))
+        else:
+            real = real_embeddings(given.quick)
+            vectors, queries = (copies(real, n, seed) for n, seed in ((given.cells, 1), (given.queries, 2)))
         found, recall = measure(given, kind, vectors, queries.astype(np.float32))
         rows += found
         targets.append(
