@@ -203,6 +203,10 @@ class BaseBuild(Build):
         }
         if self.network is not None:
             record["network"] = "of an earlier build, described by training_run.json: not trained again"
+            details.limits.append(
+                "its network is that of an earlier build of the recipe: the command above trains another one like it, "
+                "whose scores can differ by more than the deviations of draws"
+            )
         return self._publish(encoder, details, facts, self._examples(known, levels), record)
 
 
