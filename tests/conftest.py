@@ -222,7 +222,7 @@ def random_counts():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def exceiver_config():
     """The tiny configuration on which every check of the Exceiver models runs; fields can be changed."""
     from cellglot.modeling import ExceiverConfig
@@ -251,7 +251,7 @@ def corpus(blood_file, tmp_path_factory):
     return tokenize_corpus([blood_file], folder, validation_fraction=0.2, processes=1, progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sccello_config():
     """The tiny configuration on which every check of the scCello models runs; fields can be changed."""
     from cellglot.modeling import ScCelloConfig
@@ -273,7 +273,7 @@ def sccello_config():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def langcell_config():
     """The tiny configuration on which every check of the LangCell models runs; fields, those of towers, can change."""
     from cellglot.modeling import LangCellConfig

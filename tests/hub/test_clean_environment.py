@@ -59,17 +59,7 @@ print(json.dumps(facts))
 """
 
 
-@pytest.fixture
-def loaded_by_a_stranger(stranger, tmp_path, few_cells):
-    """Run the jobs, (folder, Auto class) each, in a clean process; gives what was loaded, by folder."""
-
-    def run(jobs):
-        counts, genes = few_cells
-        np.savez(tmp_path / "cells.npz", counts=counts, genes=np.array(genes))
-        arguments = [str(tmp_path / "cells.npz"), *([str(folder), kind] for folder, kind in jobs)]
-        return json.loads(stranger(STRANGER, *arguments, lacking=LACKING).splitlines()[-1])
-
-    return run
+OPTIONS = {ExceiverTokenizer: {}, RankValueTokenizer: {"model_max_length": 200, "return_expression_values": True}}
 
 
 def further_inputs(model, batch):
@@ -79,50 +69,66 @@ def further_inputs(model, batch):
     return {"masked_genes": (torch.arange(batch["input_ids"].shape[1]) % 3 == 0) & batch["attention_mask"].bool()}
 
 
-def test_models_give_the_same_numbers_without_cellglot(loaded_by_a_stranger, models, tokenizer, few_cells, tmp_path):
-    jobs, expected = [], {}
+@pytest.fixture(scope="module")
+def saved(make_family, model_names, vocabulary, few_cells, tmp_path_factory):
+    """Folders of all models, saved by each Auto class, with further inputs, and of tokenizers alone."""
+    root = tmp_path_factory.mktemp("saved")
     counts, genes = few_cells
-    batch = tokenizer(counts, genes=genes, return_tensors="pt")
-    for kind, path in next(iter(models.values())).config.auto_map.items():
-        if not kind.startswith("AutoModel"):
-            continue
-        saved, folder = models[path.split(".")[1]], tmp_path / kind
-        saved.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        more = further_inputs(saved, batch)
-        save_file(more, folder / "more.safetensors")
-        model = getattr(transformers, kind).from_pretrained(folder)  # cellglot is imported: no trust is asked for
-        assert type(model) is type(saved)
+    for model_name in model_names:
+        family = make_family(model_name)
+        batch = family.tokenizer(counts, genes=genes, return_tensors="pt")
+        for kind, path in next(iter(family.models.values())).config.auto_map.items():
+            if kind.startswith("AutoModel"):
+                model, folder = family.models[path.split(".")[1]], root / model_name / kind
+                model.save_pretrained(folder)
+                family.tokenizer.save_pretrained(folder)
+                save_file(further_inputs(model, batch), folder / "more.safetensors")
+    for kind, options in OPTIONS.items():
+        kind.from_vocabulary(vocabulary, **options).save_pretrained(root / "tokenizers" / kind.__name__)
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(saved, model_names, stranger, few_cells, tmp_path_factory):
+    """What a clean process loads of all folders, by folder; it writes there what it computed."""
+    counts, genes = few_cells
+    cells = tmp_path_factory.mktemp("cells") / "cells.npz"
+    np.savez(cells, counts=counts, genes=np.array(genes))
+    jobs = [(str(folder), folder.name) for name in model_names for folder in sorted((saved / name).iterdir())]
+    jobs += [(str(folder), "") for folder in sorted((saved / "tokenizers").iterdir())]
+    return json.loads(stranger(STRANGER, str(cells), *jobs, lacking=LACKING).splitlines()[-1])
+
+
+def test_models_give_the_same_numbers_without_cellglot(loaded, saved, family, model_name, few_cells):
+    counts, genes = few_cells
+    batch = family.tokenizer(counts, genes=genes, return_tensors="pt")
+    auto_map = next(iter(family.models.values())).config.auto_map
+    for folder in (saved / model_name).iterdir():
+        model = getattr(transformers, folder.name).from_pretrained(folder)  # cellglot is imported: no trust is asked
+        assert type(model) is type(family.models[auto_map[folder.name].split(".")[1]])
         with torch.no_grad():
-            outputs = model.eval()(**batch, **more)
-        expected[folder] = {n: v for n, v in outputs.items() if isinstance(v, torch.Tensor)}
-        assert any(v.is_floating_point() for v in expected[folder].values())
-        jobs.append((folder, kind))
-    loaded = loaded_by_a_stranger(jobs)
-    for folder, tensors in expected.items():
-        tokenizer_name, tokenizer_module, model_name, model_module = loaded[str(folder)]
-        assert tokenizer_module.startswith("transformers_modules") and model_module.startswith("transformers_modules")
-        assert tokenizer_name == type(tokenizer).__name__
+            outputs = model.eval()(**batch, **load_file(folder / "more.safetensors"))
+        tensors = {n: v for n, v in outputs.items() if isinstance(v, torch.Tensor)}
+        assert any(v.is_floating_point() for v in tensors.values())
+        tokenizer_name, tokenizer_module, loaded_name, loaded_module = loaded[str(folder)]
+        assert tokenizer_module.startswith("transformers_modules") and loaded_module.startswith("transformers_modules")
+        assert (tokenizer_name, loaded_name) == (type(family.tokenizer).__name__, type(model).__name__)
         given = load_file(folder / "given.safetensors")
         assert given.keys() == tensors.keys()
         for name, values in tensors.items():
-            torch.testing.assert_close(given[name], values, rtol=1e-6, atol=1e-6, msg=f"{model_name}: {name}")
+            torch.testing.assert_close(given[name], values, rtol=1e-6, atol=1e-6, msg=f"{loaded_name}: {name}")
 
 
-def test_tokenizers_load_from_folders_of_their_own(loaded_by_a_stranger, vocabulary, few_cells, tmp_path):
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_tokenizers_load_from_folders_of_their_own(loaded, saved, few_cells, kind):
     counts, genes = few_cells
-    options = {RankValueTokenizer: {"model_max_length": 200, "return_expression_values": True}}
-    for kind in (ExceiverTokenizer, RankValueTokenizer):
-        saved = kind.from_vocabulary(vocabulary, **options.get(kind, {}))
-        saved.save_pretrained(tmp_path / kind.__name__)
-        assert not (tmp_path / kind.__name__ / "config.json").exists()
-    folders = [tmp_path / "ExceiverTokenizer", tmp_path / "RankValueTokenizer"]
-    loaded = loaded_by_a_stranger([(folder, "") for folder in folders])
-    for folder in folders:
-        assert loaded[str(folder)][0] == folder.name
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        assert type(tokenizer).__module__.startswith("cellglot.")
-        here, there = tokenizer(counts, genes=genes, return_tensors="pt"), load_file(folder / "given.safetensors")
-        assert here.keys() == there.keys() >= {"input_ids", "expression_values", "attention_mask"}
-        assert all(torch.equal(here[name], there[name]) for name in there)
-    assert load_file(folders[1] / "given.safetensors")["input_ids"].shape[1] == 200
+    folder = saved / "tokenizers" / kind.__name__
+    assert not (folder / "config.json").exists()
+    assert loaded[str(folder)][0] == kind.__name__
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert type(tokenizer).__module__.startswith("cellglot.")
+    here, there = tokenizer(counts, genes=genes, return_tensors="pt"), load_file(folder / "given.safetensors")
+    assert here.keys() == there.keys() >= {"input_ids", "expression_values", "attention_mask"}
+    assert all(torch.equal(here[name], there[name]) for name in there)
+    if kind is RankValueTokenizer:
+        assert there["input_ids"].shape[1] == 200

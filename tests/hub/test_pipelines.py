@@ -41,14 +41,15 @@ print(json.dumps(results))
 """
 
 
-@pytest.fixture
-def as_stranger(stranger, tmp_path, few_cells):
+@pytest.fixture(scope="module")
+def as_stranger(stranger, tmp_path_factory, few_cells):
     """Run jobs, (task, folder, options) each, in a clean process."""
 
     def run(jobs, blocked):
         counts, genes = few_cells
-        np.savez(tmp_path / "cells.npz", counts=counts, genes=np.array(genes))
-        return json.loads(stranger(STRANGER, *jobs, lacking=blocked, folder=tmp_path).splitlines()[-1])
+        folder = tmp_path_factory.mktemp("stranger")
+        np.savez(folder / "cells.npz", counts=counts, genes=np.array(genes))
+        return json.loads(stranger(STRANGER, *jobs, lacking=blocked, folder=folder).splitlines()[-1])
 
     return run
 
@@ -88,19 +89,35 @@ def calibrate(folder, model, few_cells):
     ).save(folder)  # fmt: skip
 
 
-def test_pipelines_give_the_same_numbers_without_cellglot(as_stranger, models, tokenizer, few_cells, tmp_path):
-    jobs, blocked = [], [*OURS, *MORE]
-    for name, model in models.items():
-        if name != model.config.auto_map["AutoModel"].split(".")[1] and not name.endswith("ForSequenceClassification"):
-            continue
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        jobs.append(["cell-embedding", str(folder), {}])
-        if name.endswith("ForSequenceClassification"):
-            calibrate(folder, model, few_cells)
-            jobs.append(["cell-type-annotation", str(folder), {}])
-    check(jobs, as_stranger(jobs, blocked), here(jobs, few_cells))
+@pytest.fixture(scope="module")
+def jobs(model_names, make_family, few_cells, tmp_path_factory):
+    """Pipelines of the models of each family, by its name; classifiers have a calibration, too."""
+    found = {name: [] for name in model_names}
+    for model_name in model_names:
+        family = make_family(model_name)
+        for name, model in family.models.items():
+            classifies = name.endswith("ForSequenceClassification")
+            if not classifies and name != model.config.auto_map["AutoModel"].split(".")[1]:
+                continue
+            folder = tmp_path_factory.mktemp(name)
+            model.save_pretrained(folder)
+            family.tokenizer.save_pretrained(folder)
+            found[model_name].append(["cell-embedding", str(folder), {}])
+            if classifies:
+                calibrate(folder, model, few_cells)
+                found[model_name].append(["cell-type-annotation", str(folder), {}])
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(jobs, as_stranger):
+    """What the pipelines of all families give in one clean process, by the name of the family."""
+    given = iter(as_stranger([job for of_one in jobs.values() for job in of_one], [*OURS, *MORE]))
+    return {model_name: [next(given) for _ in of_one] for model_name, of_one in jobs.items()}
+
+
+def test_pipelines_give_the_same_numbers_without_cellglot(results, jobs, model_name, few_cells):
+    check(jobs[model_name], results[model_name], here(jobs[model_name], few_cells))
 
 
 def test_annotation_by_texts_and_by_an_adapter(as_stranger, cell_text_folder, gene_classifiers, few_cells):
