@@ -29,6 +29,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 NAMES = {"exceiver": "exceiver_tiny.yaml", "sccello": "sccello_tiny.yaml", "langcell": "langcell_tiny.yaml"}
 QUICK = ["trainer.use_cpu=true", "trainer.logging_steps=1", "trainer.eval_strategy=no", "trainer.save_strategy=steps"]
 LENGTH = ["trainer.max_steps=12", "trainer.save_steps=3"]
+STEADY = ["trainer.adam_epsilon=1e-4", "trainer.max_steps=4"]  # gradients that are rounding errors stay small
 SMALL = 1_500  # tokens in a window: less than half of an epoch
 
 
@@ -90,19 +91,41 @@ def assert_same_run(folder, whole):
     assert len([entry for entry in logs[1] if "loss" in entry]) == 12
 
 
-def test_a_killed_streamed_run_resumes_with_the_same_losses(corpora, tmp_path):
-    """Of all systems, with dropout."""
-    runs = []
+@pytest.fixture(scope="module")
+def ran(corpora, tmp_path_factory):
+    """Streamed runs of all systems, whole and in parts, and one of two processes: Python is started once for all."""
+    folder, runs = tmp_path_factory.mktemp("ran"), []
     for family in NAMES:
-        parts = tmp_path / family / "parts"
+        parts = folder / family / "parts"
         runs += [
-            of(family, corpora, tmp_path / family / "whole", stream=SMALL),
+            of(family, corpora, folder / family / "whole", stream=SMALL),
             of(family, corpora, parts, stream=SMALL, step=8, signal=signal.SIGKILL),
             of(family, corpora, parts, stream=SMALL),
         ]
-    assert statuses(*runs) == [[0], [-signal.SIGKILL], [0]] * 3
-    for family in NAMES:
-        assert_same_run(tmp_path / family / "parts", tmp_path / family / "whole")
+    two = of("exceiver", corpora, folder / "two", *STEADY, batch=50, processes=2)
+    assert statuses(*runs, two) == [[0], [-signal.SIGKILL], [0]] * 3 + [[0, 0]]
+    return folder
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_a_killed_streamed_run_resumes_with_the_same_losses(ran, family):
+    """With dropout."""
+    assert_same_run(ran / family / "parts", ran / family / "whole")
+
+
+def test_two_processes_are_one_on_the_joined_batch(ran, corpora, tmp_path):
+    """An epoch of about 270 cells is 3 steps, the last one filled up by cells without tokens."""
+    settings = [*QUICK, *LENGTH, *STEADY, "trainer.per_device_train_batch_size=100"]
+    pretrain(load_config(NAMES["exceiver"], settings), corpora["exceiver"], tmp_path / "one")
+    one, two = (json.loads((folder / RUN_FILE).read_text()) for folder in (tmp_path / "one", ran / "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert 200 < one["training_cells"] < 300
+    losses = [[e["loss"] for e in record["log"] if "loss" in e] for record in (one, two)]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name in ("eval_masked_mse", "eval_explained_variance"):
+        assert one["metrics"][name] == pytest.approx(two["metrics"][name], rel=1e-3)
+    a, b = (load_file(folder / "model.safetensors") for folder in (tmp_path / "one", ran / "two"))
+    assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
 
 @pytest.mark.long

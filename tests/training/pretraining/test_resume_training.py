@@ -1,34 +1,15 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from cellglot.training.pretraining.pretrain import pretrain
 from cellglot.training.run import RUN_FILE
 
 
-# As the fixture `pretrained`, killed after the last step of an epoch; the last checkpoint is from its middle.
-KILLED = """
-import json, os, signal, sys
-import torch
-from transformers import TrainerCallback
-from cellglot.training.config import configs_folder, load_config
-from cellglot.training.pretraining.pretrain import pretrain
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-corpus, output, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-torch.set_num_threads(int(sys.argv[4]))  # sums are then the same to the last bit
-pretrain(load_config(configs_folder() / "exceiver_tiny.yaml", settings), corpus, output, callbacks=[Kill()])
-"""
 SAVED = [
     "model.hidden_dropout=0.1",
     "trainer.eval_strategy=epoch",
@@ -37,13 +18,20 @@ SAVED = [
 ]
 
 
+class Stop(TrainerCallback):
+    """Ends the training after the last step of an epoch; the last checkpoint is from its middle."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise RuntimeError("killed")
+
+
 @pytest.fixture(scope="module")
 def killed(corpus, tiny_training, tmp_path_factory):
+    """As the fixture `pretrained`, but stopped; processes that are killed are in parallel/test_processes.py."""
     folder = tmp_path_factory.mktemp("killed") / "model"
-    settings = json.dumps(tiny_training(*SAVED, as_text=True))
-    command = [sys.executable, "-c", KILLED, str(corpus.folder), str(folder), settings, str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain(tiny_training(*SAVED), corpus, folder, callbacks=[Stop()])
     return folder
 
 

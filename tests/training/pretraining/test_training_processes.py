@@ -18,7 +18,8 @@ ONE = ["trainer.per_device_train_batch_size=160", "trainer.per_device_eval_batch
 TWO = ["trainer.per_device_train_batch_size=80", "trainer.per_device_eval_batch_size=25"]
 
 
-def test_two_processes_are_one_on_the_joined_batch(corpus, tiny_training, tmp_path):
+@pytest.mark.long
+def test_two_processes_of_torchrun_are_one_on_the_joined_batch(corpus, tiny_training, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "cellglot.training.pretrain", "--config", str(configs_folder() / "exceiver_tiny.yaml")]
     command += ["--corpus", str(corpus.folder), "--output", str(tmp_path / "two")]
