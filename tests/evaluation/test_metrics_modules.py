@@ -51,6 +51,7 @@ def test_a_metric_imports_what_a_stranger_has(name):
     assert {p.name for p in metric_path(name).iterdir()} - {"__pycache__"} == {f"{name}.py", "README.md"}
 
 
+@pytest.mark.long
 def test_copied_folders_load_in_a_process_without_cellglot_and_network(stranger, tmp_path):
     for name in NAMES:
         shutil.copytree(metric_path(name), tmp_path / name)

@@ -178,7 +178,7 @@ class Record:
     rows
         Outputs that have a row for each cell, which no other cell has a part in.
     compiled
-        Whether it is compiled whenever tests run, and to machine code in the long ones; others only in the long ones.
+        Whether the long tests compile it to machine code, too.
     """
 
     family: Any

@@ -90,6 +90,7 @@ def test_saved_is_loaded(processor, few, tmp_path):
     assert all(torch.equal(expected[name], given[name]) for name in expected)
 
 
+@pytest.mark.long
 def test_loaded_without_cellglot(processor, few, langcell_config, stranger, tmp_path):
     from cellglot.modeling import LangCellModel
 

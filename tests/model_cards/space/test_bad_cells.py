@@ -309,7 +309,18 @@ def visitor(chromium, served, give):
     visitor.page.close()
 
 
-@pytest.mark.parametrize("damage", [k for k in KINDS if k is not over_the_limit], ids=lambda f: f.__name__)
+# The reasons are those of test_a_visitor_gets_a_sentence: of a file that cannot be read and of one that can.
+SHOWN = (truncated, of_mouse)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(kind, marks=[] if kind in SHOWN else pytest.mark.long, id=kind.__name__)
+        for kind in KINDS
+        if kind is not over_the_limit
+    ],
+)
 def test_the_page_says_why_cells_were_refused(visitor, few, tmp_path, damage):
     path = tmp_path / f"{damage.__name__}.h5ad"
     expected = damage(few.copy(), path)
@@ -320,6 +331,7 @@ def test_the_page_says_why_cells_were_refused(visitor, few, tmp_path, damage):
     assert not visitor.page.is_visible("#cg-types table")
 
 
+@pytest.mark.long
 def test_the_page_annotates_what_it_can(visitor, few, tmp_path):
     for make, name in ((with_antibodies, "protein.h5"), (many, "many.h5ad")):
         expected = make(few, tmp_path / name)
@@ -341,6 +353,7 @@ def test_the_page_takes_no_file_over_its_limit(visitor, few, tmp_path):
     visitor.reads("after.h5ad: 10 cells")
 
 
+@pytest.mark.long
 def test_the_page_serves_two_visitors_at_once(visitor, chromium, served, give, blood, tmp_path):
     other = Visitor(chromium, served.local_url, give)
     files = [write(blood[start : start + 40].copy(), tmp_path / f"from_{start}.h5ad") for start in (0, 300)]

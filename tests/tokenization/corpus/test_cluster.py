@@ -50,6 +50,7 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.long
 def test_a_cluster_gives_the_bytes_of_one_process_also_if_a_worker_is_killed(local, file, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_plan, "UNIT_CELLS", 10)  # 70 pieces of work
     one = tokenize_corpus([file], tmp_path / "one", processes=1, **QUIET)

@@ -319,7 +319,9 @@ tokenize.tokenize_corpus({files!r}, {output!r}, processes=1, progress=False)
 """
 
 
-@pytest.mark.parametrize(("method", "after"), [("statistics", 5), ("start_tokens", 7)])
+@pytest.mark.parametrize(
+    ("method", "after"), [pytest.param("statistics", 5, marks=pytest.mark.long), ("start_tokens", 7)]
+)
 def test_killed_and_started_again_it_gives_the_same_bytes(files, tmp_path, monkeypatch, method, after):
     small_units(monkeypatch)
     whole = tokenize_corpus(files, tmp_path / "whole", **QUIET)
@@ -565,8 +567,15 @@ def test_a_full_disk_leaves_nothing_that_passes_for_done(blood_file, tmp_path, m
     assert content(tokenize_corpus([blood_file], tmp_path / "c", **QUIET).folder) == content(whole.folder)
 
 
-@pytest.mark.parametrize("at_the_end", [False, True])
-@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("split", "at_the_end"),
+    [
+        ("train", False),
+        ("validation", True),
+        pytest.param("train", True, marks=pytest.mark.long),
+        pytest.param("validation", False, marks=pytest.mark.long),
+    ],
+)
 def test_a_shard_of_any_split_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch, split, at_the_end):
     small_units(monkeypatch)
     monkeypatch.setattr(token_shards, "ROW_GROUP_CELLS", 1 << 20 if at_the_end else 1)

@@ -32,6 +32,17 @@ ADAPTERS = ("lora", "dora", "ia3")
 # Every method on classes of cells; on the other tasks one that trains all weights and one that does not.
 RUNS = [(m, "cell-type", method) for m in MODELS for method in METHODS]
 RUNS += [(m, t, x) for m in MODELS for t in FAMILIES[m].model_classes for x in ("full", "lora") if t != "cell-type"]
+
+
+def quick(model, task, method):
+    """Whether a run is one of `make test`: all methods on one model, on the others LoRA, and one of all weights."""
+    return method == "lora" or (task == "cell-type" and (model == "exceiver" or method == "full"))
+
+
+def marked(runs):
+    return [pytest.param(*run, marks=[] if quick(*run) else pytest.mark.long) for run in runs]
+
+
 LENGTH = 64
 
 
@@ -165,7 +176,7 @@ def load(folder, method, model, task):
     return FAMILIES[model].model_class(task).from_pretrained(folder).eval()
 
 
-@pytest.mark.parametrize(("model", "task", "method"), RUNS)
+@pytest.mark.parametrize(("model", "task", "method"), marked(RUNS))
 def test_it_learns_what_it_is_meant_to(run, bases, corpora, model, task, method):
     folder, metrics, facts = run(model, task, method)
     losses = [entry["loss"] for entry in facts["log"] if "loss" in entry]
@@ -189,7 +200,7 @@ def test_it_learns_what_it_is_meant_to(run, bases, corpora, model, task, method)
     assert logits.isfinite().all() and float(logits.std()) > 0
 
 
-@pytest.mark.parametrize(("model", "task", "method"), [r for r in RUNS if r[2] in ADAPTERS])
+@pytest.mark.parametrize(("model", "task", "method"), marked(r for r in RUNS if r[2] in ADAPTERS))
 def test_an_adapter_is_small_and_merges(run, bases, corpora, model, task, method, tmp_path):
     folder, _, facts = run(model, task, method)
     names = {p.name for p in folder.iterdir() if p.is_file()}
@@ -228,7 +239,7 @@ def test_cells_are_divided_by_class_where_there_are_no_donors(run, corpora, mode
     assert run(model, "regression", "lora")[2]["divided_by"] == "cell", "as the corpus was, unless asked otherwise"
 
 
-@pytest.mark.parametrize(("model", "task", "method"), RUNS)
+@pytest.mark.parametrize(("model", "task", "method"), marked(RUNS))
 def test_the_saved_result_has_the_metrics_of_the_record(run, corpora, genes, model, task, method):
     folder, metrics, facts = run(model, task, method)
     corpus, tuned, kind = corpora[model], load(folder, method, model, task), FAMILIES[model]
