@@ -7,6 +7,9 @@ import pytest
 import yaml
 from scipy.sparse import csr_matrix
 
+from cellglot.model_cards import publishing
+from cellglot.model_cards.checks import clean_process
+
 
 TYPES = {
     "CD14+ Monocyte": "CL:0001054", "Dendritic": "CL:0000451", "CD19+ B": "CL:0000236", "CD56+ NK": "CL:0000623",
@@ -16,6 +19,14 @@ TYPES = {
 
 def checksum(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def checked_here():
+    """Let the check of what is built run in this process: tests of publishing, and long ones, start the other one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from cellglot.modeling import collection
 
 
 @pytest.fixture(scope="module")
-def base(data, tmp_path_factory):
+def base(data, checked_here, tmp_path_factory):
     """A base of two data sets; a third one is never seen."""
     folder = tmp_path_factory.mktemp("base")
     sets = yaml.safe_load((data / "data_sets.yaml").read_text())

@@ -26,7 +26,7 @@ BLOOD = CellOntology.blood()
 
 
 @pytest.fixture(scope="module")
-def built(data, tmp_path_factory):
+def built(data, checked_here, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("build")
     build = Build(read_recipe(str(data / "tiny-exceiver.yaml")), data, folder)
