@@ -1,8 +1,10 @@
-"""What a stranger saves in one process and loads in another: checks without cellglot (test_plain_sharing.py).
+"""What a stranger saves in one process and loads in another: checks without cellglot (test_plain_models.py).
 
-Run twice with the same folder: first with ``make``, then, in another process, with ``load``.
+Run twice with the same folder: first with ``make``, which runs the checks of plain_training.py, too, then, in another
+process, with ``load``.
 """
 
+import gc
 import json
 import sys
 import traceback
@@ -121,4 +123,12 @@ def main(root, making):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(sys.argv[1], sys.argv[2] == "make")))
+    folder, step = sys.argv[1:]
+    failed = {}
+    if step == "make":  # in the same process: what it imports takes longer than what it does
+        import plain_training
+
+        gc.collect()
+        gc.freeze()  # modules: each training collects garbage
+        failed = plain_training.main()
+    print(json.dumps(failed | main(folder, step == "make")))

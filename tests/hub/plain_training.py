@@ -1,8 +1,6 @@
-"""What a stranger's training does with every model: checks for a process without cellglot (test_plain_training.py)."""
+"""What a stranger's training does with every model: checks for a process without cellglot (plain_sharing.py)."""
 
 import copy
-import gc
-import json
 import sys
 import tempfile
 import traceback
@@ -16,7 +14,7 @@ from plain_models import CELLS, MODELS, SEQUENCES, TOKENS  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 
-ROOT, CHECKS, LOADED = sys.argv[1] if len(sys.argv) > 1 else "", {}, {}
+ROOT, CHECKS, LOADED = sys.argv[1], {}, {}
 WITH_LOSS = [plain for plain in MODELS if plain.labels]
 HEADS = [plain for plain in MODELS if plain.auto_class in (SEQUENCES, TOKENS)]
 
@@ -288,23 +286,16 @@ def learns_with_smoothed_labels(plain):
     assert np.isfinite(run.evaluate()["eval_loss"])
 
 
-def main(names):
+def main():
     """Run checks on every model; give what failed as {check: {model: error}}."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     failed = {}
     for name, (function, models) in CHECKS.items():
         failed[name] = {}
-        for plain in models if not names or name in names else ():
+        for plain in models:
             try:
                 function(plain)
             except Exception:  # noqa: BLE001, the table shows all that fail
                 failed[name][f"{plain.model} {plain.auto_class}"] = traceback.format_exc(limit=-4)
     torch.distributed.destroy_process_group()
     return failed
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # modules: each training collects garbage
-    print(json.dumps(main(sys.argv[2:])))
