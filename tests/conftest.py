@@ -52,20 +52,23 @@ def reference_folder() -> Path:
 
 # Begun first, with the longest in front, so that at the end no process waits for another that has just begun one.
 LONGEST = (
-    "modeling/test_every_model.py", "docs/test_pages.py", "model_cards/collection/test_collection_build.py",
-    "model_cards/collection/test_rank_base_build.py",
-    "evaluation/benchmark/test_benchmark.py", "model_cards/space/test_browser.py", "cellglot/test_onnx.py",
+    "modeling/test_every_model.py", "docs/test_pages.py", "hub/test_plain_models.py",
+    "model_cards/collection/test_collection_build.py", "model_cards/collection/test_rank_base_build.py",
+    "evaluation/benchmark/test_benchmark.py", "model_cards/space/test_browser.py",
+    "training/finetuning/test_finetune_methods.py", "hub/test_pipelines.py", "cellglot/test_onnx.py",
     "training/pretraining/test_pretrain_langcell.py", "training/pretraining/test_pretrain_sccello.py",
-    "hub/test_plain_training.py", "model_cards/endpoint/test_endpoint.py", "model_cards/test_publish.py",
-    "evaluation/test_plots.py", "model_cards/collection/test_base_build.py", "training/runs/test_stopping.py",
-    "model_cards/space/test_gradio_browser.py", "training/finetuning/test_adapters.py", "hub/test_plain_sharing.py",
-    "model_cards/test_local_hub.py", "evaluation/test_cell_plot.py", "tokenization/corpus/test_corpus.py",
-    "tokenization/corpus/test_cluster.py", "tokenization/corpus/test_sources.py",
-    "hub/test_clean_environment.py", "training/pretraining/test_training_processes.py", "cellglot/test_verbs.py",
+    "model_cards/endpoint/test_endpoint.py", "model_cards/space/test_bad_cells.py",
+    "evaluation/benchmark/test_judged_evaluation.py", "model_cards/test_publish.py", "evaluation/test_plots.py",
+    "model_cards/collection/test_base_build.py", "training/runs/test_stopping.py",
+    "model_cards/space/test_gradio_browser.py", "training/finetuning/test_adapters.py",
+    "training/test_weight_average.py", "training/finetuning/test_finetune_settings.py",
+    "model_cards/card/test_cards.py", "model_cards/test_local_hub.py", "evaluation/test_cell_plot.py",
+    "tokenization/corpus/test_corpus.py", "tokenization/corpus/test_cluster.py", "tokenization/corpus/test_sources.py",
+    "hub/test_clean_environment.py", "training/finetuning/test_finetune.py", "training/finetuning/test_new_model.py",
+    "training/pretraining/test_training_processes.py", "cellglot/test_verbs.py",
     "tokenization/ontology/test_cell_ontology_release.py", "evaluation/test_metrics.py",
     "training/parallel/test_objectives.py", "training/parallel/test_processes.py",
-    "training/parallel/test_switches.py", "evaluation/test_parallel_embedding.py",
-    "model_cards/space/test_webgpu.py",
+    "training/parallel/test_switches.py", "evaluation/test_parallel_embedding.py", "model_cards/space/test_webgpu.py",
 )  # fmt: skip
 
 
@@ -382,3 +385,19 @@ def gene_classifiers(vocabulary, tmp_path_factory) -> dict[str, Path]:
             torch.nn.init.normal_(weights, std=0.3)
     save_adapter(with_adapter, folders["adapter"])
     return folders
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Let the check of a published copy run in this process, by the installed classes."""
+    from cellglot.model_cards import publishing
+    from cellglot.model_cards.checks import clean_process
+
+    monkeypatch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)
+
+
+@pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.long)])
+def either_process(request):
+    """Let the check of a published copy run in this process and, which takes long, in one without cellglot."""
+    if request.param == "here":
+        request.getfixturevalue("no_process")

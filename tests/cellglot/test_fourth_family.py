@@ -129,10 +129,10 @@ def test_it_classifies_cells(trained, bag, name):
     assert evaluated.facts["model_type"] == "bag" and len(evaluated.classes) == len(model.config.id2label)
 
 
-def test_it_is_published_with_a_card_after_a_check_without_cellglot(trained):
+def test_it_is_published_with_a_card_after_a_check_without_cellglot(trained, either_process, tmp_path):
     details = CardDetails(license="mit", training_data="Blood cells.", training_data_license="cc-by-4.0")
-    done = publish(trained / "full", output=trained / "card", details=details, cells=trained / "cells.h5ad")
-    card = (trained / "card" / "README.md").read_text()
+    done = publish(trained / "full", output=tmp_path / "card", details=details, cells=trained / "cells.h5ad")
+    card = (tmp_path / "card" / "README.md").read_text()
     assert "Bag of genes" in card and "The mean of genes." in card and "CD19+ B" in card
     assert done.compared and {"modeling_bag.py", "tokenization_rank_value.py"} <= set(done.files)
 

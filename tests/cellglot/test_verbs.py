@@ -81,7 +81,7 @@ def test_the_verbs_are_documented_with_an_example():
             assert f"\n{section}\n{'-' * len(section)}" in text, f"cellglot.{name} lacks {section}"
 
 
-def test_the_examples_run(few, file, models, blood, tmp_path, monkeypatch):
+def test_the_examples_run(few, file, models, blood, no_process, tmp_path, monkeypatch):
     """One after the other in one folder: what one writes is what the next reads."""
     cells = blood[:60].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")

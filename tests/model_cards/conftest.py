@@ -165,12 +165,3 @@ def space_in_browser(gene_classifiers, tmp_path_factory) -> Path:
             done = publish_space(gene_classifiers["adapter"], "page", kind="browser", output=folder)
             assert "without cellglot" not in done.summary() and "onnxruntime computed the scores" in done.summary()
     return folder
-
-
-@pytest.fixture
-def no_process(monkeypatch):
-    """Let the check of a published copy run in this process, by the installed classes."""
-    from cellglot.model_cards import publishing as publish
-    from cellglot.model_cards.checks import clean_process
-
-    monkeypatch.setattr(publish, "visit_as_stranger", clean_process.visit_here)

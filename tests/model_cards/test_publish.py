@@ -63,7 +63,7 @@ def test_a_classifier_is_loaded_by_a_stranger_and_uploaded(folders, details, hub
     } <= uploaded
 
 
-def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, tmp_path):
+def test_an_adapter_is_loaded_by_a_stranger(adapter, folders, details, either_process, tmp_path):
     done = publish(adapter, output=tmp_path / "blood_lora", details=details(base_model="owner/blood_base"))
     assert done.loaded["PeftModel"].endswith("ExceiverForSequenceClassification")
     assert done.compared > 20
@@ -118,7 +118,7 @@ def test_an_adapter_keeps_the_revision_of_the_repository_it_was_trained_on(
     assert (f"revision `{commit}`" in (target / "README.md").read_text()) == kept
 
 
-def test_a_data_set_is_streamed_by_a_stranger(corpus, details, tmp_path):
+def test_a_data_set_is_streamed_by_a_stranger(corpus, details, either_process, tmp_path):
     done = publish(corpus.folder, output=tmp_path / "tokens", details=details())
     assert done.kind == "dataset" and done.compared > 5000
     streamed = load_dataset(str(tmp_path / "tokens"), streaming=True)

@@ -381,7 +381,24 @@ print(json.dumps(answers, allow_nan=False))
 """
 
 
-def test_adapters_encoders_and_models_of_texts(stranger, gene_classifiers, cell_text_folder, cells, tmp_path):
+@pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.long)])
+def as_the_toolkit(request, stranger, capsys):
+    """Answer requests as the toolkit of endpoints does, here and, which takes long, where there is no cellglot."""
+
+    def here(jobs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "handler.EndpointHandler", None)  # set by the code, and removed afterwards
+            exec(AS_THE_TOOLKIT, {"__name__": "__main__", "arguments": [jobs]})
+        return capsys.readouterr().out
+
+    def process(jobs):
+        return stranger(AS_THE_TOOLKIT, jobs, lacking=["anndata", "scipy"])
+
+    answer = here if request.param == "here" else process
+    return lambda jobs: json.loads(answer(json.dumps(jobs)).splitlines()[-1])
+
+
+def test_adapters_encoders_and_models_of_texts(as_the_toolkit, gene_classifiers, cell_text_folder, cells, tmp_path):
     inputs = named(cells)[:3]
     both = {"outputs": ["labels", "embeddings"]}
     candidates = {"candidate_labels": ["B cell", "T cell"], "template": "a {name}"}
@@ -400,7 +417,7 @@ def test_adapters_encoders_and_models_of_texts(stranger, gene_classifiers, cell_
         needs_peft = "peft" in (tmp_path / name / "requirements.txt").read_text()
         assert needs_peft == (name == "adapter")
         jobs.append((name, str(tmp_path / name), [{"inputs": inputs, "parameters": p} for p in bodies[name]]))
-    answers = json.loads(stranger(AS_THE_TOOLKIT, json.dumps(jobs), lacking=["anndata", "scipy"]).splitlines()[-1])
+    answers = as_the_toolkit(jobs)
     adapted = pipeline(
         "cell-type-annotation", model=str(gene_classifiers["base"]), adapter=gene_classifiers["adapter"]
     )

@@ -24,7 +24,7 @@ def reference(blood, gene_classifiers, tmp_path_factory):
     return folder
 
 
-def test_a_reference_is_published_and_mapped_to(reference, details, blood, gene_classifiers, tmp_path):
+def test_a_reference_is_published_and_mapped_to(reference, details, blood, gene_classifiers, either_process, tmp_path):
     done = publish(reference, output=tmp_path / "shared", details=details(base_model="owner/model"))
     assert done.kind == "index" and done.compared > 8 * 16
     assert set(done.files) == {"README.md", "reference.json", "embeddings.npy", "cells.parquet", "own_distances.npy"}

@@ -14,8 +14,10 @@ import yaml
 from huggingface_hub import HfApi
 
 import cellglot
+from cellglot.model_cards.space import publishing
 from cellglot.model_cards.space.gradio import words
 from cellglot.model_cards.space.gradio.annotator import Annotator
+from cellglot.model_cards.space.gradio.building import labels
 from cellglot.model_cards.space.gradio.limits import Limits
 from cellglot.model_cards.space.gradio.pasted import read_pasted
 from cellglot.model_cards.space.gradio.visits import Visits
@@ -178,7 +180,22 @@ def test_on_zero_gpu_all_is_sent_between_processes(monkeypatch, gene_classifiers
     assert lent == ["_annotate_on_gpu", "_reasons_on_gpu"] * 2
 
 
-def test_a_space_carries_model_and_code(blood_annotator, tmp_path):
+@pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.long)])
+def checked_space(request, monkeypatch):
+    """Let the labels of a Space's model be computed here and, which takes long, in a process with the Space's code."""
+    if request.param == "process":
+        return
+
+    def check(model, folder):
+        found = labels(folder / "model")
+        assert found == labels(model)
+        return len(found)
+
+    kind = replace(publishing.space_kinds()["gradio"], check=check)
+    monkeypatch.setattr(publishing, "space_kinds", lambda: {"gradio": kind})
+
+
+def test_a_space_carries_model_and_code(checked_space, tmp_path):
     folder = cellglot.model_path("blood-exceiver")
     done = publish_space(folder, "cells", output=tmp_path / "cells", models=["owner/blood"])
     assert done.compared == 40
@@ -227,8 +244,6 @@ def test_app_says_what_to_install(monkeypatch):
 
 def test_publish_space_uploads_one(monkeypatch, gene_classifiers):
     from unittest.mock import create_autospec
-
-    from cellglot.model_cards.space import publishing
 
     api = create_autospec(HfApi, instance=True)
     api.repo_exists.return_value = False
