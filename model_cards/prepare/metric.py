@@ -1,11 +1,13 @@
 """Preparation of metrics: an `evaluate` module as a Space, with its card."""
 
 import ast
+import functools
 import importlib.metadata
 import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +125,14 @@ def _packages(code: Path) -> list[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
-    known = importlib.metadata.packages_distributions()
+    known = _distributions()
     return sorted({known[name][0] for name in names - sys.stdlib_module_names if name in known})
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the distributions that are installed, by the packages they bring; looking takes a second or more."""
+    return importlib.metadata.packages_distributions()
 
 
 def _write_space(staged: Staged, facts: MetricFacts, code: Path) -> None:
