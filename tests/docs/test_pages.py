@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ import pytest
 import torch
 import typer
 import yaml
+
+from cellglot.evaluation.benchmark.jobs import Settings
 
 
 ROOT = Path(__file__).parents[2]
@@ -200,22 +203,14 @@ def folder(request, things, results, collection, tmp_path, monkeypatch):
             (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / thing.name)
     results.begin(page, {path.name: results.of_things[path.name] for path in tmp_path.iterdir()})
     monkeypatch.setattr("cellglot.modeling.collection.collection_folder", lambda: collection)
+    monkeypatch.setattr("cellglot.evaluation.benchmark.evaluate.Settings", partial(Settings, draws=20))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     return tmp_path
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """Let the check of a published copy run in this process: tests of publishing start the other one."""
-    from cellglot.model_cards import publishing
-    from cellglot.model_cards.checks import clean_process
-
-    monkeypatch.setattr(publishing, "visit_as_stranger", clean_process.visit_here)
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_page_runs(page, folder, results, here):
+def test_page_runs(page, folder, results, no_process):
     names = {"__name__": "page"}
     for block in blocks(page):
         if block.language == "python" and block.runs:

@@ -1,17 +1,25 @@
 """Files of embeddings, embeddings without batches, and judges in an evaluation."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 import cellglot
+from cellglot.evaluation.benchmark.jobs import Settings
 from cellglot.evaluation.benchmark.results import TaskResult
 from cellglot.evaluation.scores.bootstrap import Score
 from cellglot.inputs import InputError
 
 
 SMALL = {"labels": "cell_type", "batches": "chip", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Let intervals rest on few samples of the cells."""
+    monkeypatch.setattr("cellglot.evaluation.benchmark.evaluate.Settings", partial(Settings, draws=20))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -9,6 +9,17 @@ from cellglot.model_cards.space.gradio.annotator import Annotator
 from cellglot.model_cards.space.gradio.limits import Limits
 from cellglot.model_cards.space.gradio.page import Page
 from cellglot.model_cards.space.gradio.visits import Visits
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packed_once():
+    """Pack the files that the page in the browser takes from packages once for all pages: it takes seconds."""
+    from cellglot.model_cards.space.browser import build
+
+    packed = cache(build.page_files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "page_files", lambda: dict(packed()))
+        yield
 
 
 @pytest.fixture(scope="session")
