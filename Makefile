@@ -15,6 +15,8 @@ BENCHMARKS ?= rank_tokens h5ad_to_parquet tokenize_memory exceiver_embedding exc
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
 BIN := $(VENV)/bin
+# Plugins of Hypothesis, AnyIO and Zarr are not used; loading them takes every process seconds.
+PYTEST := $(BIN)/python -m pytest --disable-plugin-autoload -p xdist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: install demo test test-long test-all fuzz lint docs benchmark clean
@@ -25,15 +27,15 @@ demo: $(VENV)/.installed
 	$(BIN)/cellglot demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 # What takes long: code compiled to machine code, several processes, stops and resumed runs, whole ontologies.
 test-long: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist worksteal -m long $(PYTEST_ARGS)
 
 # The tests of both, collected once, and what they share made once.
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Damaged inputs by the hundred; FUZZ_ARGS="h5ad --seed 17 --number 1" makes one again.
 fuzz: $(VENV)/.installed
