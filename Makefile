@@ -29,7 +29,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
-# What takes long: code compiled to machine code, several processes, stops and resumed runs, whole ontologies.
+# What takes long: code compiled to machine code, several processes, processes of their own for what is published,
+# stops and resumed runs, whole ontologies.
 test-long: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist worksteal -m long $(PYTEST_ARGS)
 
