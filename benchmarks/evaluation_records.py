@@ -96,7 +96,7 @@ def to_compute(folder: Path, name: str, models: Iterable[str], add: bool) -> lis
 
 
 def with_kept(content: dict[str, Any], folder: Path, name: str) -> EvaluationRecord:
-    """Add the models of a record that were not evaluated again, see `to_compute`.
+    """Add the models of a record that were not evaluated again, see `to_compute`; those of other weights are left out.
 
     Parameters
     ----------
@@ -117,12 +117,14 @@ def with_kept(content: dict[str, Any], folder: Path, name: str) -> EvaluationRec
     other = [key for key, value in kept["data"].items() if key in content["data"] and content["data"][key] != value]
     if other:
         raise ValueError(f"{file} is of data with a different {', '.join(other)}: run without --add")
+    shipped = checksums(kept["models"])
+    models = {of: facts for of, facts in kept["models"].items() if of not in BASELINES and facts == shipped.get(of)}
     results = {row: dict(by_model) for row, by_model in content["results"].items()}
     for row, by_model in kept["results"].items():
         for model, found in by_model.items():
-            if model not in content["models"] and model not in BASELINES:
+            if model in models and model not in content["models"]:
                 results.setdefault(row, {})[model] = found
-    models = {of: facts for of, facts in kept["models"].items() if of not in BASELINES} | content["models"]
+    models |= content["models"]
     return EvaluationRecord(content | {"results": results, "models": models})
 
 

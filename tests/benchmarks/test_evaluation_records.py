@@ -51,6 +51,8 @@ def test_models_of_the_record_stay_beside_those_that_were_computed(records):
     write_record(folder, "judges", "cells", "Title", "command", "summary", found.content)
     kept = json.loads((folder / "cells.json").read_text())
     assert kept["models"]["human-exceiver"] == {"file_sha256": "three"} and "blood-exceiver" in kept["models"]
+    weights["blood-exceiver"] = "four"  # its scores are of other weights now
+    assert with_kept(content("human-exceiver"), folder, "cells").columns == ["human-exceiver", "log counts + PCA"]
     assert with_kept(content("human-exceiver"), folder, "none").columns == ["human-exceiver", "log counts + PCA"]
 
 
