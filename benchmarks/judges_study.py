@@ -93,26 +93,29 @@ def tables(record: EvaluationRecord) -> str:
 
 def main() -> None:
     """Evaluate the models on every set, and write the tables into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
-    parser.add_argument("--output", type=Path, default=Path("judges_evaluation"), help="folder of the evaluations")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
-    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="data sets, all by default")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
-    parser.add_argument("--judges", nargs="*", default=["scib-metrics", "cz-benchmarks"], help="both by default")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
-    parser.add_argument(
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    options.add_argument("--output", type=Path, default=Path("judges_evaluation"), help="folder of the evaluations")
+    options.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
+    options.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="data sets, all by default")
+    options.add_argument("--models", nargs="*", default=list(MODELS), help="models, %(default)s by default")
+    options.add_argument("--judges", nargs="*", default=["scib-metrics", "cz-benchmarks"], help="both by default")
+    options.add_argument("--records", type=Path, default=RECORDS, help="folder of the records for cards")
+    options.add_argument(
         "--add", action="store_true", help="only models that the record lacks, or has of other weights"
     )
-    parser.add_argument("--quick", action="store_true", help="150 cells of one set, one model alone: to try it")
-    given = parser.parse_args()
+    options.add_argument("--quick", action="store_true", help="150 cells of one set, one model alone: to try it")
+    given = options.parse_args()
+    if given.add and (named := [name for name in given.sets if name in WITHOUT_BATCHES]):
+        options.error(
+            f"--add: records do not have the scores after Harmony of {', '.join(named)}: run it without --add, and "
+            "name the others by --sets"
+        )
     models, sets, most = given.models, given.sets, MOST_CELLS
     if given.quick:
         models, sets, most = models[:1], sets[:1], 150
     for name in sets:
         after = name in WITHOUT_BATCHES and not given.quick
-        if after and given.add:
-            raise ValueError(f"the record of {name} does not have the scores after Harmony: run without --add")
         if not (computed := to_compute(given.records, name, models, given.add)):
             continue
         whole, labels, batches = cells_of(name, given.data)

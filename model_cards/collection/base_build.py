@@ -1,5 +1,6 @@
 """Builds a base: an encoder that is scored by its embedding of cells of laboratories that it did not see."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from cellglot.evaluation.embedding import embed_cells
+from cellglot.inputs import read_json
 from cellglot.model_cards.collection.base_card import base_details, base_facts, beats_components
 from cellglot.model_cards.collection.build import Build
 from cellglot.model_cards.collection.cells import GIVEN, LABEL, MEANT, PreparedCells
@@ -23,7 +25,7 @@ from cellglot.model_cards.collection.linear_components import with_linear_latent
 from cellglot.model_cards.collection.recipe import RecipeError
 from cellglot.model_cards.collection.scores import Group, groups_of
 from cellglot.modeling.any_model import load_any_model
-from cellglot.outputs import atomic, lock, write_json
+from cellglot.outputs import atomic, check_folder, lock, write_json
 from cellglot.tokenization.reading.cells import read_cells
 from cellglot.training.data.label_levels import LabelLevels
 from cellglot.training.runs.output import RUN_FILE
@@ -63,24 +65,20 @@ class BaseBuild(Build):
         ValueError
             If the finished folder is larger than models of the collection may be.
         """
-        if self.network is not None and self.recipe.ships != "tested":
-            raise RecipeError(
-                f"{self.recipe.file}: --network is for a recipe with ships: tested, which trains one network; this "
-                "one trains several"
-            )
+        self._check_network()
         self._claim()
         with lock(self.folder):
             sets = self._prepare()
             known = [p for p in sets if p.data_set.training]
             levels = levels_of(known, self.recipe, self.ontology, sets)
             self.say(f"{len(levels.classes)} classes: {', '.join(levels.classes)}")
-            groups = list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())
+            types = self._types(levels)
             rows = []
             for fold in self._folds(sets, levels):
                 self.say(f"without {fold.laboratory}: {len(fold.training)} data sets for training")
                 encoder = self._encoder(fold.training, fold.folder)
                 tested = [p for p in fold.test if p.data_set.training]
-                rows += [self._row(encoder, p, levels, groups[-1], fold.folder) for p in tested]
+                rows += [self._row(encoder, p, levels, types, fold.folder) for p in tested]
             final = self.folder / "final"
             final.mkdir(exist_ok=True)
             if self.recipe.ships == "tested":
@@ -99,6 +97,27 @@ class BaseBuild(Build):
                 )
             return self._finish_base(encoder, known, sets, levels, scores)
 
+    def _check_network(self) -> None:
+        """Refuse a network that the recipe does not have; the build never writes where it reads one."""
+        if self.network is None:
+            return
+        if self.recipe.ships != "tested":
+            raise RecipeError(
+                f"{self.recipe.file}: --network is for a recipe with ships: tested, which trains one network; this "
+                "one trains several"
+            )
+        check_folder(self.folder, [self.network])
+        wanted = f"pass the folder of a finished model of {self.recipe.name} by --network"
+        for name in ("config.json", RUN_FILE):
+            if not (self.network / name).is_file():
+                raise RecipeError(f"{self.network} has no {name}: {wanted}")
+        given, family = (
+            read_json(self.network / "config.json").get("model_type"),
+            self.recipe.config().model.get("type"),
+        )
+        if given != family:
+            raise RecipeError(f"{self.network} is a model of {given}, not of {family}: {wanted}")
+
     def _encoder(self, sets: Sequence[PreparedCells], folder: Path) -> Path:
         """Train on data sets, and return the folder of the encoder without its head."""
         levels = levels_of(sets, self.recipe, self.ontology)
@@ -112,7 +131,6 @@ class BaseBuild(Build):
         network = without_linear_latent(loaded.encoder)
         if self.recipe.linear_genes:
             recipe = self.recipe
-            labelled = [p for p in sets if p.data_set.name in (recipe.linear_label_data or recipe.linear_data)]
             network = with_linear_latent(
                 network,
                 loaded.tokenizer,
@@ -121,19 +139,18 @@ class BaseBuild(Build):
                 recipe.seed,
                 recipe.linear_share,
                 recipe.linear_labels,
-                labelled,
+                [p for p in sets if p.data_set.name in recipe.linear_label_data],
                 recipe.linear_shrinkage,
-                self._types(labelled, levels) if recipe.linear_shrinkage else (),
+                functools.partial(types_of, levels=levels, group=self._types(levels), column=LABEL),
             )
         network.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
         shutil.copyfile(trained / RUN_FILE, target / RUN_FILE)
         return target
 
-    def _types(self, sets: Sequence[PreparedCells], levels: LabelLevels) -> list[np.ndarray]:
-        """Return the type of each cell by the labels that models are trained on, as `types_of`, of each data set."""
-        group = list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())[-1]
-        return [types_of(ad.read_h5ad(p.path, backed="r"), levels, group, LABEL) for p in sets]
+    def _types(self, levels: LabelLevels) -> Group:
+        """Return the types that cells are scored by, in terms of some classes; those of the last level."""
+        return list(groups_of(self.recipe.groups, levels.classes, self._sets_of(levels)).values())[-1]
 
     # ---------------------------------------------------------------- scores
 

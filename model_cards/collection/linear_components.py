@@ -4,7 +4,7 @@ Directions in which laboratories differ can be shrunk.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anndata as ad
@@ -45,7 +45,7 @@ def with_linear_latent(
     labels: int = 0,
     labelled: Sequence[PreparedCells] = (),
     shrinkage: float = 0.0,
-    types: Sequence[np.ndarray] = (),
+    types: Callable[[ad.AnnData], np.ndarray] | None = None,
 ) -> Encoder:
     """Return an encoder with a linear latent: principal components of log counts of training cells.
 
@@ -72,10 +72,11 @@ def with_linear_latent(
     shrinkage
         How far directions in which cells of one type differ between data sets are shrunk, see `shrinking`; 0 for not.
     types
-        With `shrinkage`: the type of each cell of the data sets with labels, ``""`` for none.
+        With `shrinkage`: returns the type of each cell of a data set with labels, ``""`` for none, shape (cells,).
     """
     random = np.random.default_rng(seed)
-    parts = [ad.read_h5ad(p.path) for p in sets]
+    cells = {path: ad.read_h5ad(path) for path in dict.fromkeys(p.path for p in (*sets, *labelled))}
+    parts, of = ([cells[p.path] for p in some] for some in (sets, labelled or sets))
     known = set(tokenizer.vocabulary.genes)
     names = sorted(known.intersection(*(part.var_names for part in parts)))
     chosen = [np.sort(random.permutation(part.n_obs)[:CELLS]) for part in parts]
@@ -87,18 +88,17 @@ def with_linear_latent(
     number = min(size - labels, min(centred.shape) - 1)
     loadings = np.zeros((len(used), size))
     loadings[:, :number] = PCA(number, svd_solver="arpack", random_state=seed).fit(centred).components_.T
-    of = [ad.read_h5ad(p.path) for p in labelled] or parts
     if labels:
         directions = label_directions(of, [names[i] for i in used], labels, seed)
         of_labels, others = (_deviation([v[:, used] @ w for v in logs]) for w in (directions, loadings))
         loadings[:, size - labels :] = directions * (LABEL_SHARE * others / of_labels)
-    if shrinkage:
+    if shrinkage and types is not None:
         found = _put(network, tokenizer, [names[i] for i in used], loadings, np.zeros(size))
-        means = _means_of_types(found, tokenizer, of, types, seed)
+        means = _means_of_types(found, tokenizer, of, [types(part) for part in of], seed)
         loadings = loadings @ shrinking(means, shrinkage)
     raw = [values[:, used] @ loadings for values in logs]
     some = [part[rows[:SCALED]].copy() for part, rows in zip(parts, chosen, strict=True)]
-    scale = share * _deviation([_embedded(network, tokenizer, cells) for cells in some]) / _deviation(raw)
+    scale = share * _deviation([_embedded(network, tokenizer, part) for part in some]) / _deviation(raw)
     shift = np.mean([values.mean(axis=0) for values in raw], axis=0)
     return _put(network, tokenizer, [names[i] for i in used], scale * loadings, scale * shift)
 

@@ -69,6 +69,10 @@ def laboratories(tmp_path_factory):
     return parts
 
 
+def types_of_cells(cells):
+    return cells.obs[LABEL].astype(str).to_numpy().astype(object)
+
+
 def latents(sets, shrinkage):
     """Types, and the linear latent of all cells by a tiny scCello, one data set after the other."""
     torch.manual_seed(0)
@@ -79,15 +83,14 @@ def latents(sets, shrinkage):
         max_position_embeddings=32, pooling="mean",
     )  # fmt: skip
     cells = [ad.read_h5ad(part.path) for part in sets]
-    types = [part.obs[LABEL].astype(str).to_numpy().astype(object) for part in cells]
     made = with_linear_latent(
-        ScCelloModel(config).eval(), tokenizer, sets, 24, 0, labels=1, shrinkage=shrinkage, types=types
+        ScCelloModel(config).eval(), tokenizer, sets, 24, 0, labels=1, shrinkage=shrinkage, types=types_of_cells
     )
     found = []
     for part in cells:
         with read_cells(part) as opened:
             found.append(embed_cells(made, tokenizer, opened, progress=False, min_coverage=0.0)[:, -8:])
-    return types, found
+    return [types_of_cells(part) for part in cells], found
 
 
 def test_a_linear_latent_with_shrinkage_keeps_types_and_loses_laboratories(laboratories):

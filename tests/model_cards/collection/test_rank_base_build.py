@@ -102,6 +102,19 @@ def test_the_network_of_an_earlier_base_is_kept(made, data, tmp_path):
         (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed | changes))
         with pytest.raises(RecipeError, match=message):
             build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "other", network=earlier)
+    (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed))
+    other = shutil.copytree(earlier, tmp_path / "of_another_family")
+    (other / "config.json").write_text(json.dumps({"model_type": "exceiver"}))
+    (tmp_path / "empty").mkdir()
+    for network, message in (
+        (other, "is a model of exceiver, not of sccello"),
+        (tmp_path / "empty", "no config.json"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "other", network=network)
+    with pytest.raises(ValueError, match="human-ranks"):  # what it reads lies where it writes
+        build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "build", network=finished)
+    assert (finished / "model.safetensors").is_file()
     (tmp_path / "human-ranks.yaml").write_text(yaml.safe_dump(changed | {"linear_shrinkage": -1}))
     with pytest.raises(RecipeError, match="linear_shrinkage is 0 or more"):
         build(str(tmp_path / "human-ranks.yaml"), data, tmp_path / "other")
