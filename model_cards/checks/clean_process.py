@@ -42,14 +42,15 @@ class Outcome:
 def visit_here(job: Mapping[str, Any]) -> Outcome:
     """Run the job of a `stranger.Visit` in this process, with the installed classes."""
     visit = stranger.Visit(job, trust=False)
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # new weights are reported on the card
     logging.disable_progress_bar()
     try:
         visit.run()
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
     texts = json.loads(json.dumps(visit.texts))
     return Outcome(visit.arrays, texts, visit.loaded, visit.new_weights)
 

@@ -323,7 +323,8 @@ def test_a_saved_pipeline_is_a_whole_folder(annotate, cell_text_folder, few, tmp
     assert all((tmp_path / "head" / f"{p['impl'].split('.')[0]}.py").exists() for p in recorded.values())
 
 
-def test_a_bar_for_many_cells(embed, few, capsys):
+def test_a_bar_for_many_cells(embed, few, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # whatever tests before it left
     embed(few[0])
     assert "cells" not in capsys.readouterr().err
     embed(few[0], progress=True)
