@@ -150,7 +150,7 @@ def train(
 
 def _with_gene_sums(recipe: Recipe, folder: Path, corpus: Corpus, config: TrainingConfig, quick: bool) -> Path:
     """Fit the gene sums of a copy of the trained model, and return its folder; a finished one is not fitted again."""
-    settings = dataclasses.replace(recipe.gene_sums, steps=20) if quick else recipe.gene_sums
+    settings = dataclasses.replace(recipe.gene_sums, cells=1000, iterations=5) if quick else recipe.gene_sums
     fitted, made_of = folder / "fitted", {"of": _weights_of(folder / "model"), **dataclasses.asdict(settings)}
     if (fitted / GENE_SUMS_FILE).is_file() and read_json(fitted / GENE_SUMS_FILE) == made_of:
         return fitted

@@ -293,6 +293,8 @@ def read_recipe(name: str, folder: Path = RECIPES) -> Recipe:
     recipe.genes = _typed(GeneSettings, recipe.genes, f"{path}: genes")
     if recipe.gene_sums is not None:
         recipe.gene_sums = _typed(GeneSumSettings, recipe.gene_sums, f"{path}: gene_sums")
+        if recipe.method != "full" or not (recipe.training.get("model") or {}).get("gene_sums"):
+            raise RecipeError(f"{path}: gene_sums needs method full, and gene_sums: true in training: model")
     if recipe.texts is not None:
         recipe.texts = _typed(TextSettings, recipe.texts, f"{path}: texts")
     complete = recipe.base is not None and recipe.texts is not None and len(recipe.held_out or []) == 1

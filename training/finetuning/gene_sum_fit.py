@@ -1,4 +1,4 @@
-"""Gene sums fitted by themselves: logistic regression on all genes, over cells drawn in random order."""
+"""Gene sums fitted by themselves: logistic regression on all genes, with a penalty, until it has converged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix, vstack
 
-from cellglot.modeling.gene_sums import GeneSums, StandardizedGeneSums
-from cellglot.modeling.label_losses import label_terms
+from cellglot.modeling.gene_sums import WEIGHT_SCALE, StandardizedGeneSums
 from cellglot.progress import progress_bars
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.config import TrainingConfig, read_section
@@ -22,7 +23,8 @@ from cellglot.training.finetuning.settings import FinetuneSettings, finetune_set
 from cellglot.training.finetuning.tasks import BOTH
 
 
-WARM_UP = 0.1  # of the steps
+BATCH = 64  # cells that are collated together
+IMPOSSIBLE = -1e30  # score of a class that a label rules out
 
 
 @strict
@@ -34,10 +36,14 @@ class GeneSumSettings:
     ----------
     share
         Share of the scores that the gene sums have afterwards; by default as the model says.
-    steps, batch_size
-        Number of batches, and cells of each.
-    learning_rate, weight_decay
-        Of AdamW, with a cosine schedule.
+    cells
+        Cells that are drawn, with replacement.
+    as_they_are
+        Share of them that keep all their counts and genes. The others are thinned as in the training of the network.
+    penalty
+        Half of it, times the sum of squared weights, is added to the mean loss of a cell.
+    iterations
+        Of L-BFGS, at the most.
     balance
         Cells of a data set are drawn ``n ** -balance`` times as often, n its number, and so are those of a label.
     balance_open
@@ -45,10 +51,10 @@ class GeneSumSettings:
     """
 
     share: float | int | None = None
-    steps: int = 2200
-    batch_size: int = 64
-    learning_rate: float | int = 3e-3
-    weight_decay: float | int = 1e-2
+    cells: int = 50_000
+    as_they_are: float | int = 0.5
+    penalty: float | int = 1e-2
+    iterations: int = 60
     balance: float | int = 0.5
     balance_open: float | int = 0.7
 
@@ -59,8 +65,8 @@ def fit_gene_sums(
     """Fit the gene sums of a trained classifier from the start, and save the classifier again.
 
     Batches of a network's training are of cells of similar length, which is fast, but each batch is then of few data
-    sets, and a cell that is drawn twice in an epoch loses the same counts. Here cells are drawn in random order, and
-    lose other counts each time.
+    sets, and a few epochs of steps are far from the optimum of a regression. Here cells are drawn once, each with
+    counts and genes of its own left out, and the convex loss is minimised over all of them at the same time.
 
     Parameters
     ----------
@@ -77,11 +83,22 @@ def fit_gene_sums(
     of_labels = finetune_settings(config.finetuning, "cell-type", "full")
     data: Any = read_section(family.finetuning_data, config.data, "data")
     task = label_level_task(corpus, column, of_labels, seed)
-    collator = task.collator(family.collators(tokenizer, network.config, data, corpus, seed)[0], True)
-    network.gene_sums.reset_weights()
-    network.gene_sums.set_statistics(tokenizer)
-    chances = _chances(task.train, corpus, of_labels, list(task.facts["labels"]), collator.sets, settings)
-    _learn(network, task.train, collator, chances, settings, seed)
+    thinned, whole = family.collators(tokenizer, network.config, data, corpus, seed)
+    sums = network.gene_sums
+    sums.set_statistics(tokenizer)
+    random, collators = np.random.default_rng(seed), (task.collator(whole, True), task.collator(thinned, True))
+    chances = _chances(task.train, corpus, of_labels, list(task.facts["labels"]), collators[0].sets, settings)
+    drawn = random.choice(len(task.train), settings.cells, p=chances)
+    kept = round(settings.as_they_are * settings.cells)
+    parts = [
+        _cells(sums, task.train, cells, collator)
+        for cells, collator in zip((drawn[:kept], drawn[kept:]), collators, strict=True)
+    ]
+    logs = vstack([part[0] for part in parts], format="csr")
+    weight, bias = minimise(logs, np.concatenate([part[1] for part in parts]), settings.penalty, settings.iterations)
+    with torch.no_grad():
+        sums.weight.copy_(torch.from_numpy(weight / WEIGHT_SCALE))
+        sums.bias.copy_(torch.from_numpy(bias))
     if settings.share is not None:
         network.config.gene_sum_weight = settings.share
     network.save_pretrained(folder)
@@ -110,41 +127,91 @@ def _chances(
     return chances / chances.sum()
 
 
-def _learn(
-    network: Any, cells: LabelledCells, collator: Any, chances: np.ndarray, settings: GeneSumSettings, seed: int
-) -> None:
-    sums, steps = network.gene_sums.train(), settings.steps
-    random = np.random.default_rng(seed)
-    groups = [
-        {"params": [sums.weight], "weight_decay": settings.weight_decay},
-        {"params": [sums.bias], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-    warm_up = max(1, int(WARM_UP * steps))
-
-    def rate(step: int) -> float:
-        return min(1.0, step / warm_up) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    with progress_bars("steps") as bars:
-        bar = bars.add_task("gene sums", total=steps, cells=settings.batch_size)
-        for step in range(steps):
-            drawn = random.choice(len(cells), settings.batch_size, p=chances)
-            batch = collator(cells.__getitems__([(step, int(cell)) for cell in drawn]))
-            loss = label_terms(network.config, _scores(sums, batch), batch["labels"]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bars.update(bar, completed=step + 1, note=f"loss {loss.item():.4f}")
-    sums.eval()
+def _cells(sums: Any, cells: LabelledCells, drawn: np.ndarray, collator: Any) -> tuple[csr_matrix, np.ndarray]:
+    """Return the logs of counts, shape (cells, tokens), and the labels of cells, bool, shape (cells, classes)."""
+    parts, labels = [], []
+    with progress_bars("cells") as bars:
+        bar = bars.add_task("cells for gene sums", total=len(drawn), cells=1)
+        for start in range(0, len(drawn), BATCH):
+            pairs = [(start + i, int(cell)) for i, cell in enumerate(drawn[start : start + BATCH])]
+            batch = collator(cells.__getitems__(pairs))
+            parts.append(_sparse(batch["input_ids"], _logs(sums, batch), len(sums.weight)))
+            labels.append(batch["labels"].numpy())
+            bars.update(bar, completed=min(start + BATCH, len(drawn)))
+    size = len(sums.weight), len(sums.bias)
+    if not parts:
+        return csr_matrix((0, size[0]), dtype=np.float32), np.zeros((0, size[1]), dtype=bool)
+    return vstack(parts, format="csr"), np.concatenate(labels)
 
 
-def _scores(sums: GeneSums, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _logs(sums: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if isinstance(sums, StandardizedGeneSums):
-        return sums(ids, batch["expression_values"], mask.bool())
-    return sums(ids, mask)
+        return sums.logs(ids, batch["expression_values"], mask.bool())
+    return sums.logs(ids, mask)
+
+
+def _sparse(ids: torch.Tensor, logs: torch.Tensor, tokens: int) -> csr_matrix:
+    there = (logs > 0).numpy()
+    starts = np.concatenate([[0], there.sum(axis=1).cumsum()])
+    values = logs.numpy()[there].astype(np.float32)
+    return csr_matrix((values, ids.numpy()[there].astype(np.int32), starts), shape=(len(ids), tokens))
+
+
+def minimise(features: csr_matrix, sets: np.ndarray, penalty: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fit logistic regression to labels that leave several classes open, as `label_set_terms` compares them.
+
+    Parameters
+    ----------
+    features
+        float32, shape (cells, features).
+    sets
+        Whether each class may be right, bool, shape (cells, classes).
+    penalty, iterations
+        As for `GeneSumSettings`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Weights, float32, shape (features, classes).
+    numpy.ndarray
+        Biases, float32, shape (classes,).
+    """
+    cells, size = features.shape
+    classes = sets.shape[1]
+    transposed, ruled_out = features.T.tocsr(), np.where(sets, 0, IMPOSSIBLE).astype(np.float32)
+
+    def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = values[: size * classes].reshape(size, classes)
+        scores = features @ weight.astype(np.float32) + values[size * classes :].astype(np.float32)
+        every, total = _softmax(scores)
+        right, of_set = _softmax(scores + ruled_out)
+        loss = float((total - of_set).mean(dtype=np.float64)) + penalty / 2 * float((weight**2).sum())
+        off = (every - right) / cells
+        slope = transposed @ off + penalty * weight
+        return loss, np.concatenate([slope.ravel(), off.sum(axis=0, dtype=np.float64)])
+
+    with progress_bars("iterations") as bars:
+        bar = bars.add_task("gene sums", total=iterations, cells=cells)
+        found = minimize(
+            loss_and_gradient,
+            np.zeros((size + 1) * classes),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": iterations},
+            callback=lambda _: bars.advance(bar),
+        )
+        bars.update(bar, completed=iterations, note=f"loss {found.fun:.4f}")
+    values = found.x.astype(np.float32)
+    return values[: size * classes].reshape(size, classes), values[size * classes :]
+
+
+def _softmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities, and the logarithm of the summed exponentials, of each row."""
+    most = scores.max(axis=1, keepdims=True)
+    powers = np.exp(scores - most)
+    total = powers.sum(axis=1, keepdims=True)
+    return powers / total, (np.log(total) + most).ravel()
 
 
 __all__ = ["GeneSumSettings", "fit_gene_sums"]

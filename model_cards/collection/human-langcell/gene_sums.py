@@ -39,12 +39,6 @@ class GeneSums(nn.Module):
         for values in (*self.parameters(), *self.buffers()):
             init.zeros_(values)
 
-    @torch.no_grad()
-    def reset_weights(self) -> None:
-        """Set weights to zero, to fit them again."""
-        self.weight.zero_()
-        self.bias.zero_()
-
     def sums(self, input_ids: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
 
@@ -84,9 +78,13 @@ class StandardizedGeneSums(GeneSums):
         kept
             False for padding and genes to hide, of the same shape.
         """
+        return self.sums(input_ids, self.logs(input_ids, expression_values, kept))
+
+    def logs(self, input_ids: torch.Tensor, expression_values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Return log1p of the counts scaled to 10,000, 0 for genes that are not kept; shape (cells, genes)."""
         above = expression_values.float() - self.zero_values[input_ids].float()
         logs = above.clamp(min=0) * self.deviations[input_ids].float()
-        return self.sums(input_ids, logs.masked_fill(~kept, 0.0))
+        return logs.masked_fill(~kept, 0.0)
 
 
 class RankedGeneSums(GeneSums):
@@ -108,7 +106,11 @@ class RankedGeneSums(GeneSums):
         input_ids, attention_mask
             As for `ScCelloModel`, not packed, shape (cells, tokens).
         """
-        return self.sums(input_ids, implied_logs(self.medians, input_ids, attention_mask))
+        return self.sums(input_ids, self.logs(input_ids, attention_mask))
+
+    def logs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return log1p of the counts that the order of genes implies, scaled to 10,000; shape (cells, tokens)."""
+        return implied_logs(self.medians, input_ids, attention_mask)
 
 
 @torch.no_grad()

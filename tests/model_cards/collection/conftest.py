@@ -61,9 +61,11 @@ def data(blood, tmp_path_factory):
         "groups": {"coarse": {"myeloid": ["CL:0001054", "CL:0000451"], "B": "CL:0000236", "NK": "CL:0000623"}},
         "training": {
             "model": {"type": "exceiver", "gene_embedding_size": 16, "hidden_size": 8, "num_latents": 4,
-                      "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pooling": "mean"},
+                      "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pooling": "mean",
+                      "gene_sums": True},
             "trainer": {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 1e-2},
         },
+        "gene_sums": {"share": 0.75, "cells": 200, "as_they_are": 0.25, "iterations": 5},
     }  # fmt: skip
     (folder / "data_sets.yaml").write_text(yaml.safe_dump(sets, sort_keys=False))
     (folder / "tiny-exceiver.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))

@@ -82,6 +82,17 @@ def test_the_finished_model_is_one_of_the_collection(built, blood, tmp_path, mon
     assert published.kind == "model" and published.compared > 0
 
 
+def test_gene_sums_are_fitted_after_the_network(built):
+    finished, folder = built
+    config = AutoConfig.from_pretrained(finished)
+    assert config.gene_sums and config.gene_sum_weight == 0.75
+    from safetensors.torch import load_file
+
+    before, after = (load_file(folder / "folds" / "one" / name / "model.safetensors") for name in ("model", "fitted"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"gene_sums.weight", "gene_sums.bias"} and after["gene_sums.weight"].isfinite().all()
+
+
 @pytest.mark.long
 def test_an_adapter_is_built_on_a_model_of_the_collection(built, data, blood, tmp_path, monkeypatch):
     shutil.copytree(built[0], tmp_path / "collection" / "tiny-exceiver")
@@ -89,6 +100,7 @@ def test_an_adapter_is_built_on_a_model_of_the_collection(built, data, blood, tm
     recipe = yaml.safe_load((data / "tiny-exceiver.yaml").read_text())
     recipe |= {"name": "tiny-lora", "base": "tiny-exceiver", "method": "lora", "held_out": ["one"], "default": False}
     recipe["training"].pop("model")
+    recipe.pop("gene_sums")
     (data / "tiny-lora.yaml").write_text(yaml.safe_dump(recipe))
     finished = Build(read_recipe(str(data / "tiny-lora.yaml")), data, tmp_path / "build").run()
     assert (finished / "adapter_model.safetensors").exists() and not (finished / "model.safetensors").exists()
@@ -174,6 +186,8 @@ def test_wrong_data_sets_are_refused(data, tmp_path, change, message):
         ({"held_out": ["five"]}, "held_out names five"),
         ({"title": 3}, "title"),
         ({"genes": {"coding": True}}, "coding"),
+        ({"gene_sums": {"steps": 5}}, "gene_sums 'steps' does not exist"),
+        ({"training": {}}, "gene_sums needs method full, and gene_sums: true in training: model"),
     ],
 )
 def test_wrong_recipes_are_refused(data, tmp_path, change, message):
