@@ -283,9 +283,16 @@ def _our_choice(facts: ModelFacts) -> list[str]:
     settings = []
     if facts.runs:
         model = facts.runs[-1].record.get("config", {}).get("model", {})
-        sizes = dict(_flat(model))
+        now = dict(_flat(facts.config))  # what is fitted after the training may change settings
+        sizes = {name: now.get(name, value) for name, value in _flat(model)}
         if sizes:
             settings = ["sizes and settings of this model: " + ", ".join(f"`{k}={v}`" for k, v in sizes.items())]
+    if facts.config.get("gene_sums"):
+        share = facts.config["gene_sum_weight"]
+        settings.append(
+            f"the scores of classes are for {share:.0%} those of gene sums, which are logistic regression on the log "
+            f"expression of all genes, and for {1 - share:.0%} those of the network; embeddings are the network's"
+        )
     return [*settings, *facts.system.our_choice]
 
 

@@ -62,7 +62,7 @@ def data(blood, tmp_path_factory):
         "training": {
             "model": {"type": "exceiver", "gene_embedding_size": 16, "hidden_size": 8, "num_latents": 4,
                       "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pooling": "mean",
-                      "gene_sums": True},
+                      "gene_sums": True, "gene_sum_weight": 0.4},
             "trainer": {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 1e-2},
         },
         "gene_sums": {"share": 0.75, "cells": 200, "as_they_are": 0.25, "iterations": 5},

@@ -91,6 +91,8 @@ def test_gene_sums_are_fitted_after_the_network(built):
     before, after = (load_file(folder / "folds" / "one" / name / "model.safetensors") for name in ("model", "fitted"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"gene_sums.weight", "gene_sums.bias"} and after["gene_sums.weight"].isfinite().all()
+    card = (finished / "README.md").read_text()
+    assert "`gene_sum_weight=0.75`" in card and "for 75% those of gene sums" in card
 
 
 @pytest.mark.long
