@@ -116,7 +116,25 @@ def baseline_scores(
     names: Sequence[str],
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Score plain classifiers, trained on the same cells, on the genes that they share with the test cells.
+    """Score the predictions of `baseline_predictions`.
+
+    Returns
+    -------
+    dict
+        Name of the classifier -> scores, as `type_scores`.
+    """
+    predicted = baseline_predictions(training, training_truth, test, truth, seed)
+    return {name: type_scores(truth, types, names, seed) for name, types in predicted.items()}
+
+
+def baseline_predictions(
+    training: Sequence[AnnData],
+    training_truth: Sequence[np.ndarray],
+    test: AnnData,
+    truth: np.ndarray,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Predict test cells by plain classifiers, trained on the same cells, on the genes that both have.
 
     Genes are those of the test cells that were measured in at least half of the training cells. Counts are scaled to
     10,000 over these genes and logarithmised.
@@ -129,8 +147,6 @@ def baseline_scores(
         Type of each of their cells, -1 for cells to leave out.
     test, truth
         Counts, and type of each cell, of the test set.
-    names
-        Of the types.
     seed
         Of the draw of training cells.
 
@@ -138,7 +154,8 @@ def baseline_scores(
     -------
     dict
         ``logistic regression``; ``logistic regression, types of the test set`` (types that the test set does not have
-        cannot be predicted); ``neighbours on variable genes``: as `type_scores`. Empty where nothing can be compared.
+        cannot be predicted); ``neighbours on variable genes``: the type of each cell, shape (cells,). Empty where
+        nothing can be compared.
     """
     used = [(part, t) for part, t in zip(training, training_truth, strict=True) if (t >= 0).any()]
     labels = np.concatenate([t[t >= 0] for _, t in used]) if used else np.zeros(0, dtype=np.int64)
@@ -161,7 +178,7 @@ def baseline_scores(
         guesses["logistic regression, types of the test set"] = model.classes_[there][chances[:, there].argmax(axis=1)]
     found = nearest.classifier.classes_[nearest.probabilities(of_test).argmax(axis=1)]
     guesses["neighbours on variable genes"] = found
-    return {name: type_scores(truth, guess, names, seed) for name, guess in guesses.items()}
+    return guesses
 
 
 def _shared_genes(training: Sequence[tuple[AnnData, int]], test: AnnData) -> list[str]:
@@ -222,4 +239,4 @@ def groups_of(
     return made
 
 
-__all__ = ["Group", "baseline_scores", "groups_of", "type_scores"]
+__all__ = ["Group", "baseline_predictions", "baseline_scores", "groups_of", "type_scores"]

@@ -1,4 +1,4 @@
-"""Gene sums fitted by themselves: logistic regression on all genes, with a penalty, until it has converged."""
+"""Gene sums fitted by themselves: logistic regression on all genes, with a penalty, over all drawn cells at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class GeneSumSettings:
     penalty
         Half of it, times the sum of squared weights, is added to the mean loss of a cell.
     iterations
-        Of L-BFGS, at the most.
+        Of L-BFGS, at the most. Few end before the optimum, which is a penalty, too: see docs/models/collection.md.
     balance
         Cells of a data set are drawn ``n ** -balance`` times as often, n its number, and so are those of a label.
     balance_open
@@ -58,6 +58,18 @@ class GeneSumSettings:
     balance: float | int = 0.5
     balance_open: float | int = 0.7
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("share", "as_they_are"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} {value!r}: it is a share from 0 to 1")
+        for name in ("cells", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)!r}: it is a number of 1 or more")
+        for name in ("penalty", "balance", "balance_open"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)!r}: it is 0 or more")
+
 
 def fit_gene_sums(
     folder: str | Path, corpus: Corpus, config: TrainingConfig, column: str, settings: GeneSumSettings
@@ -65,8 +77,8 @@ def fit_gene_sums(
     """Fit the gene sums of a trained classifier from the start, and save the classifier again.
 
     Batches of a network's training are of cells of similar length, which is fast, but each batch is then of few data
-    sets, and a few epochs of steps are far from the optimum of a regression. Here cells are drawn once, each with
-    counts and genes of its own left out, and the convex loss is minimised over all of them at the same time.
+    sets. Here cells are drawn once, some with counts and genes left out, and the loss of all of them is minimised at
+    the same time.
 
     Parameters
     ----------
@@ -95,7 +107,8 @@ def fit_gene_sums(
         for cells, collator in zip((drawn[:kept], drawn[kept:]), collators, strict=True)
     ]
     logs = vstack([part[0] for part in parts], format="csr")
-    weight, bias = minimise(logs, np.concatenate([part[1] for part in parts]), settings.penalty, settings.iterations)
+    sets = np.concatenate([part[1] for part in parts])
+    weight, bias = fit_regression(logs, sets, settings.penalty, settings.iterations)
     with torch.no_grad():
         sums.weight.copy_(torch.from_numpy(weight / WEIGHT_SCALE))
         sums.bias.copy_(torch.from_numpy(bias))
@@ -158,7 +171,9 @@ def _sparse(ids: torch.Tensor, logs: torch.Tensor, tokens: int) -> csr_matrix:
     return csr_matrix((values, ids.numpy()[there].astype(np.int32), starts), shape=(len(ids), tokens))
 
 
-def minimise(features: csr_matrix, sets: np.ndarray, penalty: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_regression(
+    features: csr_matrix, sets: np.ndarray, penalty: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit logistic regression to labels that leave several classes open, as `label_set_terms` compares them.
 
     Parameters
@@ -201,7 +216,7 @@ def minimise(features: csr_matrix, sets: np.ndarray, penalty: float, iterations:
             options={"maxiter": iterations},
             callback=lambda _: bars.advance(bar),
         )
-        bars.update(bar, completed=iterations, note=f"loss {found.fun:.4f}")
+        bars.update(bar, total=found.nit, completed=found.nit, note=f"loss {found.fun:.4f}")
     values = found.x.astype(np.float32)
     return values[: size * classes].reshape(size, classes), values[size * classes :]
 
@@ -214,4 +229,4 @@ def _softmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return powers / total, (np.log(total) + most).ravel()
 
 
-__all__ = ["GeneSumSettings", "fit_gene_sums"]
+__all__ = ["GeneSumSettings", "fit_gene_sums", "fit_regression"]
