@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cellglot.modeling.cell_pipeline import cells_with_genes
+from cellglot.modeling.loaded_model import without_adapter
 from cellglot.modeling.model_files import check_finite
 from cellglot.progress import progress_bars
 from cellglot.tokenization.count_matrix import open_counts
@@ -116,10 +117,11 @@ def stream_batches(
     bars = progress_bars(shown=progress)
     with evaluated_on(model, device) as place, bars:
         task = bars.add_task(word, total=counts.n_cells)
+        measured = {k: v.to(place) for k, v in _measured_genes(model, tokenizer, counts, options).items()}
         for numbers, batch in tokenizer.batches(counts, batch_size, report, **options):
             empty, found = ~cells_with_genes(batch, tokenizer).cpu().numpy(), {}
             with torch.inference_mode():
-                tensors = compute({k: v.to(place) for k, v in batch.items()})
+                tensors = compute({k: v.to(place) for k, v in batch.items()} | measured)
             for name, tensor in tensors.items():
                 values = tensor.float().cpu().numpy()
                 _check_finite(model, name, values, ~empty, numbers)
@@ -128,6 +130,19 @@ def stream_batches(
                 found[name] = values
             yield counts.n_cells, numbers, found
             bars.advance(task, len(numbers))
+
+
+def _measured_genes(
+    model: Any, tokenizer: GeneExpressionTokenizer, counts: Any, options: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Return the genes of a file as an input of a model that imputes the others, empty for other models."""
+    sums = getattr(without_adapter(model), "gene_sums", None)
+    imputes = sums is not None and sums.imputation is not None
+    if not imputes and "measured_genes" not in getattr(model, "inputs", ()):  # of a graph of onnxruntime
+        return {}
+    return {
+        "measured_genes": torch.from_numpy(tokenizer.measured_genes(counts, gene_column=options.get("gene_column")))
+    }
 
 
 def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:

@@ -60,6 +60,9 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
     gene_sum_weight
         Their share of the scores, between 0 and 1.
+    imputed_genes, imputation_factors
+        Genes that gene sums expect where a file did not measure them, and factors of their expression, see
+        `GeneImputation`; 0 for none.
     label_cl_ids
         Cell Ontology id of each class that is a cell type; None if classes are not cell types.
     target_mean, target_std
@@ -95,6 +98,8 @@ class ScCelloConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     linear_genes: int = 0
     gene_sums: bool = False
     gene_sum_weight: float | int = 0.5
+    imputed_genes: int = 0
+    imputation_factors: int = 0
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None
     target_std: float | int | None = None

@@ -15,6 +15,7 @@ import numpy as np
 
 from cellglot.inputs import read_json
 from cellglot.inputs.file_digests import digest_of
+from cellglot.modeling.expected_weights import WEIGHT_SCALE, expected_weights
 
 
 GRAPH_FILE = "graph.onnx"
@@ -23,6 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 MADE_OF = (WEIGHTS_FILE, CONFIG_FILE)
 EMBEDDING, LOGITS = "embedding", "logits"  # outputs
+SUMS = "gene_sums"  # the module of its tensors
 
 
 class GraphAlone:
@@ -42,9 +44,23 @@ class GraphAlone:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self.config: Mapping[str, Any] = read_json(self.folder / CONFIG_FILE)
-        facts = read_json(self.folder / FACTS_FILE)
-        self.session = open_graph_alone(self.folder / GRAPH_FILE, self.folder / WEIGHTS_FILE, facts["weights"])
-        self.inputs = [entry.name for entry in self.session.get_inputs()]
+        self.session: Any = None
+
+    @property
+    def imputes(self) -> bool:
+        """Whether gene sums expect what the genes add that a file does not have."""
+        return bool(self.config.get("gene_sums") and self.config.get("imputed_genes"))
+
+    def open(self, measured_genes: np.ndarray | None = None) -> None:
+        """Open the graph, for cells of some genes.
+
+        Parameters
+        ----------
+        measured_genes
+            As for `cellglot.modeling.gene_sums.GeneSums.sums`, bool, shape (vocabulary,); for models that impute.
+        """
+        names = read_json(self.folder / FACTS_FILE)["weights"]
+        self.session = open_graph_alone(self.folder / GRAPH_FILE, self.folder / WEIGHTS_FILE, names, measured_genes)
 
     @property
     def classes(self) -> list[str]:
@@ -66,7 +82,10 @@ class GraphAlone:
         batch
             Arrays of the tokenizer, each of shape (cells, genes).
         """
-        found = self.session.run([LOGITS, EMBEDDING], {name: batch[name] for name in self.inputs})
+        if self.session is None:
+            self.open()
+        given = {entry.name: batch[entry.name] for entry in self.session.get_inputs()}
+        found = self.session.run([LOGITS, EMBEDDING], given)
         return dict(zip((LOGITS, EMBEDDING), found, strict=True))
 
 
@@ -85,13 +104,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: digest_of(folder / name) for name in MADE_OF}
 
 
-def open_graph_alone(graph: Path, weights: Path, names: Mapping[str, Any]) -> Any:
+def open_graph_alone(
+    graph: Path, weights: Path, names: Mapping[str, Any], measured_genes: np.ndarray | None = None
+) -> Any:
     """Open a graph in onnxruntime, on the CPU, with weights of a file of safetensors.
 
     Parameters
     ----------
     names
         Weight of the graph -> name of the tensor, and whether it is transposed.
+    measured_genes
+        As for `GraphAlone.open`.
 
     Raises
     ------
@@ -106,6 +129,8 @@ def open_graph_alone(graph: Path, weights: Path, names: Mapping[str, Any]) -> An
     options.log_severity_level = 3
     try:
         tensors = load_file(weights)
+        if measured_genes is not None:
+            tensors |= imputed_gene_sums(tensors, measured_genes)
         arrays = [tensors[key].T if transposed else tensors[key] for key, transposed in names.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a, np.float32)) for a in arrays]
         options.add_external_initializers(list(names), values)
@@ -116,6 +141,16 @@ def open_graph_alone(graph: Path, weights: Path, names: Mapping[str, Any]) -> An
             f"{graph} or {weights.name} beside it is damaged ({cause}): use PyTorch by backend='torch' (--backend "
             "torch), or install the package again"
         ) from error
+
+
+def imputed_gene_sums(tensors: Mapping[str, np.ndarray], measured_genes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the weights of gene sums for cells of some genes, as `cellglot.modeling.gene_sums.GeneSums.sums`."""
+    weight, bias = (tensors[f"{SUMS}.{name}"].astype(np.float32) for name in ("weight", "bias"))
+    ids = tensors[f"{SUMS}.imputation.token_ids"]
+    kept = [tensors[f"{SUMS}.imputation.{name}"].astype(np.float32) for name in ("means", "loadings", "variances")]
+    measured = measured_genes[ids].astype(np.float32)
+    weight[ids], added = expected_weights(weight[ids], *kept, measured, np.linalg.solve)
+    return {f"{SUMS}.weight": weight, f"{SUMS}.bias": bias + added * WEIGHT_SCALE}
 
 
 def number_of_threads() -> int:

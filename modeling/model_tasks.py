@@ -44,6 +44,9 @@ def check_gene_sums(config: Any) -> None:
     share, tokens = getattr(config, "gene_sum_weight", 0), getattr(config, "encoder_tokens", None)
     if not 0 <= share <= 1:
         raise ValueError(f"gene_sum_weight={share}: it is a share between 0 and 1")
+    genes, factors = getattr(config, "imputed_genes", 0), getattr(config, "imputation_factors", 0)
+    if min(genes, factors) < 0 or (genes > 0) != (factors > 0):
+        raise ValueError(f"imputed_genes={genes}, imputation_factors={factors}: both are 0, or both are positive")
     if tokens is not None and not 2 <= tokens <= config.max_position_embeddings:
         raise ValueError(
             f"encoder_tokens={tokens}: it is between 2, <cls> and a gene, and "

@@ -23,6 +23,7 @@ FOLDER = "onnx"
 # Type of the weights -> file, as transformers.js names them.
 ONNX_FILES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 FACTS = "cellglot"  # key of a graph's metadata
+MEASURED = "measured_genes"  # input of models that impute genes
 INSTALL = "pip install 'cellglot[onnx]'"
 
 
@@ -72,8 +73,12 @@ class OnnxNetwork(nn.Module):
         Parameters
         ----------
         **batch
-            Inputs of the tokenizer, each of shape (cells, genes).
+            Inputs of the tokenizer, each of shape (cells, genes), and ``measured_genes`` of a model that imputes
+            genes, by default all.
         """
+        if MEASURED in self.inputs and MEASURED not in batch:
+            size = next(entry.shape[0] for entry in self.session.get_inputs() if entry.name == MEASURED)
+            batch[MEASURED] = torch.ones(size, dtype=torch.bool)
         missing = [name for name in self.inputs if name not in batch]
         if missing:
             raise ValueError(f"{self.path} needs {', '.join(missing)}: use the model's own tokenizer")
@@ -133,7 +138,7 @@ def _check_facts(network: OnnxNetwork, tokenizer: Any, source: str) -> None:
     path, facts = network.path, facts_of(network.session)
     if facts is None:
         raise OnnxError(f"{path} was not written by cellglot export: export the model again")
-    expected = graph_facts(network.config, list(tokenizer.model_input_names))
+    expected = graph_facts(network.config, input_names(network.config, tokenizer))
     differing = [key for key, value in expected.items() if facts.get(key) != value]
     if differing:
         raise OnnxError(
@@ -143,6 +148,12 @@ def _check_facts(network: OnnxNetwork, tokenizer: Any, source: str) -> None:
     recorded = facts.get("fingerprint")
     if recorded and weight_files(source) and weights_fingerprint(source) != recorded:
         raise OnnxError(f"{path} is the graph of another model: the weights beside it differ. Export the model again")
+
+
+def input_names(config: Any, tokenizer: Any) -> list[str]:
+    """Return the names of a graph's inputs."""
+    imputes = getattr(config, "gene_sums", False) and config.imputed_genes
+    return [*tokenizer.model_input_names, *([MEASURED] if imputes else [])]
 
 
 def graph_facts(config: Any, inputs: Sequence[str]) -> dict[str, Any]:
@@ -199,4 +210,4 @@ def needs(*packages: str) -> Any:
         raise ImportError(f"ONNX graphs need {', '.join(packages)}: {INSTALL}") from error
 
 
-__all__ = ["FOLDER", "ONNX_FILES", "OnnxError", "OnnxNetwork", "load_onnx_model"]
+__all__ = ["FOLDER", "MEASURED", "ONNX_FILES", "OnnxError", "OnnxNetwork", "input_names", "load_onnx_model"]

@@ -49,6 +49,8 @@ def classify_by_graph(
     check_coverage(calibration, set_coverage, classes)
     report = GeneReport()
     counts = open_counts(cells)
+    if graph.imputes:
+        graph.open(tokenizer.measured_genes(counts, gene_column=options.get("gene_column")))
     found = _computed(graph, tokenizer, counts, report, batch_size, progress, options)
     n_genes = np.zeros(counts.n_cells, dtype=np.float32)
     results: dict[str, np.ndarray] = {}

@@ -19,10 +19,12 @@ from cellglot.modeling.loaded_model import LoadedModel, without_adapter
 from cellglot.modeling.masked_genes import cell_encoder
 from cellglot.modeling.onnx_network import (
     FOLDER,
+    MEASURED,
     ONNX_FILES,
     OnnxError,
     check_weights_type,
     graph_facts,
+    input_names,
     needs,
     open_graph,
 )
@@ -32,6 +34,7 @@ OPSET = 20  # has GELU as one operation; what onnxruntime-web runs, too
 LARGEST = (1 << 31) - (1 << 20)  # bytes: a graph with its weights is one file of less than 2 GiB
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}  # of the largest value of an output, or of 1
 FACTS = "cellglot"  # key of the metadata
+NEWTON_STEPS, REFINEMENTS = 28, 3  # for eigenvalues up to a million
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -67,7 +70,8 @@ def export_graphs(
 ) -> list[Path]:
     """Write the graphs of a model to ``onnx/`` of a folder, after each returned PyTorch's values.
 
-    Inputs of a graph are those of the model's tokenizer, with a dynamic number of cells and genes. Outputs are
+    Inputs of a graph are those of the model's tokenizer, with a dynamic number of cells and genes, and for a model
+    that imputes genes ``measured_genes``, bool, shape (vocabulary,), from the tokenizer's method. Outputs are
     ``logits``, if the network has a head for classes or values, and ``embedding``, the cell embedding.
 
     Parameters
@@ -100,8 +104,11 @@ def export_graphs(
     needs("onnx", "onnxscript", "onnxruntime")
     for dtype in dtypes:
         check_weights_type(dtype)
-    names = list(loaded.tokenizer.model_input_names)
+    names = input_names(without_adapter(loaded.network).config, loaded.tokenizer)
     graph = prepared(loaded, names)
+    if MEASURED in names:
+        graph.network.gene_sums.imputation.solve = solve_by_products
+        batches = list(_with_measured_genes(batches, len(loaded.tokenizer)))
     expected = [computed(graph, batch, names) for batch in batches]
     facts = graph_facts(without_adapter(loaded.network).config, names) | {"fingerprint": fingerprint}
     proto = traced(graph, batches[0], names, loaded.name)
@@ -117,6 +124,37 @@ def export_graphs(
             raise
         written.append(path)
     return written
+
+
+def _with_measured_genes(batches: Sequence[Batch], vocab_size: int) -> Iterator[Batch]:
+    """Yield batches with the genes that were measured: theirs, and some others, or all."""
+    random = np.random.default_rng(0)
+    for number, batch in enumerate(batches):
+        measured = torch.from_numpy(random.random(vocab_size) < (0.5 if number % 2 == 0 else 1.0))
+        measured[batch["input_ids"].flatten()] = True
+        yield {**batch, MEASURED: measured}
+
+
+def solve_by_products(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solve linear equations by products of matrices alone, for runtimes without a solver.
+
+    By Newton's iteration for the inverse (Ben-Israel and Cohen 1966), whose result is then refined.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric, with eigenvalues of 1 or more, shape (factors, factors).
+    right
+        Shape (factors, sums).
+    """
+    twice = 2 * torch.eye(len(matrix), dtype=matrix.dtype)
+    inverse = (twice / 2) / matrix.abs().sum(dim=1).max()
+    for _ in range(NEWTON_STEPS):
+        inverse = inverse @ (twice - matrix @ inverse)
+    solved = inverse @ right
+    for _ in range(REFINEMENTS):
+        solved = solved + inverse @ (right - matrix @ solved)
+    return solved
 
 
 def output_names(with_logits: bool) -> list[str]:
@@ -144,7 +182,7 @@ def computed(graph: _Graph, batch: Batch, names: Sequence[str]) -> list[np.ndarr
 def traced(graph: _Graph, batch: Batch, names: Sequence[str], source: str) -> Any:
     """Trace the network, and return the graph as an ``onnx.ModelProto``."""
     cells, genes = torch.export.Dim("cells"), torch.export.Dim("genes", max=_most_tokens(graph.network))
-    shapes = ({0: cells, 1: genes},) * len(names)
+    shapes = tuple({} if name == MEASURED else {0: cells, 1: genes} for name in names)
     with torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
@@ -318,6 +356,7 @@ __all__ = [
     "export_graphs",
     "output_names",
     "prepared",
+    "solve_by_products",
     "strip",
     "traced",
 ]

@@ -20,7 +20,7 @@ from cellglot.modeling.onnx_network import OnnxError, needs
 from cellglot.outputs import atomic, write_json
 
 
-FEWEST = 32  # numbers of a weight that is left out of the graph
+FEWEST = 8  # numbers of a weight that is left out of the graph
 TOLERANCE = 1e-5  # of the largest value of an output, or of 1
 
 

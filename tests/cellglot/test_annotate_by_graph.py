@@ -9,6 +9,8 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
+from transformers import pipeline
 
 import cellglot
 from cellglot.modeling.graph_alone import FACTS_FILE, GRAPH_FILE, GraphAlone, has_graph_alone
@@ -44,6 +46,27 @@ def test_results_are_those_of_pytorch(cells):
     assert by_graph.uns["cellglot"].keys() == by_torch.uns["cellglot"].keys()
 
 
+def test_genes_that_a_file_lacks_are_expected_alike_by_all_ways(cells, folder, tmp_path):
+    by_graph, by_torch = (cellglot.annotate(cells, MODEL, copy=True, backend=b) for b in (None, "torch"))
+    annotate = pipeline("cell-type-annotation", model=str(folder), device="cpu")
+    by_pipeline = annotate(cells, min_coverage=0.0)
+    assert [found["label"] for found in by_pipeline[:3]] == list(by_torch.obs["cellglot_cell_type"].astype(str)[:3])
+    confidence = [np.nan if found["confidence"] is None else found["confidence"] for found in by_pipeline]
+    np.testing.assert_allclose(confidence, by_torch.obs["cellglot_confidence"], rtol=1e-3, atol=1e-4)
+    network = cellglot.load_model(MODEL)
+    with torch.no_grad():
+        inputs = network.tokenizer(cells[:3].copy(), min_coverage=0.0, return_tensors="pt")
+        measured = torch.from_numpy(network.tokenizer.measured_genes(cells))
+        every, given = network.network(**inputs).logits, network.network(**inputs, measured_genes=measured).logits
+    assert (every - given).abs().max() > 0.1  # most genes of the model are missing
+    cellglot.export(MODEL, tmp_path / "graphs")
+    by_export = cellglot.annotate(cells, tmp_path / "graphs", copy=True, backend="onnx")
+    for other in (by_graph, by_export):
+        np.testing.assert_allclose(
+            other.obsm["cellglot_scores"], by_torch.obsm["cellglot_scores"], rtol=1e-3, atol=1e-4
+        )
+
+
 def test_the_command_does_not_import_pytorch(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     program = (
@@ -77,4 +100,4 @@ def test_damaged_graphs_are_named(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "model")
     (copy / GRAPH_FILE).write_bytes(b"not a graph")
     with pytest.raises(ValueError, match=r"graph\.onnx .*damaged.*--backend torch"):
-        GraphAlone(copy)
+        GraphAlone(copy).open()

@@ -216,6 +216,18 @@ def test_genes_are_not_cut():
         tokenizer(np.ones((2, 5)), genes=tokenizer.vocabulary.genes, max_length=3)
 
 
+def test_measured_genes_are_those_of_the_file_and_all_for_cells_that_name_expressed_genes(blood, vocabulary):
+    tokenizer = RankValueTokenizer.from_vocabulary(vocabulary)
+    part = blood[:5, :300].copy()
+    part.var_names = [*part.var_names[:299], "of no vocabulary"]
+    found = tokenizer.measured_genes(part)
+    assert found.shape == (tokenizer.vocab_size,) and found.dtype == bool
+    assert set(np.flatnonzero(found)) == set(tokenizer.find_genes(list(part.var_names[:299])))
+    assert np.array_equal(tokenizer.measured_genes(part.X.toarray(), list(part.var_names)), found)
+    named = tokenizer.measured_genes([{blood.var_names[0]: 3}, {blood.var_names[1]: 1}])
+    assert set(np.flatnonzero(named)) == set(tokenizer.vocabulary.gene_token_ids.tolist())
+
+
 def test_find_genes_names_those_outside_the_vocabulary(vocabulary):
     tokenizer = ExceiverTokenizer.from_vocabulary(vocabulary)
     gene = tokenizer.vocabulary.genes[5]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cellglot.tokenization.corpus.corpus import Corpus
+from cellglot.tokenization.corpus.sources import open_parquet
 from cellglot.training.data.columns import read_column
 from cellglot.training.data.expression import CorpusExpression
 
@@ -114,6 +115,41 @@ def panels_of(
     return Panels(chosen, np.stack(panels), np.array(chances) / sum(chances), share)
 
 
+def genes_of_data_sets(corpus: Corpus, splits: Sequence[str], column: str) -> tuple[list[str], np.ndarray]:
+    """Find the genes of the data sets of a corpus: those with counts in any of their cells.
+
+    Parameters
+    ----------
+    corpus
+        Tokenized cells.
+    splits
+        Splits of the corpus that are read.
+    column
+        Column of the corpus that names the data set of each cell.
+
+    Returns
+    -------
+    list of str
+        Names of the data sets, sorted.
+    numpy.ndarray
+        Whether each has each token id, bool, shape (data sets, vocabulary).
+    """
+    given = [str(name) for name in read_column(corpus, splits, column)]
+    names, of_cell = np.unique(given, return_inverse=True)
+    vocabulary = corpus.tokenizer().vocabulary
+    found = np.zeros((len(names), vocabulary.vocab_size), dtype=bool)
+    first = 0
+    for shard in (shard for split in splits for shard in corpus.shards(split)):
+        for batch in open_parquet(shard).iter_batches(columns=["input_ids"]):
+            tokens = batch.column(0)
+            rows = of_cell[first : first + len(tokens)]
+            found[np.repeat(rows, tokens.value_lengths().to_numpy()), tokens.flatten().to_numpy()] = True
+            first += len(tokens)
+    genes = np.zeros(vocabulary.vocab_size, dtype=bool)
+    genes[vocabulary.gene_token_ids] = True
+    return names.tolist(), found & genes
+
+
 def most_variable(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """Return the numbers of genes, those first whose variance is highest among genes with a like mean.
 
@@ -135,4 +171,4 @@ def most_variable(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     return np.argsort(-score, kind="stable")
 
 
-__all__ = ["Panels", "most_variable", "panels_of"]
+__all__ = ["Panels", "genes_of_data_sets", "most_variable", "panels_of"]

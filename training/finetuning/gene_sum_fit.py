@@ -11,19 +11,24 @@ from huggingface_hub.dataclasses import strict
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, vstack
 
-from cellglot.modeling.gene_sums import WEIGHT_SCALE, StandardizedGeneSums
+from cellglot.modeling.expected_weights import WEIGHT_SCALE
+from cellglot.modeling.gene_imputation import GeneImputation
+from cellglot.modeling.gene_sums import StandardizedGeneSums
 from cellglot.progress import progress_bars
 from cellglot.tokenization.corpus.corpus import Corpus
 from cellglot.training.config import TrainingConfig, read_section
 from cellglot.training.data.label_collators import LabelledCells
 from cellglot.training.data.labels import read_column
+from cellglot.training.data.panels import genes_of_data_sets
 from cellglot.training.families.records import family_of
+from cellglot.training.finetuning.factor_analysis import fit_factors
 from cellglot.training.finetuning.label_levels import label_level_task
 from cellglot.training.finetuning.settings import FinetuneSettings, finetune_settings
 from cellglot.training.finetuning.tasks import BOTH
 
 
 BATCH = 64  # cells that are collated together
+FEWEST_MEASURED = 0.5  # of the cells that are drawn, to impute a gene
 IMPOSSIBLE = -1e30  # score of a class that a label rules out
 
 
@@ -41,13 +46,20 @@ class GeneSumSettings:
     as_they_are
         Share of them that keep all their counts and genes. The others are thinned as in the training of the network.
     penalty
-        Half of it, times the sum of squared weights, is added to the mean loss of a cell.
+        Half of it, times the sum of squared weights, is added to the mean loss of a cell. That of a gene is divided by
+        the share of training cells whose data set measured it.
     iterations
         Of L-BFGS, at the most. Few end before the optimum, which is a penalty, too: see docs/models/collection.md.
     balance
         Cells of a data set are drawn ``n ** -balance`` times as often, n its number, and so are those of a label.
     balance_open
         Cells of labels that leave several classes open are drawn this often, relative to the others.
+    imputed_genes
+        Genes that are expected where a file did not measure them, the most variable ones, see `GeneImputation`.
+    factors, factor_iterations
+        Factors of their expression, and iterations to find them.
+    data_set_column
+        Column of the corpus that names the data set of each cell. A data set measured the genes that it has counts of.
     """
 
     share: float | int | None = None
@@ -57,16 +69,20 @@ class GeneSumSettings:
     iterations: int = 60
     balance: float | int = 0.5
     balance_open: float | int = 0.7
+    imputed_genes: int = 3000
+    factors: int = 64
+    factor_iterations: int = 20
+    data_set_column: str = "dataset_id"
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         for name in ("share", "as_they_are"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} {value!r}: it is a share from 0 to 1")
-        for name in ("cells", "iterations"):
+        for name in ("cells", "iterations", "factors", "factor_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it is a number of 1 or more")
-        for name in ("penalty", "balance", "balance_open"):
+        for name in ("penalty", "balance", "balance_open", "imputed_genes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it is 0 or more")
 
@@ -108,13 +124,54 @@ def fit_gene_sums(
     ]
     logs = vstack([part[0] for part in parts], format="csr")
     sets = np.concatenate([part[1] for part in parts])
-    weight, bias = fit_regression(logs, sets, settings.penalty, settings.iterations)
+    names, measured = genes_of_data_sets(corpus, BOTH, settings.data_set_column)
+    given = [str(name) for name in read_column(corpus, BOTH, settings.data_set_column)]
+    of_cells = np.searchsorted(names, given)[task.train.rows]
+    scales = np.sqrt(measured[of_cells].mean(axis=0)).astype(np.float32)
+    weight, bias = fit_regression(_scaled(logs, scales), sets, settings.penalty, settings.iterations)
     with torch.no_grad():
-        sums.weight.copy_(torch.from_numpy(weight / WEIGHT_SCALE))
+        sums.weight.copy_(torch.from_numpy(weight * scales[:, None] / WEIGHT_SCALE))
         sums.bias.copy_(torch.from_numpy(bias))
+    sums.imputation = _imputation(parts[0][0], measured, of_cells[drawn[:kept]], settings, seed)
+    genes, factors = (0, 0) if sums.imputation is None else sums.imputation.loadings.shape
+    network.config.imputed_genes, network.config.imputation_factors = genes, factors
     if settings.share is not None:
         network.config.gene_sum_weight = settings.share
     network.save_pretrained(folder)
+
+
+def _scaled(logs: csr_matrix, scales: np.ndarray) -> csr_matrix:
+    """Return features whose penalty is that of the weights divided by the squares of scales."""
+    return csr_matrix((logs.data * scales[logs.indices], logs.indices, logs.indptr), shape=logs.shape)
+
+
+def _imputation(
+    logs: csr_matrix, measured: np.ndarray, data_sets: np.ndarray, settings: GeneSumSettings, seed: int
+) -> GeneImputation | None:
+    """Fit factors to cells that kept all their genes; None if no gene is to be imputed."""
+    if not len(data_sets):
+        return None
+    means = np.asarray(logs.mean(axis=0)).ravel()
+    spread = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - means**2
+    spread[measured[data_sets].mean(axis=0) < FEWEST_MEASURED] = 0
+    tokens = np.sort(np.argsort(-spread, kind="stable")[: min(settings.imputed_genes, (spread > 0).sum())])
+    if not len(tokens):
+        return None
+    number = min(settings.factors, len(tokens))
+    with progress_bars("iterations") as bars:
+        bar = bars.add_task("imputation", total=settings.factor_iterations, cells=len(data_sets))
+        found = fit_factors(
+            logs[:, tokens],
+            measured[:, tokens],
+            data_sets,
+            number,
+            settings.factor_iterations,
+            seed,
+            lambda: bars.advance(bar),
+        )
+    made = GeneImputation(len(tokens), number)
+    made.set_statistics(tokens, found.means, found.loadings, found.variances)
+    return made
 
 
 def _chances(

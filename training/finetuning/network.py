@@ -46,7 +46,7 @@ def pretrained_network(
     changes = {k: v for k, v in section.items() if k != "type"}
     check_keys(changes, list(model_class.config_class.__dataclass_fields__), where(section, "model"))
     if method != "full" and "gene_sums" in model_class.config_class.__dataclass_fields__:
-        changes["gene_sums"] = False
+        changes |= {"gene_sums": False, "imputed_genes": 0, "imputation_factors": 0}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of new weights: one line is printed instead
     try:

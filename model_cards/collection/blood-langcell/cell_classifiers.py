@@ -29,14 +29,18 @@ class _Classifier:
         return self.classifier(self.dropout(states))
 
     def _gene_sums(
-        self, input_ids: Any, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+        self,
+        input_ids: Any,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        measured_genes: torch.Tensor | None,
     ) -> torch.Tensor | None:
         sums = getattr(self, "gene_sums", None)
         if sums is None:
             return None
         if position_ids is not None:
             raise ValueError("gene_sums=True needs each cell in a row of its own: pass no position_ids")
-        return sums(input_ids, attention_mask)
+        return sums(input_ids, attention_mask, measured_genes)
 
     def _classify(
         self,
@@ -46,6 +50,7 @@ class _Classifier:
         loss_weights: torch.Tensor | None,
         num_items_in_batch: Any,
         kwargs: dict[str, Any],
+        measured_genes: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Return the output's fields, by one of the encoder's states."""
         config = self.config
@@ -54,7 +59,7 @@ class _Classifier:
             check_labels("labels", labels, config.num_labels, "classes")
         outputs = getattr(self, self.encoder_name)(*inputs, **kwargs)
         of_network = in_units(config, self._scores(getattr(outputs, states)))
-        of_sums = self._gene_sums(*inputs)
+        of_sums = self._gene_sums(*inputs, measured_genes)
         terms = None if labels is None else joined_terms(config, of_network, of_sums, labels, loss_weights)
         return {
             "loss": joined_loss(terms, labels, num_items_in_batch, config.gather_cells),
@@ -76,6 +81,7 @@ class ClassifiesCells(_Classifier):
         position_ids: torch.LongTensor | None = None,
         loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
+        measured_genes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """Classify cells, or predict a value of each.
@@ -93,6 +99,9 @@ class ClassifiesCells(_Classifier):
         num_items_in_batch
             Labels of the whole step that are not -100, over accumulated batches and processes, as
             `transformers.Trainer` counts them; see `cell_losses.join_losses`.
+        measured_genes
+            Whether each token is a gene that was measured, bool, shape (vocabulary,), for models with an imputation of
+            the others, see `GeneSums`; from `GeneExpressionTokenizer.measured_genes`. By default all.
 
         Returns
         -------
@@ -107,7 +116,7 @@ class ClassifiesCells(_Classifier):
         """
         inputs = (input_ids, attention_mask, position_ids)
         return SequenceClassifierOutput(
-            **self._classify("pooler_output", inputs, labels, loss_weights, num_items_in_batch, kwargs)
+            **self._classify("pooler_output", inputs, labels, loss_weights, num_items_in_batch, kwargs, measured_genes)
         )
 
 

@@ -182,9 +182,14 @@ class CellPipeline(Pipeline):
         counts = self.tokenizer.open_counts(cells, reading.pop("genes", None), reading.pop("layer", None))
         shown = counts.n_cells >= MANY_CELLS if progress is None else progress
         with logging.tqdm(total=counts.n_cells, unit=" cells", disable=not shown) as bar:
+            shared = self.inputs_of_file(counts, reading.get("gene_column"))
             for numbers, batch in self.tokenizer.batches(counts, batch_size, **reading):
-                yield counts.n_cells, numbers, batch
+                yield counts.n_cells, numbers, batch | shared
                 bar.update(len(numbers))
+
+    def inputs_of_file(self, counts: Any, gene_column: str | None) -> dict[str, torch.Tensor]:
+        """Return inputs of the model that all cells of a file share."""
+        return {}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model with the code of its pipelines, and its processor or tokenizer."""

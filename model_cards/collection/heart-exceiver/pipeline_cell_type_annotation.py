@@ -126,6 +126,12 @@ class CellTypeAnnotationPipeline(CellPipeline):
             )
         return processor
 
+    def inputs_of_file(self, counts: Any, gene_column: str | None) -> dict[str, torch.Tensor]:
+        """Return the genes that were measured, for a model that imputes the others."""
+        if not (getattr(self.model.config, "gene_sums", False) and self.model.config.imputed_genes):
+            return {}
+        return {"measured_genes": torch.from_numpy(self.tokenizer.measured_genes(counts, gene_column=gene_column))}
+
     def _forward(self, batch: dict[str, torch.Tensor], **of_model: Any) -> dict[str, torch.Tensor]:
         if self.by_texts:
             cells = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -54,6 +54,9 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
         Whether a classifier of cells also has weighted sums of the log expression of all genes, see `GeneSums`.
     gene_sum_weight
         Their share of the scores, between 0 and 1.
+    imputed_genes, imputation_factors
+        Genes that gene sums expect where a file did not measure them, and factors of their expression, see
+        `GeneImputation`; 0 for none.
     gene_order_known
         Whether row i of the gene embedding is known to be gene i of the tokenizer. The order of the published
         checkpoints' genes was never published.
@@ -85,6 +88,8 @@ class ExceiverConfig(TaskConfig, ModelPipelines, PreTrainedConfig):
     linear_genes: int = 0
     gene_sums: bool = False
     gene_sum_weight: float | int = 0.5
+    imputed_genes: int = 0
+    imputation_factors: int = 0
     gene_order_known: bool = True
     label_cl_ids: dict[str, str] | None = None
     target_mean: float | int | None = None

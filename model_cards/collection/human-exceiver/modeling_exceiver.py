@@ -736,7 +736,7 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         self.decoder = ExceiverCrossBlock(config, config.gene_embedding_size, config.hidden_size)
         self.expression_head = ExceiverHead(config, 1)
         self.classifier = ExceiverHead(config, config.num_labels)
-        sums = StandardizedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
+        sums = StandardizedGeneSums(config) if config.gene_sums else None
         self.gene_sums = sums
         self.post_init()
 
@@ -753,6 +753,7 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         background_values: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
+        measured_genes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ExceiverForSequenceClassificationOutput:
         """Classify cells, or predict a value of each.
@@ -776,6 +777,9 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
             Labels of the whole step that are not -100, over accumulated batches and processes, as
             `transformers.Trainer` counts them: losses are multiplied by this call's share of them, so that they add up
             to those of the whole step.
+        measured_genes
+            Whether each token is a gene that was measured, bool, shape (vocabulary,), for models with an imputation of
+            the others, see `GeneSums`; from `GeneExpressionTokenizer.measured_genes`. By default all.
 
         Raises
         ------
@@ -800,9 +804,8 @@ class ExceiverForSequenceClassification(ExceiverPreTrainedModel):
         if self.gene_sums is not None:
             kept = input_ids != self.config.pad_token_id
             kept = kept if attention_mask is None else kept & attention_mask.bool()
-            of_sums = self.gene_sums(
-                input_ids, expression_values, kept if masked_genes is None else kept & ~masked_genes.bool()
-            )
+            kept = kept if masked_genes is None else kept & ~masked_genes.bool()
+            of_sums = self.gene_sums(input_ids, expression_values, kept, measured_genes)
         logits = joined_scores(self.config, of_network, of_sums)
         label_loss = gene_loss = None
         if labels is not None:

@@ -75,6 +75,8 @@ class CountMatrix:
         Type of features that are not genes -> number of features.
     note : str
         A sentence about types of features that have no meaning.
+    names_all_measured : bool
+        Whether a gene without a name was not measured. False for cells as gene -> count, which leave out zeros.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class CountMatrix:
         self.rounded = False
         self.own_genes: tuple[Sequence[str], Mapping[str, Any] | None] | None = None
         self.left_out: dict[str, int] = {}
+        self.names_all_measured = True
         self.note = "" if features is None else features.note
         if features is not None and features.genes is not None:
             self.left_out = dict(features.left_out)
@@ -282,7 +285,8 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
         )
     if is_named_cell(cells):
         cells = [cells]
-    if isinstance(cells, (list, tuple)) and cells and all(map(is_named_cell, cells)):
+    named = isinstance(cells, (list, tuple)) and len(cells) > 0 and all(map(is_named_cell, cells))
+    if named:
         cells, genes = _from_named(cells)
     if hasattr(cells, "columns") and hasattr(cells, "to_numpy"):
         genes = list(cells.columns) if genes is None else genes
@@ -298,7 +302,9 @@ def open_counts(cells: Any, genes: Sequence[str] | None = None, layer: str | Non
         raise ValueError(f"a matrix of shape {tuple(cells.shape)} needs the names of its columns: pass genes=[...]")
     if len(cells.shape) == 1:
         cells = cells.reshape(1, -1)
-    return choose_counts({"X": (cells, list(genes), None)}, layer, source="the matrix")
+    counts = choose_counts({"X": (cells, list(genes), None)}, layer, source="the matrix")
+    counts.names_all_measured = not named
+    return counts
 
 
 def choose_counts(

@@ -1008,7 +1008,7 @@ class LangCellForSequenceClassification(ClassifiesCells, LangCellPreTrainedModel
         self.num_labels = config.num_labels
         self.cell_model = LangCellCellModel(cell, add_projection=False)
         self.classifier = LangCellClassificationHead(config)
-        self.gene_sums = RankedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
+        self.gene_sums = RankedGeneSums(config) if config.gene_sums else None
         self.post_init()
 
     @classmethod

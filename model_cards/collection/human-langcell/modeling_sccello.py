@@ -1076,7 +1076,7 @@ class ScCelloForSequenceClassification(ClassifiesCells, _ScCelloClassifier):
     """
 
     def _add_parts(self, config: ScCelloConfig) -> None:
-        self.gene_sums = RankedGeneSums(config.vocab_size, config.num_labels) if config.gene_sums else None
+        self.gene_sums = RankedGeneSums(config) if config.gene_sums else None
 
 
 class ScCelloForTokenClassification(ClassifiesGenes, _ScCelloClassifier):

@@ -280,6 +280,24 @@ class GeneExpressionTokenizer(PreTrainedTokenizer):
             raise GeneCoverageError(self._coverage_message(columns.match.report(), "no gene of these cells", counts))
         return columns
 
+    def measured_genes(
+        self, cells: Any, genes: Sequence[str] | None = None, gene_column: str | None = None
+    ) -> np.ndarray:
+        """Tell which tokens are genes that cells were measured for, bool, shape (vocabulary,).
+
+        Parameters
+        ----------
+        cells, genes, gene_column
+            As for calls. Cells as ``{gene: count}`` leave out genes without counts: for them it is every gene.
+        """
+        counts, measured = open_counts(cells, genes), np.zeros(self.vocab_size, dtype=bool)
+        ids = self.vocabulary.gene_token_ids
+        if counts.names_all_measured:
+            match = self.vocabulary.resolve(counts.index, counts.columns, gene_column)
+            ids = match.token_ids[match.known]
+        measured[ids] = True
+        return measured
+
     def encode_rows(self, rows: CountRows, columns: GeneColumns, max_length: int | None = None) -> Iterator[TokenRows]:
         """Yield the tokens of runs of cells; lost counts are added to `columns`, which are from `gene_columns`."""
         GeneExpressionTokenizer.counts_encoded += len(rows.data)

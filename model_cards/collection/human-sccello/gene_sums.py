@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .expected_weights import WEIGHT_SCALE
+from .gene_imputation import GeneImputation
 from .label_losses import ONE_CLASS, label_terms, problem_of
 
 
-WEIGHT_SCALE = 1 / 3  # of the weights: they learn at the rate that suits the other weights
 TARGET_SUM = 1e4  # of the counts of a cell, before the logarithm
 ROUNDING = 1 / 128  # relative error of medians in half precision, by which ratios of counts are not rounded up
 ROUNDS = 3  # after which 99% of the counts of real cells are right
@@ -24,41 +25,54 @@ class GeneSums(nn.Module):
 
     Parameters
     ----------
-    vocab_size, num_labels
-        Tokens, and classes.
+    config
+        With ``vocab_size``, ``num_labels``, ``imputed_genes`` and ``imputation_factors``.
     """
 
-    def __init__(self, vocab_size: int, num_labels: int):
+    def __init__(self, config: Any):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(vocab_size, num_labels))
-        self.bias = nn.Parameter(torch.zeros(num_labels))
+        self.weight = nn.Parameter(torch.zeros(config.vocab_size, config.num_labels))
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
+        genes, factors = config.imputed_genes, config.imputation_factors
+        self.imputation = GeneImputation(genes, factors) if genes else None
 
     @torch.no_grad()
     def reset(self) -> None:
         """Set weights and statistics to zero, those that were not loaded."""
-        for values in (*self.parameters(), *self.buffers()):
+        for values in (*self.parameters(), *self.buffers(recurse=False)):
             init.zeros_(values)
+        if self.imputation is not None:
+            self.imputation.reset()
 
-    def sums(self, input_ids: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
+    def sums(
+        self, input_ids: torch.Tensor, logs: torch.Tensor, measured_genes: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
 
         Parameters
         ----------
         input_ids, logs
             Genes, and log1p of their counts scaled to 10,000, zero for padding; shape (cells, tokens).
+        measured_genes
+            Whether each token is a gene that was measured, bool, shape (vocabulary,): what other genes add is then
+            expected from these, see `GeneImputation`. By default, and without an imputation, they add nothing.
         """
-        rows = nn.functional.embedding(input_ids, self.weight)
+        weight, bias = self.weight, self.bias
+        if measured_genes is not None and self.imputation is not None:
+            weight, added = self.imputation(weight, measured_genes)
+            bias = bias + added * WEIGHT_SCALE
+        rows = nn.functional.embedding(input_ids, weight)
         summed = (logs.to(rows.dtype).unsqueeze(1) @ rows).squeeze(1)
-        return summed * WEIGHT_SCALE + self.bias
+        return summed * WEIGHT_SCALE + bias
 
 
 class StandardizedGeneSums(GeneSums):
     """Gene sums of standardised expression, as Exceiver reads it."""
 
-    def __init__(self, vocab_size: int, num_labels: int):
-        super().__init__(vocab_size, num_labels)
-        self.register_buffer("zero_values", torch.zeros(vocab_size))
-        self.register_buffer("deviations", torch.zeros(vocab_size))
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.register_buffer("zero_values", torch.zeros(config.vocab_size))
+        self.register_buffer("deviations", torch.zeros(config.vocab_size))
 
     @torch.no_grad()
     def set_statistics(self, tokenizer: Any) -> None:
@@ -68,7 +82,13 @@ class StandardizedGeneSums(GeneSums):
         self.deviations[ids] = torch.as_tensor([1.0 if std == 0 else float(std) for std in stds])
         self.zero_values[ids] = torch.as_tensor(tokenizer.background_values, dtype=self.zero_values.dtype)
 
-    def forward(self, input_ids: torch.Tensor, expression_values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        expression_values: torch.Tensor,
+        kept: torch.Tensor,
+        measured_genes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
 
         Parameters
@@ -77,8 +97,10 @@ class StandardizedGeneSums(GeneSums):
             As for `ExceiverModel`, shape (cells, genes).
         kept
             False for padding and genes to hide, of the same shape.
+        measured_genes
+            As for `sums`.
         """
-        return self.sums(input_ids, self.logs(input_ids, expression_values, kept))
+        return self.sums(input_ids, self.logs(input_ids, expression_values, kept), measured_genes)
 
     def logs(self, input_ids: torch.Tensor, expression_values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Return log1p of the counts scaled to 10,000, 0 for genes that are not kept; shape (cells, genes)."""
@@ -90,23 +112,30 @@ class StandardizedGeneSums(GeneSums):
 class RankedGeneSums(GeneSums):
     """Gene sums of rank-value tokens, whose order implies the counts, see `implied_counts`."""
 
-    def __init__(self, vocab_size: int, num_labels: int):
-        super().__init__(vocab_size, num_labels)
-        self.register_buffer("medians", torch.zeros(vocab_size))
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.register_buffer("medians", torch.zeros(config.vocab_size))
 
     def set_statistics(self, tokenizer: Any) -> None:
         """Set the medians of genes of a tokenizer, by which it ranks genes."""
         set_medians(self.medians, tokenizer)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        measured_genes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the scores of cells, shape (cells, classes).
 
         Parameters
         ----------
         input_ids, attention_mask
             As for `ScCelloModel`, not packed, shape (cells, tokens).
+        measured_genes
+            As for `sums`.
         """
-        return self.sums(input_ids, self.logs(input_ids, attention_mask))
+        return self.sums(input_ids, self.logs(input_ids, attention_mask), measured_genes)
 
     def logs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return log1p of the counts that the order of genes implies, scaled to 10,000; shape (cells, tokens)."""

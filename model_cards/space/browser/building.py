@@ -14,6 +14,7 @@ from cellglot.model_cards.card.render import environment
 from cellglot.model_cards.space.browser.build import GRAPH, MOST_CELLS, SETTINGS, stage_page
 from cellglot.model_cards.space.browser.serve import HEADERS
 from cellglot.modeling.any_model import load_any_model
+from cellglot.modeling.onnx_network import MEASURED
 
 
 if TYPE_CHECKING:
@@ -97,8 +98,12 @@ def check_space(model: Path, folder: Path) -> int:
     session = onnxruntime.InferenceSession(gzip.decompress((folder / GRAPH).read_bytes()))
     most = TOLERANCES[read_json(folder / SETTINGS)["weights"]]
     compared = 0
+    needed = {entry.name for entry in session.get_inputs()}
     for batch in made_batches(loaded.tokenizer):
-        given = {entry.name: batch[entry.name].numpy() for entry in session.get_inputs()}
+        if MEASURED in needed:
+            batch[MEASURED] = torch.zeros(len(loaded.tokenizer), dtype=torch.bool)
+            batch[MEASURED][batch["input_ids"].flatten()] = True
+        given = {name: batch[name].numpy() for name in needed}
         there = torch.from_numpy(session.run(["logits"], given)[0]).softmax(dim=-1).numpy()
         with torch.inference_mode():
             here = loaded.network(**batch).logits.float().softmax(dim=-1).numpy()

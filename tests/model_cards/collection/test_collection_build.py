@@ -43,7 +43,8 @@ def test_the_folder_is_a_whole_model(built, blood, data):
     } <= names  # fmt: skip
     from safetensors.torch import load_file
 
-    assert {w.dtype for w in load_file(finished / "model.safetensors").values()} == {torch.float16}
+    kinds = {w.dtype for w in load_file(finished / "model.safetensors").values()}
+    assert kinds == {torch.float16, torch.int32}  # ids of imputed genes are whole numbers
     assert AutoConfig.from_pretrained(finished).dtype == torch.float32
     annotate = pipeline("cell-type-annotation", model=str(finished), device="cpu")
     assert annotate.model.dtype == torch.float32 and annotate(blood[:3])[0]["label"] is not None
@@ -91,6 +92,12 @@ def test_gene_sums_are_fitted_after_the_network(built):
     before, after = (load_file(folder / "folds" / "one" / name / "model.safetensors") for name in ("model", "fitted"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"gene_sums.weight", "gene_sums.bias"} and after["gene_sums.weight"].isfinite().all()
+    imputation = {name for name in after if name not in before}
+    parts = ("token_ids", "means", "loadings", "variances")
+    assert imputation == {f"gene_sums.imputation.{part}" for part in parts}
+    loadings = after["gene_sums.imputation.loadings"]
+    assert loadings.shape == (config.imputed_genes, config.imputation_factors) and loadings.isfinite().all()
+    assert loadings.any() and (after["gene_sums.imputation.variances"] > 0).all()
     card = (finished / "README.md").read_text()
     assert "`gene_sum_weight=0.75`" in card and "for 75% those of gene sums" in card
 

@@ -44,7 +44,11 @@ def made(data, tmp_path_factory):
         own = {"CD14+ Monocyte", "CD19+ B"}
         sets[f"{name}_part"] = sets[name] | {"laboratory": f"part {name}", "where": {"kind": sorted(own)}}
         sets[f"{name}_part"]["types"] = {label: t for label, t in sets[name]["types"].items() if label in own}
-    plain = yaml.safe_load((data / "tiny-exceiver.yaml").read_text()) | {"default": False, "foreign": None}
+    plain = yaml.safe_load((data / "tiny-exceiver.yaml").read_text()) | {
+        "default": False,
+        "foreign": None,
+        "gene_sums": None,
+    }
     trainer = plain["training"]["trainer"]
     base = plain | {
         "name": "human-ranks", "kind": "base", "data": ["first", "second", "third"], "held_out": [["one"]],

@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from cellglot.tokenization.corpus.tokenize import tokenize_corpus
 from cellglot.training.data.dataset import CellDataset
-from cellglot.training.data.panels import most_variable, panels_of
+from cellglot.training.data.panels import genes_of_data_sets, most_variable, panels_of
 from cellglot.training.data.thinning import ThinningSettings, thinning_of
 
 
@@ -32,6 +32,13 @@ def corpus(tmp_path_factory):
     return tokenize_corpus(
         files, folder / "corpus", obs_columns=["dataset_id"], validation_fraction=0.0, progress=False, **options
     )
+
+
+def test_the_genes_of_each_data_set_are_those_of_its_panel(corpus):
+    names, measured = genes_of_data_sets(corpus, ["train", "validation"], "dataset_id")
+    panels = panels_of(corpus, 0.5, "dataset_id")
+    assert names == panels.names == ["narrow", "wide"]
+    assert np.array_equal(measured, panels.measured)
 
 
 def test_the_genes_of_each_data_set_are_found(corpus):

@@ -50,7 +50,9 @@ class Runner {
   async run(arrays, shape) {
     const feeds = {};
     for (const name of this.session.inputNames) {
-      feeds[name] = new this.Tensor(arrays[name] instanceof BigInt64Array ? "int64" : "float32", arrays[name], shape);
+      const array = arrays[name];
+      if (array instanceof Uint8Array) feeds[name] = new this.Tensor("bool", array, [array.length]);
+      else feeds[name] = new this.Tensor(array instanceof BigInt64Array ? "int64" : "float32", array, shape);
     }
     const outputs = await Promise.race([this.failure, this.session.run(feeds)]);
     await Promise.race([this.failure, null]); // what a device returns that failed meanwhile is not a result

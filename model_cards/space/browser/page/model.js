@@ -55,12 +55,20 @@ export class Model {
     const { tokens } = this.vocabulary;
     const input_ids = BigInt64Array.from({ length: size }, (_, i) => BigInt(tokens[(i % width) % tokens.length]));
     const arrays = { input_ids, attention_mask: new BigInt64Array(size).fill(1n), expression_values: new Float32Array(size).fill(1) };
+    arrays.measured_genes = new Uint8Array(this.settings.tokenizer.vocab_size).fill(1);
     this.graph.warm(arrays, [cells, width]);
   }
 
+  /** Return whether each token is a gene of a file, from the token of each column; models may expect the other genes. */
+  measured(tokens) {
+    const found = new Uint8Array(this.settings.tokenizer.vocab_size);
+    for (const token of tokens) if (token >= 0) found[token] = 1;
+    return found;
+  }
+
   /** Run the network on some cells; returns logits and embeddings, flat. */
-  run(rows, cells) {
+  run(rows, cells, measured_genes) {
     const { width, ...arrays } = padded(rows, cells, this.settings.tokenizer.pad_token_id);
-    return this.graph.run(arrays, [cells.length, width]);
+    return this.graph.run({ ...arrays, measured_genes }, [cells.length, width]);
   }
 }

@@ -74,6 +74,7 @@ async function annotated(network, { format, places, obs }, level) {
   const match = vocabulary.resolve(counts.index, counts.columns);
   if (!match.matched) throw vocabulary.refusal("no gene of these cells", match, counts.index);
   const encoder = new Encoder(settings.tokenizer, network.statistics, match.tokens);
+  const measured = network.measured(match.tokens);
   const chosen = chosenCells(counts.cells, settings.most_cells);
   const special = settings.tokenizer.cls_token_id !== null && settings.tokenizer.kind !== "exceiver" ? 1 : 0;
   const { classes } = settings;
@@ -94,7 +95,7 @@ async function annotated(network, { format, places, obs }, level) {
       ready += batch.length;
       const cells = batch.filter((cell) => lengths[cell] > special);
       if (!cells.length) continue;
-      const found = await network.run(encoded, cells);
+      const found = await network.run(encoded, cells, measured);
       size = found.embedding.length / cells.length;
       embedding ??= new Float32Array(chosen.length * size);
       cells.forEach((cell, row) => {
