@@ -315,7 +315,7 @@ class Build:
             "software": software,
         }
         for place in (self.folder, finished):
-            write_json(place / RECORD_FILE, whole, default=str)
+            write_json(place / RECORD_FILE, whole, indent=None, default=str)  # a third of its size is indentation
         self._keep_time()
         size = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
         self.say(f"{finished}: {size / 1e6:.1f} MB")
