@@ -117,11 +117,13 @@ def stream_batches(
     bars = progress_bars(shown=progress)
     with evaluated_on(model, device) as place, bars:
         task = bars.add_task(word, total=counts.n_cells)
-        measured = {k: v.to(place) for k, v in _measured_genes(model, tokenizer, counts, options).items()}
+        shared = {
+            k: v.to(place) for k, v in measured_genes(model, tokenizer, counts, options.get("gene_column")).items()
+        }
         for numbers, batch in tokenizer.batches(counts, batch_size, report, **options):
             empty, found = ~cells_with_genes(batch, tokenizer).cpu().numpy(), {}
             with torch.inference_mode():
-                tensors = compute({k: v.to(place) for k, v in batch.items()} | measured)
+                tensors = compute({k: v.to(place) for k, v in batch.items()} | shared)
             for name, tensor in tensors.items():
                 values = tensor.float().cpu().numpy()
                 _check_finite(model, name, values, ~empty, numbers)
@@ -132,17 +134,15 @@ def stream_batches(
             bars.advance(task, len(numbers))
 
 
-def _measured_genes(
-    model: Any, tokenizer: GeneExpressionTokenizer, counts: Any, options: dict[str, Any]
+def measured_genes(
+    model: Any, tokenizer: GeneExpressionTokenizer, counts: Any, gene_column: str | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the genes of a file as an input of a model that imputes the others, empty for other models."""
     sums = getattr(without_adapter(model), "gene_sums", None)
     imputes = sums is not None and sums.imputation is not None
     if not imputes and "measured_genes" not in getattr(model, "inputs", ()):  # of a graph of onnxruntime
         return {}
-    return {
-        "measured_genes": torch.from_numpy(tokenizer.measured_genes(counts, gene_column=options.get("gene_column")))
-    }
+    return {"measured_genes": torch.from_numpy(tokenizer.measured_genes(counts, gene_column=gene_column))}
 
 
 def class_names(scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -190,6 +190,7 @@ __all__ = [
     "default_device",
     "embed_cells",
     "evaluated_on",
+    "measured_genes",
     "run_batches",
     "run_model",
     "stream_batches",

@@ -147,9 +147,11 @@ def imputed_gene_sums(tensors: Mapping[str, np.ndarray], measured_genes: np.ndar
     """Return the weights of gene sums for cells of some genes, as `cellglot.modeling.gene_sums.GeneSums.sums`."""
     weight, bias = (tensors[f"{SUMS}.{name}"].astype(np.float32) for name in ("weight", "bias"))
     ids = tensors[f"{SUMS}.imputation.token_ids"]
-    kept = [tensors[f"{SUMS}.imputation.{name}"].astype(np.float32) for name in ("means", "loadings", "variances")]
+    means, loadings, variances = (
+        tensors[f"{SUMS}.imputation.{name}"].astype(np.float32) for name in ("means", "loadings", "variances")
+    )
     measured = measured_genes[ids].astype(np.float32)
-    weight[ids], added = expected_weights(weight[ids], *kept, measured, np.linalg.solve)
+    weight[ids], added = expected_weights(weight[ids], means, loadings, variances, measured, np.linalg.solve)
     return {f"{SUMS}.weight": weight, f"{SUMS}.bias": bias + added * WEIGHT_SCALE}
 
 

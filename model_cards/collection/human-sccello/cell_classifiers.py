@@ -59,7 +59,7 @@ class _Classifier:
             check_labels("labels", labels, config.num_labels, "classes")
         outputs = getattr(self, self.encoder_name)(*inputs, **kwargs)
         of_network = in_units(config, self._scores(getattr(outputs, states)))
-        of_sums = self._gene_sums(*inputs, measured_genes)
+        of_sums = self._gene_sums(inputs[0], inputs[1], inputs[2], measured_genes)
         terms = None if labels is None else joined_terms(config, of_network, of_sums, labels, loss_weights)
         return {
             "loss": joined_loss(terms, labels, num_items_in_batch, config.gather_cells),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellglot.evaluation.embedding import evaluated_on
+from cellglot.evaluation.embedding import evaluated_on, measured_genes
 from cellglot.modeling.annotation_calibration import AnnotationCalibration
 from cellglot.modeling.loaded_model import LoadedModel
 from cellglot.modeling.masked_genes import gene_distances
@@ -75,8 +75,10 @@ def cell_reasons(
         order = np.argsort(-distances, kind="stable")[:CANDIDATES]
         found = Reasons()
         if loaded.classes:
+            shared = measured_genes(network, loaded.tokenizer, cells.counts)
+            shared = {name: values.to(place) for name, values in shared.items()}
             temperature = 1.0 if calibration is None else float(calibration.temperature)
-            lost, found.probability, best = _lost(network, cell, genes[order], temperature)
+            lost, found.probability, best = _lost(network, cell, genes[order], temperature, shared)
             found.type_name = loaded.classes[best]
             order, lost = order[np.argsort(-lost, kind="stable")], np.sort(-lost, kind="stable") * -1
             found.lost = [float(value) for value in lost[:most]]
@@ -88,11 +90,15 @@ def cell_reasons(
 
 
 def _lost(
-    network: Any, cell: Mapping[str, torch.Tensor], genes: np.ndarray, temperature: float
+    network: Any,
+    cell: Mapping[str, torch.Tensor],
+    genes: np.ndarray,
+    temperature: float,
+    shared: Mapping[str, torch.Tensor],
 ) -> tuple[np.ndarray, float, int]:
     """Return how much the probability of the cell's class falls without each gene, the probability, and the class."""
     whole = {name: values[None] for name, values in cell.items()}
-    logits = network(**whole).logits.float()[0]
+    logits = network(**whole, **shared).logits.float()[0]
     best = int(logits.argmax())
     probability = float((logits / temperature).softmax(-1)[best])
     hidden = []
@@ -106,7 +112,7 @@ def _lost(
             copies["masked_genes"] = flags
         else:
             copies["input_ids"][rows, places] = _mask_token(network)
-        hidden.append((network(**copies).logits.float() / temperature).softmax(-1)[:, best].cpu().numpy())
+        hidden.append((network(**copies, **shared).logits.float() / temperature).softmax(-1)[:, best].cpu().numpy())
     return probability - np.concatenate(hidden), probability, best
 
 
