@@ -96,7 +96,8 @@ def test_gene_sums_are_fitted_after_the_network(built):
     parts = ("token_ids", "means", "loadings", "variances")
     assert imputation == {f"gene_sums.imputation.{part}" for part in parts}
     loadings = after["gene_sums.imputation.loadings"]
-    assert loadings.shape == (config.imputed_genes, config.imputation_factors) and loadings.isfinite().all()
+    of_fold = AutoConfig.from_pretrained(folder / "folds" / "one" / "fitted")
+    assert loadings.shape == (of_fold.imputed_genes, of_fold.imputation_factors) and loadings.isfinite().all()
     assert loadings.any() and (after["gene_sums.imputation.variances"] > 0).all()
     card = (finished / "README.md").read_text()
     assert "`gene_sum_weight=0.75`" in card and "for 75% those of gene sums" in card
