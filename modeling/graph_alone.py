@@ -48,7 +48,7 @@ class GraphAlone:
 
     @property
     def imputes(self) -> bool:
-        """Whether gene sums expect what the genes add that a file does not have."""
+        """Whether gene sums impute the genes that a file lacks."""
         return bool(self.config.get("gene_sums") and self.config.get("imputed_genes"))
 
     def open(self, measured_genes: np.ndarray | None = None) -> None:

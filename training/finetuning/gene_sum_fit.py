@@ -55,7 +55,8 @@ class GeneSumSettings:
     balance_open
         Cells of labels that leave several classes open are drawn this often, relative to the others.
     imputed_genes
-        Genes that are expected where a file did not measure them, the most variable ones, see `GeneImputation`.
+        Genes that are imputed where a file did not measure them, the most variable ones, see `GeneImputation`. None
+        are if no drawn cell keeps all its genes (``as_they_are: 0``).
     factors, factor_iterations
         Factors of their expression, and iterations to find them.
     data_set_column
